@@ -1,0 +1,47 @@
+# `make help` lists what there is. Every task makes its own virtual environment first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+DEMO   ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint format bench clean
+
+help:  ## list the tasks
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aneurysm needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+install: $(VENV)/.installed  ## make the virtual environment
+
+demo: install  ## make a small data set, precache it, and show what came out
+	$(BIN)/python -m benchmarks.demo_data $(DEMO)/data
+	$(BIN)/aneurysm precache --data $(DEMO)/data --cache $(DEMO)/cache
+	$(BIN)/aneurysm verify --cache $(DEMO)/cache --deep
+	$(BIN)/aneurysm info --cache $(DEMO)/cache
+
+test: install lint  ## lint, types and the fast tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: install  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## let ruff put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## run benchmarks/precache.py beside other tools (installs them)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	$(BIN)/python -m benchmarks.precache
+
+clean:  ## remove the virtual environment and the demo's output
+	rm -rf $(VENV) $(DEMO)

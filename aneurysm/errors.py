@@ -1,0 +1,81 @@
+"""AneurysmError, its kinds, and the reason codes of series that are not in a cache."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class AneurysmError(Exception):
+    """Base of every error that this package raises on purpose; its message is fit to be shown to a user."""
+
+
+class UsageError(AneurysmError, ValueError):
+    """A wrong option or argument: the command ends with exit code 2."""
+
+
+class SpecError(UsageError):
+    """A cache spec that can't be read, has an unknown key or an impossible value."""
+
+
+class DataError(UsageError):
+    """The data folder, or a table in it, is not what it should be."""
+
+
+class CacheError(AneurysmError):
+    """A cache that can't be used as asked: missing, of another spec, damaged."""
+
+
+class CacheNotFoundError(CacheError, FileNotFoundError):
+    """There is no cache, or no such volume in it."""
+
+
+class NoSpaceError(AneurysmError, OSError):
+    """The disk is full, or has too little room for what was asked."""
+
+
+class PixelError(AneurysmError):
+    """The pixels of one frame can't be had; the message says which file and why."""
+
+
+class Reason(StrEnum):
+    """Why a series is not in the cache. The values stand in manifest.csv; docs/reasons.md explains each."""
+
+    NO_FILES = "no_files"
+    NO_IMAGES = "no_images"
+    INVALID_UID = "invalid_uid"
+    NO_GEOMETRY = "no_geometry"
+    IMPLAUSIBLE_GEOMETRY = "implausible_geometry"
+    TOO_FEW_SLICES = "too_few_slices"
+    ONE_POSITION = "one_position"
+    NO_MAJORITY = "no_majority"
+    GAP_TOO_LARGE = "gap_too_large"
+    NOT_ALIGNED = "not_aligned"
+    TILT_TOO_LARGE = "tilt_too_large"
+    SEVERAL_VOLUMES = "several_volumes"
+    MOSAIC = "mosaic"
+    COLOUR = "colour"
+    UNSUPPORTED_PIXELS = "unsupported_pixels"
+    UNREADABLE_PIXELS = "unreadable_pixels"
+    UNSUPPORTED_MODALITY = "unsupported_modality"
+    NO_SIGNAL = "no_signal"
+    TOO_LARGE = "too_large"
+    WORKER_KILLED = "worker_killed"
+    READ_ERROR = "read_error"
+    INTERNAL_ERROR = "internal_error"
+
+
+FAILURES = frozenset({Reason.WORKER_KILLED, Reason.READ_ERROR, Reason.INTERNAL_ERROR})
+"""Reasons that speak of this run rather than of the data: status ``failed``, not ``rejected``."""
+
+
+class SeriesRejectedError(AneurysmError):
+    """One series can't become a volume. A row in the manifest, never a stopped run."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[SeriesRejectedError], tuple[Reason, str]]:
+        # The default would call __init__ with the joined message, and fail in the parent of a worker.
+        return (type(self), (self.reason, self.detail))

@@ -1,0 +1,1 @@
+"""Seed -> RSNA-shaped DICOM data set with known truth."""

@@ -1,0 +1,37 @@
+"""limit_threads(): the one place that caps the threads of ITK, Blosc, BLAS and torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_BLAS_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+
+
+def limit_threads(n: int) -> None:
+    """
+    Let each numerical library of this process use at most ``n`` threads.
+
+    32 workers that each start a thread per core fight over the caches and finish later than 32 single threads. Call
+    it first thing in a worker: the environment variables work only on libraries that are not loaded yet; the
+    libraries that are loaded already are told directly.
+    """
+    for name in _BLAS_VARIABLES:
+        os.environ[name] = str(n)
+    if (itk := sys.modules.get("SimpleITK")) is not None:
+        itk.ProcessObject.SetGlobalDefaultNumberOfThreads(n)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(n)
+
+    from numcodecs import blosc
+
+    blosc.set_nthreads(n)
+    # None would let Blosc decide by thread, and use its global, fork-unsafe context from the main one.
+    blosc.use_threads = n > 1

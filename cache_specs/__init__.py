@@ -1,0 +1,1 @@
+"""Immutable cache recipes, one TOML file per version; `--spec NAME` finds them here."""

@@ -1,0 +1,1 @@
+"""Command line -> calls: one thin file per command."""
