@@ -19,8 +19,8 @@ def limit_threads(n: int) -> None:
     """
     Let each numerical library of this process use at most ``n`` threads.
 
-    32 workers that each start a thread per core fight over the caches and finish later than 32 single threads. Call
-    it first thing in a worker: the environment variables work only on libraries that are not loaded yet; the
+    32 workers that each start a thread per core fight over the caches and finish later than 32 single threads.
+    Call it first thing in a worker: the environment variables work only on libraries that are not loaded yet; the
     libraries that are loaded already are told directly.
     """
     for name in _BLAS_VARIABLES:
