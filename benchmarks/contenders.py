@@ -1,8 +1,9 @@
-"""What is timed: each contender is one function, run once in a process of its own by `python -m benchmarks.contenders`.
+"""What is timed: each contender is a function, and `python -m benchmarks.contenders` runs one in its process.
 
-A contender has two halves. The outer function imports and returns the inner one; only the inner one is timed. It is given
-the folder with one series and an empty folder to write to, and does what a person would write with that tool: read the series,
-bring it to 1 mm isotropic, write it. Nobody but us hashes or flushes what was written.
+A contender has two halves. The outer function imports and returns the inner one; only the inner one is
+timed. It is given the folder of one series and an empty folder to write to, and does what a person would
+write with that tool: read the series, bring it to 1 mm isotropic, write it. Nobody but us hashes or
+flushes what was written.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class Contender:
 
 
 def ours() -> Run:
-    """The function that a precache worker calls, on one series: the whole volume, hashed, flushed, renamed in."""
+    """Do what a precache worker does with one series: the whole volume, hashed, flushed, renamed in."""
     raise NotImplementedError
 
 
 def scipy_zoom() -> Run:
-    """The script most people start from. Assumes even, untilted slices."""
+    """Run the script most people start from. It assumes even, untilted slices."""
     import numpy as np
     import pydicom
     from scipy.ndimage import zoom
@@ -67,8 +68,8 @@ def scipy_zoom() -> Run:
 
 
 def simpleitk(smoothing: str = "") -> Run:
-    """ImageSeriesReader + Resample, perhaps behind a Gaussian. Assumes even, untilted slices."""
-    import SimpleITK as sitk
+    """Run ImageSeriesReader + Resample, perhaps behind a Gaussian. They assume even, untilted slices."""
+    import SimpleITK as sitk  # noqa: N813 (its own documentation says sitk)
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
@@ -100,7 +101,7 @@ def simpleitk(smoothing: str = "") -> Run:
 
 def sigma_mm(spacing_mm: float) -> float:
     """
-    The Gaussian that makes a voxel of `spacing_mm` as blurred as one of 1 mm: their FWHMs differ in quadrature.
+    Return the Gaussian that blurs a voxel of `spacing_mm` to one of 1 mm: their FWHMs differ in quadrature.
 
     Cardoso et al., Scale factor point spread function matching, MICCAI 2015; what TorchIO takes too.
     """
@@ -108,7 +109,7 @@ def sigma_mm(spacing_mm: float) -> float:
 
 
 def monai(reader: str, *, smooth: bool = False) -> Run:
-    """LoadImaged + Spacingd, trilinear; perhaps with GaussianSmoothd between."""
+    """Run LoadImaged + Spacingd, trilinear; perhaps with GaussianSmoothd between."""
     import numpy as np
     import torch
     from monai.transforms import Compose, GaussianSmoothd, LoadImaged, Spacingd
@@ -133,7 +134,7 @@ def monai(reader: str, *, smooth: bool = False) -> Run:
 
 
 def dcm2niix() -> Run:
-    """The converter alone: no resampling, an uncompressed NIfTI file on the scanner's own grid."""
+    """Run the converter alone: no resampling, an uncompressed NIfTI file on the scanner's own grid."""
     import subprocess
 
     import dcm2niix as package
@@ -148,7 +149,7 @@ def dcm2niix() -> Run:
 
 
 def floor_bytes() -> Run:
-    """Reading every file's bytes, and nothing else."""
+    """Read every file's bytes, and nothing else."""
 
     def run(series: Path, _out: Path) -> None:
         for path in _files(series):
@@ -158,7 +159,7 @@ def floor_bytes() -> Run:
 
 
 def floor_decode() -> Run:
-    """Reading and decoding every slice with pydicom, and forgetting it."""
+    """Read and decode every slice with pydicom, and forget it."""
     import pydicom
 
     def run(series: Path, _out: Path) -> None:
@@ -171,7 +172,7 @@ def floor_decode() -> Run:
 
 
 CONTENDERS = {
-    "ours": Contender("**aneurysm precache** (Zarr, hashed, flushed)", ours, "area/triangle"),
+    "ours": Contender("**aneurysm precache** (Zarr, hashed, flushed)", ours, "triangle"),
     "scipy": Contender("(a) pydicom + scipy.ndimage.zoom(order=1) + np.save", scipy_zoom),
     "sitk": Contender("(b) SimpleITK reader + linear resample", simpleitk),
     "sitk-recursive": Contender(
@@ -181,15 +182,17 @@ CONTENDERS = {
         "(b) the same behind DiscreteGaussian", lambda: simpleitk("discrete"), "Gaussian", heavy=True
     ),
     "dcm2niix": Contender("(c) dcm2niix alone: no resampling", dcm2niix, "-"),
-    "monai-pydicom": Contender("(d) MONAI LoadImaged(PydicomReader) + Spacingd", lambda: monai("PydicomReader")),
-    "monai-itk": Contender("(d) MONAI LoadImaged(ITKReader) + Spacingd", lambda: monai("ITKReader"), heavy=True),
+    "monai-pydicom": Contender("(d) MONAI PydicomReader + Spacingd", lambda: monai("PydicomReader")),
+    "monai-itk": Contender("(d) MONAI ITKReader + Spacingd", lambda: monai("ITKReader"), heavy=True),
     "monai-gaussian": Contender(
         "(d) MONAI PydicomReader + GaussianSmoothd + Spacingd",
-        lambda: monai("PydicomReader", smooth=True), "Gaussian", heavy=True,
+        lambda: monai("PydicomReader", smooth=True),
+        "Gaussian",
+        heavy=True,
     ),
     "floor-bytes": Contender("(e1) floor: reading the bytes", floor_bytes, "-"),
     "floor-decode": Contender("(e2) floor: pydicom dcmread + pixel_array", floor_decode, "-"),
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -198,10 +201,10 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     run = CONTENDERS[name].make()
-    # A few slices first: libraries load their codecs at the first use, and a worker lives for thousands of series.
+    # A few slices first: libraries load their codecs at the first use, and a worker lives for many series.
     with contextlib.suppress(Exception):
         _timed(run, warm_up, out / "warm-up")
-    # Every contender finds the files in the cache of the operating system: the tools are compared, not the disk.
+    # Every contender finds the files in the page cache: the tools are compared, not the disk.
     for path in _files(series):
         path.read_bytes()
     before_mb = _peak_mb()

@@ -1,8 +1,8 @@
 """A generated head CTA as DICOM files, one file a slice, as large and as noisy as the real ones.
 
-What the timings depend on is here as in a scanner's file: the size, about a hundred header elements with a private
-block among them, 12 bits in 16 with an intercept, noise that is correlated in plane (it decides how well anything
-compresses), and flat air around the head.
+What the timings depend on is here as in a scanner's file: the size, about a hundred header elements with
+a private block among them, 12 bits in 16 with an intercept, noise that is correlated in plane (it decides
+how well anything compresses), and air around the head.
 """
 
 from __future__ import annotations
@@ -165,9 +165,7 @@ def _header(k: int, series_uid: str, size: int) -> Dataset:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--syntax", choices=SYNTAXES, default="raw")

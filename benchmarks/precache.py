@@ -1,7 +1,8 @@
 """`make bench`: seconds and peak memory of precaching one series, beside other tools and the floor.
 
-Each run is a process of its own with one thread on one core. The contenders take turns (A B C A B C), so that
-whatever else the machine does falls on all of them. Prints Markdown; `--write` puts it into benchmarks/RESULTS.md.
+Each run is a process of its own with one thread on one core. The contenders take turns (A B C A B C), so
+that whatever else the machine does falls on all of them. Prints Markdown; `--write` makes
+benchmarks/RESULTS.md of it.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Runs:
     error: str = ""
 
     def add(self, result: dict[str, float]) -> None:
+        """Note one more repeat."""
         for name, value in result.items():
             getattr(self, name).append(value)
 
@@ -74,18 +76,12 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="", help="series whose name has this in it")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument(
-        "--real", type=Path, default=REAL, help="folder with real series; left out where absent"
-    )
-    parser.add_argument(
-        "--work", type=Path, help="where generated series are kept between runs (about 1.5 GB)"
-    )
+    parser.add_argument("--real", type=Path, default=REAL, help="folder with real series; may be absent")
+    parser.add_argument("--work", type=Path, help="where generated series are kept (about 1.5 GB)")
     parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
     return parser.parse_args()
 
@@ -166,7 +162,7 @@ def _run_once(key: str, run: Runs, series: Path, warm_up: Path, work: Path) -> N
 
 
 def _targets(results: dict[str, dict[str, Runs]]) -> list[Target]:
-    """The aims, each judged by the fastest repeat, which other people's load disturbs least."""
+    """Judge the aims, each by the fastest repeat, which other load disturbs least."""
     targets = []
     for name in GENERATED:
         runs = results.get(name, {})

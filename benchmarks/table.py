@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from benchmarks.precache import Runs
 
 _PACKAGES = (
-    "aneurysm", "numpy", "scipy", "pydicom", "python-gdcm", "pylibjpeg-openjpeg", "numcodecs", "zarr", "SimpleITK",
-    "itk", "monai", "torch", "dcm2niix",
+    "aneurysm", "numpy", "scipy", "pydicom", "python-gdcm", "pylibjpeg-openjpeg", "numcodecs", "zarr",
+    "SimpleITK", "itk", "monai", "torch", "dcm2niix",
 )  # fmt: skip
 _NOTES = """\
-Seconds are wall time on one core with one thread, files in the page cache, imports and a warm-up on eight slices not
-counted; "ratio" is the contender's fastest run over ours. Peak memory is the process's (libraries included); "before" is what
-the libraries and the warm-up had taken already. "AA": is the image kept from aliasing when it is shrunk? Contenders (a), (b) and (d)
-take slices for evenly spaced and untilted, and write neither hash nor metadata; (c) and (e) do not resample at all.
+Seconds are wall time on one core with one thread, files in the page cache, imports and a warm-up on eight
+slices not counted; "ratio" is the contender's fastest run over ours. Peak memory is the process's,
+libraries included; "before" is what the libraries and the warm-up had taken already. "AA": is the image
+kept from aliasing when it is shrunk? Contenders (a), (b) and (d) take slices for evenly spaced and
+untilted, and write neither hash nor metadata; (c) and (e) do not resample at all.
 """
 
 
@@ -38,7 +39,7 @@ class Target:
 
 
 def machine() -> dict[str, str]:
-    """What the figures were taken on."""
+    """Say what the figures were taken on."""
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -57,7 +58,7 @@ def markdown(
     command: str,
     repeats: int,
 ) -> str:
-    """The page: machine, aims, and a table for each series."""
+    """Write the page: machine, aims, and a table for each series."""
     lines = ["# Precaching one series, beside other tools", ""]
     lines += [f"- {key}: {value}" for key, value in about.items()]
     lines += [
