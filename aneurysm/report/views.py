@@ -1,4 +1,4 @@
-"""Plane pictures of a volume, right way up by its affine: which voxels and letters, and where a point falls."""
+"""Pictures of a volume, right way up by its affine: which voxels and letters, and where a point falls."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 ViewName = Literal["axial", "coronal", "sagittal"]
 
 _POSITIVE, _NEGATIVE = "LPS", "RAI"
-# By name: the volume axis looked along, the one running down the picture and the one running right, and whether
-# that has to be turned round. Axes are (z, y, x), towards Superior, Posterior, Left, so that a picture has the
-# patient's right on its left, anterior on top (axial) or on the left (sagittal), and superior on top.
+# By name: the volume axis looked along, the one running down the picture and the one running right, and
+# whether that has to be turned round. Axes are (z, y, x), towards Superior, Posterior, Left, so that a
+# picture has the patient's right on its left, anterior on top (axial) or on the left (sagittal), and superior
+# on top.
 _LAYOUT: dict[ViewName, tuple[int, tuple[int, bool], tuple[int, bool]]] = {
     "axial": (0, (1, False), (2, False)),
     "coronal": (1, (0, True), (2, False)),
@@ -27,8 +28,8 @@ class View:
     """
     One way of looking at a volume.
 
-    ``size_mm`` is (height, width); the letters stand at the left, right, top and bottom edge. ``affine_lps`` maps
-    (depth, row, column, 1) of the picture to patient space; depth counts voxels along the line of sight.
+    ``size_mm`` is (height, width); the letters stand at the left, right, top and bottom edge. ``affine_lps``
+    maps (depth, row, column, 1) of the picture to patient space; depth counts voxels along the line of sight.
     """
 
     name: ViewName
@@ -55,30 +56,30 @@ class View:
 
     def middle(self) -> NDArray[Any]:
         """Return the middle slice, (rows, columns)."""
-        return self.voxels[self.middle_depth]
+        return np.asarray(self.voxels[self.middle_depth])
 
     @property
     def middle_depth(self) -> int:
         """Depth of the middle slice."""
-        return self.voxels.shape[0] // 2
+        return int(self.voxels.shape[0]) // 2
 
     def maximum(self) -> NDArray[Any]:
         """Return the maximum-intensity projection, (rows, columns)."""
-        return self.voxels.max(axis=0)
+        return np.asarray(self.voxels.max(axis=0))
 
     def place(self, lps_mm: ArrayLike) -> NDArray[np.float64]:
         """Return (depth, row, column) of points in patient space: (..., 3) -> (..., 3), voxel centres at integers."""
         points = np.asarray(lps_mm, float)
         inverse = np.linalg.inv(self.affine_lps)
-        return points @ inverse[:3, :3].T + inverse[:3, 3]
+        return np.asarray(points @ inverse[:3, :3].T + inverse[:3, 3])
 
 
 def view(volume: NDArray[Any], affine_lps: ArrayLike, name: ViewName) -> View:
     """
-    Return one of the three views of ``volume`` (any three axes), whose ``affine_lps`` maps (i, j, k, 1) to LPS mm.
+    Return one of three views of ``volume``, whose ``affine_lps`` maps its indices (i, j, k, 1) to LPS mm.
 
-    The axes may be permuted and flipped: the affine alone says which way is up. Nothing is copied or resampled, so
-    an oblique volume is seen along its own axes.
+    The axes may be permuted and flipped: the affine alone says which way is up. Nothing is copied or
+    resampled, so an oblique volume is seen along its own axes.
     """
     voxels, affine = _towards_superior_posterior_left(volume, np.asarray(affine_lps, float))
     depth, (down, turn_down), (right, turn_right) = _LAYOUT[name]
@@ -102,8 +103,8 @@ def _towards_superior_posterior_left(
     voxels: NDArray[Any], affine: NDArray[np.float64]
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    # Axis i of the result runs along x, y, z = row 2 - i. All three at once: of an oblique volume, two could claim
-    # the same side of the patient.
+    # Axis i of the result runs along x, y, z = row 2 - i. All three at once: of an oblique volume, two could
+    # claim the same side of the patient.
     best = max(
         permutations(range(3)), key=lambda order: sum(abs(directions[2 - i, order[i]]) for i in range(3))
     )

@@ -23,7 +23,8 @@ from aneurysm.labels import SITES, VESSEL_VALUES
 from aneurysm.report.views import View, ViewName, view
 
 _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
-# Slices of CT: brain, bright vessels and bone apart. Projections: what contrast and bone add above soft tissue.
+# Slices of CT: brain, bright vessels and bone apart. Projections: what contrast and bone add above soft
+# tissue.
 _CT_SLICE_HU = (-100.0, 600.0)
 _CT_PROJECTION_HU = (50.0, 900.0)
 _LESION_RADIUS_MM = 6.0
@@ -41,9 +42,9 @@ def draw_volume(volume: str | Path, png: str | Path) -> None:
     """
     Draw a cached volume into a PNG file.
 
-    Above, the three middle slices; below, the three maximum-intensity projections; in millimetres, in radiological
-    convention (the patient's right on the left of the picture). Lesions are numbered circles, dashed where the
-    lesion is more than 5 mm from the slice; vessel masks are coloured by site.
+    Above, the three middle slices; below, the three maximum-intensity projections; in millimetres, in
+    radiological convention (the patient's right on the left of the picture). Lesions are numbered circles,
+    dashed where the lesion is more than 5 mm from the slice; vessel masks are coloured by site.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def draw_volume(volume: str | Path, png: str | Path) -> None:
         raise UsageError(f"{png}: there is no folder {png.parent} to write the picture into")
     voxels, vessels, attributes = _read(Path(volume))
     figure = Figure(figsize=(13.5, 9.5), layout="constrained", facecolor=_PAPER)
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # registers itself with the figure; pyplot would keep every figure for good
     views = [view(voxels, attributes["affine_lps"], name) for name in _VIEWS]
     widths = [v.size_mm[1] for v in views]
     axes = figure.subplots(2, 3, gridspec_kw={"width_ratios": widths}, squeeze=False)
@@ -76,7 +77,7 @@ def draw_volume(volume: str | Path, png: str | Path) -> None:
             _draw(axes[row, column], seen, mask, attributes, projected=projected)
     figure.suptitle(_title(attributes, voxels.shape), color=_INK, fontsize=11)
     _add_legend(figure, attributes.get("lesions") or [], vessels)
-    canvas.print_png(str(png))
+    figure.savefig(png, format="png", facecolor=_PAPER)
 
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None, dict[str, Any]]:
@@ -163,19 +164,16 @@ def _add_letters(axes: Axes, letters: tuple[str, str, str, str]) -> None:
 def _write(axes: Axes, x: float, y: float, text: str, colour: str, **style: Any) -> Text:
     # With a dark rim, or it is lost on bone.
     rim = [withStroke(linewidth=2.5, foreground=_PAPER)]
-    style = {"fontsize": 9, "fontweight": "bold", "color": colour, "path_effects": rim} | style
-    return axes.text(x, y, text, **style)
+    defaults: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "color": colour, "path_effects": rim}
+    return axes.text(x, y, text, **(defaults | style))
 
 
 def _add_legend(figure: Figure, lesions: list[dict[str, Any]], vessels: NDArray[np.uint8] | None) -> None:
     handles = [_key("o", _LESION_COLOUR, f"{i} {x['location']}") for i, x in enumerate(lesions, start=1)]
     if vessels is not None:
         present = set(np.unique(vessels).tolist())
-        for site, value in zip(SITES, VESSEL_VALUES, strict=True):
-            if value in present:
-                handles.append(
-                    Line2D([], [], marker="s", linestyle="", color=_VESSEL_COLOURS[value], label=site)
-                )
+        sites = zip(SITES, VESSEL_VALUES, strict=True)
+        handles += [_key("s", _VESSEL_COLOURS[value], site) for site, value in sites if value in present]
     if handles:
         figure.legend(
             handles=handles, loc="outside lower center", ncols=4, fontsize=8, labelcolor=_INK, frameon=False

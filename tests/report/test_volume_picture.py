@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import zarr
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from aneurysm.errors import CacheError, CacheNotFoundError, UsageError
@@ -71,13 +71,13 @@ def test_the_picture_is_written_and_shows_something(tmp_path, modality, intensit
 def panels(monkeypatch, volume, png):
     """The axes of the figure that draw_volume makes, as they are when it is written."""
     figures = []
-    original = FigureCanvasAgg.print_png
+    original = Figure.savefig
 
-    def catch(canvas, *args, **kwargs):
-        figures.append(canvas.figure)
-        return original(canvas, *args, **kwargs)
+    def catch(figure, *args, **kwargs):
+        figures.append(figure)
+        return original(figure, *args, **kwargs)
 
-    monkeypatch.setattr(FigureCanvasAgg, "print_png", catch)
+    monkeypatch.setattr(Figure, "savefig", catch)
     draw_volume(volume, png)
     return figures[0], np.array(figures[0].axes).reshape(2, 3)
 
