@@ -317,7 +317,7 @@ def _read_with_pydicom(path: Path, size: int) -> Header:
             raise
         except (InvalidDicomError, EOFError) as error:
             raise NotDicomError(f"{path} is not a DICOM file: {error}") from error
-        except Exception as error:  # noqa: BLE001 - pydicom raises whatever the damaged bytes provoke
+        except Exception as error:
             raise NotDicomError(f"the header of {path} can't be read: {error}") from error
 
 
