@@ -34,7 +34,7 @@ class Contender:
     title: str
     make: Callable[[], Run]
     anti_aliased: str = "no"
-    heavy: bool = False  # left out of the longest series
+    heavy: bool = False  # many times slower than the rest: timed on the first series only
 
 
 def ours() -> Run:

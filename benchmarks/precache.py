@@ -24,9 +24,10 @@ from benchmarks.table import Target, machine, markdown
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data" / "real"
+FIRST_SERIES = "300 x 512 x 512 CT, uncompressed"
 MEMORY_SERIES = "1000 x 512 x 512 CT, uncompressed"
 GENERATED = {
-    "300 x 512 x 512 CT, uncompressed": (300, "raw"),
+    FIRST_SERIES: (300, "raw"),
     "300 x 512 x 512 CT, JPEG lossless": (300, "jpeg-lossless"),
     "300 x 512 x 512 CT, JPEG 2000": (300, "j2k"),
     MEMORY_SERIES: (1000, "raw"),
