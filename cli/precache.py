@@ -54,20 +54,18 @@ def precache(
                 progress=progress,
             )
         except KeyboardInterrupt:
-            typer.echo(
-                "aneurysm: interrupted. What is cached is complete; the same command goes on from here.", err=True
-            )
+            typer.echo("aneurysm: interrupted. What is cached is complete; the same command goes on here.", err=True)
             raise
     bad = summary.total_not_cached
     typer.echo(
-        f"{summary.cached} cached, {summary.rejected} rejected, {summary.failed} failed, {summary.skipped} done before, in "
-        f"{summary.seconds:.1f} s. {cache} holds {summary.total_cached} volumes."
+        f"{summary.cached} cached, {summary.rejected} rejected, {summary.failed} failed, {summary.skipped} done before, "
+        f"in {summary.seconds:.1f} s. {cache} holds {summary.total_cached} volumes."
     )
     if bad:
         typer.echo(f"{bad} series are not cached; {cache / 'manifest.csv'} says why.")
         raise typer.Exit(8)
 
 
-def _terminated(signum: int, frame: FrameType | None) -> None:
+def _terminated(_signum: int, _frame: FrameType | None) -> None:
     # As Ctrl-C does, so that a batch system's SIGTERM leaves the same tidy state.
     raise SystemExit(143)

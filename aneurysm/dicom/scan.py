@@ -22,7 +22,7 @@ _BATCH: Final = 256
 
 @dataclass(frozen=True)
 class SeriesSource:
-    """One series to be: its UID, and its folder (RSNA layout) or files. ``problem`` is set where the UID can't be used."""
+    """One series to be: its UID, and its folder (RSNA layout) or files. ``problem``: why the UID can't be used."""
 
     uid: str
     folder: Path | None = None
