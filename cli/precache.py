@@ -58,8 +58,8 @@ def precache(
             raise
     bad = summary.total_not_cached
     typer.echo(
-        f"{summary.cached} cached, {summary.rejected} rejected, {summary.failed} failed, {summary.skipped} done before, "
-        f"in {summary.seconds:.1f} s. {cache} holds {summary.total_cached} volumes."
+        f"{summary.cached} cached, {summary.rejected} rejected, {summary.failed} failed, {summary.skipped} done "
+        f"before, in {summary.seconds:.1f} s. {cache} holds {summary.total_cached} volumes."
     )
     if bad:
         typer.echo(f"{bad} series are not cached; {cache / 'manifest.csv'} says why.")
