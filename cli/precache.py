@@ -30,7 +30,7 @@ def precache(
         bool, typer.Option("--retry-failed", help="Try again what was rejected or failed before.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Build series again that are there.")] = False,
-    more_series: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    more_series: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
 ) -> None:
     """Build what is missing of the cache. Exit code 0: all cached; 8: some rejected or failed (see manifest.csv)."""
     from aneurysm.cache import build
