@@ -30,7 +30,7 @@ def precache(
         bool, typer.Option("--retry-failed", help="Try again what was rejected or failed before.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Build series again that are there.")] = False,
-    more_series: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    more_series: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
 ) -> None:
     """Build what is missing of the cache. Exit code 0: all cached; 8: some rejected or failed (see manifest.csv)."""
     from aneurysm.cache import build
@@ -58,8 +58,8 @@ def precache(
             raise
     bad = summary.total_not_cached
     typer.echo(
-        f"{summary.cached} cached, {summary.rejected} rejected, {summary.failed} failed, {summary.skipped} done before, "
-        f"in {summary.seconds:.1f} s. {cache} holds {summary.total_cached} volumes."
+        f"{summary.cached} cached, {summary.rejected} rejected, {summary.failed} failed, {summary.skipped} done "
+        f"before, in {summary.seconds:.1f} s. {cache} holds {summary.total_cached} volumes."
     )
     if bad:
         typer.echo(f"{bad} series are not cached; {cache / 'manifest.csv'} says why.")
