@@ -29,6 +29,10 @@ class SpecMismatchError(CacheError, UsageError):
     """The cache was made with another spec than the one asked for."""
 
 
+class DamagedCacheError(CacheError):
+    """A volume, array or chunk that is not as it was written."""
+
+
 class CacheNotFoundError(CacheError, FileNotFoundError):
     """There is no cache, or no such volume in it."""
 

@@ -1,0 +1,273 @@
+"""CachedVolume: boxes of voxels from the chunks of one volume, by whatever thread, process or pickle asks.
+
+A volume is opened at its first read; open ones are kept up to a bound, and the least recently used is let go. Metadata
+and shard are opened through one descriptor of the volume's folder, so they belong together even if the volume is
+replaced at that moment; who reads on sees the old voxels until the handle is let go.
+
+Handles may be used by threads, before and after a fork, and pickled: what travels is an absolute path and a UID.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.shard_reader import ShardReader, Triple, shard_layout
+from aneurysm.errors import CacheNotFoundError, DamagedCacheError
+
+IMAGE: Final = "0"
+VESSELS: Final = "labels/vessels/0"
+
+
+class _ZarrArray:
+    """An array that the fast path can't read, read by zarr-python: other codecs, no shards, several of them."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        import zarr
+
+        self._name = name
+        self._array: Any = zarr.open_array(path, mode="r")
+        z, y, x = self._array.shape
+        self.shape: Triple = (z, y, x)
+        self.dtype, self.fill = self._array.dtype, int(self._array.fill_value)
+
+    def read(self, start: Triple, out: NDArray[Any]) -> None:
+        try:
+            out[...] = self._array[tuple(slice(s, s + n) for s, n in zip(start, out.shape, strict=True))]
+        except Exception as error:
+            raise DamagedCacheError(f"{self._name} can't be read: {error}") from error
+
+
+class _ShardArray(ShardReader):
+    """A `ShardReader` with the attributes that both kinds of array have."""
+
+    @property
+    def shape(self) -> Triple:
+        return self.layout.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.layout.dtype
+
+    @property
+    def fill(self) -> int:
+        return self.layout.fill
+
+
+@dataclass(frozen=True)
+class _Open:
+    """An open volume: its metadata, its voxels, and its vessel mask if it has one."""
+
+    attributes: dict[str, Any]
+    image: _ShardArray | _ZarrArray
+    vessels: _ShardArray | _ZarrArray | None
+
+
+class _Handles:
+    """Open volumes, the least recently used let go beyond a bound; what is in use stays open until it is done."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, _Open] = OrderedDict()
+        self._lock = threading.Lock()
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # Two files a volume; the process needs descriptors for other things, too.
+        self.most = max(4, min(512, (soft if soft > 0 else 1024) // 8))
+
+    def get(self, path: Path) -> _Open:
+        with self._lock:
+            found = self._open.get(path)
+            if found is not None:
+                self._open.move_to_end(path)
+                return found
+        opened = _open_volume(path)
+        with self._lock:
+            self._open[path] = opened
+            while len(self._open) > self.most:
+                self._open.popitem(last=False)
+        return opened
+
+    def clear(self) -> None:
+        with self._lock:
+            self._open.clear()
+
+    def after_fork(self) -> None:
+        # Another thread of the parent may have held it; here nobody will ever release it.
+        self._lock = threading.Lock()
+
+
+_handles = _Handles()
+os.register_at_fork(after_in_child=_handles.after_fork)
+
+
+def close_volumes() -> None:
+    """Let go of all open volumes of this process; the next read opens them again."""
+    _handles.clear()
+
+
+def _open_volume(path: Path) -> _Open:
+    name = path.name.removesuffix(".zarr")
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CacheNotFoundError(f"there is no volume {path}") from error
+    try:
+        attributes = _read_json(folder, "zarr.json", name).get("attributes", {}).get("aneurysm")
+        if not isinstance(attributes, dict):
+            raise DamagedCacheError(f"volume {name}: zarr.json lacks the attribute aneurysm")
+        image = _open_array(path, folder, IMAGE, name)
+        has_vessels = _exists(folder, VESSELS)
+        return _Open(attributes, image, _open_array(path, folder, VESSELS, name) if has_vessels else None)
+    finally:
+        os.close(folder)
+
+
+def _open_array(path: Path, folder: int, array: str, name: str) -> _ShardArray | _ZarrArray:
+    called = f"volume {name}, array {array}"
+    layout = shard_layout(_read_json(folder, f"{array}/zarr.json", called))
+    return _ZarrArray(path / array, called) if layout is None else _ShardArray(array, layout, called, folder)
+
+
+def _exists(folder: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _read_json(folder: int, path: str, name: str) -> dict[str, Any]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+        with os.fdopen(descriptor, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise DamagedCacheError(f"{name}: {path} is missing or damaged ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise DamagedCacheError(f"{name}: {path} is damaged")
+    return content
+
+
+class CachedVolume:
+    """
+    One volume of a cache, opened at the first read.
+
+    Parameters
+    ----------
+    root
+        The cache's folder.
+    uid
+        The series.
+    """
+
+    __slots__ = ("_path", "uid")
+
+    def __init__(self, root: str | Path, uid: str) -> None:
+        self.uid = uid
+        self._path = CacheLayout(Path(root).absolute()).volume(uid)
+
+    def __repr__(self) -> str:
+        return f"CachedVolume({str(self._path)!r})"
+
+    @property
+    def path(self) -> Path:
+        """The volume's folder."""
+        return self._path
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The attribute ``aneurysm`` (see docs/cache.md). Not a copy: don't change it."""
+        return _handles.get(self._path).attributes
+
+    @property
+    def shape(self) -> Triple:
+        """Voxels along (z, y, x)."""
+        return _handles.get(self._path).image.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored integers."""
+        return _handles.get(self._path).image.dtype
+
+    @property
+    def affine_lps(self) -> NDArray[np.float64]:
+        """(4, 4): (z, y, x, 1) to (x, y, z, 1) in LPS mm, voxel centres."""
+        return np.array(self.attributes["affine_lps"])
+
+    @property
+    def has_vessels(self) -> bool:
+        """Whether there is a vessel mask."""
+        return _handles.get(self._path).vessels is not None
+
+    def read(self, start_zyx: Triple, shape_zyx: Triple, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """
+        Return the stored integers of a box (z, y, x).
+
+        Parameters
+        ----------
+        start_zyx
+            The first voxel; may lie outside the volume, which is padded with the stored value of air.
+        shape_zyx
+            Of the box.
+        out
+            Array to fill: of this shape and the volume's dtype, of any strides.
+
+        Raises
+        ------
+        DamagedCacheError
+            Naming volume, array and chunk.
+        ValueError
+            ``out`` does not fit.
+        """
+        return _read_box(_handles.get(self._path).image, start_zyx, shape_zyx, out)
+
+    def read_vessels(self, start_zyx: Triple, shape_zyx: Triple, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the vessel mask of a box, 0 outside; raise `CacheNotFoundError` if the volume has none. See `read`."""
+        vessels = _handles.get(self._path).vessels
+        if vessels is None:
+            raise CacheNotFoundError(f"volume {self.uid} has no vessel mask")
+        return _read_box(vessels, start_zyx, shape_zyx, out)
+
+    def read_physical(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[np.float32]:
+        """Return a box in HU, or the MR scanner's units: float32, padded with air. See `read`."""
+        intensity = self.attributes["intensity"]
+        values = self.read(start_zyx, shape_zyx).astype(np.float32)
+        values *= np.float32(intensity["scale"])
+        values += np.float32(intensity["offset"])
+        return values
+
+    def read_normalised(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[np.float32]:
+        """Return a box in model units: the spec's window mapped to [0, 1] and clipped, float32. See `read`."""
+        low, high = self.attributes["intensity"]["window"]
+        values = self.read_physical(start_zyx, shape_zyx)
+        values -= np.float32(low)
+        values *= np.float32(1 / (high - low))
+        return np.clip(values, 0, 1, out=values)
+
+
+def _read_box(array: _ShardArray | _ZarrArray, start: Triple, shape: Triple, out: NDArray[Any] | None) -> NDArray[Any]:
+    if len(start) != 3 or len(shape) != 3 or min(shape) < 0:
+        raise ValueError(f"a box has three starts and three lengths of at least 0, not {start}, {shape}")
+    if out is None:
+        out = np.empty(shape, array.dtype)
+    elif out.shape != tuple(shape) or out.dtype != array.dtype:
+        raise ValueError(f"out is {out.dtype} {out.shape}, the box {array.dtype} {tuple(shape)}")
+    low = [min(max(s, 0), n) for s, n in zip(start, array.shape, strict=True)]
+    high = [min(max(s + m, 0), n) for s, m, n in zip(start, shape, array.shape, strict=True)]
+    if any(h <= b for h, b in zip(high, low, strict=True)):
+        out.fill(array.fill)
+        return out
+    inner = tuple(slice(b - s, h - s) for b, h, s in zip(low, high, start, strict=True))
+    if any(h - b != m for b, h, m in zip(low, high, shape, strict=True)):
+        out.fill(array.fill)
+    array.read((low[0], low[1], low[2]), out[inner])
+    return out

@@ -1,0 +1,198 @@
+"""One Zarr v3 shard on a local disk -> boxes of stored integers: the fast path of `CachedVolume.read`.
+
+The index is read once, checked by its CRC-32C, and kept; of a box only the touched chunks are decoded, into a scratch
+buffer of the calling thread and from there into the box. Nothing is allocated per chunk.
+
+What is guaranteed: the same voxels as zarr-python gives. It holds no Python lock while it decodes, may be used by many
+threads, and survives a fork: reads go by `pread` and carry no file position.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Final
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+from numpy.typing import NDArray
+
+from aneurysm.errors import DamagedCacheError
+
+# Blosc's own threads live in one global pool, which a fork leaves without threads: the child's first read would hang.
+blosc.use_threads = False
+
+_ABSENT: Final = 2**64 - 1
+_ENTRY: Final = 16
+_CRC: Final = 4
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """What zarr.json says of an array that is one shard."""
+
+    shape: Triple
+    chunk: Triple
+    dtype: np.dtype[Any]
+    fill: int
+
+    @property
+    def grid(self) -> Triple:
+        """Chunks along (z, y, x)."""
+        z, y, x = (-(-n // c) for n, c in zip(self.shape, self.chunk, strict=True))
+        return z, y, x
+
+
+def shard_layout(metadata: dict[str, Any]) -> ShardLayout | None:
+    """Return the layout of an array that the fast path can read, None if zarr-python must."""
+    try:
+        shape, shard = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        (sharding,) = metadata["codecs"]
+        inner = sharding["configuration"]
+        to_bytes, compressor = inner["codecs"]
+        index = [codec["name"] for codec in inner["index_codecs"]]
+        known = (
+            metadata["zarr_format"] == 3
+            and metadata["node_type"] == "array"
+            and len(shape) == 3
+            and all(n <= s for n, s in zip(shape, shard, strict=True))
+            and metadata["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
+            and not metadata.get("storage_transformers")
+            and sharding["name"] == "sharding_indexed"
+            and inner.get("index_location", "end") == "end"
+            and index == ["bytes", "crc32c"]
+            and inner["index_codecs"][0]["configuration"]["endian"] == "little"
+            and to_bytes["name"] == "bytes"
+            and to_bytes.get("configuration", {}).get("endian", "little") == "little"
+            and compressor["name"] == "blosc"
+            and metadata["data_type"] in ("int16", "uint8", "uint16", "int8")
+        )
+        if not known:
+            return None
+        dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
+        chunk = inner["chunk_shape"]
+        # Inner chunks count over the shard, which may be longer than the array: only then are they the array's own.
+        if any(-(-n // c) * c != s for n, c, s in zip(shape, chunk, shard, strict=True)):
+            return None
+        return ShardLayout(tuple(shape), tuple(chunk), dtype, int(metadata["fill_value"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+class _Scratch(threading.local):
+    """A buffer of one chunk for each thread."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[Triple, str], NDArray[Any]] = {}
+
+    def get(self, chunk: Triple, dtype: np.dtype[Any]) -> NDArray[Any]:
+        key = (chunk, dtype.str)
+        if key not in self.buffers:
+            self.buffers[key] = np.empty(chunk, dtype)
+        return self.buffers[key]
+
+
+_scratch = _Scratch()
+
+
+class ShardReader:
+    """
+    Reads boxes of one shard. Holds one open file until `close`.
+
+    Parameters
+    ----------
+    path
+        The array's folder, with zarr.json and c/0/0/0.
+    layout
+        As `shard_layout` gives it.
+    name
+        What messages call the array.
+    folder
+        Descriptor of an open folder to which ``path`` is relative.
+
+    Raises
+    ------
+    DamagedCacheError
+        The shard is missing or too short, or its index fails its checksum.
+    """
+
+    def __init__(self, path: str, layout: ShardLayout, name: str, folder: int | None = None) -> None:
+        self.layout, self._name, self._file = layout, name, -1
+        try:
+            self._file = os.open(f"{path}/c/0/0/0", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+        except FileNotFoundError as error:
+            raise DamagedCacheError(f"{name} has lost its shard {path}/c/0/0/0") from error
+        try:
+            self._size = os.fstat(self._file).st_size
+            self._index = self._read_index()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file; no read may follow."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _read_index(self) -> list[tuple[int, int]]:
+        n = int(np.prod(self.layout.grid))
+        length = n * _ENTRY + _CRC
+        raw = os.pread(self._file, length, self._size - length) if self._size >= length else b""
+        if len(raw) != length:
+            raise DamagedCacheError(
+                f"{self._name}: a shard of {self._size} bytes is too short for the index of {n} chunks"
+            )
+        if google_crc32c.value(raw[:-_CRC]) != int.from_bytes(raw[-_CRC:], "little"):
+            raise DamagedCacheError(f"{self._name}: the shard's index fails its checksum")
+        entries = np.frombuffer(raw[:-_CRC], "<u8").reshape(n, 2)
+        there = entries[:, 0] != _ABSENT
+        if np.any(entries[there].sum(axis=1, dtype=np.uint64) > self._size - length):
+            raise DamagedCacheError(f"{self._name}: the shard's index points beyond the file")
+        return [(int(a), int(b)) for a, b in entries]
+
+    def read(self, start: Triple, out: NDArray[Any]) -> None:
+        """
+        Fill ``out`` (z, y, x) with the box from ``start``, which must lie within the array.
+
+        Raises
+        ------
+        DamagedCacheError
+            A chunk can't be decoded; the message names it.
+        """
+        layout = self.layout
+        scratch = _scratch.get(layout.chunk, layout.dtype)
+        spans = [_spans(s, n, c) for s, n, c in zip(start, out.shape, layout.chunk, strict=True)]
+        _, grid_y, grid_x = layout.grid
+        for (kz, in_z, out_z), (ky, in_y, out_y), (kx, in_x, out_x) in product(*spans):
+            offset, length = self._index[(kz * grid_y + ky) * grid_x + kx]
+            box = out[out_z, out_y, out_x]
+            if offset == _ABSENT:
+                box[...] = layout.fill
+                continue
+            data = os.pread(self._file, length, offset)
+            try:
+                if len(data) != length:
+                    raise RuntimeError(f"{len(data)} of {length} bytes are there")
+                blosc.decompress(data, scratch)
+            except (RuntimeError, ValueError) as error:
+                raise DamagedCacheError(f"{self._name}: chunk ({kz}, {ky}, {kx}) is damaged: {error}") from error
+            box[...] = scratch[in_z, in_y, in_x]
+
+
+def _spans(start: int, length: int, chunk: int) -> list[tuple[int, slice, slice]]:
+    """Return (chunk number, slice within the chunk, slice within the box) along one axis."""
+    spans = []
+    stop = start + length
+    for k in range(start // chunk, -(-stop // chunk)):
+        low, high = max(start, k * chunk), min(stop, (k + 1) * chunk)
+        spans.append((k, slice(low - k * chunk, high - k * chunk), slice(low - start, high - start)))
+    return spans
