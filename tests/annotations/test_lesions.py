@@ -34,9 +34,7 @@ def _cached(tree: RsnaTree, **options) -> CachedImage:
     return run(tree.write_tables(), **options).image(UID)
 
 
-def _assert_at(
-    image: CachedImage, expected_lps: np.ndarray, *, number: int = 0, location: str = LOCATION
-) -> None:
+def _assert_at(image: CachedImage, expected_lps: np.ndarray, *, number: int = 0, location: str = LOCATION) -> None:
     lesion = image.lesions[number]
     assert lesion["location"] == location
     assert np.allclose(lesion["lps_mm"], expected_lps, atol=1e-3)
@@ -103,9 +101,7 @@ def test_a_row_on_a_duplicate_is_placed_like_one_on_the_slice_that_was_kept(tree
     acquisition = acquire()
     written = _write(tree, acquisition)
     pattern = anatomy(acquisition.centre, acquisition.extent_mm)
-    again = write_series(
-        tree.folder(UID), acquisition.take([6]), pattern, uid=UID, label="again", first_number=50
-    )
+    again = write_series(tree.folder(UID), acquisition.take([6]), pattern, uid=UID, label="again", first_number=50)
     tree.localize(UID, written.sops[6], 10.5, 12.0)
     tree.localize(UID, again.sops[0], 10.5, 12.0, LABELS[2])
     image = _cached(tree)
@@ -215,9 +211,7 @@ class TestRowsThatCanNotBePlaced:
         tree.localize(UID, new_uid("elsewhere"), 5, 5)
         assert self._unplaced(tree)["reason"]
 
-    @pytest.mark.parametrize(
-        "x, y", [(-40, 5), (5, 400), (1e6, 5)], ids=["left of it", "below it", "far off"]
-    )
+    @pytest.mark.parametrize("x, y", [(-40, 5), (5, 400), (1e6, 5)], ids=["left of it", "below it", "far off"])
     def test_a_point_outside_the_image(self, tree, written, x, y):
         tree.localize(UID, written.sops[5], x, y)
         assert self._unplaced(tree)["reason"]
@@ -268,9 +262,7 @@ def test_a_row_of_a_rejected_series_is_listed_with_a_reason(tree):
     assert outcome.reason(UID) == "too_few_slices"
     (row,) = outcome.lesion_rows()
     assert UID in row.values()
-    assert any(
-        "too_few_slices" in value or "reject" in value or "not_cached" in value for value in row.values()
-    )
+    assert any("too_few_slices" in value or "reject" in value or "not_cached" in value for value in row.values())
 
 
 def _labels(outcome: Outcome, uid: str) -> list[str]:

@@ -91,11 +91,7 @@ def cases(draw: st.DrawFn) -> Case:
         tuple(draw(st.permutations(range(len(stack))), label="order")),
         modality,
         storage,
-        draw(
-            st.sampled_from(
-                [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless]
-            )
-        ),
+        draw(st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])),
         draw(st.booleans(), label="25 tags") and not multiframe,
         multiframe,
     )

@@ -38,9 +38,7 @@ def test_frames_lie_where_the_functional_groups_say(tmp_path, plane, order):
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 def test_every_frame_has_a_rescale_of_its_own(tmp_path, modality):
     stack = acquire(slices=12)
-    storages = [
-        Storage(16, 16, signed=True, slope=0.5 + 0.03 * i, intercept=20.0 * i - 100) for i in range(12)
-    ]
+    storages = [Storage(16, 16, signed=True, slope=0.5 + 0.03 * i, intercept=20.0 * i - 100) for i in range(12)]
     pattern = _pattern(stack, modality)
     write_multiframe(tmp_path / "s", stack, pattern, modality=modality, storage=storages)
     assert_shows(cached(tmp_path / "s"), stack, pattern)
@@ -109,9 +107,7 @@ def test_a_scout_frame_of_another_orientation_is_dropped(tmp_path):
     [pytest.param(90, 0.55, id="more than 80 frames"), pytest.param(12, 5.0, id="few frames")],
 )
 @pytest.mark.parametrize("compressed", [False, True], ids=["native", "compressed"])
-def test_a_file_stripped_of_all_geometry_falls_back_to_documented_values(
-    tmp_path, frames, gap_mm, compressed
-):
+def test_a_file_stripped_of_all_geometry_falls_back_to_documented_values(tmp_path, frames, gap_mm, compressed):
     """0.5 mm in plane, 0.55 or 5 mm across, axial, in the stored order; the fallback is on record."""
     shape = (40, 48)
     stack = acquire(slices=frames, gap_mm=gap_mm, spacing_mm=(0.5, 0.5), shape=shape)
@@ -126,9 +122,7 @@ def test_a_file_stripped_of_all_geometry_falls_back_to_documented_values(
     assert any("fallback" in code for code in image.codes), image.meta["decisions"]
     # Where in the room it lay can't be known; within itself, everything must be in place.
     offset = image.lps((np.array(image.stored.shape) - 1) / 2) - stack.centre
-    there = acquire(
-        slices=frames, gap_mm=gap_mm, spacing_mm=(0.5, 0.5), shape=shape, middle=stack.centre + offset
-    )
+    there = acquire(slices=frames, gap_mm=gap_mm, spacing_mm=(0.5, 0.5), shape=shape, middle=stack.centre + offset)
     assert_shows(image, there, anatomy(there.centre, stack.extent_mm, 700.0))
 
 

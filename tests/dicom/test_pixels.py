@@ -68,9 +68,7 @@ def test_a_frame_may_be_split_into_several_fragments(tmp_path, syntax, many):
     "syntax, storage, lossy",
     [
         # 8 bits for 1,280 HU: steps of 5; the DCT moves a smooth image by a step or two of quantisation.
-        pytest.param(
-            JPEG_BASELINE, Storage(8, 8, signed=False, slope=5.0, intercept=-300), 15, id="baseline"
-        ),
+        pytest.param(JPEG_BASELINE, Storage(8, 8, signed=False, slope=5.0, intercept=-300), 15, id="baseline"),
         pytest.param(JPEG_EXTENDED, CT, 15, id="extended with 12 bits"),
     ],
 )
@@ -83,9 +81,7 @@ def test_slices_of_different_syntaxes_make_one_volume(tmp_path):
     """As after a partial re-compression in an archive."""
     syntaxes = [NATIVE[0], NATIVE[2], NATIVE[3], *LOSSLESS]
     for index, syntax in enumerate(syntaxes):
-        write_series(
-            tmp_path / "s", STACK.take([index]), PATTERN, uid="1.2.3.4", syntax=syntax, label=str(index)
-        )
+        write_series(tmp_path / "s", STACK.take([index]), PATTERN, uid="1.2.3.4", syntax=syntax, label=str(index))
     image = cached(tmp_path / "s")
     assert_shows(image, STACK, PATTERN)
     assert set(image.meta["source"]["transfer_syntaxes"]) == {str(s) for s in syntaxes}
@@ -104,9 +100,7 @@ def test_slices_of_different_syntaxes_make_one_volume(tmp_path):
 )
 @pytest.mark.parametrize("garbage", [None, 7], ids=["clean", "garbage in the unused bits"])
 def test_only_the_stored_bits_count(tmp_path, bits, high_bit, signed, syntax, garbage):
-    storage = Storage(
-        16, bits, high_bit, signed=signed, intercept=0.0 if signed else -1024.0, garbage=garbage
-    )
+    storage = Storage(16, bits, high_bit, signed=signed, intercept=0.0 if signed else -1024.0, garbage=garbage)
     write_series(tmp_path / "s", STACK, PATTERN, storage=storage, syntax=syntax)
     assert_shows(cached(tmp_path / "s"), STACK, PATTERN)
 
@@ -128,9 +122,7 @@ def test_odd_sizes_of_eight_bits_are_padded_and_not_read_as_pixels(tmp_path):
 
 
 def test_each_slice_has_a_rescale_of_its_own(tmp_path):
-    storages = [
-        Storage(16, 16, signed=True, slope=0.25 + 0.05 * i, intercept=-1000.0 + 130 * i) for i in range(8)
-    ]
+    storages = [Storage(16, 16, signed=True, slope=0.25 + 0.05 * i, intercept=-1000.0 + 130 * i) for i in range(8)]
     write_series(tmp_path / "s", STACK, PATTERN, storage=storages)
     assert_shows(cached(tmp_path / "s"), STACK, PATTERN)
 
@@ -153,9 +145,7 @@ def test_monochrome1_is_inverted(tmp_path, modality, signed):
 class TestAlreadyHounsfieldUnits:
     """Some files carry an intercept although their pixels are in HU already."""
 
-    AIR_AND_BODY = replace(
-        PATTERN, base=PATTERN.base - 500
-    )  # reaches below -600 HU, as any scan with air does
+    AIR_AND_BODY = replace(PATTERN, base=PATTERN.base - 500)  # reaches below -600 HU, as any scan with air does
 
     def test_an_intercept_on_top_of_hounsfield_units_is_ignored(self, tmp_path):
         storage = Storage(16, 16, signed=True, intercept=0.0)

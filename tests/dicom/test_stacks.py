@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydicom import Dataset
 from tests.support.acquisition import PLANES, Acquisition, acquire, rotation
 from tests.support.cached import CachedImage, cached, rejected, run
 from tests.support.pattern import Pattern, anatomy
-from tests.support.series import Written, new_uid, numbers, write_multiframe, write_series
+from tests.support.series import Written, new_uid, numbers, write_series
 from tests.support.truth import assert_frame, assert_shows
 
 UID = new_uid("stacks")
@@ -26,18 +27,14 @@ def _main_and(folder: Path, other: Acquisition, *, main: Acquisition | None = No
     main = main or acquire()
     pattern = _pattern(main)
     write_series(folder, main, pattern, uid=UID)
-    write_series(
-        folder, other, np.full((len(other), *other.shape), 1500.0), uid=UID, label="other", **options
-    )
+    write_series(folder, other, np.full((len(other), *other.shape), 1500.0), uid=UID, label="other", **options)
     image = cached(folder)
     assert_frame(image)
     assert_shows(image, main, pattern)
     return image
 
 
-@pytest.mark.parametrize(
-    "where", [[11], [5, 6], [3, 9, 15], [4, 5, 6]], ids=lambda w: f"{len(w)} from {w[0]}"
-)
+@pytest.mark.parametrize("where", [[11], [5, 6], [3, 9, 15], [4, 5, 6]], ids=lambda w: f"{len(w)} from {w[0]}")
 def test_missing_slices_are_bridged_by_their_neighbours(tmp_path, where):
     whole = acquire(gap_mm=1.2)
     acquisition = whole.take([i for i in range(len(whole)) if i not in where])
@@ -82,9 +79,7 @@ def test_identical_duplicates_are_dropped(tmp_path):
     acquisition = acquire()
     pattern = _pattern(acquisition)
     write_series(tmp_path / "s", acquisition, pattern, uid=UID)
-    write_series(
-        tmp_path / "s", acquisition.take([3, 9, 9]), pattern, uid=UID, label="again", first_number=40
-    )
+    write_series(tmp_path / "s", acquisition.take([3, 9, 9]), pattern, uid=UID, label="again", first_number=40)
     image = cached(tmp_path / "s")
     assert_shows(image, acquisition, pattern)
     assert "duplicate_slices" in image.codes
@@ -231,109 +226,6 @@ def test_everything_at_once(tmp_path, plane, tilt_deg):
     assert {"minority_dropped", "duplicate_slices"} <= image.codes
 
 
-class TestSeveralVolumesInOneSeries:
-    """Two volumes at the same positions: one of them whole, or a refusal; never a mixture."""
-
-    @staticmethod
-    def _second_value(keyword: str, first: object, second: object):
-        def edit(dataset: Dataset, index: int) -> None:
-            setattr(dataset, keyword, first if index < 12 else second)
-
-        return edit
-
-    @pytest.mark.parametrize(
-        "keyword, first, second",
-        [
-            pytest.param("EchoTime", 4.6, 9.2, id="two echoes"),
-            pytest.param("TemporalPositionIdentifier", 1, 2, id="two time points"),
-            pytest.param("KVP", 80, 140, id="dual energy"),
-            pytest.param("ImageType", ["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"],
-                         id="magnitude and phase"),
-        ],
-    )  # fmt: skip
-    @pytest.mark.parametrize("shuffled", [False, True], ids=["in turn", "interleaved"])
-    def test_the_first_is_kept_where_tags_tell_them_apart(self, tmp_path, keyword, first, second, shuffled):
-        modality = "CT" if keyword == "KVP" else "MR"
-        stack = acquire(slices=12)
-        pattern, other = (_pattern(stack, base) for base in (500.0, 900.0))
-        twice = stack.take([*range(12), *range(12)])
-        values = np.concatenate([stack.sample(pattern), stack.sample(other)])
-        rank = np.random.default_rng(4).permutation(24) if shuffled else np.arange(24)
-
-        def edit(dataset: Dataset, index: int) -> None:
-            setattr(dataset, keyword, first if index < 12 else second)
-            dataset.InstanceNumber = int(rank[index]) + 1
-
-        write_series(tmp_path / "s", twice, values, modality=modality, edit=edit)
-        image = cached(tmp_path / "s")
-        assert "several_volumes" in image.codes
-        assert_shows(image, stack, pattern)
-
-    @pytest.mark.parametrize("stripped", [False, True], ids=["all tags", "25 tags"])
-    def test_two_that_no_tag_tells_apart_are_not_mixed(self, tmp_path, stripped):
-        stack = acquire(slices=12)
-        pattern, other = (_pattern(stack, base) for base in (200.0, 600.0))
-        values = np.concatenate([stack.sample(pattern), stack.sample(other)])
-        numbers_ = np.random.default_rng(4).permutation(24)
-
-        def edit(dataset: Dataset, index: int) -> None:
-            dataset.InstanceNumber = int(numbers_[index])
-
-        write_series(
-            tmp_path / "s", stack.take([*range(12), *range(12)]), values, edit=edit, stripped=stripped
-        )
-        assert rejected(tmp_path / "s") == "several_volumes"
-
-    def test_one_position_repeated_with_other_pixels_is_not_silently_mixed(self, tmp_path):
-        """A single ambiguous slice: either choice is a decision that is recorded, or the series is refused."""
-        stack = acquire()
-        pattern = _pattern(stack)
-        write_series(tmp_path / "s", stack, pattern, uid=UID)
-        write_series(tmp_path / "s", stack.take([7]), np.full((1, 32, 28), 1200.0), uid=UID, label="other")
-        outcome = run(tmp_path / "s")
-        if outcome.cached:
-            image = outcome.image()
-            assert image.meta["decisions"]
-            assert_shows(image, stack.take([i for i in range(24) if i != 7]), pattern)
-        else:
-            assert outcome.reason() == "several_volumes"
-
-    @pytest.mark.parametrize("tag", ["TemporalPositionIndex", "EffectiveEchoTime", "StackID"])
-    def test_an_enhanced_file_of_two_volumes_is_not_mixed(self, tmp_path, tag):
-        stack = acquire(slices=10)
-        pattern, other = (_pattern(stack, base) for base in (600.0, 1000.0))
-        values = np.concatenate([stack.sample(pattern), stack.sample(other)])
-
-        def edit_frame(frame: Dataset, index: int) -> None:
-            second = index >= 10
-            if tag == "EffectiveEchoTime":
-                frame.MREchoSequence = [Dataset()]
-                frame.MREchoSequence[0].EffectiveEchoTime = 50.0 if second else 10.0
-            elif tag == "StackID":
-                frame.FrameContentSequence[0].StackID = "2" if second else "1"
-            else:
-                frame.FrameContentSequence[0].TemporalPositionIndex = 2 if second else 1
-
-        write_multiframe(tmp_path / "s", stack.take([*range(10), *range(10)]), values, edit_frame=edit_frame)
-        outcome = run(tmp_path / "s")
-        if outcome.cached:
-            assert "several_volumes" in outcome.image().codes
-            assert_shows(outcome.image(), stack, pattern)
-        else:
-            assert outcome.reason() == "several_volumes"
-
-    def test_a_siemens_mosaic_is_refused_as_one(self, tmp_path):
-        acquisition = acquire(slices=3, shape=(64, 64), gap_mm=3)
-
-        def edit(dataset: Dataset, index: int) -> None:
-            dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
-            dataset.Manufacturer = "SIEMENS"
-            dataset.ImagePositionPatient = numbers(acquisition.positions[0])
-
-        write_series(tmp_path / "s", acquisition, _pattern(acquisition, 700), modality="MR", edit=edit)
-        assert rejected(tmp_path / "s") == "mosaic"
-
-
 def test_a_file_that_was_cut_off_in_its_header_is_no_slice(tmp_path):
     acquisition = acquire()
     pattern = _pattern(acquisition)
@@ -357,3 +249,56 @@ def test_a_slice_with_an_impossible_position_does_not_bend_the_stack(tmp_path):
         assert_shows(outcome.image(), acquisition.take([i for i in range(24) if i != 5]), pattern)
     else:
         assert outcome.reason() in {"gap_too_large", "implausible_geometry"}
+
+
+def test_slices_that_lie_beside_the_line_through_the_stack_are_used_where_they_are(tmp_path):
+    """Each slice is displaced in its own plane by up to 2 mm, as after a correction of motion."""
+    stack = acquire(shape=(40, 38))
+    aside = np.random.default_rng(4).uniform(-2, 2, (24, 2))
+    aside -= aside.mean(axis=0)
+    positions = stack.positions + aside @ np.stack([stack.row_direction, stack.column_direction])
+    jittered = replace(stack, positions=positions)
+    pattern = _pattern(stack)
+    write_series(tmp_path / "s", jittered, pattern)
+    assert_shows(cached(tmp_path / "s"), jittered, pattern)
+
+
+def test_slices_that_lie_far_beside_each_other_are_no_stack(tmp_path):
+    stack = acquire()
+    positions = stack.positions + np.outer(np.random.default_rng(4).uniform(-40, 40, 24), stack.row_direction)
+    write_series(tmp_path / "s", replace(stack, positions=positions), _pattern(stack))
+    assert rejected(tmp_path / "s") in {"not_aligned", "implausible_geometry"}
+
+
+def test_a_tilt_that_no_gantry_has_is_refused(tmp_path):
+    stack = acquire(tilt_deg=52)
+    write_series(tmp_path / "s", stack, _pattern(stack))
+    assert rejected(tmp_path / "s") == "tilt_too_large"
+
+
+@pytest.mark.parametrize(
+    "keyword, value",
+    [
+        pytest.param("ImageOrientationPatient", [0, 0, 0, 0, 0, 0], id="no direction"),
+        pytest.param("ImageOrientationPatient", [1, 0, 0, 1, 0, 0], id="rows along columns"),
+        pytest.param("PixelSpacing", [0, 0], id="no spacing"),
+        pytest.param("PixelSpacing", [-1, 1], id="negative spacing"),
+    ],
+)
+def test_impossible_geometry_is_refused(tmp_path, keyword, value):
+    def edit(dataset: Dataset, index: int) -> None:
+        setattr(dataset, keyword, value)
+
+    stack = acquire()
+    write_series(tmp_path / "s", stack, _pattern(stack), edit=edit)
+    assert rejected(tmp_path / "s") in {"no_geometry", "implausible_geometry"}
+
+
+@pytest.mark.parametrize("keyword", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+def test_missing_geometry_of_single_slices_is_refused_and_not_guessed(tmp_path, keyword):
+    def edit(dataset: Dataset, index: int) -> None:
+        delattr(dataset, keyword)
+
+    stack = acquire()
+    write_series(tmp_path / "s", stack, _pattern(stack), edit=edit)
+    assert rejected(tmp_path / "s") in {"no_geometry", "implausible_geometry"}

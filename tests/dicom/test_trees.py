@@ -55,9 +55,7 @@ def test_in_a_free_tree_headers_tell_series_apart(tmp_path):
     data = tmp_path / "data"
     write_series(data / "mixed", STACK.take(range(0, 10, 2)), PATTERN, uid=UID, extension="")
     write_series(data / "mixed", OTHER, OTHER_PATTERN, uid=OTHER_UID, extension=".ima")
-    write_series(
-        data / "deep" / "er", STACK.take(range(1, 10, 2)), PATTERN, uid=UID, extension=".IMG", label="rest"
-    )
+    write_series(data / "deep" / "er", STACK.take(range(1, 10, 2)), PATTERN, uid=UID, extension=".IMG", label="rest")
     scatter_junk(data)
     outcome = run(data)
     assert (outcome.cached, outcome.rejected, outcome.failed) == (2, 0, 0)
@@ -70,9 +68,7 @@ def test_names_of_files_mean_nothing(tmp_path):
     data = tmp_path / "data"
     written = write_series(data, STACK, PATTERN)
     for number, path in enumerate(written.paths):
-        path.rename(
-            data / ["a.txt", "b.nii.gz", "c.csv", "d", "e.jpg", ".f", "g h", "ü.dcm", "i.zip", "IM0"][number]
-        )
+        path.rename(data / ["a.txt", "b.nii.gz", "c.csv", "d", "e.jpg", ".f", "g h", "ü.dcm", "i.zip", "IM0"][number])
     assert_shows(run(data).image(written.uid), STACK, PATTERN)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -83,9 +84,7 @@ class Acquisition:
     @property
     def extent_mm(self) -> float:
         along_normal = self.positions @ self.normal
-        return float(
-            max(np.ptp(along_normal), *(n * s for n, s in zip(self.shape, self.spacing_mm, strict=True)))
-        )
+        return float(max(np.ptp(along_normal), *(n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))))
 
     def take(self, indices: Sequence[int]) -> Acquisition:
         """The same acquisition with only these slices, in this order."""
@@ -119,7 +118,7 @@ class Acquisition:
         stations = np.sort(self.positions @ self.normal)
         height = np.asarray(points) @ self.normal
         widest = np.zeros(height.shape)
-        for low, high in zip(stations[:-1], stations[1:], strict=True):
+        for low, high in itertools.pairwise(stations):
             plays = (height >= low - margin_mm) & (height <= high + margin_mm)
             np.maximum(widest, np.where(plays, high - low, 0.0), out=widest)
         return widest

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-
 from aneurysm.cache.build import precache
 
 CLOSEST = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])

@@ -25,7 +25,7 @@ class Pattern:
 
     centre: np.ndarray
     base: float = 300.0
-    ramp: tuple[float, float, float] = (3.0, -2.0, 4.5)  # per mm
+    ramp: tuple[float, float, float] = (3.0, -4.0, 4.5)  # per mm
     waves: tuple[tuple[float, tuple[float, float, float], float], ...] = field(
         # amplitude, wave vector in rad/mm, phase: wavelengths of 48 to 70 mm
         default=(
@@ -97,9 +97,7 @@ def anatomy(centre: np.ndarray, extent_mm: float = 30.0, base: float = 300.0) ->
     )
 
 
-def lone_blob(
-    point: np.ndarray, *, height: float = 1000.0, sigma_mm: float = 3.0, base: float = 100.0
-) -> Pattern:
+def lone_blob(point: np.ndarray, *, height: float = 1000.0, sigma_mm: float = 3.0, base: float = 100.0) -> Pattern:
     """Nothing but one marked point."""
     point = np.asarray(point, dtype=np.float64)
     return Pattern(point, base, (0.0, 0.0, 0.0), (), (Blob(tuple(point), height, sigma_mm),))

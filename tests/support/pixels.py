@@ -81,9 +81,7 @@ class Storage:
             noise = np.random.default_rng(self.garbage).integers(0, 1 << self.bits_allocated, cells.shape)
             cells = cells | (noise & unused)
         elif self.signed and shift == 0:
-            cells = stored.astype(np.int64) & (
-                (1 << self.bits_allocated) - 1
-            )  # sign extension, as scanners do
+            cells = stored.astype(np.int64) & ((1 << self.bits_allocated) - 1)  # sign extension, as scanners do
         return cells.astype(f"<u{self.bits_allocated // 8}")
 
     def describe(self, dataset: Dataset) -> None:
@@ -93,9 +91,7 @@ class Storage:
         dataset.HighBit, dataset.PixelRepresentation = self.top, int(self.signed)
 
 
-def put_pixels(
-    dataset: Dataset, storage: Storage, stored: np.ndarray, syntax: UID, fragments: int = 1
-) -> None:
+def put_pixels(dataset: Dataset, storage: Storage, stored: np.ndarray, syntax: UID, fragments: int = 1) -> None:
     """Set PixelData of a dataset whose file_meta is to say ``syntax``; ``stored`` has (frames, rows, columns)."""
     storage.describe(dataset)
     cells = storage.cells(stored)

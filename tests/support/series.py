@@ -29,12 +29,13 @@ CT = Storage(bits_stored=12, signed=False, intercept=-1024.0)
 MR = Storage(bits_stored=12, signed=False, slope=None, intercept=None)
 
 # What the test set keeps (TransferSyntaxUID stands in the file meta information, which is kept anyway).
-TEST_SET_TAGS = frozenset(
-    "BitsAllocated BitsStored Columns FrameOfReferenceUID HighBit ImageOrientationPatient ImagePositionPatient "
-    "InstanceNumber Modality PatientID PhotometricInterpretation PixelRepresentation PixelSpacing "
-    "PlanarConfiguration RescaleIntercept RescaleSlope RescaleType Rows SOPClassUID SOPInstanceUID SamplesPerPixel "
-    "SliceThickness SpacingBetweenSlices StudyInstanceUID".split()
-)
+TEST_SET_TAGS = frozenset([
+    "BitsAllocated", "BitsStored", "Columns", "FrameOfReferenceUID", "HighBit", "ImageOrientationPatient",
+    "ImagePositionPatient", "InstanceNumber", "Modality", "PatientID", "PhotometricInterpretation",
+    "PixelRepresentation", "PixelSpacing", "PlanarConfiguration", "RescaleIntercept", "RescaleSlope",
+    "RescaleType", "Rows", "SOPClassUID", "SOPInstanceUID", "SamplesPerPixel", "SliceThickness",
+    "SpacingBetweenSlices", "StudyInstanceUID",
+])  # fmt: skip
 
 Edit = Callable[[Dataset, int], None]
 
@@ -144,9 +145,7 @@ def write_multiframe(
     dataset.Rows, dataset.Columns = acquisition.shape
     dataset.NumberOfFrames = len(grid)
     dataset.SharedFunctionalGroupsSequence = _items(
-        PixelMeasuresSequence=_items(
-            PixelSpacing=numbers(acquisition.spacing_mm), SliceThickness=DSfloat(1.0)
-        ),
+        PixelMeasuresSequence=_items(PixelSpacing=numbers(acquisition.spacing_mm), SliceThickness=DSfloat(1.0)),
         PlaneOrientationSequence=_items(ImageOrientationPatient=numbers(acquisition.orientation)),
     )
     frames = []

@@ -46,12 +46,13 @@ def test_hounsfield_units_come_out_as_they_went_in(tmp_path):
     assert np.array_equal(image.physical, values), "at its own spacing a volume is only copied"
 
 
-class TestMR:
-    LEVELS = {"air": 4.0, "brain": 400.0, "fluid": 150.0, "vessel": 1400.0}
+LEVELS = {"air": 4.0, "brain": 400.0, "fluid": 150.0, "vessel": 1400.0}
 
+
+class TestMR:
     @pytest.fixture
     def image(self, tmp_path):
-        values, _ = _head(STACK, self.LEVELS)
+        values, _ = _head(STACK, LEVELS)
         noise = np.random.default_rng(0).normal(0, 4, values.shape)
         write_series(tmp_path / "s", STACK, np.clip(values + noise, 0, None).round(), modality="MR")
         return cached(tmp_path / "s")
@@ -63,11 +64,11 @@ class TestMR:
         return float(np.mean(image.physical[around]))
 
     def test_the_order_of_tissues_is_kept(self, image):
-        found = {name: self._found(image, name) for name in self.LEVELS}
+        found = {name: self._found(image, name) for name in LEVELS}
         assert sorted(found, key=found.get) == ["air", "fluid", "brain", "vessel"]
 
     def test_physical_values_can_be_had_back(self, image):
-        for name, level in self.LEVELS.items():
+        for name, level in LEVELS.items():
             assert self._found(image, name) == pytest.approx(level, abs=12)
         assert image.meta["intensity"]["unit"] == "arbitrary"
 
@@ -98,7 +99,7 @@ class TestMR:
 @pytest.mark.parametrize("factor", [0.02, 1.0, 14.0], ids=["dim", "usual", "bright"])
 def test_mr_of_any_scale_looks_the_same_to_a_model(tmp_path, factor):
     """MR has no unit: a scanner's gain must not matter."""
-    values, _ = _head(STACK, TestMR.LEVELS)
+    values, _ = _head(STACK, LEVELS)
     storage = Storage(16, 16, signed=False, slope=factor, intercept=0.0)
     write_series(tmp_path / "s", STACK, values * factor, modality="MR", storage=storage)
     image = cached(tmp_path / "s")
@@ -114,7 +115,7 @@ def test_mr_of_any_scale_looks_the_same_to_a_model(tmp_path, factor):
 def test_the_share_of_air_around_the_head_does_not_change_its_scale(tmp_path):
     shown = []
     for name, stack in (("wide", acquire(shape=(64, 64), slices=40)), ("narrow", STACK)):
-        values, _ = _head(stack, TestMR.LEVELS)
+        values, _ = _head(stack, LEVELS)
         write_series(tmp_path / name, stack, values, modality="MR")
         image = cached(tmp_path / name)
         low, high = image.meta["intensity"]["window"]

@@ -27,9 +27,7 @@ T1_POST = {
     "InversionTime": 900, "FlipAngle": 9, "ContrastBolusAgent": "Gadobutrol",
     "SeriesDescription": "t1_mprage_sag_post_gd", "ProtocolName": "t1_mprage_sag",
 }  # fmt: skip
-T1_PLAIN = {k: v for k, v in T1_POST.items() if k != "ContrastBolusAgent"} | {
-    "SeriesDescription": "t1_mprage_sag"
-}
+T1_PLAIN = {k: v for k, v in T1_POST.items() if k != "ContrastBolusAgent"} | {"SeriesDescription": "t1_mprage_sag"}
 FLAIR = T2 | {"InversionTime": 2500, "RepetitionTime": 9000, "SeriesDescription": "flair_tra"}
 
 
@@ -61,9 +59,7 @@ def test_mr_is_told_apart_as_well_as_the_tags_allow(tmp_path, tags, expected):
     assert _kind(tmp_path, tags) == (expected, "dicom")
 
 
-@pytest.mark.parametrize(
-    "tags", [pytest.param(T1_PLAIN, id="T1 without contrast"), pytest.param(FLAIR, id="FLAIR")]
-)
+@pytest.mark.parametrize("tags", [pytest.param(T1_PLAIN, id="T1 without contrast"), pytest.param(FLAIR, id="FLAIR")])
 def test_an_mr_of_none_of_the_kinds_is_called_mr(tmp_path, tags):
     assert _kind(tmp_path, tags)[0] == "MR"
 

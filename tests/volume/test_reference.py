@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 
 from tests.support.acquisition import PLANES, Acquisition, acquire, rotation
 from tests.support.cached import CachedImage, cached
@@ -23,9 +23,7 @@ DENSITY = 8
 
 def _noise(acquisition: Acquisition, seed: int = 0) -> np.ndarray:
     """White noise: the worst case for any disagreement about weights or positions."""
-    return (
-        np.random.default_rng(seed).integers(-800, 1800, (len(acquisition), *acquisition.shape)).astype(float)
-    )
+    return np.random.default_rng(seed).integers(-800, 1800, (len(acquisition), *acquisition.shape)).astype(float)
 
 
 def _by_itk(written) -> sitk.Image:
@@ -81,8 +79,7 @@ def _averaged(dense: np.ndarray, gaps_mm: np.ndarray, target_mm: float) -> np.nd
         count = dense.shape[axis]
         taken = range(0, count, DENSITY)
         columns = [
-            np.tensordot(weights, np.take(padded, range(i, i + len(weights)), axis=axis), axes=(0, axis))
-            for i in taken
+            np.tensordot(weights, np.take(padded, range(i, i + len(weights)), axis=axis), axes=(0, axis)) for i in taken
         ]
         dense = np.stack(columns, axis=axis)
     return dense
@@ -97,9 +94,7 @@ def _gaps_zyx(image: CachedImage, acquisition: Acquisition) -> np.ndarray:
         2: (acquisition.row_direction, acquisition.spacing_mm[1]),
     }
     axes = image.affine[:3, :3] / image.spacing_mm
-    return np.array(
-        [next(spacing for d, spacing in ours.values() if abs(d @ axes[:, k]) > 0.99) for k in range(3)]
-    )
+    return np.array([next(spacing for d, spacing in ours.values() if abs(d @ axes[:, k]) > 0.99) for k in range(3)])
 
 
 @pytest.mark.parametrize(
@@ -113,9 +108,7 @@ def _gaps_zyx(image: CachedImage, acquisition: Acquisition) -> np.ndarray:
 @pytest.mark.parametrize("reverse", [False, True], ids=["along the normal", "against the normal"])
 @pytest.mark.parametrize("plane", PLANES)
 def test_coarse_series_equal_simpleitk_within_rounding(tmp_path, plane, reverse, spacing_mm, gap_mm):
-    acquisition = acquire(
-        plane, spacing_mm=spacing_mm, gap_mm=gap_mm, reverse=reverse, slices=14, shape=(17, 15)
-    )
+    acquisition = acquire(plane, spacing_mm=spacing_mm, gap_mm=gap_mm, reverse=reverse, slices=14, shape=(17, 15))
     written = write_series(tmp_path / "s", acquisition, _noise(acquisition))
     image = cached(tmp_path / "s")
     reference = _on_grid_of(image, _by_itk(written))
@@ -149,9 +142,7 @@ def test_an_oblique_series_equals_simpleitk_within_rounding(tmp_path):
 def test_fine_series_equal_simpleitk_averaged_over_the_voxel(tmp_path, plane, spacing_mm, gap_mm):
     """On noise of +-1,300 HU: only the weights that are claimed give this agreement."""
     shape = tuple(round(14 / s) for s in spacing_mm)
-    acquisition = acquire(
-        plane, spacing_mm=spacing_mm, gap_mm=gap_mm, slices=round(14 / gap_mm) + 1, shape=shape
-    )
+    acquisition = acquire(plane, spacing_mm=spacing_mm, gap_mm=gap_mm, slices=round(14 / gap_mm) + 1, shape=shape)
     written = write_series(tmp_path / "s", acquisition, _noise(acquisition))
     image = cached(tmp_path / "s")
     dense = _on_grid_of(image, _by_itk(written), DENSITY)
