@@ -218,8 +218,20 @@ class TestRowsThatCanNotBePlaced:
 
     @pytest.mark.parametrize(
         "text",
-        ["", "nan", "{'x': 3.0}", "{'x': 'a', 'y': 3}", "[1, 2]", "{'x': nan, 'y': 2}", "__import__('os')", "{'x': 1,"],
-    )  # fmt: skip
+        [
+            pytest.param("", id="nothing"),
+            pytest.param("nan", id="nan"),
+            pytest.param("{'x': 3.0}", id="no y"),
+            pytest.param("{'x': 'a', 'y': 3}", id="text for a number"),
+            pytest.param("[1, 2]", id="a list"),
+            pytest.param("{'x': nan, 'y': 2}", id="nan for x"),
+            pytest.param("{'x': 1e999, 'y': 2}", id="infinity for x"),
+            pytest.param("{'x': 1, 'y': 2, 'f': 1e999}", id="infinity for f"),
+            pytest.param(f"{{'x': {'9' * 400}, 'y': 2}}", id="a number beyond floating point"),
+            pytest.param("__import__('os')", id="code"),
+            pytest.param("{'x': 1,", id="cut off"),
+        ],
+    )
     def test_coordinates_that_can_not_be_read(self, tree, written, text):
         tree.localizers.append([UID, written.sops[5], text, LOCATION])
         assert self._unplaced(tree)["reason"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
@@ -99,10 +99,12 @@ def cases(draw: st.DrawFn) -> Case:
 
 @given(case=cases(), mark=st.tuples(st.integers(0, 9), st.floats(0.05, 0.95), st.floats(0.05, 0.95)))
 @settings(
-    max_examples=60,
+    max_examples=40,
     derandomize=True,
     deadline=None,
     database=None,
+    # A failing case is told in full by its labels; shrinking one takes minutes.
+    phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 def test_any_combination_shows_the_pattern_and_places_its_lesion(case, mark):

@@ -68,7 +68,7 @@ def test_names_of_files_mean_nothing(tmp_path):
     data = tmp_path / "data"
     written = write_series(data, STACK, PATTERN)
     for number, path in enumerate(written.paths):
-        path.rename(data / ["a.txt", "b.nii.gz", "c.csv", "d", "e.jpg", ".f", "g h", "ü.dcm", "i.zip", "IM0"][number])
+        path.rename(data / ["a.txt", "b.nii.gz", "c.csv", "d", "e.jpg", "f.", "g h", "ü.dcm", "i.zip", "IM0"][number])
     assert_shows(run(data).image(written.uid), STACK, PATTERN)
 
 

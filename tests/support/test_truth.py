@@ -38,7 +38,7 @@ def test_a_right_volume_passes():
 
 @pytest.mark.parametrize("axis", range(3), ids=["to the left", "to the back", "up"])
 def test_a_displacement_of_a_tenth_of_a_millimetre_is_noticed(axis):
-    with pytest.raises(AssertionError, match="displaced|are off"):
+    with pytest.raises(AssertionError, match=r"displaced|are off"):
         assert_shows(_ideal(PATTERN, moved_mm=0.12 * np.eye(3)[axis]), STACK, PATTERN)
 
 
