@@ -46,6 +46,8 @@ def frames_of_file(header: Header) -> tuple[list[Frame], list[Decision]]:
         decisions.append(Decision("frames_from_length", f"{header.path.name}: {stored} frames by length of pixel data"))
     if not 1 <= n_frames <= MAX_FRAMES:
         return [], [Decision("unsupported_file", f"{header.path.name}: NumberOfFrames is {n_frames}")]
+    if n_frames > 1 and stored is not None and stored < n_frames:
+        return [], [Decision("unsupported_file", f"{header.path.name}: {stored} of {n_frames} frames are in the file")]
     if n_frames > 1 or header.dataset is not None:
         frames, notes = _multi(header, fmt, n_frames)
         return frames, decisions + notes
@@ -105,7 +107,10 @@ def _frames_stored(header: Header, fmt: PixelFormat) -> int | None:
     """Return how many whole frames the pixel data's length holds, None where it is compressed."""
     if header.pixel_length < 0:
         return None
-    return header.pixel_length // (fmt.rows * fmt.columns * fmt.samples * fmt.bits_allocated // 8)
+    there = header.pixel_length
+    if header.pixel_offset is not None:
+        there = min(there, header.file_size - header.pixel_offset)
+    return there // (fmt.rows * fmt.columns * fmt.samples * fmt.bits_allocated // 8)
 
 
 def _padding(header: Header) -> tuple[int, int] | None:

@@ -21,6 +21,7 @@ Pixels = NDArray[Any]
 _EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 _NATIVE: Final = frozenset({IMPLICIT_LITTLE, _EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
 _RLE: Final = "1.2.840.10008.1.2.5"
+_JPEG_LS: Final = frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"})
 _JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
 # The fastest first; each measured on 12-bit CT slices by `make bench`'s data. gdcm serves what is not listed.
 _PLUGINS: Final = {
@@ -104,7 +105,7 @@ class PixelReader:
         try:
             with quiet_pydicom():
                 self._inflated = bytes(pydicom.dcmread(frame.path, specific_tags=["PixelData"]).PixelData)
-        except Exception as error:  # noqa: BLE001 - zlib and pydicom raise whatever the bytes provoke
+        except Exception as error:
             raise PixelError(f"{frame.path.name} can't be inflated: {error}") from error
         self._file = frame.path
 
@@ -121,7 +122,7 @@ class PixelReader:
             raise
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - each plugin raises in its own way
+        except Exception as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise PixelError(f"{frame.name} ({fmt.transfer_syntax}) can't be decoded: {first_line}") from error
         if values.shape != (fmt.rows, fmt.columns):
@@ -182,17 +183,20 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
         "correct_unused_bits": fmt.transfer_syntax != _RLE,
     }
     buffer = encaps.encapsulate([encoded], has_bot=False)
-    error: Exception | None = None
+    if fmt.transfer_syntax in _JPEG_LS and not encoded.rstrip(b"\0").endswith(b"\xff\xd9"):
+        # CharLS looks for the end of a stream for seconds.
+        raise PixelError("the JPEG-LS stream has no end")
+    error: BaseException | None = None
     for plugin in _PLUGINS.get(fmt.transfer_syntax, _DEFAULT_PLUGINS):
         try:
             values, _ = decoder.as_array(buffer, index=0, raw=True, decoding_plugin=plugin, **options)
-        except MemoryError:
+        except (MemoryError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as failure:  # noqa: BLE001 - the next plugin may be able to
+        except BaseException as failure:  # noqa: BLE001 - a panic in Rust is no Exception; the next plugin may be able to
             error = error or failure
             continue
         return _used_bits(values, fmt) if fmt.transfer_syntax == _RLE else values
-    raise error or PixelError(f"no decoder for {fmt.transfer_syntax}")
+    raise PixelError(f"no plugin decodes it: {str(error or 'none is there')[:160]}")
 
 
 def _jpeg_precision(encoded: bytes) -> int:

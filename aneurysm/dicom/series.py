@@ -128,6 +128,8 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         made, notes = frames_of_file(header)
         frames.extend(made)
         decisions.extend(notes)
+        if len(frames) > MAX_FRAMES:
+            raise SeriesRejectedError(Reason.TOO_LARGE, f"more than {MAX_FRAMES} frames")
 
     if unreadable:
         decisions.append(Decision("unreadable_files", _some(unreadable)))
@@ -144,8 +146,6 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         )
     if not frames:
         raise SeriesRejectedError(Reason.UNSUPPORTED_PIXELS, "; ".join(d.detail for d in decisions))
-    if len(frames) > MAX_FRAMES:
-        raise SeriesRejectedError(Reason.TOO_LARGE, f"{len(frames)} frames, at most {MAX_FRAMES} are read")
     mosaics = sum("MOSAIC" in h.get("ImageType", ()) for h in headers)
     if mosaics:
         raise SeriesRejectedError(
