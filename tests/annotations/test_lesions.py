@@ -13,6 +13,7 @@ from tests.support.acquisition import PLANES, Acquisition, acquire, rotation
 from tests.support.cached import CachedImage, Outcome, cached, run
 from tests.support.pattern import anatomy, lone_blob
 from tests.support.series import Written, new_uid, write_multiframe, write_series
+from tests.support.specs import write_spec
 from tests.support.trees import LOCATION, RsnaTree
 
 UID = new_uid("lesions")
@@ -156,6 +157,20 @@ def test_a_row_on_a_scout_through_the_volume_is_right_or_not_placed(tree):
         assert image.unplaced[0]["reason"]
 
 
+@pytest.mark.parametrize("index, placed", [(20, True), (2, False)], ids=["inside", "below"])
+def test_a_box_leaves_out_the_rows_that_lie_beyond_it(tree, tmp_path, index, placed):
+    acquisition = acquire()
+    written = _write(tree, acquisition)
+    tree.localize(UID, written.sops[index], 14.25, 15.5)
+    spec = write_spec(tmp_path / "box.toml", region_mm=(10.0, 20.0, 20.0))
+    image = _cached(tree, spec=str(spec))
+    if placed:
+        _assert_at(image, acquisition.lps(index, 14.25, 15.5))
+    else:
+        assert image.lesions == []
+        assert image.unplaced[0]["reason"]
+
+
 @pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "shuffled"])
 @pytest.mark.parametrize("plane", PLANES)
 def test_a_multiframe_row_is_placed_by_its_frame(tree, plane, shuffled):
@@ -176,7 +191,8 @@ def test_a_row_of_a_stripped_multiframe_file_is_placed_within_the_fallback_geome
     acquisition = acquire(slices=90, gap_mm=0.55, spacing_mm=(0.5, 0.5), shape=(48, 40))
     tree.declare(UID, "MRA", positive=[LOCATION])
     point = acquisition.lps(40, 22.0, 20.0)
-    pattern = lone_blob(point, sigma_mm=2.0)
+    # Wide, so that it is the head to whatever looks for one, and is not clipped flat.
+    pattern = lone_blob(point, sigma_mm=4.0, base=2.0)
     written = write_multiframe(tree.folder(UID), acquisition, pattern, uid=UID, stripped=True)
     tree.localize(UID, written.sops[0], 22.0, 20.0, frame=40)
     image = _cached(tree)

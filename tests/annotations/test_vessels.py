@@ -10,6 +10,7 @@ from tests.support.acquisition import Acquisition, acquire, rotation
 from tests.support.cached import CachedImage, Outcome, run
 from tests.support.pattern import anatomy
 from tests.support.series import new_uid, write_series
+from tests.support.specs import write_spec
 from tests.support.trees import RsnaTree, mask_image, write_nifti_by_hand
 
 UID = new_uid("vessels")
@@ -37,7 +38,7 @@ def _vessel_value(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
         (2, (0, 7, 5), 3.2),
     ):
         value[np.linalg.norm(relative - np.array(offset), axis=-1) < radius] = number
-    bar = (np.abs(relative[..., 1] + 8) < 2) & (np.abs(relative[..., 2] - 6) < 2) & (relative[..., 0] > 0)
+    bar = (np.abs(relative[..., 1] + 8) < 2) & (np.abs(relative[..., 2] - 6) < 2) & (np.abs(relative[..., 0] - 5) < 5)
     value[bar] = 10
     return value
 
@@ -156,6 +157,21 @@ def test_a_mask_that_covers_a_part_leaves_the_rest_empty(tree):
     covered = image.centres()[..., 2] > acquisition.positions[10, 2] - 0.5
     assert (vessels[~covered] == 0).all()
     assert (vessels[covered] > 0).any()
+
+
+def test_a_mask_is_cut_to_the_box_of_the_spec(tree, tmp_path):
+    """A box leaves out the neck: the vessels in it must not cost those of the head their labels."""
+    acquisition = acquire(slices=26)
+    _write(tree, acquisition)
+    affine = _grid_of(acquisition)
+    tree.write_mask(UID, mask_image(_mask(affine, (28, 32, 26), acquisition.centre), affine))
+    spec = write_spec(tmp_path / "box.toml", region_mm=(13.0, 30.0, 26.0))
+    image = run(tree.write_tables(), spec=str(spec)).image(UID)
+    vessels = image.vessels()
+    assert vessels is not None, image.meta["decisions"]
+    sure = _surely(image.centres(), acquisition.centre, 0.8)
+    assert np.array_equal(vessels[sure], _vessel_value(image.centres(), acquisition.centre)[sure])
+    assert {2, 10, 13} <= set(np.unique(vessels))
 
 
 def _without(tree: RsnaTree) -> Outcome:

@@ -13,7 +13,7 @@ from tests.support.acquisition import PLANES, Acquisition, acquire, rotation
 from tests.support.cached import cached, run
 from tests.support.pattern import Pattern, anatomy
 from tests.support.pixels import JPEG_LOSSLESS, Storage
-from tests.support.series import numbers, write_multiframe
+from tests.support.series import new_uid, numbers, write_multiframe
 from tests.support.truth import assert_frame, assert_shows
 
 
@@ -140,7 +140,7 @@ def test_two_enhanced_files_of_one_series_are_not_mixed(tmp_path):
     first = write_multiframe(tmp_path / "s", stack.take(range(12)), pattern)
 
     def edit(dataset: Dataset) -> None:
-        dataset.SOPInstanceUID += ".2"
+        dataset.SOPInstanceUID = new_uid("second file")
 
     write_multiframe(tmp_path / "s", stack.take(range(12, 24)), pattern, uid=first.uid, edit=edit)
     outcome = run(tmp_path / "s")

@@ -17,6 +17,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from aneurysm.errors import DataError
 from tests.support.acquisition import acquire
 from tests.support.cached import cached, rejected, run
 from tests.support.pattern import anatomy
@@ -65,16 +66,18 @@ def test_a_frame_may_be_split_into_several_fragments(tmp_path, syntax, many):
 
 
 @pytest.mark.parametrize(
-    "syntax, storage, lossy",
+    "syntax, storage, loss",
     [
         # 8 bits for 1,280 HU: steps of 5; the DCT moves a smooth image by a step or two of quantisation.
         pytest.param(JPEG_BASELINE, Storage(8, 8, signed=False, slope=5.0, intercept=-300), 15, id="baseline"),
         pytest.param(JPEG_EXTENDED, CT, 15, id="extended with 12 bits"),
     ],
 )
-def test_lossy_jpeg_is_off_by_its_own_loss_and_no_more(tmp_path, syntax, storage, lossy):
-    write_series(tmp_path / "s", STACK, PATTERN, syntax=syntax, storage=storage)
-    assert_shows(cached(tmp_path / "s"), STACK, PATTERN, step=storage.slope, lossy=lossy)
+def test_lossy_jpeg_is_off_by_its_own_loss_and_no_more(tmp_path, syntax, storage, loss):
+    stack = acquire(slices=8, gap_mm=2, shape=(26, 28))
+    pattern = anatomy(stack.centre)
+    write_series(tmp_path / "s", stack, pattern, syntax=syntax, storage=storage)
+    assert_shows(cached(tmp_path / "s"), stack, pattern, step=storage.slope, lossy=loss)
 
 
 def test_slices_of_different_syntaxes_make_one_volume(tmp_path):
@@ -119,6 +122,18 @@ def test_odd_sizes_of_eight_bits_are_padded_and_not_read_as_pixels(tmp_path):
     storage = Storage(8, 8, signed=False, slope=5.0, intercept=-300.0)
     write_series(tmp_path / "s", stack, pattern, storage=storage)
     assert_shows(cached(tmp_path / "s"), stack, pattern, step=5.0)
+
+
+@pytest.mark.parametrize("syntax", NATIVE, ids=_name)
+@pytest.mark.parametrize("shape", [(57, 48), (52, 32)], ids=str)
+def test_sizes_that_look_like_digits_are_read_as_numbers(tmp_path, shape, syntax):
+    """57 is stored as the bytes of the text "9"; without a VR in the file only the tag tells which is meant."""
+    stack = acquire(slices=6, gap_mm=2, shape=shape)
+    pattern = anatomy(stack.centre, stack.extent_mm)
+    write_series(tmp_path / "s", stack, pattern, syntax=syntax)
+    image = cached(tmp_path / "s")
+    assert image.meta["source"]["shape"] == [6, *shape]
+    assert_shows(image, stack, pattern)
 
 
 def test_each_slice_has_a_rescale_of_its_own(tmp_path):
@@ -295,14 +310,18 @@ def test_a_colour_slice_among_grey_ones_is_dropped(tmp_path):
     assert_shows(cached(tmp_path / "s"), stack, pattern)
 
 
-def test_a_series_without_pixels_has_a_row_with_a_reason(tmp_path):
+@pytest.mark.parametrize("layout", ["rsna", "free"])
+def test_a_series_without_pixels_is_no_series_or_has_a_row_with_a_reason(tmp_path, layout):
     def edit(dataset: Dataset, index: int) -> None:
         del dataset.PixelData
 
-    write_series(tmp_path / "s", STACK, PATTERN, edit=edit)
-    outcome = run(tmp_path / "s")
-    assert outcome.cached == 0
-    assert outcome.reason() in {"no_images", "unreadable_pixels", "unsupported_pixels"}
+    folder = "series/1.2.3.4" if layout == "rsna" else "anywhere"
+    write_series(tmp_path / "data" / folder, STACK, PATTERN, edit=edit, uid="1.2.3.4")
+    if layout == "rsna":
+        assert rejected(tmp_path / "data") in {"no_images", "unreadable_pixels"}
+    else:
+        with pytest.raises(DataError, match="without image"):
+            run(tmp_path / "data")
 
 
 def test_a_series_of_one_value_has_no_signal(tmp_path):

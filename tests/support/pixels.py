@@ -17,6 +17,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
+    RLELossless,
     SecondaryCaptureImageStorage,
 )
 
@@ -104,14 +105,37 @@ def put_pixels(dataset: Dataset, storage: Storage, stored: np.ndarray, syntax: U
         dataset.file_meta.TransferSyntaxUID = syntax
         return
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    if syntax in _GDCM_SYNTAX:
+    if syntax == JPEG_EXTENDED and storage.bits_stored == 12:
+        assert not storage.signed
+        _twelve_bits(dataset, len(stored))
+    elif syntax in _GDCM_SYNTAX:
         _compress_by_gdcm(dataset, len(stored), syntax)
     else:
-        dataset.compress(syntax, generate_instance_uid=False)
+        # GDCM's RLE encoder aborts the process on 8-bit images of odd size.
+        plugin = "pydicom" if syntax == RLELossless else ""
+        dataset.compress(syntax, encoding_plugin=plugin, generate_instance_uid=False)
     if fragments > 1:
         frames = list(generate_frames(dataset.PixelData, number_of_frames=len(stored)))
         dataset.PixelData = encapsulate(frames, fragments_per_frame=fragments, has_bot=len(stored) > 1)
         dataset["PixelData"].is_undefined_length = True
+
+
+def _twelve_bits(dataset: Dataset, frames: int) -> None:
+    """JPEG Extended of 12 bits, which GDCM reads but can't write: it would write 16 bits, which JPEG does not have.
+
+    The two differ only in the level that is subtracted before the transform, half the range. So: encode the values
+    with the difference added, then correct the precision in the frame header.
+    """
+    cells = np.frombuffer(dataset.PixelData, "<u2") + np.uint16((1 << 15) - (1 << 11))
+    dataset.PixelData = cells.tobytes()
+    dataset.BitsStored, dataset.HighBit = 16, 15
+    _compress_by_gdcm(dataset, frames, JPEG_EXTENDED)
+    dataset.BitsStored, dataset.HighBit = 12, 11
+    streams = list(generate_frames(dataset.PixelData, number_of_frames=frames))
+    header = b"\xff\xc1\x00\x0b"
+    assert all(stream.count(header + b"\x10") == 1 for stream in streams)
+    dataset.PixelData = encapsulate([s.replace(header + b"\x10", header + b"\x0c") for s in streams])
+    dataset["PixelData"].is_undefined_length = True
 
 
 def _compress_by_gdcm(dataset: Dataset, frames: int, syntax: UID) -> None:

@@ -84,7 +84,7 @@ class TestMR:
         low, high = image.meta["intensity"]["clip"]
         steps = (high - low) / image.meta["intensity"]["scale"]
         assert 2**11 <= steps <= 2**13
-        assert 256 < len(np.unique(image.stored)) < 2**13
+        assert image.meta["intensity"]["scale"] <= 2, "steps finer than the noise of 4 grey levels"
 
     def test_the_window_maps_the_head_into_zero_to_one(self, image):
         low, high = image.meta["intensity"]["window"]
@@ -92,8 +92,8 @@ class TestMR:
         def shown(name: str) -> float:
             return (self._found(image, name) - low) / (high - low)
 
-        assert shown("air") < 0.1 < shown("fluid") < shown("brain") < shown("vessel")
-        assert 0.2 < shown("brain") < 0.9
+        # Fluid is the darkest percent of this head, a vessel the brightest: they span the window, with head-room above.
+        assert shown("air") < shown("fluid") < 0.05 < shown("brain") < 0.3 < shown("vessel") < 0.9
 
 
 @pytest.mark.parametrize("factor", [0.02, 1.0, 14.0], ids=["dim", "usual", "bright"])

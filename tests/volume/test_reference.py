@@ -150,10 +150,11 @@ def test_fine_series_equal_simpleitk_averaged_over_the_voxel(tmp_path, plane, sp
     known = np.isfinite(reference)
     assert known.sum() > 300
     difference = np.abs(image.physical - reference)[known]
-    # The lattice of 1/8 mm misses the corners of the piecewise-linear interpolant: an error of order
-    # (1/8)^2 / 8 / g^2 of the noise's jumps at each corner, some 1 % of the noise that is left after smoothing.
-    assert difference.max() <= 25, f"{difference.max():.1f} HU, mean {difference.mean():.2f}"
-    assert difference.mean() <= 5
+    # Both sides are sums for the same integral (12 points over the triangle there, a lattice of 1/8 mm here), so that
+    # single weights differ by some 2 %: on noise of 750 HU (one sigma) that is about 4 HU, and 5 sigma of it 20 HU.
+    # A triangle a tenth wider or narrower, or one sample off, differs by hundreds.
+    assert difference.max() <= 40, f"{difference.max():.1f} HU, mean {difference.mean():.2f}"
+    assert difference.mean() <= 6
 
 
 def test_a_smooth_fine_series_equals_plain_simpleitk_within_the_smoothing(tmp_path):
