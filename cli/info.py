@@ -81,10 +81,12 @@ def _print_volume(console: Console, facts: dict[str, Any]) -> None:
             "shape (z, y, x)": "x".join(map(str, facts["shape"])),
             "stored": f"{facts['files']} files, {facts['bytes'] / 1e6:.2f} MB",
             "intensity": f"{intensity['unit']}: stored x {intensity['scale']:g} + {intensity['offset']:g}, kept "
-            f"{intensity['clip'][0]:g} to {intensity['clip'][1]:g}, shown {intensity['window'][0]:g} to {intensity['window'][1]:g}",
+            f"{intensity['clip'][0]:g} to {intensity['clip'][1]:g}, shown {intensity['window'][0]:g} to "
+            f"{intensity['window'][1]:g}",
             "affine (z, y, x) to LPS": "\n".join(" ".join(f"{v:10.4f}" for v in row) for row in facts["affine_lps"]),
             "source": f"{source['plane']}, {'x'.join(map(str, source['shape']))} voxels of "
-            f"{' x '.join(f'{v:g}' for v in source['spacing_mm'])} mm, tilt {source['tilt_deg']:g} degrees, {source['files']} files",
+            f"{' x '.join(f'{v:g}' for v in source['spacing_mm'])} mm, tilt {source['tilt_deg']:g} degrees, "
+            f"{source['files']} files",
             "labels": ("; ".join(positive) or "none positive") if facts["labels"] else "not known",
             "digest": facts["digest"],
             "content hash": facts["content_hash"],

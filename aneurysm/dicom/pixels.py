@@ -1,4 +1,4 @@
-"""Frame -> stored integers: read at an offset where pixels are plain, decoded by pydicom's plugins where they are not."""
+"""Frame -> stored integers: read at an offset where pixels are plain, else decoded by pydicom's plugins."""
 
 from __future__ import annotations
 
@@ -59,10 +59,8 @@ class PixelReader:
             The pixels break off, can't be decoded, or are of an unsupported kind.
         """
         fmt = frame.format
-        if fmt.transfer_syntax in _NATIVE:
-            stored = _used_bits(self._native(frame), fmt)
-        else:
-            stored = self._decoded(frame)
+        native = fmt.transfer_syntax in _NATIVE
+        stored = _used_bits(self._native(frame), fmt) if native else self._decoded(frame)
         return _inverted(stored, fmt) if fmt.photometric == "MONOCHROME1" else stored
 
     def same_pixels(self, a: Frame, b: Frame) -> bool:

@@ -120,10 +120,10 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         headers.append(header)
 
     # A folder that bears the series' UID may hold a stray file of another series.
-    own = [h for h in headers if h.get("SeriesInstanceUID", uid) == uid]
-    if own and len(own) < len(headers):
-        foreign.update(str(h.get("SeriesInstanceUID")) for h in headers if h not in own)
-        headers = own
+    named = [str(h.get("SeriesInstanceUID", uid)) for h in headers]
+    if uid in named:
+        foreign.update(n for n in named if n != uid)
+        headers = [h for h, n in zip(headers, named, strict=True) if n == uid]
     for header in headers:
         made, notes = frames_of_file(header)
         frames.extend(made)

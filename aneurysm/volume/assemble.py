@@ -153,7 +153,7 @@ class _Physical:
         return (1.0, 0.0) if self._hu else (frame.slope, frame.intercept)
 
     def plane(self, frame: Frame, in_plane: InPlane, shift_mm: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return (columns, rows) of the target: physical value minus air, so that 0 is air beyond a tilted slice too."""
+        """Return (columns, rows) of the target: physical value minus air, so that 0 is air beyond a slice, too."""
         slope, intercept = self._rescale(frame)
         pixels = self._reader.read(frame)
         pixels = without_padding(
