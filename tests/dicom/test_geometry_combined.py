@@ -124,7 +124,7 @@ def _check(folder: Path, case: Case, mark: tuple[int, float, float]) -> None:
         storage=case.storage, syntax=case.syntax, **options,
     )  # fmt: skip
     tree.declare(UID, "CTA" if case.modality == "CT" else "MRA", positive=[LABELS[6]])
-    index, y, x = mark[0], mark[1] * (case.stack.shape[0] - 1), mark[2] * (case.stack.shape[1] - 1)
+    index, y, x = mark[0] % len(case.stack), mark[1] * (case.stack.shape[0] - 1), mark[2] * (case.stack.shape[1] - 1)
     truth = case.stack.take(case.order).lps(index, x, y)
     sop = written.sops[0 if case.multiframe else index]
     tree.localize(UID, sop, x, y, frame=index if case.multiframe else None)
