@@ -19,6 +19,7 @@ from typing import Any
 
 from aneurysm.cache.layout import CacheLayout
 
+_TEMPORARY = ".tmp"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -84,6 +85,10 @@ def _lock(path: Path) -> int | None:
 
 def sweep(layout: CacheLayout) -> list[str]:
     """Remove the unfinished work of processes that are gone; return whose series it was."""
+    for place in (layout.root, layout.rejected):
+        for temporary in place.glob(f".*{_TEMPORARY}"):
+            if not _held(temporary):
+                temporary.unlink(missing_ok=True)
     if not layout.building.is_dir():
         return []
     swept = []
@@ -122,13 +127,18 @@ def publish(built: Path, final: Path) -> bool:
 def write_atomically(path: Path, content: str) -> None:
     """Write a file so that at every moment either the old or the new one is there, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        while True:
+            with temporary.open("w", encoding="utf-8") as file:
+                # The lock tells a sweep that the file has an owner.
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                with suppress(FileNotFoundError):  # swept between its making and its lock: once more
+                    temporary.replace(path)
+                    break
     finally:
         temporary.unlink(missing_ok=True)
     _flush_folder(path.parent)
