@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from tests.support.acquisition import Acquisition, acquire, rotation
 from tests.support.cached import CachedImage, Outcome, run

@@ -261,6 +261,26 @@ def test_a_range_of_padding_values_becomes_air(tmp_path):
     _assert_padded(cached(tmp_path / "s"), PATTERN, outside)
 
 
+@pytest.mark.parametrize("padding", [0, 4095], ids=["dark", "bright"])
+def test_padding_of_mr_is_dark(tmp_path, padding):
+    values, _ = _with_round_field(MR_PATTERN, padding)
+
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.PixelPaddingValue = padding
+        dataset["PixelPaddingValue"].VR = "US"
+
+    write_series(tmp_path / "s", STACK, values, modality="MR", edit=edit)
+    image = cached(tmp_path / "s")
+    away = np.linalg.norm((image.centres() - STACK.centre)[..., :2], axis=-1)
+    assert_shows(image, STACK, MR_PATTERN, where=away < 9)
+    assert image.physical[away > 13].max() < image.physical[away < 9].min()
+
+
+def test_ct_without_a_rescale_is_in_hounsfield_units(tmp_path):
+    write_series(tmp_path / "s", STACK, PATTERN, storage=Storage(16, 16, signed=True, slope=None, intercept=None))
+    assert_shows(cached(tmp_path / "s"), STACK, PATTERN)
+
+
 def test_values_beyond_the_window_are_clipped_and_not_wrapped(tmp_path):
     stack = acquire(slices=10)
     values = np.zeros((10, 32, 28))

@@ -78,6 +78,61 @@ def test_one_position_repeated_with_other_pixels_is_not_silently_mixed(tmp_path)
         assert outcome.reason() == "several_volumes"
 
 
+@pytest.mark.parametrize("order", ["one after the other", "in turn at each position"])
+def test_two_that_only_instance_numbers_tell_apart_are_not_mixed(tmp_path, order):
+    """25 tags, two phases: kept whole where the numbers leave no doubt, refused where they do."""
+    stack = acquire(slices=12)
+    pattern, other = (_pattern(stack, base) for base in (200.0, 600.0))
+    values = np.concatenate([stack.sample(pattern), stack.sample(other)])
+
+    def edit(dataset: Dataset, index: int) -> None:
+        phase, place = divmod(index, 12)
+        dataset.InstanceNumber = 1 + (12 * phase + place if order == "one after the other" else 2 * place + phase)
+
+    write_series(tmp_path / "s", stack.take([*range(12), *range(12)]), values, edit=edit, stripped=True)
+    outcome = run(tmp_path / "s")
+    if outcome.cached:
+        assert "several_volumes" in outcome.image().codes
+        assert_shows(outcome.image(), stack, pattern)
+    else:
+        assert outcome.reason() == "several_volumes"
+
+
+def test_a_second_time_point_that_is_not_complete_is_left_out(tmp_path):
+    stack = acquire(slices=12)
+    pattern, other = (_pattern(stack, base) for base in (500.0, 900.0))
+    values = np.concatenate([stack.sample(pattern), stack.sample(other)[:7]])
+
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.TemporalPositionIdentifier = 1 if index < 12 else 2
+
+    write_series(tmp_path / "s", stack.take([*range(12), *range(7)]), values, modality="MR", edit=edit)
+    image = cached(tmp_path / "s")
+    assert "several_volumes" in image.codes
+    assert_shows(image, stack, pattern)
+
+
+@pytest.mark.parametrize("keyword, first, second", [("EchoTime", 4.6, 9.2), ("KVP", 80, 140)])
+def test_two_whose_positions_are_a_little_apart_are_not_interleaved(tmp_path, keyword, first, second):
+    """A table that crept by 0.6 mm between two passes does not make one stack of uneven slices."""
+    stack = acquire(slices=12, gap_mm=2.5)
+    both = acquire(offsets_mm=[*np.arange(12) * 2.5, *(np.arange(12) * 2.5 + 0.6)])
+    pattern, other = (_pattern(stack, base) for base in (500.0, 900.0))
+    values = np.concatenate([both.take(range(12)).sample(pattern), both.take(range(12, 24)).sample(other)])
+
+    def edit(dataset: Dataset, index: int) -> None:
+        setattr(dataset, keyword, first if index < 12 else second)
+
+    modality = "MR" if keyword == "EchoTime" else "CT"
+    write_series(tmp_path / "s", both, values, modality=modality, edit=edit)
+    outcome = run(tmp_path / "s")
+    if outcome.cached:
+        assert "several_volumes" in outcome.image().codes
+        assert_shows(outcome.image(), both.take(range(12)), pattern)
+    else:
+        assert outcome.reason() == "several_volumes"
+
+
 @pytest.mark.parametrize("tag", ["TemporalPositionIndex", "EffectiveEchoTime", "StackID"])
 def test_an_enhanced_file_of_two_volumes_is_not_mixed(tmp_path, tag):
     stack = acquire(slices=10)

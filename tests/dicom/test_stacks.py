@@ -303,3 +303,37 @@ def test_missing_geometry_of_single_slices_is_refused_and_not_guessed(tmp_path, 
     stack = acquire()
     write_series(tmp_path / "s", stack, _pattern(stack), edit=edit)
     assert rejected(tmp_path / "s") in {"no_geometry", "implausible_geometry"}
+
+
+def test_rounded_headers_are_still_one_stack(tmp_path):
+    """Directions with four digits, positions and spacings with two to four: no slice is a foreigner for that."""
+    steps = np.random.default_rng(1)
+    stack = acquire("coronal", turn=rotation((1, 2, 3), 17), spacing_mm=(0.859375, 0.859375), gap_mm=0.8)
+    pattern = _pattern(stack)
+
+    def edit(dataset: Dataset, index: int) -> None:
+        noise = steps.uniform(-1e-5, 1e-5, 6)
+        dataset.ImageOrientationPatient = [f"{v:.4f}" for v in np.array(stack.orientation) + noise]
+        dataset.ImagePositionPatient = [f"{v:.2f}" for v in stack.positions[index]]
+        dataset.PixelSpacing = ["0.8594", "0.8594"] if index % 2 else ["0.859375", "0.859375"]
+
+    write_series(tmp_path / "s", stack, pattern, edit=edit)
+    image = cached(tmp_path / "s")
+    assert image.meta["source"]["shape"][0] == 24
+    # Half a unit of the last digit: 0.005 mm of position and 0.002 mm at the far end of a row, times the slope.
+    assert_shows(image, stack, pattern, lossy=0.15)
+
+
+def test_slices_in_two_directions_of_rows_are_not_taken_for_one_stack(tmp_path):
+    """The same planes, but some with rows running right to left: their pixels must not be put in unturned."""
+    stack = acquire()
+    pattern = _pattern(stack)
+    turned = acquire((-stack.row_direction, -stack.column_direction))
+    write_series(tmp_path / "s", stack.take(range(20)), pattern, uid=UID)
+    write_series(tmp_path / "s", turned.take(range(20, 24)), pattern, uid=UID, label="turned")
+    outcome = run(tmp_path / "s")
+    if outcome.cached:
+        image = outcome.image()
+        assert_shows(image, stack.take(range(20)), pattern)
+    else:
+        assert outcome.reason() in {"no_majority", "gap_too_large"}

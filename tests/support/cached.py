@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+
 from aneurysm.cache.build import precache
 
 CLOSEST = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])

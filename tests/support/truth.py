@@ -44,16 +44,21 @@ def tolerance(
     return bound
 
 
-def shift_mm(points: np.ndarray, values: np.ndarray, acquisition: Acquisition, pattern: Pattern) -> np.ndarray:
-    """By how much the content is displaced (LPS mm): one Gauss-Newton step of a least-squares registration."""
+def shift_mm(
+    points: np.ndarray, values: np.ndarray, allowed: np.ndarray, acquisition: Acquisition, pattern: Pattern
+) -> np.ndarray:
+    """By how much the content is displaced (LPS mm): one Gauss-Newton step of a least-squares registration.
+
+    Each voxel counts by how sure its value is: one in a wide gap between slices says little about position.
+    """
     gradient = pattern.gradient(points)
     # content(p) = truth(p - shift): to first order the difference is -gradient . shift. What interpolation and
-    # smoothing do is a multiple of the second derivative along each axis; without a column of their own they would pass for a
-    # shift where few slices are there to tell the two apart.
+    # smoothing do is a multiple of the second derivative along each axis; without a column of their own they would
+    # pass for a shift where few slices are there to tell the two apart.
     axes = (acquisition.row_direction, acquisition.column_direction, acquisition.normal)
     blur = [pattern.second_derivative(points, axis)[:, None] for axis in axes]
     columns = np.concatenate([-gradient, *blur, np.ones((len(points), 1))], axis=1)
-    solution, *_ = np.linalg.lstsq(columns, values - pattern(points), rcond=None)
+    solution, *_ = np.linalg.lstsq(columns / allowed[:, None], (values - pattern(points)) / allowed, rcond=None)
     return solution[:3]
 
 
@@ -77,7 +82,7 @@ def assert_shows(
     expected = np.clip(pattern(points), low, high)
     allowed = tolerance(image, points, acquisition, pattern, step) + lossy
     excess = np.abs(values - expected) - allowed
-    moved = shift_mm(points, values, acquisition, pattern)
+    moved = shift_mm(points, values, allowed, acquisition, pattern)
     worst = int(np.argmax(excess))
     assert excess[worst] <= 0, (
         f"at {points[worst].round(2)} (zyx {image.zyx(points[worst]).round()}): {values[worst]:.1f}, "

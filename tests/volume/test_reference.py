@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from tests.support.acquisition import PLANES, Acquisition, acquire, rotation
 from tests.support.cached import CachedImage, cached
