@@ -118,7 +118,8 @@ def _unpacked(archive: Path, folder: Path) -> Path:
 
 
 def _measure(name: str, series: Path, warm_up: Path, work: Path, options: argparse.Namespace) -> dict[str, Runs]:
-    runs = {key: Runs() for key in options.contenders if name == FIRST_SERIES or not CONTENDERS[key].heavy}
+    left_out = {key for key in CONTENDERS if CONTENDERS[key].heavy} if name in GENERATED else set()
+    runs = {key: Runs() for key in options.contenders if name == FIRST_SERIES or key not in left_out}
     for repeat in range(options.repeats):
         for key, run in runs.items():
             # What can't read a series, or takes very long, is not tried again and again.

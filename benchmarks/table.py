@@ -44,7 +44,7 @@ def machine() -> dict[str, str]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "processor": _cpu_model(),
-        "cores": str(os.cpu_count()),
+        "cores": f"{os.cpu_count()}, load {os.getloadavg()[1]:.1f} (5 minutes) at the end",
         "memory": f"{memory_gb:.0f} GB",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "libraries": ", ".join(f"{name} {found}" for name in _PACKAGES if (found := _version(name))),
