@@ -68,8 +68,7 @@ def main() -> int:
     warm_up = _generated(work, 8, "raw")
     results = {name: _measure(name, path, warm_up, work, options) for name, path in series.items()}
     targets = _targets(results)
-    command = "python -m benchmarks.precache " + " ".join(sys.argv[1:])
-    text = markdown(results, targets, machine(), command.strip(), options.repeats)
+    text = markdown(results, targets, machine(), "python -m benchmarks.precache --write", options.repeats)
     print(text)
     if options.write:
         (Path(__file__).parent / "RESULTS.md").write_text(text)
