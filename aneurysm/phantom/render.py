@@ -234,6 +234,10 @@ class _Brush:
         self._rise = np.float32(start[2] - self._level)
         self._columns = start[0] + np.arange(stack.shape[1]) * (stack.spacing_mm[1] / step)
         self._rows = start[1] + np.arange(stack.shape[0]) * (stack.spacing_mm[0] / step)
+        self._left = np.floor(self._columns).astype(np.intp)
+        self._top = np.floor(self._rows).astype(np.intp)
+        self._across = (self._columns - self._left).astype(np.float32)
+        self._down = (self._rows - self._top).astype(np.float32)[:, None]
         self._edge = np.float32(edge)
 
     def _plane(self, layer: Array) -> Array:
@@ -242,17 +246,15 @@ class _Brush:
 
     def _enlarge(self, plane: Array, rows: slice, columns: slice) -> Array:
         """Linear interpolation of a coarse plane to the pixels of a part of the slice."""
-        at = self._columns[columns]
-        j = np.floor(at).astype(np.intp)
-        i_at = self._rows[rows]
-        i = np.floor(i_at).astype(np.intp)
-        strip = plane[i[0] : i[-1] + 2]
-        left = strip[:, j]
-        wide = left + (strip[:, j + 1] - left) * (at - j).astype(np.float32)
-        rise = np.diff(wide, axis=0)
-        out = rise[i - i[0]]
-        out *= (i_at - i).astype(np.float32)[:, None]
-        out += wide[i - i[0]]
+        top = self._top[rows]
+        strip = plane[top[0] : top[-1] + 2]
+        left = self._left[columns]
+        wide = strip.take(left, axis=1)
+        wide += (strip.take(left + 1, axis=1) - wide) * self._across[columns]
+        top = top - top[0]
+        out = (wide[1:] - wide[:-1]).take(top, axis=0)
+        out *= self._down[rows]
+        out += wide.take(top, axis=0)
         return np.asarray(out, dtype=np.float32)
 
     def part(self, layer: Array) -> _Part | None:
