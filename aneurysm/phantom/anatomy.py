@@ -232,9 +232,7 @@ def _folds(grid: Grid, deep: Solid, rng: np.random.Generator, step_mm: float) ->
     near = np.clip(1.4 - np.abs(x) / 7.0, 0, 1) * np.clip(deep.distance / 5.0, 0, 1) * np.clip(z / 6.0, 0, 1)
     # The cerebellum's folia are finer and lie flat.
     finer = np.sin(z * np.float32(2 * np.pi / 5.5) + 1.5 * wide).astype(np.float32)
-    low = np.clip((-4.0 - z) / 4.0, 0, 1) * np.clip(
-        (grid.coordinates(grid.everywhere())[1] - 36) / 6.0, 0, 1
-    )
+    low = np.clip((-4.0 - z) / 4.0, 0, 1) * np.clip((grid.coordinates(grid.everywhere())[1] - 36) / 6.0, 0, 1)
     fold = wide * (1 - low) + finer * low
     return np.asarray(fold * (1 - near) + x * slope * near, dtype=np.float32), slope
 

@@ -152,9 +152,7 @@ def _grow(tree: Tree, site: str, diameter_mm: float, rng: np.random.Generator) -
             blebs.append((center + aim * reach * 0.9, float(radius * rng.uniform(0.2, 0.42))))
     neck = float(np.clip(radius * rng.uniform(0.45, 0.85), 0.6, 2.5))
     value = mask_value(site)
-    return Lesion(
-        site, seat.branch, center, radii, axes, foot, (min(neck, parent_radius), neck), tuple(blebs), value
-    )
+    return Lesion(site, seat.branch, center, radii, axes, foot, (min(neck, parent_radius), neck), tuple(blebs), value)
 
 
 def _outward(seat: _Seat, along: Floats, rng: np.random.Generator) -> Floats:

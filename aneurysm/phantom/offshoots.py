@@ -22,9 +22,7 @@ def add_offshoots(tree: Tree, rng: np.random.Generator) -> None:
     _sinuses(tree, rng)
 
 
-def walk_on_hull(
-    start: Floats, heading: Floats, length_mm: float, rng: np.random.Generator, wander: float
-) -> Points:
+def walk_on_hull(start: Floats, heading: Floats, length_mm: float, rng: np.random.Generator, wander: float) -> Points:
     """A winding course over the brain's surface, (n, 3), in steps of 4 mm, from ``start`` towards ``heading``."""
     point = np.asarray(start, dtype=np.float64)
     direction = np.asarray(heading, dtype=np.float64)
@@ -56,9 +54,7 @@ def _cortical(tree: Tree, side: str, sign: float, rng: np.random.Generator) -> N
         parent = tree.branches[f"{side}_{name}"]
         end, along, radius = parent.at(1.0)
         for i, heading in enumerate(headings):
-            course = walk_on_hull(
-                end, along + 1.5 * np.array(heading) * (sign, 1, 1), rng.uniform(45, 80), rng, 0.35
-            )
+            course = walk_on_hull(end, along + 1.5 * np.array(heading) * (sign, 1, 1), rng.uniform(45, 80), rng, 0.35)
             first = min(radius, 0.62) if name != "pca" else 0.5
             points, radii = centreline(course, np.linspace(first, 0.3, len(course)), rng, 0.5)
             tree.put(Branch(f"{side}_{name}_cortical_{i}", points, radii))
@@ -85,9 +81,7 @@ def _sinuses(tree: Tree, rng: np.random.Generator) -> None:
         return tree.put(Branch(name, points, r, vein=True))
 
     theta = np.radians(np.linspace(150, -15, 14))
-    sagittal = np.stack(
-        [rng.normal(0, 0.6, 14), 20 + 84.5 * np.cos(theta), 27 + 69.5 * np.sin(theta)], axis=1
-    )
+    sagittal = np.stack([rng.normal(0, 0.6, 14), 20 + 84.5 * np.cos(theta), 27 + 69.5 * np.sin(theta)], axis=1)
     torcular = np.array([rng.normal(0, 2), 101.0, 4.0])
     vein("superior_sagittal", np.vstack([sagittal, torcular]), np.linspace(1.6, 4.2, 15))
     vein("straight", [(0, 46, 28), (0, 62, 24), (0, 82, 14), tuple(torcular)], [2.0, 2.2, 2.4, 2.8])

@@ -22,10 +22,10 @@ from aneurysm.phantom.pose import Points, Pose
 from aneurysm.phantom.scanner import Stack
 from aneurysm.phantom.shapes import Array, Grid
 from aneurysm.phantom.tubes import Canvas, to_sac, to_segments
-from aneurysm.phantom.vessels import Branch, Tree
+from aneurysm.phantom.vessels import STEP_MM, Branch, Tree
 
-_CHUNK = 16
-"""Thin slices that are drawn together."""
+_CHUNK_VOXELS = 4_000_000
+"""So many voxels are drawn together: a piece of vessel is visited once for each chunk that it touches."""
 _SUB_MM = 1.0
 
 
@@ -73,8 +73,10 @@ class Renderer:
         self._grid = self._template_grid((int(n[2]), int(n[1]), int(n[0])))
         self._layers = build_layers(self._grid, scene.tree, rng, self._step)
         branches = scene.tree.branches.values()
-        self._arteries = to_segments([b for b in branches if not b.vein], scene.pose, self._frame)
-        self._veins = to_segments([b for b in branches if b.vein], scene.pose, self._frame)
+        # Steps of the centrelines far below a pixel would be drawn for nothing.
+        stride = int(np.clip(round(1.2 * max(stack.spacing_mm) / STEP_MM), 1, 3))
+        self._arteries = to_segments([b for b in branches if not b.vein], scene.pose, self._frame, stride)
+        self._veins = to_segments([b for b in branches if b.vein], scene.pose, self._frame, 2 * stride)
         self._plaques = to_segments(scene.plaques, scene.pose, self._frame)
         self._sacs = [to_sac(lesion, scene.pose, self._frame) for lesion in scene.lesions]
         # For arteries and sacs alike, in the order of the canvas's owners:
@@ -107,7 +109,7 @@ class Renderer:
         parts = max(1, round(stack.thickness_mm / _SUB_MM))
         offsets = ((np.arange(parts) + 0.5) / parts - 0.5) * stack.thickness_mm
         order = np.argsort(corners[:, 2], kind="stable")
-        per_chunk = max(1, _CHUNK // parts)
+        per_chunk = max(1, _CHUNK_VOXELS // (parts * stack.shape[0] * stack.shape[1]))
         for first in range(0, len(order), per_chunk):
             chosen = order[first : first + per_chunk]
             planes = np.repeat(corners[chosen], parts, axis=0)
@@ -300,9 +302,7 @@ class _Brush:
 
 def _span(at: npt.NDArray[np.float64], coarse: npt.NDArray[np.intp]) -> slice:
     """The pixels between the outer ones of some coarse indices."""
-    return slice(
-        int(np.searchsorted(at, coarse[0] - 1, "left")), int(np.searchsorted(at, coarse[-1] + 1, "right"))
-    )
+    return slice(int(np.searchsorted(at, coarse[0] - 1, "left")), int(np.searchsorted(at, coarse[-1] + 1, "right")))
 
 
 def _lowest_mm(stack: Stack) -> float:

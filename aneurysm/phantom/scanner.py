@@ -194,9 +194,7 @@ def plan_stack(
     """
     row, column = PLANES[plane]
     if oblique_deg:
-        turn = rotation(
-            (oblique_deg * float(rng.choice([-1, 1])), oblique_deg * 0.4 * float(rng.choice([-1, 1])), 0.0)
-        )
+        turn = rotation((oblique_deg * float(rng.choice([-1, 1])), oblique_deg * 0.4 * float(rng.choice([-1, 1])), 0.0))
         row, column = turn @ row, turn @ column
     if tilt_deg:
         column = rotation((tilt_deg, 0, 0)) @ column
@@ -233,9 +231,10 @@ def regular_grid(stack: Stack, step_mm: float) -> Stack:
     """A stack of even, unsheared slices over the same room: what a NIfTI file can hold."""
     corners = stack.corners_uvw
     low, high = corners.min(axis=0), corners.max(axis=0)
-    size = np.array(
-        [(stack.shape[1] - 1) * stack.spacing_mm[1], (stack.shape[0] - 1) * stack.spacing_mm[0]]
-    ) + (high - low)[:2]
+    size = (
+        np.array([(stack.shape[1] - 1) * stack.spacing_mm[1], (stack.shape[0] - 1) * stack.spacing_mm[0]])
+        + (high - low)[:2]
+    )
     columns, rows = (np.floor(size / step_mm).astype(int) + 1).tolist()
     n = int((high[2] - low[2]) / step_mm) + 1
     start = stack.frame.T @ low

@@ -75,9 +75,7 @@ def to_segments(branches: list[Branch], pose: Pose, frame: Floats, stride: int =
         values.append(np.full(len(points) - 1, branch.value, dtype=np.uint8))
     if not starts:
         nothing = np.zeros((0, 3))
-        return Segments(
-            nothing, nothing, np.zeros(0), np.zeros(0), np.zeros(0, np.uint8)
-        )
+        return Segments(nothing, nothing, np.zeros(0), np.zeros(0), np.zeros(0, np.uint8))
     return Segments(
         np.concatenate(starts),
         np.concatenate(stops),
@@ -117,9 +115,20 @@ class Canvas:
     """
 
     def __init__(self, corners: Points, spacing_mm: tuple[float, float], shape: tuple[int, int]) -> None:
-        self._corners = corners
         self._spacing = spacing_mm
         self._shape = shape
+        self._origin = corners.mean(axis=0)
+        # Where the gantry leans, planes are shifted against each other; elsewhere one row of u and of v does for all.
+        leaning = bool(np.ptp(corners[:, :2], axis=0).max() > 1e-6)
+        at = (corners if leaning else corners[:1]) - self._origin
+        u = at[:, 0, None] + np.arange(shape[1]) * spacing_mm[1]
+        v = at[:, 1, None] + np.arange(shape[0]) * spacing_mm[0]
+        self._leaning = leaning
+        self._u: Array = u[:, None, :].astype(np.float32)
+        self._v: Array = v[:, :, None].astype(np.float32)
+        self._w: Array = (corners[:, 2] - self._origin[2])[:, None, None].astype(np.float32)
+        self._planes = corners[:, 2] - self._origin[2]
+        self._first = at.min(axis=0), at.max(axis=0)
         self.distance: Array = np.full((len(corners), *shape), FAR, dtype=np.float32)
         self.owner: Owners = np.full((len(corners), *shape), -1, dtype=np.int32)
 
@@ -135,56 +144,53 @@ class Canvas:
         out[inside] = values[self.owner[inside]]
         return out
 
-    def _box(self, low: Vector, high: Vector) -> tuple[slice, slice, slice] | None:
-        """Planes, rows and columns that a box in (u, v, w) touches."""
-        w = self._corners[:, 2]
-        k0, k1 = int(np.searchsorted(w, low[2], "left")), int(np.searchsorted(w, high[2], "right"))
-        if k1 <= k0:
-            return None
-        # Where the gantry leans, planes are shifted against each other: the box holds all of its planes.
-        u, v = self._corners[k0:k1, 0], self._corners[k0:k1, 1]
-        j0 = max(0, int(np.floor((low[0] - u.max()) / self._spacing[1])))
-        j1 = min(self._shape[1], int(np.ceil((high[0] - u.min()) / self._spacing[1])) + 1)
-        i0 = max(0, int(np.floor((low[1] - v.max()) / self._spacing[0])))
-        i1 = min(self._shape[0], int(np.ceil((high[1] - v.min()) / self._spacing[0])) + 1)
-        if j1 <= j0 or i1 <= i0:
-            return None
-        return slice(k0, k1), slice(i0, i1), slice(j0, j1)
+    def _boxes(self, low: Points, high: Points) -> npt.NDArray[np.int64]:
+        """(n, 6): first and last + 1 plane, row and column that boxes (n, 3) in (u, v, w) touch."""
+        low, high = low - self._origin, high - self._origin
+        least, most = self._first
+        rows, columns = self._shape
+        return np.stack(
+            [
+                np.searchsorted(self._planes, low[:, 2], "left"),
+                np.searchsorted(self._planes, high[:, 2], "right"),
+                np.maximum(0, np.floor((low[:, 1] - most[1]) / self._spacing[0])),
+                np.minimum(rows, np.ceil((high[:, 1] - least[1]) / self._spacing[0]) + 1),
+                np.maximum(0, np.floor((low[:, 0] - most[0]) / self._spacing[1])),
+                np.minimum(columns, np.ceil((high[:, 0] - least[0]) / self._spacing[1]) + 1),
+            ],
+            axis=1,
+        ).astype(np.int64)
 
     def _offsets(self, box: tuple[slice, slice, slice], origin: Vector) -> tuple[Array, Array, Array]:
         """u, v, w of the box's voxels relative to a point, ready to broadcast."""
-        corners = self._corners[box[0]] - origin
-        u = corners[:, 0, None] + np.arange(box[2].start, box[2].stop) * self._spacing[1]
-        v = corners[:, 1, None] + np.arange(box[1].start, box[1].stop) * self._spacing[0]
-        return (
-            u[:, None, :].astype(np.float32),
-            v[:, :, None].astype(np.float32),
-            corners[:, 2, None, None].astype(np.float32),
-        )
+        u, v, w = (origin - self._origin).astype(np.float32)
+        planes = box[0] if self._leaning else slice(None)
+        return self._u[planes, :, box[2]] - u, self._v[planes, box[1]] - v, self._w[box[0]] - w
 
     def draw_segments(self, segments: Segments, margin_mm: float) -> None:
         """Draw each cone, correct up to ``margin_mm`` outside of it."""
         if not len(segments):
             return
-        reach = segments.reach + margin_mm
-        low = np.minimum(segments.start, segments.stop) - reach[:, None]
-        high = np.maximum(segments.start, segments.stop) + reach[:, None]
-        w = self._corners[:, 2]
-        for n in np.flatnonzero((high[:, 2] >= w[0]) & (low[:, 2] <= w[-1])):
-            box = self._box(low[n], high[n])
-            if box is None:
-                continue
-            u, v, h = self._offsets(box, segments.start[n])
-            axis = (segments.stop[n] - segments.start[n]).astype(np.float32)
+        reach = (segments.reach + margin_mm)[:, None]
+        low = np.minimum(segments.start, segments.stop) - reach
+        high = np.maximum(segments.start, segments.stop) + reach
+        boxes = self._boxes(low, high)
+        axes = (segments.stop - segments.start).astype(np.float32)
+        touching = (boxes[:, 1] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 2]) & (boxes[:, 5] > boxes[:, 4])
+        for n in np.flatnonzero(touching).tolist():
+            k0, k1, i0, i1, j0, j1 = boxes[n].tolist()
+            box = slice(k0, k1), slice(i0, i1), slice(j0, j1)
+            u, v, w = self._offsets(box, segments.start[n])
             r0, r1 = np.float32(segments.radius_start[n]), np.float32(segments.radius_stop[n])
-            self._take(box, _cone(u, v, h, axis, r0, r1), int(n))
+            self._take(box, _cone(u, v, w, axes[n], r0, r1), n)
 
     def draw_sac(self, sac: Sac, owner: int, margin_mm: float) -> None:
         """Draw a sac; inside of it every voxel is its own, whatever vessel also passes there."""
         reach = sac.reach + margin_mm
-        box = self._box(sac.center - reach, sac.center + reach)
-        if box is None:
+        k0, k1, i0, i1, j0, j1 = self._boxes(sac.center[None] - reach, sac.center[None] + reach)[0].tolist()
+        if k1 <= k0 or i1 <= i0 or j1 <= j0:
             return
+        box = slice(k0, k1), slice(i0, i1), slice(j0, j1)
         u, v, w = self._offsets(box, sac.center)
         a = sac.axes.astype(np.float32)
         r = sac.radii.astype(np.float32)
@@ -216,7 +222,9 @@ def _cone(u: Array, v: Array, w: Array, axis: Array, r0: np.float32, r1: np.floa
     length2 = np.float32(max(float(axis @ axis), 1e-8))
     dot = (v * axis[1] + w * axis[2]) + u * axis[0]
     square = (v * v + w * w) + u * u
-    t = np.clip(dot * (1 / length2), 0, 1)
+    t = dot * (1 / length2)
+    np.minimum(t, 1, out=t)
+    np.maximum(t, 0, out=t)
     square -= t * (2 * dot - t * length2)
     np.maximum(square, 0, out=square)
     np.sqrt(square, out=square)

@@ -116,9 +116,7 @@ class _Builder:
         """A branch through control points whose inner ones move a little."""
         knots = np.array(control, dtype=np.float64)
         knots[1:-1] += self.rng.normal(0, jitter_mm, knots[1:-1].shape)
-        points, r = centreline(
-            knots, np.asarray(radii, dtype=np.float64) * self.caliber, self.rng, self.wind * wind
-        )
+        points, r = centreline(knots, np.asarray(radii, dtype=np.float64) * self.caliber, self.rng, self.wind * wind)
         return self.tree.put(Branch(name, points, r, value))
 
     def mark(self, point: tuple[float, float, float], sign: float = 1.0, jitter_mm: float = 0.8) -> Floats:
@@ -176,9 +174,7 @@ def _posterior_trunk(b: _Builder, tip: Floats) -> None:
     dominance = np.clip(rng.normal(0, 0.28), -0.55, 0.55)
     for side, s in _SIDES:
         radius = 1.5 * (1 + s * dominance)
-        table = _mirror(
-            [(16, 32, -190), (16, 31, -130), (17, 31, -88), (22, 34, -73), (20, 46, -64), (12, 43, -57)], s
-        )
+        table = _mirror([(16, 32, -190), (16, 31, -130), (17, 31, -88), (22, 34, -73), (20, 46, -64), (12, 43, -57)], s)
         course_va = [*table, *_mirror([(8, 33, -48), (4, 27, -40)], s), joint]
         va = b.line(f"{side}_va", course_va, radius, OTHER, wind=0.6, jitter_mm=0.8)
         start, _, _ = va.at(0.9)
@@ -286,9 +282,7 @@ def _posterior_cerebral(b: _Builder, side: str, s: float, tip: Floats) -> None:
         f"{side}_pca",
         [
             join,
-            *_mirror(
-                [(17, 21, 8), (22.5, 30, 9.5), (24, 41, 11), (18, 53, 14), (12, 67, 17), (10, 82, 17)], s
-            ),
+            *_mirror([(17, 21, 8), (22.5, 30, 9.5), (24, 41, 11), (18, 53, 14), (12, 67, 17), (10, 82, 17)], s),
         ],
         [1.15, 1.1, 1.05, 1.0, 0.9, 0.75, 0.5],
         OTHER,
