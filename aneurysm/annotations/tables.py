@@ -102,7 +102,7 @@ def _train(path: Path) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
             raise DataError(f"{path} row {wrong[0] + 2}: {label} is {table[label][wrong[0]]!r}, neither 0 nor 1")
     unknown = set(table["Modality"]) - set(MODALITIES)
     if unknown:
-        raise DataError(f"{path}: unknown Modality {sorted(unknown)[0]!r}; known are {', '.join(MODALITIES)}")
+        raise DataError(f"{path}: unknown Modality {min(unknown)!r}; known are {', '.join(MODALITIES)}")
     labels = table[list(LABELS)].astype(int).to_dict("records")
     uids = table[_UID_COLUMN].tolist()
     return (
@@ -128,7 +128,7 @@ def _localizer(row: int, uid: str, sop: str, coordinates: str, location: str) ->
         point = ast.literal_eval(coordinates)
         x, y = float(point["x"]), float(point["y"])
         frame = None if point.get("f") is None else int(point["f"])
-    except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, RecursionError, MemoryError):
+    except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, MemoryError):
         return Localizer(
             row, uid, sop, location, problem=f"coordinates {coordinates[:60]!r} are not {{'x': ..., 'y': ...}}"
         )

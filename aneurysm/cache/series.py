@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import shutil
+import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import Decision, Series, read_series
 from aneurysm.errors import FAILURES, NoSpaceError, Reason, SeriesRejectedError
 from aneurysm.volume.assemble import Volume, assemble
+from aneurysm.volume.frame import target_grid
 from aneurysm.volume.modality import inferred_modality
 
 Status = Literal["cached", "rejected", "failed", "skipped", "busy"]
@@ -97,8 +99,8 @@ def build_series(job: SeriesJob) -> Outcome:
         if is_disk_full(error):
             raise NoSpaceError(
                 error.errno,
-                f"the disk of {job.cache} is full (at series {uid}). What is cached is complete; free some space and run the "
-                "same command again to go on",
+                f"the disk of {job.cache} is full (at series {uid}). What is cached is complete; free some space and "
+                "run the same command again to go on",
             ) from error
         raise
 
@@ -120,7 +122,9 @@ def _cache(job: SeriesJob, layout: CacheLayout, folder: Path) -> tuple[int, int]
     attributes = _attributes(job, series, volume)
     vessels = None
     if job.mask is not None:
-        vessels, decision = resample_mask(job.mask, volume.affine_lps, volume.voxels.shape)
+        whole = target_grid(volume.stack, spec.model_copy(update={"region": None, "max_voxels": sys.maxsize}))
+        here = (volume.affine_lps, volume.voxels.shape)
+        vessels, decision = resample_mask(job.mask, here, (whole.affine_lps, whole.shape))
         attributes["decisions"].append(asdict(decision))
     built = folder / f"{uid}.zarr"
     write_volume(built, volume.voxels, volume.affine_lps, spec.storage, volume.intensity.fill, attributes, vessels)

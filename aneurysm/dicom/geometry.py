@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -15,7 +16,8 @@ ORIENTATION_TOLERANCE: Final = 2e-3
 """Largest difference of a direction cosine within one stack: half a millimetre at the far side of a head."""
 
 
-def plane_axes(orientation: Sequence[float]) -> NDArray[np.float64] | None:
+@lru_cache(maxsize=256)
+def plane_axes(orientation: tuple[float, ...]) -> NDArray[np.float64] | None:
     """
     Return the (3, 3) axes of a slice: direction of increasing column, of increasing row, and their normal.
 
@@ -32,7 +34,9 @@ def plane_axes(orientation: Sequence[float]) -> NDArray[np.float64] | None:
         return None
     normal = np.cross(row, column)
     normal /= np.linalg.norm(normal)
-    return np.stack([row, np.cross(normal, row), normal])
+    axes = np.stack([row, np.cross(normal, row), normal])
+    axes.flags.writeable = False  # shared by all who ask
+    return axes
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,8 @@ class SliceGeometry:
     positions_mm
         (n,): distance of each slice from the first along the normal, increasing.
     shifts_mm
-        (n, 2): offset of each slice's first voxel against the first slice's, along (rows' direction, columns' direction),
-        in that order increasing column, increasing row. Zero in an upright stack, linear in ``positions_mm`` under a
-        gantry tilt.
+        (n, 2): offset of each slice's first voxel against the first slice's, along increasing column and increasing
+        row. Zero in an upright stack, linear in ``positions_mm`` under a gantry tilt.
     spacing_mm
         Distance between rows, and between columns.
     """
