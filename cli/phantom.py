@@ -65,6 +65,6 @@ def phantom(
     typer.echo(f"{summary.series} series{resumed}, {summary.bytes / 1e6:,.0f} MB in {out}, {summary.seconds:.1f} s.")
 
 
-def _terminated(signum: int, frame: FrameType | None) -> None:
+def _terminated(_signum: int, _frame: FrameType | None) -> None:
     # As Ctrl-C does, so that a batch system's SIGTERM leaves what is done for the next run.
     raise SystemExit(143)

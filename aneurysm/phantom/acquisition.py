@@ -73,7 +73,7 @@ def _protocol(plan: SeriesPlan, rng: np.random.Generator) -> Protocol:
     protocol = draw_protocol(plan.modality, plan.size, plan.plane, rng)
     rows, columns = protocol.shape
     if plan.has("stripped_multiframe"):
-        return _assumed_protocol(plan, protocol)
+        return _assumed_protocol(plan)
     if plan.has("wide_matrix"):
         half = (protocol.pixel_mm[0] / 2, protocol.pixel_mm[1] / 2)
         protocol = replace(protocol, shape=(rows * 2, columns * 2), pixel_mm=half)
@@ -94,8 +94,8 @@ def _protocol(plan: SeriesPlan, rng: np.random.Generator) -> Protocol:
     return protocol
 
 
-def _assumed_protocol(plan: SeriesPlan, protocol: Protocol) -> Protocol:
-    """A protocol that the assumptions happen to fit, as they do in the real data; small ones see less of the head."""
+def _assumed_protocol(plan: SeriesPlan) -> Protocol:
+    """Return a protocol that the assumptions happen to fit, as in the real data; small ones see less of the head."""
     pixels = {"tiny": 112, "small": 224, "full": 400}[plan.size]
     if plan.modality == "MRI T2" or plan.size == "tiny":
         row, column, gap = ASSUMED_THICK_MM
@@ -161,7 +161,7 @@ def _hole(gap_mm: float) -> int:
 
 
 def _travel(stack: Stack) -> Points:
-    """Unit vector from slice to slice."""
+    """Return the unit vector from slice to slice."""
     step = stack.positions_lps[-1] - stack.positions_lps[0]
     return np.asarray(step / np.linalg.norm(step))
 

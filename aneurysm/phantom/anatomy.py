@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from aneurysm.phantom.branches import Tree
 from aneurysm.phantom.shapes import Array, Ellipsoid, Grid, HalfSpace, Shape, Solid, tube
-from aneurysm.phantom.vessels import Tree
 
 Point = tuple[float, float, float]
 Radii = tuple[float, float, float]
@@ -48,7 +48,7 @@ class Layers:
 
 
 def both(center: Point, radii: Radii, rng: np.random.Generator, jitter_mm: float = 0.6) -> list[Shape]:
-    """An ellipsoid and its mirror image, each displaced a little by itself."""
+    """Return an ellipsoid and its mirror image, each displaced a little by itself."""
     made: list[Shape] = []
     for sign in (1.0, -1.0):
         d = rng.normal(0, jitter_mm, 3)
@@ -57,7 +57,7 @@ def both(center: Point, radii: Radii, rng: np.random.Generator, jitter_mm: float
 
 
 def both_tubes(points: list[Point], radii: list[float] | float) -> list[Shape]:
-    """A tube and its mirror image."""
+    """Return a tube and its mirror image."""
     made: list[Shape] = []
     for sign in (1.0, -1.0):
         made += tube(np.array(points) * (sign, 1.0, 1.0), radii)
@@ -70,7 +70,7 @@ def build_layers(grid: Grid, tree: Tree, rng: np.random.Generator, step_mm: floa
     orbit = Solid(grid).add(*both((30, -50, -13), (16.5, 29, 16), rng))
     eye = Solid(grid).add(*both((32, -66, -13), (12, 12.3, 12), rng))
     texture = _smooth_noise(grid.shape, rng, 2.2 / step_mm)
-    bone = _bone(grid, cranium, rng)
+    bone = _bone(cranium, rng)
     air = _air(grid, texture, rng)
     bone.cut(*[Ellipsoid(e, r) for e, r in _ORBIT_CONES], blend_mm=2)
     skin = _skin(grid, rng)
@@ -83,7 +83,7 @@ def build_layers(grid: Grid, tree: Tree, rng: np.random.Generator, step_mm: floa
     gland = Solid(grid).add(Ellipsoid((0, 1.5, -2.5), (6, 5, 4)), *tube([(0, 2, 0), (0, 3.5, 9)], 1.2))
     return Layers(
         skin=skin.distance,
-        muscle=_muscle(grid, cranium, rng).distance,
+        muscle=_muscle(cranium, rng).distance,
         bone=bone.distance,
         cranium=cranium.distance,
         brain=brain.distance,
@@ -108,7 +108,7 @@ _ORBIT_CONES: list[tuple[Point, Radii]] = [
 
 
 def _cranium(grid: Grid, rng: np.random.Generator) -> Solid:
-    """The inside of the skull: a vault over three fossae, and the canal of the spinal cord."""
+    """Build the inside of the skull: a vault over three fossae, and the canal of the spinal cord."""
     vault = Solid(grid).add(Ellipsoid((0, 20, 27), (66, 86, 70)))
     vault.cut(HalfSpace((0, 0, -2.5), (0, 0.02, 1)), blend_mm=7)
     vault.add(*both((35, 3, -5), (25, 34, 18), rng), blend_mm=5)
@@ -132,7 +132,7 @@ def _skin(grid: Grid, rng: np.random.Generator) -> Solid:
     return skin
 
 
-def _bone(grid: Grid, cranium: Solid, rng: np.random.Generator) -> Solid:
+def _bone(cranium: Solid, rng: np.random.Generator) -> Solid:
     thickness = float(np.clip(rng.normal(6.5, 0.9), 4.5, 9.0))
     bone = cranium.copy(thickness)
     bone.cut(Ellipsoid((0, 42, -160), (90, 90, 93)))  # Below the base the canal has vertebrae, not a shell.
@@ -264,7 +264,7 @@ def _nuclei(grid: Grid, rng: np.random.Generator) -> Solid:
     return nuclei
 
 
-def _muscle(grid: Grid, cranium: Solid, rng: np.random.Generator) -> Solid:
+def _muscle(cranium: Solid, rng: np.random.Generator) -> Solid:
     """Muscle, mucosa and glands: most of the face and neck, with pads of fat left between them."""
     muscle = cranium.copy(7.5)
     muscle.cut(Ellipsoid((0, 42, -160), (90, 90, 93)))
@@ -282,7 +282,7 @@ def _muscle(grid: Grid, cranium: Solid, rng: np.random.Generator) -> Solid:
 
 
 def _headrest(grid: Grid) -> Solid:
-    """The shell that the head lies in: seen in CT only."""
+    """Build the shell that the head lies in: seen in CT only."""
     rest = Solid(grid).add(Ellipsoid((0, 30, 10), (106, 104, 400)))
     rest.cut(Ellipsoid((0, 30, 10), (103, 101, 410)), HalfSpace((0, 62, 0), (0, 1, 0)))
     return rest

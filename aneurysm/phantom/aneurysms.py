@@ -8,7 +8,7 @@ import numpy as np
 
 from aneurysm.errors import UsageError
 from aneurysm.labels import SITES
-from aneurysm.phantom.vessels import Branch, Floats, Tree, mask_value
+from aneurysm.phantom.branches import Branch, Floats, Tree, mask_value
 
 SMALLEST_MM, LARGEST_MM = 2.0, 12.0
 """Diameters."""
@@ -54,7 +54,7 @@ class _Seat:
 
 
 def _seats(site: str) -> list[_Seat]:
-    """The seats of a site; directions are for the left side, and mirrored for the right."""
+    """Return the seats of a site; directions are for the left side, and mirrored for the right."""
     side = site.split()[0].lower()
     if "Infraclinoid" in site:
         return [_Seat(f"{side}_ica_infra", 0.885, 0.985, None, 1.0)]
@@ -95,7 +95,7 @@ def _seats(site: str) -> list[_Seat]:
 
 
 def draw_diameter_mm(rng: np.random.Generator, difficulty: float) -> float:
-    """A diameter with the spread that is seen in practice; a higher difficulty makes it smaller."""
+    """Draw a diameter with the spread that is seen in practice; a higher difficulty makes it smaller."""
     size = _MEDIAN_MM * np.exp(rng.normal(0, _SPREAD)) / np.sqrt(difficulty)
     return float(np.clip(size, SMALLEST_MM, LARGEST_MM))
 
@@ -156,7 +156,7 @@ def _grow(tree: Tree, site: str, diameter_mm: float, rng: np.random.Generator) -
 
 
 def _outward(seat: _Seat, along: Floats, rng: np.random.Generator) -> Floats:
-    """The unit direction in which the sac points."""
+    """Return the unit direction in which the sac points."""
     if seat.direction is None:
         # Any side of the vessel will do, but square to the flow.
         outward = np.cross(along, rng.normal(0, 1, 3))

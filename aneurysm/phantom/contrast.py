@@ -56,7 +56,7 @@ _TABLE: dict[str, Tissues] = {
 
 
 def draw_tissues(modality: str, rng: np.random.Generator) -> Tissues:
-    """The tissues of one examination: bolus timing, flip angle and the like move them a little."""
+    """Draw the tissues of one examination: bolus timing, flip angle and the like move them a little."""
     base = _TABLE[modality]
     values = {f.name: float(getattr(base, f.name)) for f in fields(base)}
     if modality == "CTA":
@@ -78,11 +78,8 @@ def draw_tissues(modality: str, rng: np.random.Generator) -> Tissues:
 
 
 def noise_level(modality: str, size: str, rng: np.random.Generator, difficulty: float) -> float:
-    """Standard deviation of the noise at the pixel, in the units of the modality."""
-    if modality == "CTA":
-        level = float(rng.uniform(9, 20))
-    else:
-        level = float(rng.uniform(0.018, 0.04))
+    """Return standard deviation of the noise at the pixel, in the units of the modality."""
+    level = float(rng.uniform(9, 20) if modality == "CTA" else rng.uniform(0.018, 0.04))
     # Larger pixels collect more photons, or more spins.
     return level * {"tiny": 0.5, "small": 0.75, "full": 1.0}[size] * float(np.sqrt(difficulty))
 
@@ -93,11 +90,11 @@ def ct_noise(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> 
     down = wide[:-2] + 2 * wide[1:-1] + wide[2:]
     both = down[:, :-2] + 2 * down[:, 1:-1] + down[:, 2:]
     both *= np.float32(sigma / 6.0)  # Each pass of (1, 2, 1) multiplies the deviation by the root of 6.
-    return both
+    return np.asarray(both, dtype=np.float32)
 
 
 def rician(image: Array, sigma: float, rng: np.random.Generator) -> Array:
-    """The magnitude of the signal plus complex Gaussian noise: a floor in air, no negative values."""
+    """Return the magnitude of the signal plus complex Gaussian noise: a floor in air, no negative values."""
     real = rng.standard_normal(image.shape, dtype=np.float32)
     imaginary = rng.standard_normal(image.shape, dtype=np.float32)
     real *= np.float32(sigma)
@@ -118,13 +115,13 @@ class Shading:
     phases: npt.NDArray[np.float64]  # (3,)
 
     def along(self, axis: int, millimetres: npt.NDArray[np.float64]) -> Array:
-        """The factor along u (0), v (1) or w (2)."""
+        """Return the factor along u (0), v (1) or w (2)."""
         angle = 2 * np.pi * millimetres / self.periods_mm[axis] + self.phases[axis]
         return np.asarray(1 + self.amplitudes[axis] * np.cos(angle), dtype=np.float32)
 
 
 def draw_shading(rng: np.random.Generator) -> Shading:
-    """A field that varies by some 10 to 30 % over the head."""
+    """Draw a field that varies by some 10 to 30 % over the head."""
     return Shading(rng.uniform(0.03, 0.14, 3), rng.uniform(220, 420, 3), rng.uniform(0, 2 * np.pi, 3))
 
 

@@ -9,9 +9,9 @@ Plans -> a data set in the RSNA layout, on disk.
         plan.json             with which settings
         done/<uid>.json       what a finished series puts into the tables
 
-Series are built under `.building/` and moved into place; the tables are written last, from `done/`, and then `.building/`
-goes. So a run that was killed is resumed by the same command, and a folder without `.building/` is complete. No byte
-depends on the number of workers, on the order in which they finish, or on whether the run was resumed.
+Series are built under `.building/` and moved into place; the tables are written last, from `done/`, and then
+`.building/` goes. So a run that was killed is resumed by the same command, and a folder without `.building/` is
+complete. No byte depends on the number of workers, on who finishes first, or on a resumed run.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ def _claim(out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
         taken = [name for name in there if name in _OWN]
         if taken and not ours:
             raise UsageError(
-                f"{out} holds {', '.join(taken)} and no {TRUTH_CSV}: it is no phantom data set, and --overwrite removes "
-                "nothing else. Name another folder"
+                f"{out} holds {', '.join(taken)} and no {TRUTH_CSV}: it is no phantom data set, and --overwrite "
+                "removes nothing else. Name another folder"
             )
         for name in taken:
             path = out / name

@@ -13,6 +13,7 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -21,7 +22,6 @@ from pydicom.uid import (
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
-    UID,
 )
 
 from aneurysm.phantom.plan import SeriesPlan, make_uid
@@ -45,12 +45,15 @@ _CT_IMAGE, _MR_IMAGE, _PET_IMAGE = (f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("2"
 _ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 _REPORT = "1.2.840.10008.5.1.4.1.1.88.11"
 
-TEST_TAGS = frozenset(
-    """BitsAllocated BitsStored Columns FrameOfReferenceUID HighBit ImageOrientationPatient ImagePositionPatient
-    InstanceNumber Modality PatientID PhotometricInterpretation PixelRepresentation PixelSpacing PlanarConfiguration
-    RescaleIntercept RescaleSlope RescaleType Rows SOPClassUID SOPInstanceUID SamplesPerPixel SliceThickness
-    SpacingBetweenSlices StudyInstanceUID PixelData""".split()
-)
+# fmt: off
+TEST_TAGS = frozenset({
+    "BitsAllocated", "BitsStored", "Columns", "FrameOfReferenceUID", "HighBit", "ImageOrientationPatient",
+    "ImagePositionPatient", "InstanceNumber", "Modality", "PatientID", "PhotometricInterpretation",
+    "PixelRepresentation", "PixelSpacing", "PlanarConfiguration", "RescaleIntercept", "RescaleSlope", "RescaleType",
+    "Rows", "SOPClassUID", "SOPInstanceUID", "SamplesPerPixel", "SliceThickness", "SpacingBetweenSlices",
+    "StudyInstanceUID", "PixelData",
+})
+# fmt: on
 """What the test set keeps at the top level, with the pixels; TransferSyntaxUID, the 25th, is in the meta group."""
 
 _SEQUENCE: dict[str, dict[str, Any]] = {
@@ -72,12 +75,12 @@ _DESCRIPTION = {"CTA": "CTA HEAD", "MRA": "TOF MRA", "MRI T2": "T2 TSE TRA", "MR
 
 
 def transfer_syntax(plan: SeriesPlan) -> UID:
-    """The transfer syntax of a series."""
+    """Return the transfer syntax of a series."""
     return next((_SYNTAX[q] for q in plan.quirks if q in _SYNTAX), ExplicitVRLittleEndian)
 
 
 def number(value: float) -> str:
-    """A DICOM decimal string: at most 16 characters."""
+    """Return a DICOM decimal string: at most 16 characters."""
     text = f"{value:.7f}".rstrip("0").rstrip(".")
     return "0" if text in ("-0", "") else text[:16]
 
@@ -143,7 +146,7 @@ class SeriesWriter:
         self._finish(ds, stored)
 
     def _group(self, shot: Shot, slope: float, index: int) -> Dataset:
-        """The functional groups of one frame."""
+        """Return the functional groups of one frame."""
         plane, position, content, transform = Dataset(), Dataset(), Dataset(), Dataset()
         plane.ImageOrientationPatient = [number(v) for v in (*shot.row, *shot.column)]
         position.ImagePositionPatient = [number(v) for v in shot.position_lps]
@@ -241,8 +244,8 @@ def _set_pixels(ds: Dataset, stored: Pixels, syntax: UID, *, broken: bool) -> No
         if broken:
             ds.add_new("PixelData", "OB", encapsulate([b"\x00\x01" * 20]))
     else:
-        order = ">" if syntax == ExplicitVRBigEndian else "<"
-        data = np.ascontiguousarray(stored, stored.dtype.newbyteorder(order)).tobytes()
+        dtype = stored.dtype.newbyteorder(">" if syntax == ExplicitVRBigEndian else "<")
+        data = np.ascontiguousarray(stored, dtype).tobytes()
         if broken:
             data = data[: len(data) // 4 * 2]
         ds.add_new("PixelData", vr, data + b"\0" * (len(data) % 2))

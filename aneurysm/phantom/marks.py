@@ -8,13 +8,13 @@ import numpy as np
 
 from aneurysm.labels import SITES
 from aneurysm.phantom.acquisition import Acquisition
+from aneurysm.phantom.branches import mask_value
 from aneurysm.phantom.dicom_writer import multiframe_uid
 from aneurysm.phantom.plan import SeriesPlan, make_uid
 from aneurysm.phantom.pose import Vector
 from aneurysm.phantom.render import Scene
 from aneurysm.phantom.shots import Shot, copy_uid
 from aneurysm.phantom.truth import LesionTruth, Triple
-from aneurysm.phantom.vessels import mask_value
 
 LocalizerRow = tuple[str, str, str, str]
 """The columns of train_localizers.csv: SeriesInstanceUID, SOPInstanceUID, coordinates, location."""
@@ -71,7 +71,7 @@ def _mark(plan: SeriesPlan, scene: Scene, acquisition: Acquisition, shots: list[
 
 
 def _assumed(acquisition: Acquisition, center: Vector, index: int) -> Vector:
-    """A sac's centre in the space that readers assume: as far beside its slice as it truly is."""
+    """Return a sac's centre in the space that readers assume: as far beside its slice as it truly is."""
     true, told = acquisition.true, acquisition.told
     k, x, y = true.locate(center)
     beside = float((center - true.point(k, x, y)) @ true.normal)
@@ -80,7 +80,7 @@ def _assumed(acquisition: Acquisition, center: Vector, index: int) -> Vector:
 
 
 def _coordinates(truth: LesionTruth) -> str:
-    """The text of the column ``coordinates``: a Python dict."""
+    """Return the text of the column ``coordinates``: a Python dict."""
     point: dict[str, float | int] = {"x": truth.x or 0.0, "y": truth.y or 0.0}
     if truth.frame is not None:
         point["f"] = truth.frame

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from aneurysm.phantom.branches import Branch, Floats, Tree, centreline
 from aneurysm.phantom.pose import Points
-from aneurysm.phantom.vessels import Branch, Floats, Tree, centreline
 
 HULL_CENTER = np.array([0.0, 20.0, 26.0])
 HULL_RADII = np.array([64.5, 84.0, 69.0])
@@ -23,7 +23,7 @@ def add_offshoots(tree: Tree, rng: np.random.Generator) -> None:
 
 
 def walk_on_hull(start: Floats, heading: Floats, length_mm: float, rng: np.random.Generator, wander: float) -> Points:
-    """A winding course over the brain's surface, (n, 3), in steps of 4 mm, from ``start`` towards ``heading``."""
+    """Return a winding course over the brain's surface, (n, 3), in steps of 4 mm, from ``start``."""
     point = np.asarray(start, dtype=np.float64)
     direction = np.asarray(heading, dtype=np.float64)
     points = [point]

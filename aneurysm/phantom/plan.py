@@ -83,7 +83,7 @@ class SeriesPlan:
 
 
 def make_uid(*parts: object) -> str:
-    """A valid UID (PS3.5, 9.1: digits, no leading zeros, at most 64 characters) from anything."""
+    """Return a valid UID (PS3.5, 9.1: digits, no leading zeros, at most 64 characters) from anything."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     number = int.from_bytes(digest[:15], "big") % (9 * 10**34) + 10**34
     return f"{UID_ROOT}{number}"
@@ -167,7 +167,7 @@ def _deal(kinds: list[_T], shares: npt.NDArray[np.float64], n: int, rng: np.rand
 
 
 def _deal_sites(n: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
-    """The sites of each positive series."""
+    """Return the sites of each positive series."""
     if n == 0:
         return []
     per_series = _deal([1, 2, 3, 4], np.array(_SITES_PER_POSITIVE), n, rng)

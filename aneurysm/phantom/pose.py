@@ -53,7 +53,7 @@ class Pose:
 
 
 def random_pose(rng: np.random.Generator) -> Pose:
-    """A head of ordinary size, a little askew, at an arbitrary table position."""
+    """Draw a head of ordinary size, a little askew, at an arbitrary table position."""
     size = rng.normal(1.0, 0.03)
     scale = np.clip(size * rng.normal(1.0, 0.025, 3), 0.9, 1.1)
     # Nodding is freer than turning or leaning: the head holder lets the chin go up and down.

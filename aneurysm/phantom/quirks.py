@@ -170,9 +170,7 @@ QUIRKS: dict[str, Quirk] = {q.name: q for q in _ALL}
 
 
 def conflict(names: Iterable[str], modality: str, *, marked: bool) -> str:
-    """
-    Say why the quirks can't be in one series of a modality, "" if they can; ``marked``: it has an aneurysm.
-    """
+    """Say why the quirks can't be in one series of a modality, "" if they can; ``marked``: it has an aneurysm."""
     taken: dict[str, str] = {}
     chosen = [QUIRKS[n] for n in names]
     one_file = next((q.name for q in chosen if "files" in q.places and q.modalities == MR), None)
@@ -207,5 +205,5 @@ def check_quirks(names: Iterable[str], modality: str, *, marked: bool) -> None:
 
 
 def rejection(names: Iterable[str]) -> Reason | None:
-    """The reason for which a series with these quirks must be refused, None if it must be cached."""
+    """Return the reason for which a series with these quirks must be refused, None if it must be cached."""
     return next((QUIRKS[n].rejects for n in names if QUIRKS[n].rejects is not None), None)

@@ -20,6 +20,6 @@ class Streams:
     index: int
 
     def __call__(self, name: str, number: int = 0) -> np.random.Generator:
-        """The generator of a name, and of a number within it (a slice, say), at its start."""
+        """Return the generator of a name, and of a number within it (a slice, say), at its start."""
         entropy = (self.seed, self.index + 1, zlib.crc32(name.encode()), number)
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))

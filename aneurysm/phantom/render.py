@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from aneurysm.phantom.anatomy import Layers, build_layers
 from aneurysm.phantom.aneurysms import Lesion
+from aneurysm.phantom.branches import STEP_MM, Branch, Tree
 from aneurysm.phantom.contrast import Flow, Shading, Tissues
 from aneurysm.phantom.pose import Points, Pose
 from aneurysm.phantom.scanner import Stack
 from aneurysm.phantom.shapes import Array, Grid
 from aneurysm.phantom.tubes import Canvas, to_sac, to_segments
-from aneurysm.phantom.vessels import STEP_MM, Branch, Tree
 
 _CHUNK_VOXELS = 4_000_000
 """So many voxels are drawn together: a piece of vessel is visited once for each chunk that it touches."""
@@ -260,7 +260,7 @@ class _Brush:
         return np.asarray(out, dtype=np.float32)
 
     def part(self, layer: Array) -> _Part | None:
-        """The layer where it is inside, or nearly."""
+        """Return the layer where it is inside, or nearly."""
         plane = self._plane(layer)
         near = plane < 3.0
         coarse_rows = np.flatnonzero(near.any(axis=1))
@@ -278,7 +278,7 @@ class _Brush:
         return self._enlarge(self._plane(layer), part.rows, part.columns)
 
     def midline(self, grid: Grid, part: _Part) -> Array:
-        """The template's x on a part, (rows, columns): linear in the indices, so computed rather than stored."""
+        """Return the template's x on a part, (rows, columns): linear in the indices, so computed rather than stored."""
         m = np.linalg.inv(grid.to_index)[0]
         base = -m @ grid.offset + m[0] * (self._level + float(self._rise))
         rows = (base + m[1] * self._rows[part.rows]).astype(np.float32)
@@ -290,7 +290,7 @@ class _Brush:
         cover = distance * (-1 / self._edge)
         cover += np.float32(0.5)
         np.clip(cover, 0, 1, out=cover)
-        difference = np.subtract(np.float32(value) if np.isscalar(value) else value, there)
+        difference = np.subtract(value if isinstance(value, np.ndarray) else np.float32(value), there)
         difference *= cover
         there += difference
 
@@ -301,7 +301,7 @@ class _Brush:
 
 
 def _span(at: npt.NDArray[np.float64], coarse: npt.NDArray[np.intp]) -> slice:
-    """The pixels between the outer ones of some coarse indices."""
+    """Return the pixels between the outer ones of some coarse indices."""
     return slice(int(np.searchsorted(at, coarse[0] - 1, "left")), int(np.searchsorted(at, coarse[-1] + 1, "right")))
 
 

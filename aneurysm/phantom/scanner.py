@@ -77,7 +77,7 @@ class Stack:
         )
 
     def keep(self, indices: npt.ArrayLike) -> Stack:
-        """The given slices, in the given order."""
+        """Return the given slices, in the given order."""
         return replace(self, positions_lps=self.positions_lps[np.asarray(indices)])
 
 
@@ -94,6 +94,7 @@ class Protocol:
 
     @property
     def slices(self) -> int:
+        """How many slices that makes."""
         return max(2, round((self.below_mm + self.above_mm) / self.gap_mm) + 1)
 
 
@@ -102,9 +103,9 @@ _FINENESS = {"tiny": 2.3, "small": 1.0, "full": 0.45}
 
 
 def draw_protocol(modality: str, size: str, plane: str, rng: np.random.Generator) -> Protocol:
-    """An ordinary protocol for the modality; ``size`` sets how fine it is."""
+    """Draw an ordinary protocol for the modality; ``size`` sets how fine it is."""
     choose = {"CTA": _cta, "MRA": _mra, "MRI T2": _t2, "MRI T1post": _t1post}[modality]
-    fov, gap, thickness, below, above, pixels = choose(size, plane, rng)
+    fov, gap, thickness, below, above, pixels = choose(size, rng)
     if size != "full":
         pixels = max(64, 16 * round(fov / _FINENESS[size] / 16))
     if plane != "axial" and modality != "MRA":
@@ -120,21 +121,19 @@ def draw_protocol(modality: str, size: str, plane: str, rng: np.random.Generator
 _Drawn = tuple[float, float, float, float, float, int]
 
 
-def _cta(size: str, plane: str, rng: np.random.Generator) -> _Drawn:
+def _cta(size: str, rng: np.random.Generator) -> _Drawn:
     fov = float(rng.choice([200, 220, 230, 250]))
     gap, thickness = {
         "full": [(0.5, 0.5), (0.5, 1.0), (0.625, 0.625), (0.6, 0.75), (0.75, 1.0), (1.0, 1.0)],
         "small": [(1.0, 1.0), (1.0, 1.25), (1.25, 1.25)],
         "tiny": [(3.0, 3.0), (2.5, 2.5)],
     }[size][int(rng.integers({"full": 6, "small": 3, "tiny": 2}[size]))]
-    if plane != "axial":
-        gap, thickness = max(gap, 0.75), max(thickness, 1.0)
     below = float(rng.uniform(55, 85)) if size != "full" else float(rng.uniform(60, 105))
     above = float(rng.uniform(68, 80)) if size != "full" else float(rng.uniform(90, 118))
     return fov, gap, thickness, below, above, 512
 
 
-def _mra(size: str, plane: str, rng: np.random.Generator) -> _Drawn:
+def _mra(size: str, rng: np.random.Generator) -> _Drawn:
     fov = float(rng.choice([180, 200, 210, 220]))
     gap, thickness = {
         "full": [(0.5, 0.5), (0.5, 1.0), (0.55, 1.1), (0.6, 0.6), (0.7, 1.4)],
@@ -145,7 +144,7 @@ def _mra(size: str, plane: str, rng: np.random.Generator) -> _Drawn:
     return fov, gap, thickness, float(rng.uniform(48, 56)), float(rng.uniform(38, 62)), pixels
 
 
-def _t2(size: str, plane: str, rng: np.random.Generator) -> _Drawn:
+def _t2(size: str, rng: np.random.Generator) -> _Drawn:
     fov = float(rng.choice([220, 230, 240]))
     gap, thickness = [(5.0, 5.0), (5.5, 5.0), (6.0, 5.0), (4.4, 4.0)][int(rng.integers(4))]
     if size != "tiny" and rng.random() < 0.12:
@@ -154,7 +153,7 @@ def _t2(size: str, plane: str, rng: np.random.Generator) -> _Drawn:
     return fov, gap, thickness, float(rng.uniform(52, 62)), float(rng.uniform(84, 96)), pixels
 
 
-def _t1post(size: str, plane: str, rng: np.random.Generator) -> _Drawn:
+def _t1post(size: str, rng: np.random.Generator) -> _Drawn:
     fov = float(rng.choice([230, 240, 256]))
     gap, thickness = {"full": (1.0, 1.0), "small": (1.2, 1.2), "tiny": (3.0, 3.0)}[size]
     if rng.random() < 0.4:
@@ -224,11 +223,11 @@ def plan_stack(
 def _aim(plane: str, pose: Pose, rng: np.random.Generator) -> Vector:
     """Offset of the middle of the field of view from the circle of Willis, LPS mm."""
     ahead = {"axial": (0.0, 18.0, 0.0), "sagittal": (0.0, 18.0, 15.0), "coronal": (0.0, 0.0, 15.0)}[plane]
-    return pose.turn @ np.array(ahead) + rng.normal(0, 2.0, 3)
+    return np.asarray(pose.turn @ np.array(ahead) + rng.normal(0, 2.0, 3))
 
 
 def regular_grid(stack: Stack, step_mm: float) -> Stack:
-    """A stack of even, unsheared slices over the same room: what a NIfTI file can hold."""
+    """Return a stack of even, unsheared slices over the same room: what a NIfTI file can hold."""
     corners = stack.corners_uvw
     low, high = corners.min(axis=0), corners.max(axis=0)
     size = (

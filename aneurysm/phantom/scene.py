@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from aneurysm.phantom.aneurysms import grow_lesions
+from aneurysm.phantom.branches import Branch, Tree
 from aneurysm.phantom.contrast import Flow, draw_shading, draw_tissues
 from aneurysm.phantom.offshoots import add_offshoots
 from aneurysm.phantom.pose import random_pose
 from aneurysm.phantom.randomness import Streams
 from aneurysm.phantom.render import Scene
-from aneurysm.phantom.vessels import Branch, Tree, grow_tree
+from aneurysm.phantom.vessels import grow_tree
 
 
 def draw_scene(modality: str, sites: tuple[str, ...], streams: Streams, difficulty: float) -> Scene:
-    """The scene of one series with an aneurysm at each of ``sites``."""
+    """Draw the scene of one series with an aneurysm at each of ``sites``."""
     tree = grow_tree(streams("vessels"), frozenset(sites))
     add_offshoots(tree, streams("offshoots"))
     lesions = grow_lesions(tree, sites, streams("lesions"), difficulty)

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from aneurysm.phantom.pose import Points, Vector
+from aneurysm.phantom.pose import Vector
 
 Array = npt.NDArray[np.float32]
 
@@ -42,9 +42,11 @@ class Ellipsoid:
     radii: tuple[float, float, float]
 
     def bound(self) -> tuple[Vector, float]:
+        """Return centre and radius of a sphere around it."""
         return np.array(self.center), max(self.radii)
 
     def distance(self, x: Array, y: Array, z: Array) -> Array:
+        """Return the signed distance in mm of each point."""
         # k0 (k0 - 1) / k1 with k0 = |p / r| and k1 = |p / r^2| is exact to first order at the surface (I. Quilez).
         cx, cy, cz = (np.float32(v) for v in self.center)
         rx, ry, rz = (np.float32(v) for v in self.radii)
@@ -67,10 +69,12 @@ class Capsule:
     radius_b: float
 
     def bound(self) -> tuple[Vector, float]:
+        """Return centre and radius of a sphere around it."""
         a, b = np.array(self.a), np.array(self.b)
         return (a + b) / 2, float(np.linalg.norm(b - a) / 2 + max(self.radius_a, self.radius_b))
 
     def distance(self, x: Array, y: Array, z: Array) -> Array:
+        """Return the signed distance in mm of each point."""
         a, b = np.array(self.a, np.float32), np.array(self.b, np.float32)
         axis = b - a
         length2 = np.float32(max(float(axis @ axis), 1e-9))
@@ -91,16 +95,18 @@ class HalfSpace:
     normal: tuple[float, float, float]
 
     def bound(self) -> tuple[Vector, float]:
+        """Return centre and radius of a sphere around it."""
         return np.array(self.point), np.inf
 
     def distance(self, x: Array, y: Array, z: Array) -> Array:
+        """Return the signed distance in mm of each point."""
         n = np.array(self.normal, np.float32)
         n /= np.float32(np.linalg.norm(n))
         offset = np.float32(n @ np.array(self.point, np.float32))
         return np.asarray(x * n[0] + y * n[1] + z * n[2] - offset, dtype=np.float32)
 
 
-def tube(points: Points, radii: npt.ArrayLike) -> list[Shape]:
+def tube(points: npt.ArrayLike, radii: npt.ArrayLike) -> list[Shape]:
     """Capsules along a polyline; ``points`` (n, 3), ``radii`` (n,) or a number."""
     pts = np.asarray(points, dtype=np.float64)
     r = np.broadcast_to(np.asarray(radii, dtype=np.float64), (len(pts),))
@@ -126,7 +132,7 @@ class Grid:
         self._reach = np.linalg.norm(to_index, axis=1)  # Index units per template mm, for a sphere.
 
     def box(self, center: Vector, radius: float) -> tuple[slice, slice, slice] | None:
-        """The part of the grid that a sphere touches, or None."""
+        """Return the part of the grid that a sphere touches, or None."""
         if not np.isfinite(radius):
             return (slice(0, self.shape[0]), slice(0, self.shape[1]), slice(0, self.shape[2]))
         middle = self.to_index @ center + self.offset
@@ -152,7 +158,7 @@ class Grid:
         return x, y, z
 
     def everywhere(self) -> tuple[slice, slice, slice]:
-        """The box that is the whole grid."""
+        """Return the box that is the whole grid."""
         return (slice(0, self.shape[0]), slice(0, self.shape[1]), slice(0, self.shape[2]))
 
 
@@ -185,7 +191,7 @@ class Solid:
         return self
 
     def copy(self, grow_mm: float = 0.0) -> Solid:
-        """A solid of its own, larger by ``grow_mm`` on all sides."""
+        """Return a solid of its own, larger by ``grow_mm`` on all sides."""
         other = Solid.__new__(Solid)
         other.grid = self.grid
         other.distance = self.distance - np.float32(grow_mm)
@@ -193,7 +199,7 @@ class Solid:
 
 
 def smooth_minimum(a: Array, b: Array, blend_mm: float) -> Array:
-    """The polynomial smooth minimum: differs from min(a, b) only where they are within ``blend_mm``."""
+    """Return the polynomial smooth minimum: differs from min(a, b) only where they are within ``blend_mm``."""
     if blend_mm <= 0:
         return np.minimum(a, b)
     k = np.float32(blend_mm)

@@ -39,7 +39,7 @@ class Shot:
 
 def list_shots(plan: SeriesPlan, stack: Stack, marked: list[int]) -> list[Shot]:
     """
-    The images of a series in the order of their InstanceNumber; ``marked`` are slices with an aneurysm.
+    Return the images of a series in the order of their InstanceNumber; ``marked`` are slices with an aneurysm.
 
     Of a multi-frame file they are its frames.
     """

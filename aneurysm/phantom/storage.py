@@ -55,7 +55,7 @@ class Storage:
             stored[_outside_circle(stored.shape)] = PADDING
         if self.inverted:
             stored = ~stored if self.signed else self.limits[1] - stored
-        return stored.astype(np.int16 if self.signed else np.uint16)
+        return np.asarray(stored, dtype=np.int16 if self.signed else np.uint16)
 
 
 def _outside_circle(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
@@ -66,7 +66,7 @@ def _outside_circle(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
 
 
 def draw_storage(plan: SeriesPlan) -> Storage:
-    """The storage of a series: vendors differ, and quirks overrule."""
+    """Draw the storage of a series: vendors differ, and quirks overrule."""
     rng = plan.streams("storage")
     inverted = plan.has("monochrome1")
     if plan.modality != "CTA":

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from aneurysm.phantom.aneurysms import Lesion
+from aneurysm.phantom.branches import Branch
 from aneurysm.phantom.pose import Points, Pose, Vector
 from aneurysm.phantom.shapes import FAR, Array, smooth_minimum
-from aneurysm.phantom.vessels import Branch
 
 Floats = npt.NDArray[np.float64]
 Owners = npt.NDArray[np.int32]
@@ -86,7 +86,7 @@ def to_segments(branches: list[Branch], pose: Pose, frame: Floats, stride: int =
 
 
 def to_sac(lesion: Lesion, pose: Pose, frame: Floats) -> Sac:
-    """A lesion on the scanner's axes; its shape is scaled as a whole, so that it stays what the truth says."""
+    """Return a lesion on the scanner's axes; its shape is scaled as a whole, so that it stays what the truth says."""
     size = float(np.cbrt(np.prod(pose.scale)))
 
     def place(point: Vector) -> Vector:

@@ -7,90 +7,16 @@ between them. Left is +x.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.interpolate import CubicSpline
 
-from aneurysm.labels import SITES, VESSEL_VALUES
-from aneurysm.phantom.pose import Points
+from aneurysm.phantom.branches import OTHER, STEP_MM, VALUES, Branch, Floats, Tree, centreline, mask_value
 
-Floats = npt.NDArray[np.float64]
-Table = list[tuple[float, float, float]]
-
-STEP_MM = 0.8
-_VALUE = dict(zip(SITES, VESSEL_VALUES, strict=True))
-OTHER = _VALUE["Other Posterior Circulation"]
-
-
-def mask_value(site: str, side: str = "") -> int:
-    """The value of a site in a vessel mask; ``side`` is put before it where the label has one."""
-    return _VALUE[f"{side.capitalize()} {site}" if side else site]
-
-
-@dataclass(frozen=True)
-class Branch:
-    """
-    A stretch of vessel.
-
-    ``points`` (n, 3) template mm; ``radii`` (n,) mm; ``value`` is what it gets in a vessel mask, 0 for nothing;
-    ``vein`` says that its blood is venous.
-    """
-
-    name: str
-    points: Points
-    radii: Floats
-    value: int = 0
-    vein: bool = False
-
-    def at(self, fraction: float) -> tuple[Floats, Floats, float]:
-        """Point, unit direction of flow and radius at a fraction of its length."""
-        steps = np.linalg.norm(np.diff(self.points, axis=0), axis=1)
-        arc = np.concatenate([[0.0], np.cumsum(steps)])
-        s = float(np.clip(fraction, 0, 1)) * arc[-1]
-        i = int(np.clip(np.searchsorted(arc, s) - 1, 0, len(steps) - 1))
-        t = (s - arc[i]) / max(steps[i], 1e-9)
-        point = self.points[i] * (1 - t) + self.points[i + 1] * t
-        direction = (self.points[i + 1] - self.points[i]) / max(steps[i], 1e-9)
-        return point, direction, float(self.radii[i] * (1 - t) + self.radii[i + 1] * t)
-
-
-@dataclass
-class Tree:
-    """All branches of one head by name, and what is peculiar about it."""
-
-    branches: dict[str, Branch] = field(default_factory=dict)
-    features: list[str] = field(default_factory=list)
-
-    def put(self, branch: Branch) -> Branch:
-        self.branches[branch.name] = branch
-        return branch
-
-
-def centreline(
-    control: npt.ArrayLike, radii: npt.ArrayLike, rng: np.random.Generator | None = None, wind_mm: float = 0.0
-) -> tuple[Points, Floats]:
-    """
-    A smooth line through control points (n, 3), resampled to steps of ``STEP_MM``; radii (n,) follow linearly.
-
-    With ``wind_mm`` the line winds about its course by about that much, and not at all at its ends, which are joints.
-    """
-    knots = np.asarray(control, dtype=np.float64)
-    r = np.broadcast_to(np.asarray(radii, dtype=np.float64), (len(knots),))
-    # Centripetal parameters: a cubic spline over them does not loop where control points lie unevenly.
-    chord = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(knots, axis=0), axis=1) ** 0.5)])
-    length = float(np.linalg.norm(np.diff(knots, axis=0), axis=1).sum())
-    n = max(3, int(np.ceil(length * 1.08 / STEP_MM)) + 1)
-    t = np.linspace(0, chord[-1], n)
-    points = CubicSpline(chord, knots, bc_type="natural")(t)
-    if rng is not None and wind_mm > 0:
-        phase = rng.uniform(0, 2 * np.pi, (3, 2))
-        waves = length / rng.uniform(11, 22, (3, 2))
-        s = np.linspace(0, 1, n)[:, None]
-        swing = sum(np.sin(2 * np.pi * waves[:, k] * s + phase[:, k]) for k in range(2))
-        points = points + wind_mm * 0.7 * np.sin(np.pi * s) ** 0.7 * swing
-    return points, np.interp(t, chord, r)
+Table = Sequence[tuple[float, float, float]]
 
 
 class _Builder:
@@ -106,34 +32,34 @@ class _Builder:
     def line(
         self,
         name: str,
-        control: npt.ArrayLike,
+        control: Any,
         radii: npt.ArrayLike,
         value: int = 0,
         *,
         wind: float = 1.0,
         jitter_mm: float = 0.5,
     ) -> Branch:
-        """A branch through control points whose inner ones move a little."""
+        """Put in a branch through control points whose inner ones move a little."""
         knots = np.array(control, dtype=np.float64)
         knots[1:-1] += self.rng.normal(0, jitter_mm, knots[1:-1].shape)
         points, r = centreline(knots, np.asarray(radii, dtype=np.float64) * self.caliber, self.rng, self.wind * wind)
         return self.tree.put(Branch(name, points, r, value))
 
     def mark(self, point: tuple[float, float, float], sign: float = 1.0, jitter_mm: float = 0.8) -> Floats:
-        """A landmark of this head."""
+        """Draw a landmark of this head."""
         return np.array(point) * (sign, 1, 1) + self.rng.normal(0, jitter_mm, 3)
 
     def has(self, site: str) -> bool:
         return site in self.need
 
 
-def _mirror(table: Table, sign: float) -> list[Floats]:
+def _mirror(table: Table, sign: float) -> list[Any]:
     return [np.array(p) * (sign, 1.0, 1.0) for p in table]
 
 
 def grow_tree(rng: np.random.Generator, need: frozenset[str] = frozenset()) -> Tree:
     """
-    The arteries of one head.
+    Grow the arteries of one head.
 
     Parameters
     ----------
@@ -301,7 +227,7 @@ def _posterior_cerebral(b: _Builder, side: str, s: float, tip: Floats) -> None:
         radii = [float(rng.uniform(1.2, 1.5)), 0.75, radius, radius]
         tree.features.append(f"{side}_pcom_infundibulum")
     course = [origin, *_mirror([(12.4, -0.5, 7.6), (11.4, 6, 7.4)], s), join]
-    b.line(f"{side}_pcom", course, radii, _VALUE[label], wind=0.5, jitter_mm=0.4)
+    b.line(f"{side}_pcom", course, radii, VALUES[label], wind=0.5, jitter_mm=0.4)
 
 
 def _middle_cerebral(b: _Builder, side: str, s: float, term: Floats, mca: int) -> None:
