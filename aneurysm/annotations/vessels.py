@@ -33,8 +33,8 @@ def resample_mask(path: Path, volume: Grid, field_of_view: Grid) -> tuple[NDArra
     """
     Return the mask at ``path`` on the grid of a volume, nearest neighbour, and what was decided.
 
-    None if it can't be used: unreadable, values other than 0 to 13, or too much of it outside the series' field of view,
-    of which the volume may be a part.
+    None if it can't be used: unreadable, values other than 0 to 13, or too much of it outside the field of view
+    of the series, of which the volume may be a part.
     """
     import SimpleITK as sitk
 

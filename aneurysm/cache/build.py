@@ -23,11 +23,11 @@ from aneurysm.cache.estimate import check_space
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.cache.pool import run_jobs
-from aneurysm.cache.publish import sweep, write_atomically
+from aneurysm.cache.publish import is_disk_full, sweep, write_atomically
 from aneurysm.cache.series import Outcome, SeriesJob, write_record
 from aneurysm.cache.spec import CacheSpec, load_spec, parse_spec
 from aneurysm.dicom.scan import Inventory, SeriesSource, find_series
-from aneurysm.errors import CacheError, DataError, Reason, SpecError, SpecMismatchError, UsageError
+from aneurysm.errors import CacheError, DataError, NoSpaceError, Reason, SpecError, SpecMismatchError, UsageError
 
 _MANIFEST_EVERY_S: Final = 60.0
 
@@ -204,7 +204,9 @@ def _open_cache(layout: CacheLayout, spec: CacheSpec) -> None:
             if any(layout.volumes.iterdir()):
                 raise CacheError(f"{layout.root} has volumes but no spec.toml: whose they are can't be told")
             write_atomically(layout.spec, spec.to_toml())
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
+        if is_disk_full(error):
+            raise NoSpaceError(f"the disk of {layout.root} is full") from error
         raise UsageError(f"the cache folder {layout.root} can't be written: {error.strerror}") from error
     there = read_spec(layout)
     if there.digest != spec.digest:

@@ -46,6 +46,21 @@ def claim(layout: CacheLayout, uid: str) -> Iterator[Path | None]:
         os.close(descriptor)
 
 
+def _held(path: Path) -> bool:
+    """Say whether a process holds the lock on ``path``; writes nothing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _lock(path: Path) -> int | None:
     """Return a descriptor that holds the lock on ``path``, None if another process does."""
     while True:
@@ -86,13 +101,8 @@ def abandoned(layout: CacheLayout) -> list[str]:
     """Return the series in .building/ whose folder nobody holds: what dead processes were at."""
     if not layout.building.is_dir():
         return []
-    found = []
-    for folder in sorted(p for p in layout.building.iterdir() if p.is_dir()):
-        descriptor = _lock(layout.building / f"{folder.name}.lock")
-        if descriptor is not None:
-            os.close(descriptor)
-            found.append(folder.name)
-    return found
+    folders = sorted(p.name for p in layout.building.iterdir() if p.is_dir())
+    return [uid for uid in folders if not _held(layout.building / f"{uid}.lock")]
 
 
 def publish(built: Path, final: Path) -> bool:
