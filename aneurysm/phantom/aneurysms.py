@@ -115,7 +115,7 @@ def grow_lesions(tree: Tree, sites: tuple[str, ...], rng: np.random.Generator, d
             raise UsageError(f"unknown aneurysm site {site!r}: one of {', '.join(SITES)}")
         for _ in range(60):
             sac = _grow(tree, site, draw_diameter_mm(rng, difficulty), rng)
-            if all(
+            if _on_its_side(sac) and all(
                 np.linalg.norm(sac.center - other.center) > sac.radii.max() + other.radii.max() + 1.5
                 for other in lesions
             ):
@@ -124,6 +124,12 @@ def grow_lesions(tree: Tree, sites: tuple[str, ...], rng: np.random.Generator, d
         else:
             raise UsageError(f"no room for {len(sites)} aneurysms at {', '.join(sites)}: ask for fewer")
     return lesions
+
+
+def _on_its_side(sac: Lesion) -> bool:
+    """Say whether the sac of a sided site lies clear of the mid-plane: the A2s of both sides nearly touch there."""
+    sign = {"Left": 1.0, "Right": -1.0}.get(sac.site.split()[0])
+    return sign is None or sign * float(sac.center[0]) > 1.0
 
 
 def _grow(tree: Tree, site: str, diameter_mm: float, rng: np.random.Generator) -> Lesion:

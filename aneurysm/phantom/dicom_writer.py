@@ -131,9 +131,7 @@ class SeriesWriter:
         ds.InstanceNumber = 1
         ds.NumberOfFrames = len(shots)
         del ds.SliceThickness
-        if self._plan.has("stripped_multiframe"):
-            del ds.NumberOfFrames
-        else:
+        if not self._plan.has("stripped_multiframe"):
             shared = Dataset()
             measures = Dataset()
             measures.PixelSpacing = [number(v) for v in shots[0].spacing_mm]
@@ -216,10 +214,10 @@ class SeriesWriter:
 
     def _finish(self, ds: Dataset, stored: Pixels, *, broken: bool = False) -> None:
         """Add the pixels in the transfer syntax, take out what the plan does not want told, and write."""
+        _set_pixels(ds, stored, self._syntax, broken=broken)
         if self._plan.has("test_tags", "stripped_multiframe"):
             for element in [e for e in ds if e.keyword not in TEST_TAGS]:
                 del ds[element.tag]
-        _set_pixels(ds, stored, self._syntax, broken=broken)
         path = self._folder / f"{ds.SOPInstanceUID}.dcm"
         _save(ds, path, self._syntax, preamble=not self._plan.has("no_preamble"))
 
