@@ -113,17 +113,31 @@ def grow_lesions(tree: Tree, sites: tuple[str, ...], rng: np.random.Generator, d
     for site in sites:
         if site not in SITES:
             raise UsageError(f"unknown aneurysm site {site!r}: one of {', '.join(SITES)}")
-        for _ in range(60):
+        for _ in range(300):
             sac = _grow(tree, site, draw_diameter_mm(rng, difficulty), rng)
-            if _on_its_side(sac) and all(
-                np.linalg.norm(sac.center - other.center) > sac.radii.max() + other.radii.max() + 1.5
-                for other in lesions
+            if (
+                _on_its_side(sac)
+                and _stands_out(tree, sac)
+                and all(
+                    np.linalg.norm(sac.center - other.center) > sac.radii.max() + other.radii.max() + 1.5
+                    for other in lesions
+                )
             ):
                 lesions.append(sac)
                 break
         else:
             raise UsageError(f"no room for {len(sites)} aneurysms at {', '.join(sites)}: ask for fewer")
     return lesions
+
+
+def _stands_out(tree: Tree, sac: Lesion) -> bool:
+    """Say whether the middle of the sac lies outside of every artery: in a bend it might else be lost in its parent."""
+    for branch in tree.branches.values():
+        if not branch.vein:
+            clearance = np.linalg.norm(branch.points - sac.center, axis=1) - branch.radii
+            if clearance.min() < 0.4 * sac.radii.min():
+                return False
+    return True
 
 
 def _on_its_side(sac: Lesion) -> bool:

@@ -110,14 +110,11 @@ def write_plans(
     settings = settings or {"format": _FORMAT, "plans": json.loads(json.dumps([asdict(p) for p in plans]))}
     sizes = {p.uid: estimate_bytes(p) for p in plans}
     building = out / _BUILDING
-    _claim(out, settings, overwrite=overwrite)
-    todo = [p for p in plans if not _record(building, p.uid).is_file()]
-    try:
-        _check_space(out, sum(sizes[p.uid] for p in todo))
-    except NoSpaceError:
-        if len(todo) == len(plans):
-            shutil.rmtree(building)
-        raise
+    replaced = _claim(out, settings, overwrite=overwrite)
+    begun = [] if replaced else [p.uid for p in plans if _record(building, p.uid).is_file()]
+    todo = [p for p in plans if p.uid not in begun]
+    _check_space(out, sum(sizes[p.uid] for p in todo), replaced)
+    _prepare(out, settings, replaced)
     done = len(plans) - len(todo)
     if progress:
         progress(done, len(plans))
@@ -134,39 +131,42 @@ def write_plans(
     return Summary(len(plans), len(plans) - len(todo), total, time.monotonic() - started)
 
 
-def _claim(out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
-    """Make sure that ``out`` is ours to write: fresh, or begun with the same settings."""
-    building = out / _BUILDING
+def _claim(out: Path, settings: dict[str, Any], *, overwrite: bool) -> list[Path]:
+    """Make sure that ``out`` is ours to write: fresh, or begun with the same settings. Return what must go first."""
     try:
         there = sorted(p.name for p in out.iterdir()) if out.exists() else []
     except NotADirectoryError as error:
         raise UsageError(f"{out} is a file, not a folder. Name a folder that is empty or not there yet") from error
-    begun = _settings_of(building)
-    if there and begun != settings:
-        ours = begun is not None or (out / TRUTH_CSV).is_file()
-        if not overwrite:
-            what = (
-                "holds an unfinished phantom data set of other settings"
-                if begun is not None
-                else f"is not empty ({', '.join(there[:3])}{', ...' if len(there) > 3 else ''})"
-            )
-            raise UsageError(f"{out} {what}. Name another folder, or replace what phantom wrote there with --overwrite")
-        taken = [name for name in there if name in _OWN]
-        if taken and not ours:
-            raise UsageError(
-                f"{out} holds {', '.join(taken)} and no {TRUTH_CSV}: it is no phantom data set, and --overwrite "
-                "removes nothing else. Name another folder"
-            )
-        for name in taken:
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        raise UsageError(f"{out} can't be read: {error.strerror}") from error
+    begun = _settings_of(out / _BUILDING)
+    if not there or begun == settings:
+        return []
+    if not overwrite:
+        what = f"is not empty ({', '.join(there[:3])}{', ...' if len(there) > 3 else ''})"
+        if begun is not None:
+            what = "holds an unfinished phantom data set of other settings"
+        raise UsageError(f"{out} {what}. Name another folder, or replace what phantom wrote there with --overwrite")
+    taken = [name for name in there if name in _OWN]
+    if taken and begun is None and not (out / TRUTH_CSV).is_file():
+        raise UsageError(
+            f"{out} holds {', '.join(taken)} and no {TRUTH_CSV}: it is no phantom data set, and --overwrite removes "
+            "nothing else. Name another folder"
+        )
+    return [out / name for name in taken]
+
+
+def _prepare(out: Path, settings: dict[str, Any], replaced: list[Path]) -> None:
+    """Remove what is replaced, and make the folders."""
     try:
-        (building / "done").mkdir(parents=True, exist_ok=True)
+        for path in replaced:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (out / _BUILDING / "done").mkdir(parents=True, exist_ok=True)
         for name in ("series", "segmentations"):
             (out / name).mkdir(exist_ok=True)
+        _write_json(out / _BUILDING / "plan.json", settings)
     except OSError as error:
         raise UsageError(f"{out} can't be written: {error.strerror}") from error
-    _write_json(building / "plan.json", settings)
 
 
 def _settings_of(building: Path) -> dict[str, Any] | None:
@@ -177,8 +177,10 @@ def _settings_of(building: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _check_space(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out).free
+def _check_space(out: Path, needed: int, replaced: list[Path]) -> None:
+    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    freed = sum(f.stat().st_size for path in replaced for f in (path, *path.rglob("*")) if f.is_file())
+    free = shutil.disk_usage(there).free + freed
     if needed and free < needed + _SPARE_BYTES:
         raise NoSpaceError(
             f"the data set needs about {needed / 2**30:.1f} GiB in {out}, and {free / 2**30:.1f} GiB are free. Name a "

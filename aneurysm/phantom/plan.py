@@ -201,12 +201,13 @@ def _deal_quirks(plans: list[SeriesPlan], rng: np.random.Generator) -> list[Seri
     # What fits few series comes first.
     order = sorted(QUIRKS.values(), key=lambda q: (q.rejects is None, not q.marks, len(q.modalities), -len(q.places)))
     for quirk in order:
-        for _ in range(counts[quirk.name]):
-            ranks = rng.random(n)
-            for i in sorted(range(n), key=lambda i: (len(chosen[i]), ranks[i])):
-                plan = plans[i]
-                hand = [*chosen[i], quirk.name]
-                if quirk.name not in chosen[i] and not conflict(hand, plan.modality, marked=bool(plan.sites)):
-                    chosen[i] = hand
-                    break
+        left = counts[quirk.name]
+        ranks = rng.random(n)
+        for i in sorted(range(n), key=lambda i: (len(chosen[i]), ranks[i])):
+            if left == 0:
+                break
+            hand = [*chosen[i], quirk.name]
+            if not conflict(hand, plans[i].modality, marked=bool(plans[i].sites)):
+                chosen[i] = hand
+                left -= 1
     return [replace(plan, quirks=tuple(q for q in QUIRKS if q in own)) for plan, own in zip(plans, chosen, strict=True)]

@@ -71,7 +71,12 @@ _ALL = (
     Quirk("jittered_gaps", "slice distances vary by up to 20 %", 0.02, places=("slices",)),
     Quirk("doubled_gaps", "the upper third has every other slice only", 0.02, places=("slices",)),
     Quirk("missing_slices", "one or two slices are missing", 0.025, places=("slices",)),
-    Quirk("stray_slices", "a few slices lie apart from the stack, beyond the gap limit", 0.012, places=("slices", "strays")),
+    Quirk(
+        "stray_slices",
+        "a few slices lie apart from the stack, beyond the gap limit",
+        0.012,
+        places=("slices", "strays"),
+    ),
     Quirk("duplicates", "some slices are stored twice", 0.02, places=("slices",), needs_files=True),
     Quirk("two_slices", "two slices only", 0.012, places=("slices", "extent"), needs_files=True),
     # Other images in the folder.
@@ -144,7 +149,11 @@ _ALL = (
     Quirk("mask", "a vessel mask, in segmentations/", 0.06, ("CTA", "MRA"), ("mask", "assumed", "strays")),
     Quirk("nested_mask", "a vessel mask, in segmentations/<uid>/", 0.04, ("CTA", "MRA"), ("mask", "assumed", "strays")),
     Quirk(
-        "regridded_mask", "a vessel mask of another shape than the series", 0.02, ("CTA", "MRA"), ("mask", "assumed", "strays")
+        "regridded_mask",
+        "a vessel mask of another shape than the series",
+        0.02,
+        ("CTA", "MRA"),
+        ("mask", "assumed", "strays"),
     ),
     # What must be refused.
     _bad("no_files", Reason.NO_FILES, "an empty folder", "files"),

@@ -80,7 +80,9 @@ def compare(data: Path, cache: Path) -> list[str]:
             continue
         expected = ("rejected", truth.rejected) if truth.rejected else ("cached", "")
         if (row["status"], row["reason"]) != expected:
-            problems.append(f"{where}: {row['status']} {row['reason']} ({row['detail']}), expected {' '.join(expected)}")
+            problems.append(
+                f"{where}: {row['status']} {row['reason']} ({row['detail']}), expected {' '.join(expected)}"
+            )
         elif not truth.rejected:
             problems += [f"{where}: {p}" for p in _compare_volume(truth, open_volume(cache, truth.uid))]
     return problems
@@ -91,21 +93,24 @@ def _compare_volume(truth: SeriesTruth, volume: Cached) -> list[str]:
     if volume.attrs["modality"] != truth.modality:
         problems.append(f"modality {volume.attrs['modality']}")
     codes = {d["code"] for d in volume.attrs["decisions"]}
-    for quirk in truth.quirks:
-        if (code := EXPECTED_DECISION.get(quirk)) and code not in codes:
-            problems.append(f"no decision {code} for {quirk}, only {sorted(codes)}")
+    expected = {q: EXPECTED_DECISION[q] for q in truth.quirks if q in EXPECTED_DECISION}
+    problems += [f"no decision {c} for {q}, only {sorted(codes)}" for q, c in expected.items() if c not in codes]
     if truth.mask != (volume.mask is not None):
         problems.append(f"mask {'missing' if truth.mask else 'from nowhere'}")
     placed = {(p["location"], tuple(np.round(p["lps_mm"], 1))): p for p in volume.attrs["lesions"]}
     marks = [t for t in truth.lesions if t.placeable]
     if len(placed) != len(marks):
-        problems.append(f"{len(placed)} lesions placed, {len(marks)} marked; unplaced {volume.attrs['unplaced_lesions']}")
+        problems.append(
+            f"{len(placed)} lesions placed, {len(marks)} marked; unplaced {volume.attrs['unplaced_lesions']}"
+        )
     for lesion in marks:
         problems += [f"{lesion.site}: {p}" for p in _compare_lesion(truth, lesion, volume)]
     unplaced = {u["location"]: u["reason"] for u in volume.attrs["unplaced_lesions"]}
-    for lesion in truth.lesions:
-        if lesion.mark == "unknown_image" and unplaced.get(lesion.site) != "image_not_in_series":
-            problems.append(f"{lesion.site}: the mark on an unknown image is {unplaced.get(lesion.site)}")
+    problems += [
+        f"{lesion.site}: the mark on an unknown image is {unplaced.get(lesion.site)}"
+        for lesion in truth.lesions
+        if lesion.mark == "unknown_image" and unplaced.get(lesion.site) != "image_not_in_series"
+    ]
     return problems
 
 
@@ -126,7 +131,9 @@ def _compare_lesion(truth: SeriesTruth, lesion: LesionTruth, volume: Cached) -> 
     normal = np.array(volume.attrs["source"]["orientation"]).reshape(2, 3)
     across = float(off @ np.cross(normal[0], normal[1]))
     along = float(np.sqrt(max(off @ off - across**2, 0)))
-    distance = float(np.linalg.norm(off)) if truth.gap_mm <= 2 * WITHIN_MM and "missing_slices" not in truth.quirks else along
+    distance = (
+        float(np.linalg.norm(off)) if truth.gap_mm <= 2 * WITHIN_MM and "missing_slices" not in truth.quirks else along
+    )
     if distance > WITHIN_MM:
         problems.append(f"{distance:.2f} mm from the truth")
     if truth.patient_space:
@@ -135,7 +142,9 @@ def _compare_lesion(truth: SeriesTruth, lesion: LesionTruth, volume: Cached) -> 
         k, i, j = np.rint(zyx).astype(int)
         around = volume.mask[max(0, k - 1) : k + 2, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
         if lesion.value not in around or (lesion.radius_mm >= 2.5 and volume.mask[k, i, j] != lesion.value):
-            problems.append(f"mask values {np.unique(around)} around it, {volume.mask[k, i, j]} at it, not {lesion.value}")
+            problems.append(
+                f"mask values {np.unique(around)} around it, {volume.mask[k, i, j]} at it, not {lesion.value}"
+            )
     if truth.modality == "CTA" and lesion.radius_mm >= 2:
         value = volume.physical(zyx)
         if not 120 <= value <= 700:
