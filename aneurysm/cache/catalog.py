@@ -1,0 +1,139 @@
+"""Cache.open(path): all that planning an epoch needs, from manifest.csv and lesions.csv alone; no volume is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.opening import read_spec
+from aneurysm.cache.reader import CachedVolume
+from aneurysm.cache.spec import CacheSpec
+from aneurysm.errors import CacheNotFoundError, DamagedCacheError
+from aneurysm.labels import LABELS, SITES
+
+UNKNOWN = 255
+"""Stands in `Cache.labels` where a series has no labels."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """
+    The cached volumes of a cache, in the manifest's order; column arrays, so that 100,000 volumes take megabytes.
+
+    Attributes
+    ----------
+    root
+        Absolute path of the cache.
+    spec
+        Of the cache.
+    uids
+        Series UIDs, by index.
+    shapes
+        (n, 3) int32: voxels along (z, y, x).
+    labels
+        (n, 14) uint8 in the order of `LABELS`: 0, 1, or `UNKNOWN`.
+    modalities
+        Names, by index.
+    patient_keys
+        Keyed hashes of PatientID, by index; empty where the series has none.
+    lesion_volume
+        (m,) int32: index of each placed lesion's volume, rising.
+    lesion_site
+        (m,) uint8: index into `SITES`.
+    lesion_zyx
+        (m, 3) float32: voxel coordinates, whole numbers being voxel centres.
+    """
+
+    root: Path
+    spec: CacheSpec
+    uids: list[str]
+    shapes: NDArray[np.int32]
+    labels: NDArray[np.uint8]
+    modalities: list[str]
+    patient_keys: list[str]
+    lesion_volume: NDArray[np.int32]
+    lesion_site: NDArray[np.uint8]
+    lesion_zyx: NDArray[np.float32]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Cache:
+        """
+        Read the tables of the cache at ``path``.
+
+        Raises
+        ------
+        CacheNotFoundError
+            There is no cache.
+        DamagedCacheError
+            A table is missing or can't be read, or volumes of another digest are listed.
+        CacheError
+            The spec can't be read.
+        """
+        root = Path(path).absolute()
+        layout = CacheLayout(root)
+        if not layout.spec.is_file():
+            raise CacheNotFoundError(f"there is no cache at {path}: it has no spec.toml")
+        spec = read_spec(layout)
+        columns = ["series_uid", "status", "modality", "shape", "digest", "patient_key", *LABELS]
+        table = _read(layout.manifest, columns)
+        table = table[table["status"] == "cached"].reset_index(drop=True)
+        if len(mixed := set(table["digest"]) - {spec.digest}):
+            raise DamagedCacheError(
+                f"{layout.manifest} lists volumes of digest {min(mixed)}, the cache's spec has {spec.digest}. Run aneurysm verify"
+            )
+        try:
+            shapes = np.array([s.split("x") for s in table["shape"]], np.int32).reshape(len(table), 3)
+            labels = table[list(LABELS)].replace("", str(UNKNOWN)).to_numpy().astype(np.uint8)
+        except ValueError as error:
+            raise DamagedCacheError(f"{layout.manifest} is damaged: {error}. Run aneurysm precache") from error
+        index = pd.Series(np.arange(len(table), dtype=np.int32), index=table["series_uid"])
+        volumes, sites, places = _lesions(layout.lesions, index)
+        return cls(
+            root, spec, table["series_uid"].tolist(), shapes, labels, table["modality"].tolist(),
+            table["patient_key"].tolist(), volumes, sites, places,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def __getitem__(self, index: int) -> CachedVolume:
+        return CachedVolume(self.root, self.uids[index])
+
+    def __iter__(self) -> Iterator[CachedVolume]:
+        return (self[i] for i in range(len(self)))
+
+    def volume(self, uid: str) -> CachedVolume:
+        """Return a volume by its UID; whether it is there shows at its first read."""
+        return CachedVolume(self.root, uid)
+
+    def lesions_of(self, index: int) -> slice:
+        """Return the slice of the lesion arrays that belongs to volume ``index``."""
+        first, last = np.searchsorted(self.lesion_volume, [index, index + 1])
+        return slice(int(first), int(last))
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:  # pandas' errors of parsing and of missing columns are ValueErrors
+        raise DamagedCacheError(f"{path} is missing or damaged: {error}. Run aneurysm precache") from error
+
+
+def _lesions(path: Path, index: pd.Series) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float32]]:
+    table = _read(path, ["series_uid", "location", "status", "z", "y", "x"])
+    table = table[(table["status"] == "placed") & table["series_uid"].isin(index.index)]
+    volumes = index.loc[table["series_uid"]].to_numpy(np.int32)
+    order = np.argsort(volumes, kind="stable")
+    numbers = {site: i for i, site in enumerate(SITES)}
+    try:
+        sites = np.array([numbers[s] for s in table["location"]], np.uint8)
+        places = table[["z", "y", "x"]].to_numpy().astype(np.float32).reshape(len(table), 3)
+    except (KeyError, ValueError) as error:
+        raise DamagedCacheError(f"{path} is damaged: {error}. Run aneurysm precache") from error
+    return volumes[order], sites[order], places[order]
