@@ -210,7 +210,7 @@ def test_rows_of_files_stripped_to_25_tags_are_placed(tree):
 class TestRowsThatCanNotBePlaced:
     @pytest.fixture
     def written(self, tree) -> Written:
-        return _write(tree, acquire())
+        return _write(tree, acquire(slices=8))
 
     def _unplaced(self, tree: RsnaTree) -> dict[str, str]:
         outcome = run(tree.write_tables())
