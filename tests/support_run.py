@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
@@ -102,7 +103,9 @@ def write_series(
     ct = modality == "CT"
     volume = head_phantom(shape, seed=seed, ct=ct)
     stored = np.clip(np.rint(volume + (1024 if ct else 0)), 0, 4095).astype(np.uint16)
-    order = np.random.default_rng(seed).permutation(shape[0])  # neither names nor InstanceNumber tell the order
+    order = np.random.default_rng(seed).permutation(
+        shape[0]
+    )  # neither names nor InstanceNumber tell the order
     instances = [f"{uid}.{k + 1}" for k in range(shape[0])]
     for k in range(shape[0]):
         ds = Dataset()
@@ -142,7 +145,10 @@ def write_rsna_data(
     """A data set in the RSNA layout, series of slightly different size, a lesion in every other one; return UIDs."""
     root.mkdir(parents=True, exist_ok=True)
     uids = [f"{UID_ROOT}.{i + 1}" for i in range(n_series)]
-    with (root / "train.csv").open("w", newline="") as train, (root / "train_localizers.csv").open("w", newline="") as loc:
+    with (
+        (root / "train.csv").open("w", newline="") as train,
+        (root / "train_localizers.csv").open("w", newline="") as loc,
+    ):
         rows, lesions = csv.writer(train), csv.writer(loc)
         rows.writerow(["SeriesInstanceUID", "PatientAge", "PatientSex", "Modality", *LABELS])
         lesions.writerow(["SeriesInstanceUID", "SOPInstanceUID", "coordinates", "location"])
@@ -159,6 +165,27 @@ def write_rsna_data(
                 point = {"x": shape[2] / 2 + 0.25, "y": shape[1] / 2 - 0.5}
                 lesions.writerow([uid, instances[size[0] // 2], str(point), "Basilar Tip"])
     return uids
+
+
+def write_vessel_mask(
+    root: Path,
+    uid: str,
+    *,
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float] = (5.0, 3.0, 3.0),
+) -> None:
+    """A vessel mask on the grid of :func:`write_series`: value 5 on the right, 6 on the left, 2 in the middle."""
+    voxels = np.zeros(shape, np.uint8)
+    rows, columns = shape[1] // 2, shape[2]
+    voxels[2:-2, rows - 4 : rows + 4, columns // 4 - 3 : columns // 4 + 3] = 5
+    voxels[2:-2, rows - 4 : rows + 4, 3 * columns // 4 - 3 : 3 * columns // 4 + 3] = 6
+    voxels[2:-2, rows - 4 : rows + 4, columns // 2 - 3 : columns // 2 + 3] = 2
+    image = sitk.GetImageFromArray(voxels)
+    image.SetOrigin((-100.0, -90.0, -20.0))
+    image.SetSpacing(spacing_mm[::-1])
+    folder = root / "segmentations"
+    folder.mkdir(exist_ok=True)
+    sitk.WriteImage(image, str(folder / f"{uid}_cowseg.nii"))
 
 
 # Running ----------------------------------------------------------------------------------------------------------
@@ -193,7 +220,9 @@ def command(*args: object) -> list[str]:
     return [sys.executable, "-m", "cli.main", *map(str, args)]
 
 
-def run_cli(*args: object, timeout_s: float = 120, cwd: Path | None = None, env: dict[str, str] | None = None) -> Ran:
+def run_cli(
+    *args: object, timeout_s: float = 120, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> Ran:
     """Run a command to its end; kill its whole process group when it takes too long."""
     process = start_cli(*args, cwd=cwd, env=env)
     try:
@@ -302,5 +331,7 @@ def same_cache(cache: Path, reference: Path) -> list[str]:
     for uid in rows.keys() & expected.keys():
         for column in expected[uid]:
             if column != "seconds" and rows[uid][column] != expected[uid][column]:
-                differences.append(f"{uid} {column}: {rows[uid][column]!r} instead of {expected[uid][column]!r}")
+                differences.append(
+                    f"{uid} {column}: {rows[uid][column]!r} instead of {expected[uid][column]!r}"
+                )
     return differences

@@ -16,7 +16,14 @@ import pytest
 
 from aneurysm.cache.build import precache
 from tests.real.references import Agreement, Reference, compare, convert, read_reference, same_box
-from tests.support_run import attributes, leftovers, manifest, real_data_root, stored_voxels, unpack_real_series
+from tests.support_run import (
+    attributes,
+    leftovers,
+    manifest,
+    real_data_root,
+    stored_voxels,
+    unpack_real_series,
+)
 
 pytestmark = pytest.mark.skipif(
     real_data_root() is None, reason="no real series: set ANEURYSM_REAL_DATA to a folder that holds them"
@@ -61,7 +68,11 @@ CASES = (
     Case(f"{MINI}/ge/anatomical/001_single_slice", reasons=("too_few_slices",), cacheable=False),
     Case(f"{MINI}/generic/anatomical/001", truth="001_ground_truth_reoriented.nii.gz"),
     Case(f"{MINI}/generic/anatomical/001_implicit", truth="001_implicit_ground_truth_reoriented.nii.gz"),
-    Case(f"{MINI}/generic/anatomical/002_non_isotropic", values=False, truth="002_non_isotropic_ground_truth.nii.gz"),
+    Case(
+        f"{MINI}/generic/anatomical/002_non_isotropic",
+        values=False,
+        truth="002_non_isotropic_ground_truth.nii.gz",
+    ),
     Case(f"{MINI}/generic/compressed/001", truth="001_ground_truth_reoriented.nii.gz"),
     Case(f"{MINI}/generic/compressed_j2k/001", truth="001_ground_truth_reoriented.nii.gz"),
     Case(f"{MINI}/generic/compressed_jpeg/001", truth="001_ground_truth_reoriented.nii.gz"),
@@ -97,7 +108,9 @@ def test_the_cases_name_every_series_that_is_there(unpacked: Path) -> None:
     assert {f for f in folders if not any(f == k or f.startswith(k + "/") for k in known)} == set()
 
 
-def test_every_real_series_is_cached_rightly_or_refused_with_a_fair_reason(unpacked: Path, tmp_path: Path) -> None:
+def test_every_real_series_is_cached_rightly_or_refused_with_a_fair_reason(
+    unpacked: Path, tmp_path: Path
+) -> None:
     lines, faults = [], []
     for number, case in enumerate(CASES):
         line, found = _try_case(case, unpacked, tmp_path / f"case-{number}")
@@ -134,7 +147,9 @@ def _try_case(case: Case, unpacked: Path, scratch: Path) -> tuple[str, list[str]
         # The only uneven one: 5, 5 and 10 mm; half a gap beyond either end is 15.6 to 43.1 mm.
         middle = affine[:3, :3] @ ((np.asarray(stored.shape) - 1) / 2) + affine[:3, 3]
         if stored.shape[0] != 28 or abs(middle[2] - 29.3575) > 0.05:
-            faults.append(f"{stored.shape[0]} slices around z = {middle[2]:.3f} mm, expected 28 around 29.357")
+            faults.append(
+                f"{stored.shape[0]} slices around z = {middle[2]:.3f} mm, expected 28 around 29.357"
+            )
 
     intensity = facts["intensity"]
     physical = stored.astype(np.float64) * intensity["scale"] + intensity["offset"]
@@ -151,7 +166,10 @@ def _try_case(case: Case, unpacked: Path, scratch: Path) -> tuple[str, list[str]
         return f"{start} {'-':>7} {'-':>20} {'-':>6}  geometry only ({len(references)})", faults
     ref_name, best = max(results, key=lambda item: item[1].correlation)
     other = f"{best.best_other:.4f} ({best.best_other_name})"
-    return f"{start} {best.correlation:7.4f} {other:>20} {best.slope:6.3f}  {ref_name} ({len(results)})", faults
+    return (
+        f"{start} {best.correlation:7.4f} {other:>20} {best.slope:6.3f}  {ref_name} ({len(results)})",
+        faults,
+    )
 
 
 def _disagreements(case: Case, results: list[tuple[str, Agreement]]) -> list[str]:
@@ -188,7 +206,9 @@ def _references(case: Case, unpacked: Path, scratch: Path) -> list[Reference]:
     if case.folder.startswith(MINI):
         return [read_reference((root / case.folder).parent / case.truth)] if case.truth else []
     made = convert(unpacked / case.folder, scratch / "reference")
-    if not case.any_reference:  # Philips' published ones are in "precise" units, for which the clip means nothing
+    if (
+        not case.any_reference
+    ):  # Philips' published ones are in "precise" units, for which the clip means nothing
         made += sorted((root / case.folder / "reference").glob("*.nii*"))
     references = [read_reference(path) for path in made]
     if case.folder == "mr-pd-ge-jitter":
