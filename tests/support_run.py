@@ -205,14 +205,16 @@ class Ran:
         return self.out + self.err
 
 
-def environment(**extra: str) -> dict[str, str]:
-    """The environment of a child: this checkout importable, no terminal width surprises, no folders preset."""
+def environment(*, first_path: Path | None = None, **extra: str) -> dict[str, str]:
+    """The environment of a child: this checkout importable, wide lines, no folders preset.
+
+    A ``sitecustomize.py`` in `first_path` runs at the start of every Python process of the child's family.
+    """
     env = {k: v for k, v in os.environ.items() if k not in ("ANEURYSM_DATA", "ANEURYSM_CACHE")}
-    env["PYTHONPATH"] = os.pathsep.join([*extra.pop("first_path", "").split(), str(ROOT)])
+    env["PYTHONPATH"] = os.pathsep.join(str(p) for p in (first_path, ROOT) if p is not None)
     env["PYTHONUNBUFFERED"] = "1"
     env["COLUMNS"] = "300"  # so that no message is wrapped
-    env.update(extra)
-    return env
+    return env | extra
 
 
 def command(*args: object) -> list[str]:
@@ -247,7 +249,13 @@ def start_cli(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_let_sigint_through,
     )
+
+
+def _let_sigint_through() -> None:
+    """A test run in the background of a shell inherits SIGINT ignored, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
@@ -266,7 +274,7 @@ def group_members(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-# Reading the cache from outside -------------------------------------------------------------------------------------
+# Reading the cache from outside --------------------------------------------------------------------------------
 
 
 def manifest(cache: Path) -> dict[str, dict[str, str]]:
@@ -319,7 +327,7 @@ def leftovers(cache: Path) -> list[str]:
 
 
 def same_cache(cache: Path, reference: Path) -> list[str]:
-    """Differences between two caches: bytes of every volume, and every manifest column but the time it took."""
+    """Differences between two caches: bytes of every volume, every manifest column but the time it took."""
     differences = []
     ours, theirs = tree_digest(cache / "volumes"), tree_digest(reference / "volumes")
     differences += [f"only here: {name}" for name in sorted(ours.keys() - theirs.keys())]
