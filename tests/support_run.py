@@ -45,7 +45,7 @@ LABELS = (
 )
 
 
-# Data -------------------------------------------------------------------------------------------------------------
+# Data -----------------------------------------------------------------------------------------------------
 
 
 def real_data_root() -> Path | None:
@@ -76,7 +76,7 @@ def unpack_real_series(name: str, target: Path) -> Path:
 
 
 def head_phantom(shape: tuple[int, int, int], *, seed: int, ct: bool = True) -> np.ndarray:
-    """A skull with a brain, some bright vessels and noise: (slices, rows, columns), HU for CT, else 0 to 1500."""
+    """A skull, a brain, some bright vessels and noise: (slices, rows, columns), HU for CT, else 0 to 1500."""
     rng = np.random.default_rng(seed)
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij", sparse=True)
     radius = np.sqrt((z / 1.2) ** 2 + (y / 0.9) ** 2 + (x / 0.75) ** 2)
@@ -98,7 +98,7 @@ def write_series(
     modality: str = "CT",
     seed: int = 0,
 ) -> list[str]:
-    """Write one axial series of single-frame files into `folder`; return the SOPInstanceUIDs, bottom slice first."""
+    """Write an axial series of single-frame files; return SOPInstanceUIDs, bottom slice first."""
     folder.mkdir(parents=True, exist_ok=True)
     ct = modality == "CT"
     volume = head_phantom(shape, seed=seed, ct=ct)
@@ -142,7 +142,7 @@ def write_rsna_data(
     shape: tuple[int, int, int] = (12, 64, 64),
     spacing_mm: tuple[float, float, float] = (5.0, 3.0, 3.0),
 ) -> list[str]:
-    """A data set in the RSNA layout, series of slightly different size, a lesion in every other one; return UIDs."""
+    """Data in the RSNA layout, series of several sizes, a lesion in every other one; return UIDs."""
     root.mkdir(parents=True, exist_ok=True)
     uids = [f"{UID_ROOT}.{i + 1}" for i in range(n_series)]
     with (
@@ -174,7 +174,7 @@ def write_vessel_mask(
     shape: tuple[int, int, int],
     spacing_mm: tuple[float, float, float] = (5.0, 3.0, 3.0),
 ) -> None:
-    """A vessel mask on the grid of :func:`write_series`: value 5 on the right, 6 on the left, 2 in the middle."""
+    """A mask on the grid of :func:`write_series`: value 5 on the right, 6 on the left, 2 in the middle."""
     voxels = np.zeros(shape, np.uint8)
     rows, columns = shape[1] // 2, shape[2]
     voxels[2:-2, rows - 4 : rows + 4, columns // 4 - 3 : columns // 4 + 3] = 5
@@ -188,7 +188,7 @@ def write_vessel_mask(
     sitk.WriteImage(image, str(folder / f"{uid}_cowseg.nii"))
 
 
-# Running ----------------------------------------------------------------------------------------------------------
+# Running --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def group_members(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-# Reading the cache from outside --------------------------------------------------------------------------------
+# Reading the cache from outside ------------------------------------------------------------------------
 
 
 def manifest(cache: Path) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Mutated copies of DICOM series: what disks, networks, exporters and ill will do to files, by a seeded generator."""
+"""Mutated copies of DICOM series: what disks, networks, exporters and ill will do to files, seeded."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ SYNTAXES = (
 WRONG_VRS = ("SQ", "US", "UL", "FD", "OB", "OW", "UN", "DS", "IS", "UI", "LO", "AT", "ZZ", "\0\0")
 
 
-# Bytes --------------------------------------------------------------------------------------------------------
+# Bytes ----------------------------------------
 
 
 def _truncate(data: bytes, rng: random.Random) -> tuple[bytes, str]:
@@ -178,7 +178,7 @@ def _another_file(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     return kind + rng.randbytes(rng.choice((0, 10, 2000))), f"replaced by {kind[:8]!r}..."
 
 
-# Elements ---------------------------------------------------------------------------------------------------------
+# Elements ----------------------------------------
 
 
 def _raw(keyword: str, value: bytes, vr: str | None = None) -> RawDataElement:

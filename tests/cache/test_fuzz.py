@@ -1,7 +1,7 @@
 """Damaged files: no crash, no hang, nothing written outside the cache, and a row for each series.
 
-Seeded copies of real series (synthetic ones where those are not at hand), each damaged at random, go through the
-command line in one run. ANEURYSM_FUZZ_SEED shifts the seeds, to look for more.
+Copies of real series (synthetic ones where those are not at hand), each damaged at random from a seed, go
+through the command line in one run. ANEURYSM_FUZZ_SEED shifts the seeds, to look for more.
 """
 
 from __future__ import annotations
@@ -43,12 +43,16 @@ import os, resource, sys
 # An absurd size must be refused, not tried: 8 GB of addresses is ample for every honest series here.
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 log = os.open("{log}/" + str(os.getpid()), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-changing = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+changing = {
+    "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
+}
 
 def watch(event, args):
     if event == "open":
         name, _, flags = args
-        if not isinstance(name, (str, bytes, os.PathLike)) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        if not isinstance(name, (str, bytes, os.PathLike)):
+            return
+        if not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             return
         names = [name]
     elif event in changing:
@@ -305,8 +309,8 @@ def test_evil_folder_names_in_the_rsna_layout(tmp_path: Path) -> None:
         b".hidden",
     ]
     for number, name in enumerate(names):
-        folder = os.path.join(os.fsencode(box), b"data", b"series", name)
-        write_series(Path(os.fsdecode(folder)), f"{UID_ROOT}.8.{number}", shape=(4, 32, 32))
+        folder = box / "data" / "series" / os.fsdecode(name)
+        write_series(folder, f"{UID_ROOT}.8.{number}", shape=(4, 32, 32))
     rows, _ = run_watched(box, timeout_s=90)
     assert rows["1.2.3"]["status"] == "cached"
     assert all(r["status"] == "cached" or r["reason"] == Reason.INVALID_UID for r in rows.values()), rows

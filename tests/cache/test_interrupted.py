@@ -89,7 +89,7 @@ def assert_completes(built: Built, cache: Path, workers: int = 1) -> None:
     assert leftovers(cache) == []
 
 
-# Killed -----------------------------------------------------------------------------------------------------------
+# Killed ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def assert_completes(built: Built, cache: Path, workers: int = 1) -> None:
 def test_killed_at_random_moments_then_run_again(
     long_run: Built, tmp_path: Path, workers: int, kills: int
 ) -> None:
-    """SIGKILL to the whole process group; half of them at any time, half of them while volumes are being built."""
+    """SIGKILL to the whole process group; half of them at any time, half while volumes are being built."""
     rng = random.Random(1000 * workers + kills)
     cache, landed, amid = tmp_path / "cache", 0, 0
     for attempt in range(10 * kills):
@@ -183,7 +183,7 @@ sys.addaudithook(die_at_the_poisoned_series)
 
 
 def test_a_series_that_always_kills_its_worker_is_one_failed_row(built: Built, tmp_path: Path) -> None:
-    """Every worker that opens a file of one series dies, as when that series needs more memory than there is."""
+    """Every worker that opens a file of one series dies, as when it needs more memory than there is."""
     uid, cache = built.uids[1], tmp_path / "cache"
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(POISON.replace("{uid}", uid))
@@ -221,7 +221,7 @@ def test_ctrl_c_stops_cleanly(long_run: Built, tmp_path: Path, workers: int, who
     assert_completes(long_run, cache, workers)
 
 
-# Twice ------------------------------------------------------------------------------------------------------------
+# Twice ----------------------------------------------------------------------------------------------------
 
 
 def test_two_runs_at_once_do_no_harm(long_run: Built, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def copied(built: Built, tmp_path: Path) -> Built:
 
 
 def written_at(cache: Path) -> dict[str, int]:
-    """When each file of each volume was last changed (ctime: also a rename or a rewrite with the same bytes)."""
+    """When each file of each volume was last changed (ctime: also a rename, or the same bytes anew)."""
     files = [p for p in (cache / "volumes").rglob("*") if p.is_file()]
     return {p.relative_to(cache / "volumes").as_posix(): p.stat().st_ctime_ns for p in files}
 
@@ -307,7 +307,7 @@ def test_series_are_chosen_by_uid(built: Built, tmp_path: Path) -> None:
     assert published(cache) == sorted(f"{built.uids[i]}.zarr" for i in (1, 3))
 
 
-# No room ----------------------------------------------------------------------------------------------------------
+# No room --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_cache_where_nothing_can_be_made(built: Built) -> None:
 
 
 def test_folder_full_of_something_else_is_left_alone(built: Built, tmp_path: Path) -> None:
-    """A cache path that holds other people's files: used beside them or refused, but nothing of theirs is touched."""
+    """A cache path that holds other files: used beside them or refused, but none of them is touched."""
     cache = tmp_path / "home"
     (cache / "volumes" / "photos").mkdir(parents=True)
     (cache / "volumes" / "photos" / "cat.jpg").write_text("miaow")

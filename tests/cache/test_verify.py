@@ -166,7 +166,7 @@ def test_a_flipped_byte_in_the_vessel_mask_is_found(cache: Path, built: Built) -
 
 
 def test_the_advice_works(cache: Path, built: Built) -> None:
-    """After damage of several kinds: what verify names is repaired by removing it and running precache again."""
+    """What verify finds missing or left over is put right by running precache again."""
     shutil.rmtree(volume(cache, built.uids[0]))
     (cache / "manifest.csv").unlink()
     (cache / ".building" / "1.2.3").mkdir(parents=True)

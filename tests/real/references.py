@@ -1,7 +1,7 @@
 """Reference volumes (NIfTI) and how a cached volume compares with one in patient space.
 
-A reference is read by SimpleITK, which turns NIfTI's RAS into LPS, and interpolated linearly at the centres of the
-cached voxels. That shares no code with the program, and no assumption beyond the affine the cache itself states.
+A reference is read by SimpleITK, which turns NIfTI's RAS into LPS, and interpolated linearly at the centres
+of the cached voxels. That shares no code with the program, and assumes only the affine that the cache states.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def convert(dicom: Path, target: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Correlation at zero shift, the best one among all shifts and flips, and the line that fits the values."""
+    """Correlation at zero shift, the best one among shifts and flips, and the slope between the values."""
 
     correlation: float
     best_other: float
@@ -74,8 +74,9 @@ def compare(
 ) -> Agreement:
     """Compare physical values (z, y, x) of a cached volume with a reference.
 
-    `clip` is what the cache says it clipped its input to; the reference is clipped likewise before it is interpolated.
-    Only voxels within the outermost centres of the reference count; of a large volume, every other one in each axis.
+    `clip` is what the cache says it clipped its input to; the reference is clipped likewise before it is
+    interpolated. Only voxels within the outermost centres of the reference count; of a large volume, every
+    other one in each axis.
     """
     stride = 2 if cached.size > 1e6 else 1
     expected = np.full(cached.shape, np.nan, np.float32)
@@ -130,10 +131,10 @@ def _correlation(cached: np.ndarray, expected: np.ndarray) -> float:
 def same_box(
     shape: tuple[int, ...], affine_lps: np.ndarray, reference: Reference, *, atol_mm: float = 0.05
 ) -> str:
-    """'' where the cached grid is centred on the reference's field of view and just covers it, else what is wrong.
+    """'' where the cached grid is centred on the reference's field of view and just covers it, else the fault.
 
-    Both boxes reach half a voxel beyond the outermost centres. Axes are matched by direction, so this sees wrong
-    permutations and obliqueness, but not a flip, for which a box is the same.
+    Both boxes reach half a voxel beyond the outermost centres. Axes are matched by direction, so this sees
+    wrong permutations and obliqueness, but not a flip, for which a box is the same.
     """
     ours, theirs = _box(shape, affine_lps), _box(reference.voxels.shape, reference.affine_lps)
     apart = float(np.linalg.norm(ours[0] - theirs[0]))
