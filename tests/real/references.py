@@ -131,7 +131,7 @@ def _correlation(cached: np.ndarray, expected: np.ndarray) -> float:
 def same_box(
     shape: tuple[int, ...], affine_lps: np.ndarray, reference: Reference, *, atol_mm: float = 0.05
 ) -> str:
-    """'' where the cached grid is centred on the reference's field of view and just covers it, else the fault.
+    """'' where the cached grid is centred on the reference's box and just covers it, else the fault.
 
     Both boxes reach half a voxel beyond the outermost centres. Axes are matched by direction, so this sees
     wrong permutations and obliqueness, but not a flip, for which a box is the same.
