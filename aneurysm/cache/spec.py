@@ -1,0 +1,209 @@
+"""TOML file -> CacheSpec: an immutable recipe of a cache, and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from aneurysm.errors import SpecError
+
+RECIPE_VERSION: Final = 1
+"""Stands in every digest. Raise it when a change of the arithmetic changes a voxel of some series."""
+
+_Millimetres = Annotated[float, Field(gt=0.05, le=20.0)]
+_Size = Annotated[float, Field(gt=1.0, le=2000.0)]
+_ChunkEdge = Annotated[int, Field(ge=8, le=512)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class CTIntensity(_Section):
+    """How CT is stored: clipped to ``clip_hu``, in ``levels`` even steps; ``window_hu`` maps to [0, 1] for a model."""
+
+    clip_hu: tuple[float, float]
+    window_hu: tuple[float, float]
+    levels: int = Field(ge=16, le=65536)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> CTIntensity:
+        for name, (low, high) in (("clip_hu", self.clip_hu), ("window_hu", self.window_hu)):
+            if not low < high:
+                raise ValueError(f"{name}: the lower bound {low:g} is not below the upper bound {high:g}")
+        if self.window_hu[0] < self.clip_hu[0] or self.window_hu[1] > self.clip_hu[1]:
+            raise ValueError("window_hu reaches beyond clip_hu: what was clipped can't be shown")
+        return self
+
+
+class MRIntensity(_Section):
+    """
+    How MR is stored: the head's ``percentiles`` set the scale, with ``headroom`` above the upper one.
+
+    The head is what lies above ``foreground`` times the 99.5th percentile of the whole volume. The upper end of the
+    model's window is low + (high - low) x (1 + headroom).
+    """
+
+    percentiles: tuple[float, float]
+    headroom: float = Field(ge=0.0, le=10.0)
+    foreground: float = Field(gt=0.0, lt=1.0)
+    levels: int = Field(ge=16, le=65536)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> MRIntensity:
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"percentiles: {low:g}, {high:g} are not two rising numbers from 0 to 100")
+        return self
+
+
+class Intensity(_Section):
+    """One entry for each value of DICOM's Modality, the only kind that is known at inference."""
+
+    CT: CTIntensity
+    MR: MRIntensity
+
+
+class Storage(_Section):
+    """How the array lies on disk. ``chunk`` is the inner chunk (z, y, x); one shard holds the whole volume."""
+
+    dtype: Literal["int16", "uint8"]
+    chunk: tuple[_ChunkEdge, _ChunkEdge, _ChunkEdge]
+    codec: Literal["zstd", "lz4"]
+    level: int = Field(ge=1, le=9)
+    shuffle: Literal["noshuffle", "shuffle", "bitshuffle"]
+
+
+class SlicePolicy(_Section):
+    """Within which limits a series is taken for one volume."""
+
+    min_slices: int = Field(ge=2)
+    max_gap_ratio: float = Field(ge=1.0)
+    max_gap_mm: float = Field(gt=0.0)
+    max_stray_fraction: float = Field(ge=0.0, lt=0.5)
+    max_tilt_deg: float = Field(ge=0.0, le=60.0)
+    max_misalignment_mm: float = Field(ge=0.0)
+    max_unreadable_fraction: float = Field(ge=0.0, lt=0.5)
+    several_volumes: Literal["first", "reject"]
+
+
+class Box(_Section):
+    """A region of interest at the superior end of the volume, centred left to right and front to back."""
+
+    anchor: Literal["superior"]
+    size_mm: tuple[_Size, _Size, _Size]
+
+
+class CacheSpec(_Section):
+    """The resolved recipe. ``spacing_mm`` and every other triple is in (z, y, x): superior, posterior, left."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    version: int = Field(ge=1)
+    description: str = ""
+    spacing_mm: tuple[_Millimetres, _Millimetres, _Millimetres]
+    frame: Literal["closest"]
+    region: Box | None = None
+    max_voxels: int = Field(ge=1000)
+    intensity: Intensity
+    storage: Storage
+    slices: SlicePolicy
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> CacheSpec:
+        most = 256 if self.storage.dtype == "uint8" else 65536
+        for name in ("CT", "MR"):
+            levels = getattr(self.intensity, name).levels
+            if levels > most:
+                raise ValueError(f"intensity.{name}.levels: {levels} do not fit {self.storage.dtype}")
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all that changes a voxel; the description is not part of it."""
+        content = self.model_dump(mode="json", exclude={"description"}) | {"recipe": RECIPE_VERSION}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_toml(self) -> str:
+        """Return the resolved spec as TOML; `parse_spec` gives it back."""
+        lines = [
+            f"# Resolved spec of this cache; digest {self.digest}, recipe {RECIPE_VERSION}.",
+            "# It describes what is here: editing it changes nothing but the check against it.",
+        ]
+        return "\n".join(lines + _toml_lines(self.model_dump(mode="json", exclude_none=True), "")) + "\n"
+
+
+def _toml_lines(table: dict[str, Any], prefix: str) -> list[str]:
+    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{prefix}{key}]", *_toml_lines(value, f"{prefix}{key}.")]
+    return lines
+
+
+def shipped_specs() -> list[str]:
+    """Return the names of the specs that come with the package."""
+    return sorted(
+        p.name.removesuffix(".toml") for p in resources.files("cache_specs").iterdir() if p.name.endswith(".toml")
+    )
+
+
+def load_spec(name_or_path: str | Path) -> CacheSpec:
+    """
+    Load a shipped spec by name, or one of your own by path (a value with a slash or the ending ``.toml``).
+
+    Raises
+    ------
+    SpecError
+        No such spec; not TOML; an unknown key or an impossible value. The message names the file and the key.
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, str) and "/" not in text and not text.endswith(".toml"):
+        if text not in shipped_specs():
+            raise SpecError(
+                f"there is no cache spec {text!r}. Shipped: {', '.join(shipped_specs())}. For one of your own give its path, "
+                f"for example ./{text}.toml"
+            )
+        return parse_spec((resources.files("cache_specs") / f"{text}.toml").read_text("utf-8"), f"{text}.toml")
+    path = Path(text)
+    try:
+        content = path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise SpecError(f"there is no spec file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"the spec file {path} can't be read: {error}") from error
+    return parse_spec(content, str(path))
+
+
+def parse_spec(content: str, source: str) -> CacheSpec:
+    """Parse TOML text; ``source`` is what error messages call it. Raises `SpecError`."""
+    try:
+        table = tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{source} is not valid TOML: {error}") from error
+    try:
+        return CacheSpec.model_validate(table)
+    except ValidationError as error:
+        problems = [_problem(dict(e)) for e in error.errors()]
+        raise SpecError(f"{source}: " + "; ".join(problems)) from error
+
+
+def _problem(error: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key}"
+        case "missing":
+            return f"key {key} is missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not key:
+        return message
+    given = "" if isinstance(error["input"], dict) else f" (found {error['input']!r})"
+    return f"{key}: {message}{given}"

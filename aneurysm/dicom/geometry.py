@@ -1,0 +1,132 @@
+"""Frames -> SliceGeometry: axes, order along the normal, in-plane shifts, tilt. Geometry without pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm.dicom.series import Frame
+
+ORIENTATION_TOLERANCE: Final = 2e-3
+"""Largest difference of a direction cosine within one stack: half a millimetre at the far side of a head."""
+
+
+def plane_axes(orientation: Sequence[float]) -> NDArray[np.float64] | None:
+    """
+    Return the (3, 3) axes of a slice: direction of increasing column, of increasing row, and their normal.
+
+    The normal is row x column (DICOM PS3.3 C.7.6.2.1.1). None if the cosines are no pair of orthogonal directions,
+    give or take the rounding that files show.
+    """
+    row, column = np.array(orientation[:3], float), np.array(orientation[3:6], float)
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if not all(0.95 < length < 1.05 for length in lengths):
+        return None
+    row /= lengths[0]
+    column /= lengths[1]
+    if abs(row @ column) > 0.02:
+        return None
+    normal = np.cross(row, column)
+    normal /= np.linalg.norm(normal)
+    return np.stack([row, np.cross(normal, row), normal])
+
+
+@dataclass(frozen=True)
+class SliceGeometry:
+    """
+    Where the slices of a stack lie, in order of increasing projection on the normal.
+
+    Attributes
+    ----------
+    axes
+        (3, 3): unit vectors (LPS) of increasing column, increasing row, and the normal.
+    origin
+        (3,): centre of the first voxel of the first slice, LPS mm.
+    positions_mm
+        (n,): distance of each slice from the first along the normal, increasing.
+    shifts_mm
+        (n, 2): offset of each slice's first voxel against the first slice's, along (rows' direction, columns' direction),
+        in that order increasing column, increasing row. Zero in an upright stack, linear in ``positions_mm`` under a
+        gantry tilt.
+    spacing_mm
+        Distance between rows, and between columns.
+    """
+
+    axes: NDArray[np.float64]
+    origin: NDArray[np.float64]
+    positions_mm: NDArray[np.float64]
+    shifts_mm: NDArray[np.float64]
+    spacing_mm: tuple[float, float]
+
+    @property
+    def gaps_mm(self) -> NDArray[np.float64]:
+        """(n - 1,) distances between neighbouring slices."""
+        return np.diff(self.positions_mm)
+
+    @property
+    def slice_spacing_mm(self) -> float:
+        """Median distance between neighbouring slices."""
+        return float(np.median(self.gaps_mm))
+
+    @property
+    def shear(self) -> NDArray[np.float64]:
+        """(2,) mm of in-plane shift per mm along the normal, by least squares."""
+        centred = self.positions_mm - self.positions_mm.mean()
+        return np.asarray(centred @ self.shifts_mm / (centred @ centred))
+
+    @property
+    def tilt_deg(self) -> float:
+        """Angle between the direction in which the slices step and their normal."""
+        return float(np.degrees(np.arctan(np.linalg.norm(self.shear))))
+
+    @property
+    def misalignment_mm(self) -> float:
+        """Largest in-plane distance of a slice from the straight line through the stack."""
+        line = np.outer(self.positions_mm, self.shear)
+        rest = self.shifts_mm - line
+        return float(np.abs(rest - np.median(rest, axis=0)).max())
+
+    @property
+    def plane(self) -> str:
+        """``axial``, ``coronal`` or ``sagittal``: the closest to the slices."""
+        return ("sagittal", "coronal", "axial")[int(np.abs(self.axes[2]).argmax())]
+
+
+def slice_geometry(frames: Sequence[Frame]) -> tuple[SliceGeometry, list[Frame]]:
+    """
+    Put ``frames`` (of one orientation and spacing) in order; return the geometry and the ordered frames.
+
+    Order is by projection of ImagePositionPatient on the normal: InstanceNumber and file names may run either way.
+    Frames at one place keep the order of their InstanceNumber, then of their names.
+    """
+    first = frames[0]
+    assert first.orientation is not None
+    assert first.spacing_mm is not None
+    axes = plane_axes(first.orientation)
+    assert axes is not None
+    places = np.array([f.position for f in frames], float)
+    along = places @ axes[2]
+    # Differences below a nanometre are rounding of the projection; they must not decide over the order.
+    order = sorted(
+        range(len(frames)),
+        key=lambda i: (
+            round(float(along[i]), 6),
+            frames[i].instance_number,
+            str(frames[i].path),
+            frames[i].index,
+        ),
+    )
+    places, along = places[order], along[order]
+    relative = places - places[0]
+    geometry = SliceGeometry(
+        axes=axes,
+        origin=places[0],
+        positions_mm=along - along[0],
+        shifts_mm=relative @ axes[:2].T,
+        spacing_mm=first.spacing_mm,
+    )
+    return geometry, [frames[i] for i in order]

@@ -1,0 +1,267 @@
+"""Header of one file -> its frames: one, or those of an enhanced multi-frame file with their functional groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pydicom.dataset import Dataset
+
+from aneurysm.dicom.header import Header, quiet_pydicom
+from aneurysm.dicom.series import MAX_FRAMES, MAX_MATRIX, Decision, Frame, PixelFormat
+
+# What is assumed of a multi-frame file that was stripped of all geometry: (rows, columns, slices) in mm, by the
+# number of frames. From the published winning solution of the RSNA challenge, whose test set has such files.
+FALLBACK_THIN_MM: Final = (0.5, 0.5, 0.55)
+FALLBACK_THICK_MM: Final = (0.5, 0.5, 5.0)
+FALLBACK_THIN_ABOVE_FRAMES: Final = 80
+_AXIAL: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+# Attributes by which volumes in one series differ, in the order in which they are tried.
+_TELLING: Final = (
+    "ImageType",
+    "EchoTime",
+    "EchoNumbers",
+    "TemporalPositionIdentifier",
+    "DiffusionBValue",
+    "KVP",
+    "InversionTime",
+    "TriggerTime",
+    "AcquisitionNumber",
+)
+
+
+def frames_of_file(header: Header) -> tuple[list[Frame], list[Decision]]:
+    """Return the frames of one file, and what was decided; no frames if its pixels are of no usable kind."""
+    fmt = _pixel_format(header)
+    if isinstance(fmt, str):
+        return [], [Decision("unsupported_file", f"{header.path.name}: {fmt}")]
+    n_frames = int(header.get("NumberOfFrames", 1))
+    stored = _frames_stored(header, fmt)
+    decisions = []
+    if stored is not None and "NumberOfFrames" not in header.values and stored > 1:
+        # The test set of the challenge has no NumberOfFrames: only the length of the pixel data tells.
+        n_frames = stored
+        decisions.append(Decision("frames_from_length", f"{header.path.name}: {stored} frames by length of pixel data"))
+    if not 1 <= n_frames <= MAX_FRAMES:
+        return [], [Decision("unsupported_file", f"{header.path.name}: NumberOfFrames is {n_frames}")]
+    if n_frames > 1 or header.dataset is not None:
+        frames, notes = _multi(header, fmt, n_frames)
+        return frames, decisions + notes
+    frame = Frame(
+        path=header.path,
+        index=0,
+        sop_uid=str(header.get("SOPInstanceUID", "")),
+        format=fmt,
+        pixel_offset=header.pixel_offset,
+        pixel_length=header.pixel_length,
+        pixel_vr=header.pixel_vr,
+        position=_tuple(header.get("ImagePositionPatient"), 3),
+        orientation=_tuple(header.get("ImageOrientationPatient"), 6),
+        spacing_mm=_tuple(header.get("PixelSpacing"), 2),
+        slope=header.get("RescaleSlope", 1.0) or 1.0,
+        intercept=header.get("RescaleIntercept", 0.0),
+        padding=_padding(header),
+        instance_number=header.get("InstanceNumber", 0.0),
+        tells_apart=tuple((k, _as_text(header.values[k])) for k in _TELLING if k in header.values),
+    )
+    return [frame], decisions
+
+
+def _pixel_format(header: Header) -> PixelFormat | str:
+    """Return the pixel format, or what is wrong with it."""
+    needed = ("Rows", "Columns", "BitsAllocated")
+    if missing := [k for k in needed if k not in header.values]:
+        return f"{', '.join(missing)} absent or malformed"
+    rows, columns, bits = (header.values[k] for k in needed)
+    if not (0 < rows <= MAX_MATRIX and 0 < columns <= MAX_MATRIX):
+        return f"a matrix of {rows} x {columns}"
+    if bits not in (8, 16, 32):
+        return f"BitsAllocated is {bits}: 8, 16 and 32 are read"
+    stored = header.get("BitsStored", bits)
+    if not 0 < stored <= bits:
+        return f"BitsStored is {stored} with BitsAllocated {bits}"
+    high = header.get("HighBit", stored - 1)
+    if not stored - 1 <= high < bits:
+        return f"HighBit is {high} with BitsStored {stored}"
+    representation = header.get("PixelRepresentation", 0)
+    if representation not in (0, 1):
+        return f"PixelRepresentation is {representation}"
+    return PixelFormat(
+        rows=rows,
+        columns=columns,
+        samples=header.get("SamplesPerPixel", 1),
+        photometric=str(header.get("PhotometricInterpretation", "MONOCHROME2")),
+        bits_allocated=bits,
+        bits_stored=stored,
+        high_bit=high,
+        signed=representation == 1,
+        transfer_syntax=header.transfer_syntax,
+    )
+
+
+def _frames_stored(header: Header, fmt: PixelFormat) -> int | None:
+    """Return how many whole frames the pixel data's length holds, None where it is compressed."""
+    if header.pixel_length < 0:
+        return None
+    return header.pixel_length // (fmt.rows * fmt.columns * fmt.samples * fmt.bits_allocated // 8)
+
+
+def _padding(header: Header) -> tuple[int, int] | None:
+    if "PixelPaddingValue" not in header.values:
+        return None
+    value = header.values["PixelPaddingValue"]
+    limit = header.get("PixelPaddingRangeLimit", value)
+    return min(value, limit), max(value, limit)
+
+
+def _multi(header: Header, fmt: PixelFormat, n_frames: int) -> tuple[list[Frame], list[Decision]]:
+    """Return the frames of a multi-frame file: functional groups, then the top level, then assumptions."""
+    shared, per_frame = Dataset(), [Dataset()] * n_frames
+    with quiet_pydicom():
+        if header.dataset is not None:
+            shared = _first(header.dataset, "SharedFunctionalGroupsSequence")
+            groups = _items(header.dataset, "PerFrameFunctionalGroupsSequence")
+            per_frame = (groups + per_frame)[:n_frames]
+        frames = [_one_of_multi(header, fmt, i, n_frames, [per_frame[i], shared]) for i in range(n_frames)]
+    return _with_positions(header, frames)
+
+
+def _one_of_multi(header: Header, fmt: PixelFormat, index: int, n_frames: int, groups: list[Dataset]) -> Frame:
+    measures, content = _group(groups, "PixelMeasuresSequence"), _group(groups, "FrameContentSequence")
+    transform = _group(groups, "PixelValueTransformationSequence")
+    kind = _group(groups, "MRImageFrameTypeSequence") or _group(groups, "CTImageFrameTypeSequence")
+    telling = {
+        "ImageType": kind.get("FrameType"),
+        "EchoTime": _group(groups, "MREchoSequence").get("EffectiveEchoTime"),
+        "TemporalPositionIdentifier": content.get("TemporalPositionIndex"),
+        "DiffusionBValue": _group(groups, "MRDiffusionSequence").get("DiffusionBValue"),
+        "KVP": _group(groups, "CTXRayDetailsSequence").get("KVP"),
+        "AcquisitionNumber": content.get("FrameAcquisitionNumber"),
+        "StackID": content.get("StackID"),
+    }
+    spacing = _floats(measures.get("PixelSpacing"), 2) or header.get("PixelSpacing")
+    position = _group(groups, "PlanePositionSequence").get("ImagePositionPatient")
+    orientation = _group(groups, "PlaneOrientationSequence").get("ImageOrientationPatient")
+    slope = _floats([transform.get("RescaleSlope")], 1) or [header.get("RescaleSlope", 1.0)]
+    intercept = _floats([transform.get("RescaleIntercept")], 1) or [header.get("RescaleIntercept", 0.0)]
+    # One frame's position at the top level can't be the position of all.
+    top_position = header.get("ImagePositionPatient") if n_frames == 1 else None
+    return Frame(
+        path=header.path,
+        index=index,
+        sop_uid=str(header.get("SOPInstanceUID", "")),
+        format=fmt,
+        pixel_offset=header.pixel_offset,
+        pixel_length=header.pixel_length,
+        pixel_vr=header.pixel_vr,
+        position=_tuple(_floats(position, 3) or top_position, 3),
+        orientation=_tuple(_floats(orientation, 6) or header.get("ImageOrientationPatient"), 6),
+        spacing_mm=_tuple(spacing, 2),
+        slope=slope[0] or 1.0,
+        intercept=intercept[0],
+        padding=_padding(header),
+        instance_number=float(index),
+        tells_apart=tuple((k, _as_text(v)) for k, v in telling.items() if v not in (None, "")),
+        frames_in_file=n_frames,
+    )
+
+
+def _with_positions(header: Header, frames: list[Frame]) -> tuple[list[Frame], list[Decision]]:
+    """Give frames without geometry the documented fallback; leave complete geometry as it is."""
+    from dataclasses import replace
+
+    absent = [f for f in frames if f.position is None]
+    # Default values in every frame: the same position for all of a file that is not a time series.
+    same = len(frames) > 1 and len({(f.position, f.tells_apart) for f in frames}) == 1
+    if not absent and not same:
+        missing = [f for f in frames if f.orientation is None or f.spacing_mm is None]
+        if not missing:
+            return frames, []
+    if not same and len(absent) not in (0, len(frames)):
+        return frames, []  # partly stripped: the frames without position are dropped with the minority
+    default = FALLBACK_THIN_MM if len(frames) > FALLBACK_THIN_ABOVE_FRAMES else FALLBACK_THICK_MM
+    step = header.get("SpacingBetweenSlices") or _thickness(header) or default[2]
+    if not 0.01 <= abs(step) <= 50:
+        step = default[2]
+    start = frames[0].position or (0.0, 0.0, 0.0)
+    orientation = frames[0].orientation or _AXIAL
+    spacing = frames[0].spacing_mm or default[:2]
+    row, column = orientation[:3], orientation[3:]
+    normal = (
+        row[1] * column[2] - row[2] * column[1],
+        row[2] * column[0] - row[0] * column[2],
+        row[0] * column[1] - row[1] * column[0],
+    )
+    placed = []
+    for i, frame in enumerate(frames):
+        position = tuple(start[k] + abs(step) * i * normal[k] for k in range(3))
+        if frame.position is not None and not same:
+            position = frame.position
+        placed.append(
+            replace(
+                frame,
+                position=_tuple(position, 3),
+                orientation=frame.orientation or orientation,
+                spacing_mm=frame.spacing_mm or spacing,
+            )
+        )
+    told = [
+        name
+        for name, value in (("PixelSpacing", frames[0].spacing_mm), ("orientation", frames[0].orientation))
+        if value
+    ]
+    detail = (
+        f"{header.path.name}: {len(frames)} frames without positions; assumed rows {spacing[0]:g} mm, columns "
+        f"{spacing[1]:g} mm, slices {abs(step):g} mm apart in the order of the frames"
+        + ("" if "orientation" in told else ", axial, towards the head")
+    )
+    return placed, [Decision("fallback_geometry", detail)]
+
+
+def _thickness(header: Header) -> float | None:
+    if header.dataset is None:
+        return None
+    shared = _first(header.dataset, "SharedFunctionalGroupsSequence")
+    found = _floats([_group([shared], "PixelMeasuresSequence").get("SpacingBetweenSlices")], 1)
+    return found[0] if found else None
+
+
+def _group(groups: Sequence[Dataset], keyword: str) -> Dataset:
+    for group in groups:
+        item = _first(group, keyword)
+        if len(item):
+            return item
+    return Dataset()
+
+
+def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    value = dataset.get(keyword)
+    if value is None or isinstance(value, (str, bytes, float, int)):
+        return []
+    return [item for item in value if isinstance(item, Dataset)]
+
+
+def _first(dataset: Dataset, keyword: str) -> Dataset:
+    return next(iter(_items(dataset, keyword)), Dataset())
+
+
+def _floats(value: Any, n: int) -> list[float] | None:
+    """Return ``n`` finite numbers, or None if ``value`` is anything else."""
+    try:
+        numbers = [float(v) for v in value]
+    except (TypeError, ValueError):
+        return None
+    return numbers if len(numbers) == n and all(math.isfinite(v) for v in numbers) else None
+
+
+def _tuple(value: Any, n: int) -> Any:
+    numbers = _floats(value, n) if value is not None else None
+    return None if numbers is None else tuple(numbers)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue":
+        return "\\".join(str(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

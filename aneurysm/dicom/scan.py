@@ -1,0 +1,166 @@
+"""Data folder -> SeriesSource: which series there are, and which files belong to each. The RSNA layout, or any tree."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from aneurysm.dicom.header import NotDicomError, read_header
+from aneurysm.errors import DataError
+
+_SAFE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_UID: Final = re.compile(r"[0-9]+(\.[0-9]+)+")
+_BATCH: Final = 256
+
+
+@dataclass(frozen=True)
+class SeriesSource:
+    """One series to be: its UID, and its folder (RSNA layout) or files. ``problem`` is set where the UID can't be used."""
+
+    uid: str
+    folder: Path | None = None
+    files: tuple[Path, ...] = ()
+    problem: str = ""
+
+    def list_files(self) -> list[Path]:
+        """Return the files, sorted; hidden ones are no part of a series."""
+        if self.folder is None:
+            return list(self.files)
+        return sorted(_visible_files(self.folder))
+
+    def size(self) -> int:
+        """Return the bytes of all files: what orders the work."""
+        return sum(p.stat().st_size for p in self.list_files())
+
+
+@dataclass
+class Inventory:
+    """What a data folder holds. ``ignored`` counts by kind the files that are no part of any series."""
+
+    root: Path
+    layout: str
+    sources: list[SeriesSource]
+    ignored: Counter[str] = field(default_factory=Counter)
+
+
+def find_series(root: Path, workers: int = 1) -> Inventory:
+    """
+    Find the series under ``root``.
+
+    With a folder ``series`` (the RSNA layout) each folder in it is one series and bears its UID: the files of the test set
+    carry none. Otherwise every file below ``root`` is opened, and SeriesInstanceUID decides.
+
+    Raises
+    ------
+    DataError
+        There is no such folder, or nothing in it that could be a series.
+    """
+    if not root.is_dir():
+        raise DataError(f"there is no data folder {root}. Name it with --data or ANEURYSM_DATA")
+    if (root / "series").is_dir():
+        inventory = _rsna_layout(root)
+    elif (root / "train.csv").is_file():
+        raise DataError(f"{root} has a train.csv but no folder series/. Is the data set unpacked?")
+    else:
+        inventory = _free_tree(root, workers)
+    if not inventory.sources:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(inventory.ignored.items())) or "no files"
+        raise DataError(f"no DICOM series under {root}: found {kinds}")
+    return inventory
+
+
+def safe_source(uid: str, folder: Path | None = None, files: Sequence[Path] = ()) -> SeriesSource:
+    """
+    Return a source whose ``uid`` can be a file's name.
+
+    A UID comes out of a file, and becomes a path in the cache: ``../x`` must not. Whatever is no plain name is replaced by a
+    hash, and marked.
+    """
+    if _SAFE_NAME.fullmatch(uid) and not uid.endswith("."):
+        return SeriesSource(uid, folder, tuple(files))
+    digest = hashlib.sha256(uid.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return SeriesSource(f"invalid-{digest}", folder, tuple(files), f"{uid[:80]!a} is no valid UID")
+
+
+def _rsna_layout(root: Path) -> Inventory:
+    ignored = Counter[str]()
+    sources = []
+    with os.scandir(root / "series") as entries:
+        for entry in sorted(entries, key=lambda e: e.name):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                sources.append(safe_source(entry.name, folder=Path(entry.path)))
+            else:
+                ignored["loose files in series/"] += 1
+    return Inventory(root, "rsna", sources, ignored)
+
+
+def _free_tree(root: Path, workers: int) -> Inventory:
+    import joblib
+
+    ignored = Counter[str]()
+    by_uid: dict[str, list[Path]] = defaultdict(list)
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    paths = sorted(_visible_files(root, recursive=True))
+    batches = list(_batched(paths, _BATCH))
+    n_jobs = min(workers, len(batches)) or 1
+    for batch in joblib.Parallel(n_jobs=n_jobs)(joblib.delayed(_series_uids)(b) for b in batches):
+        for path, kind, uid in batch:
+            if kind:
+                ignored[kind] += 1
+            elif uid:
+                by_uid[uid].append(path)
+            else:
+                by_folder[path.parent].append(path)
+    sources = [safe_source(uid, files=files) for uid, files in sorted(by_uid.items())]
+    taken = {s.uid for s in sources}
+    for folder, files in sorted(by_folder.items()):
+        name = folder.name
+        if not _UID.fullmatch(name) or name in taken:
+            relative = folder.relative_to(root).as_posix()
+            name = f"folder-{hashlib.sha256(relative.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+        sources.append(safe_source(name, files=files))
+    return Inventory(root, "tree", sources, ignored)
+
+
+def _series_uids(paths: Iterable[Path]) -> list[tuple[Path, str, str]]:
+    """Return (path, why it is ignored or "", SeriesInstanceUID or "")."""
+    found = []
+    for path in paths:
+        try:
+            header = read_header(path)
+        except NotDicomError:
+            found.append((path, "not DICOM", ""))
+        except OSError:
+            found.append((path, "unreadable", ""))
+        else:
+            if header.pixel_length == 0:
+                found.append((path, "DICOM without image", ""))
+            else:
+                found.append((path, "", str(header.get("SeriesInstanceUID", ""))))
+    return found
+
+
+def _visible_files(folder: Path, *, recursive: bool = False) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_file():
+                yield Path(entry.path)
+            elif recursive and entry.is_dir(follow_symlinks=False):
+                yield from _visible_files(Path(entry.path), recursive=True)
+
+
+def _batched(items: Sequence[Path], n: int) -> Iterator[list[Path]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, n)):
+        yield batch

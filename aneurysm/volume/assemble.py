@@ -1,0 +1,172 @@
+"""Series -> Volume: slices are decoded one by one, shrunk in plane, added into the planes they touch, and dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm.cache.spec import CacheSpec
+from aneurysm.dicom.pixels import PixelReader
+from aneurysm.dicom.series import Decision, Frame, Series
+from aneurysm.dicom.stack import Stack, stack_frames
+from aneurysm.errors import PixelError, Reason, SeriesRejectedError
+from aneurysm.volume.frame import TargetGrid, target_grid
+from aneurysm.volume.modality import dicom_modality
+from aneurysm.volume.normalize import Intensity, ct_intensity, mr_intensity
+from aneurysm.volume.resample import InPlane, axis_weights
+from aneurysm.volume.rescale import already_hu, clip_stored, trusted_padding, without_padding
+
+
+@dataclass(frozen=True)
+class Volume:
+    """
+    One series on the target grid.
+
+    ``voxels`` are stored integers (z, y, x); ``affine_lps`` maps (z, y, x, 1) to (x, y, z, 1) in LPS mm. ``stack``
+    says which frames it was made of, ``decisions`` what was decided on the way.
+    """
+
+    voxels: NDArray[Any]
+    affine_lps: NDArray[np.float64]
+    intensity: Intensity
+    stack: Stack
+    decisions: list[Decision]
+
+
+def assemble(series: Series, spec: CacheSpec) -> Volume:
+    """
+    Turn ``series`` into a volume on the grid of ``spec``.
+
+    Raises
+    ------
+    SeriesRejectedError
+        With the reason for which it can't be one.
+    """
+    ct = dicom_modality(series) == "CT"
+    reader = PixelReader()
+    decisions = list(series.decisions)
+    frames = series.frames
+    stack = stack_frames(frames, spec.slices, reader.same_pixels)
+    try:
+        grid, voxels, intensity, notes = _resample(stack, spec, reader, ct=ct)
+    except PixelError as first:
+        # Rare, so only now is every frame tried. What can't be read counts as a missing slice.
+        bad = [f for f in stack.frames if not _readable(f, reader)]
+        if len(bad) > spec.slices.max_unreadable_fraction * len(stack.frames):
+            raise SeriesRejectedError(
+                Reason.UNREADABLE_PIXELS, f"{len(bad)} of {len(stack.frames)} slices; the first: {first}"
+            ) from first
+        decisions.append(Decision("unreadable_slice", f"{len(bad)} of {len(stack.frames)} slices; the first: {first}"))
+        unreadable = {(f.path, f.index) for f in bad}
+        frames = [f for f in frames if (f.path, f.index) not in unreadable]
+        stack = stack_frames(frames, spec.slices, reader.same_pixels)
+        try:
+            grid, voxels, intensity, notes = _resample(stack, spec, reader, ct=ct)
+        except PixelError as error:
+            raise SeriesRejectedError(Reason.UNREADABLE_PIXELS, str(error)) from error
+    if grid.cropped:
+        notes.append(Decision("cropped", "to the region of the spec"))
+    return Volume(grid.to_cached(voxels), grid.affine_lps, intensity, stack, decisions + stack.decisions + notes)
+
+
+def _readable(frame: Frame, reader: PixelReader) -> bool:
+    try:
+        reader.read(frame)
+    except PixelError:
+        return False
+    return True
+
+
+def _resample(
+    stack: Stack, spec: CacheSpec, reader: PixelReader, *, ct: bool
+) -> tuple[TargetGrid, NDArray[Any], Intensity, list[Decision]]:
+    """Return the grid and the voxels on it: (slice, column, row), stored integers."""
+    grid = target_grid(stack, spec)
+    geometry, fmt = stack.geometry, stack.frames[0].format
+    slices, rows, columns = grid.axes
+    half_gap = geometry.slice_spacing_mm / 2
+    across = axis_weights(geometry.positions_mm, slices.positions_mm, slices.spacing_mm, margin_mm=half_gap)
+    by_slice = across.tocsc()
+    in_plane = InPlane((fmt.rows, fmt.columns), geometry.spacing_mm, rows, columns)
+    source = _Physical(stack, reader, spec, ct=ct)
+
+    # CT's mapping is known beforehand, so planes become integers as they are finished, at half the memory.
+    intensity = ct_intensity(spec.intensity.CT, spec.storage) if ct else None
+    shape = (slices.size, columns.size, rows.size)
+    voxels: NDArray[Any] = np.empty(shape, np.float32 if intensity is None else intensity.dtype)
+    last = np.array(
+        [across.indices[i:j].max(initial=-1) for i, j in zip(across.indptr, across.indptr[1:], strict=False)]
+    )
+    open_planes: dict[int, NDArray[np.float32]] = {}
+    for i, frame in enumerate(stack.frames):
+        touched = slice(by_slice.indptr[i], by_slice.indptr[i + 1])
+        if touched.start == touched.stop:
+            continue  # beyond the region, or between target planes
+        plane = source.plane(frame, in_plane, geometry.shifts_mm[i])
+        for k, weight in zip(by_slice.indices[touched], by_slice.data[touched], strict=True):
+            if k in open_planes:
+                open_planes[k] += weight * plane
+            else:
+                open_planes[k] = weight * plane
+            if last[k] == i:
+                finished = open_planes.pop(k)
+                finished += source.air
+                voxels[k] = finished if intensity is None else intensity.store(finished)
+    if intensity is None:
+        mapping = mr_intensity(spec.intensity.MR, spec.storage, voxels)
+        stored = np.empty(shape, mapping.dtype)
+        for k in range(len(voxels)):
+            stored[k] = mapping.store(voxels[k])
+        return grid, stored, mapping, source.decisions
+    return grid, voxels, intensity, source.decisions
+
+
+class _Physical:
+    """Reads frames as physical values above air, on the target's in-plane grid."""
+
+    def __init__(self, stack: Stack, reader: PixelReader, spec: CacheSpec, *, ct: bool) -> None:
+        self._reader, self._ct = reader, ct
+        self._clip = spec.intensity.CT.clip_hu
+        self.air = self._clip[0] if ct else 0.0
+        self.decisions: list[Decision] = []
+        fault = already_hu(stack.frames, reader) if ct else None
+        self._hu = fault is not None
+        if fault:
+            self.decisions.append(fault)
+        first = stack.frames[0]
+        if first.format.photometric == "MONOCHROME1":
+            self.decisions.append(Decision("monochrome1", "inverted within the range of BitsStored"))
+        slope, intercept = self._rescale(first)
+        if first.padding is not None and trusted_padding(first, slope, intercept, ct=ct) is None:
+            self.decisions.append(
+                Decision("padding_ignored", f"PixelPaddingValue {first.padding[0]} lies in the range of tissue")
+            )
+
+    def _rescale(self, frame: Frame) -> tuple[float, float]:
+        return (1.0, 0.0) if self._hu else (frame.slope, frame.intercept)
+
+    def plane(self, frame: Frame, in_plane: InPlane, shift_mm: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return (columns, rows) of the target: physical value minus air, so that 0 is air beyond a tilted slice too."""
+        slope, intercept = self._rescale(frame)
+        pixels = self._reader.read(frame)
+        pixels = without_padding(
+            pixels, trusted_padding(frame, slope, intercept, ct=self._ct), slope, intercept, self.air
+        )
+        if self._ct:
+            pixels = clip_stored(pixels, *self._clip, slope, intercept)
+        along = (float(shift_mm[1]), float(shift_mm[0]))
+        plane = in_plane(pixels.astype(np.float32), along)
+        # Weights sum to 1, so the rescale may follow them, on a fifth of the pixels.
+        if slope != 1.0:
+            plane *= np.float32(slope)
+        if intercept != self.air:
+            plane += np.float32(intercept - self.air)
+        rows, columns = in_plane.covered(along)
+        if not rows.all():
+            plane[:, ~rows] = 0
+        if not columns.all():
+            plane[~columns, :] = 0
+        return plane

@@ -1,0 +1,121 @@
+"""Acquisition axes -> the target grid: which axis of the patient each is closest to, its voxels, and the affine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm.cache.spec import CacheSpec
+from aneurysm.dicom.stack import Stack
+from aneurysm.errors import Reason, SeriesRejectedError
+from aneurysm.volume.resample import TargetAxis, target_axis
+
+_SLICE, _ROW, _COLUMN = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class TargetGrid:
+    """
+    The voxels of a volume to be, on the acquisition's own axes.
+
+    ``axes`` are in acquisition order (slice, row, column), in mm from the first voxel of the first slice.
+    ``order[i]`` is the acquisition axis of cached axis i (z, y, x), ``flipped[i]`` whether it runs the other way.
+    """
+
+    axes: tuple[TargetAxis, TargetAxis, TargetAxis]
+    order: tuple[int, int, int]
+    flipped: tuple[bool, bool, bool]
+    affine_lps: NDArray[np.float64]
+    cropped: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along (z, y, x)."""
+        z, y, x = (self.axes[k].size for k in self.order)
+        return z, y, x
+
+    def to_cached(self, volume: NDArray[Any]) -> NDArray[Any]:
+        """Return a view of ``volume`` (slice, column, row), as `InPlane` leaves it, as (z, y, x)."""
+        in_acquisition_order = volume.transpose(0, 2, 1)
+        view = in_acquisition_order.transpose(self.order)
+        return view[tuple(slice(None, None, -1 if f else 1) for f in self.flipped)]
+
+
+def target_grid(stack: Stack, spec: CacheSpec) -> TargetGrid:
+    """
+    Lay the target grid over the field of view of ``stack``.
+
+    Raises
+    ------
+    SeriesRejectedError
+        It would have more voxels than the spec allows.
+    """
+    geometry, fmt = stack.geometry, stack.frames[0].format
+    directions = geometry.axes[[2, 1, 0]]  # of slice, row index, column index
+    order, flipped = closest_axes(directions)
+    half_gap = geometry.slice_spacing_mm / 2
+    low, high = np.zeros(3), np.zeros(3)
+    low[_SLICE], high[_SLICE] = -half_gap, geometry.positions_mm[-1] + half_gap
+    for axis, step, size, shifts in (
+        (_ROW, geometry.spacing_mm[0], fmt.rows, geometry.shifts_mm[:, 1]),
+        (_COLUMN, geometry.spacing_mm[1], fmt.columns, geometry.shifts_mm[:, 0]),
+    ):
+        # Rounded positions must not widen the field of view by a voxel.
+        shifts = np.where(np.abs(shifts) < 0.01, 0.0, shifts)
+        low[axis] = shifts.min() - step / 2
+        high[axis] = shifts.max() + (size - 0.5) * step
+
+    cropped = False
+    if spec.region is not None:
+        for cached_axis, size_mm in enumerate(spec.region.size_mm):
+            axis = order[cached_axis]
+            spare = high[axis] - low[axis] - size_mm
+            if spare <= 0:
+                continue
+            cropped = True
+            if cached_axis != 0:
+                low[axis] += spare / 2
+                high[axis] -= spare / 2
+            elif flipped[0]:
+                high[axis] -= spare
+            else:
+                low[axis] += spare
+
+    spacing = np.zeros(3)
+    spacing[list(order)] = spec.spacing_mm
+    axes = [target_axis(low[k], high[k], spacing[k]) for k in range(3)]
+    voxels = int(np.prod([float(a.size) for a in axes]))
+    if voxels > spec.max_voxels:
+        extent = " x ".join(f"{v:.0f}" for v in high - low)
+        raise SeriesRejectedError(
+            Reason.TOO_LARGE,
+            f"a field of view of {extent} mm makes {voxels:,} voxels; the spec allows {spec.max_voxels:,}",
+        )
+    affine = np.eye(4)
+    origin = geometry.origin.copy()
+    for cached_axis, (axis, flip) in enumerate(zip(order, flipped, strict=True)):
+        target = axes[axis]
+        positions = target.positions_mm
+        affine[:3, cached_axis] = directions[axis] * (-target.spacing_mm if flip else target.spacing_mm)
+        origin += directions[axis] * (positions[-1] if flip else positions[0])
+    affine[:3, 3] = origin
+    return TargetGrid((axes[0], axes[1], axes[2]), order, flipped, affine, cropped)
+
+
+def closest_axes(directions: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """
+    Assign three orthogonal directions (rows of a (3, 3) array, LPS) to Superior, Posterior and Left.
+
+    Returns for (z, y, x) the index of the direction, and whether it points the other way. The assignment with the
+    largest sum of cosines is taken as a whole: axis by axis, two directions of an oblique volume could claim the
+    same.
+    """
+    patient = np.eye(3)[::-1]  # z, y, x
+    cosines = directions @ patient.T
+    order = max(permutations(range(3)), key=lambda p: sum(abs(cosines[p[i], i]) for i in range(3)))
+    flipped = tuple(bool(cosines[order[i], i] < 0) for i in range(3))
+    return (order[0], order[1], order[2]), (flipped[0], flipped[1], flipped[2])
