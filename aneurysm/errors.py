@@ -25,6 +25,10 @@ class CacheError(AneurysmError):
     """A cache that can't be used as asked: missing, of another spec, damaged."""
 
 
+class SpecMismatchError(CacheError, UsageError):
+    """The cache was made with another spec than the one asked for."""
+
+
 class CacheNotFoundError(CacheError, FileNotFoundError):
     """There is no cache, or no such volume in it."""
 
@@ -61,10 +65,11 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     WORKER_KILLED = "worker_killed"
     READ_ERROR = "read_error"
+    OUT_OF_MEMORY = "out_of_memory"
     INTERNAL_ERROR = "internal_error"
 
 
-FAILURES = frozenset({Reason.WORKER_KILLED, Reason.READ_ERROR, Reason.INTERNAL_ERROR})
+FAILURES = frozenset({Reason.WORKER_KILLED, Reason.READ_ERROR, Reason.OUT_OF_MEMORY, Reason.INTERNAL_ERROR})
 """Reasons that speak of this run rather than of the data: status ``failed``, not ``rejected``."""
 
 

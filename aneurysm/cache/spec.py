@@ -17,6 +17,7 @@ from aneurysm.errors import SpecError
 RECIPE_VERSION: Final = 1
 """Stands in every digest. Raise it when a change of the arithmetic changes a voxel of some series."""
 
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Millimetres = Annotated[float, Field(gt=0.05, le=20.0)]
 _Size = Annotated[float, Field(gt=1.0, le=2000.0)]
 _ChunkEdge = Annotated[int, Field(ge=8, le=512)]
@@ -29,8 +30,8 @@ class _Section(BaseModel):
 class CTIntensity(_Section):
     """How CT is stored: clipped to ``clip_hu``, in ``levels`` even steps; ``window_hu`` maps to [0, 1] for a model."""
 
-    clip_hu: tuple[float, float]
-    window_hu: tuple[float, float]
+    clip_hu: tuple[_Finite, _Finite]
+    window_hu: tuple[_Finite, _Finite]
     levels: int = Field(ge=16, le=65536)
 
     @model_validator(mode="after")
@@ -51,7 +52,7 @@ class MRIntensity(_Section):
     model's window is low + (high - low) x (1 + headroom).
     """
 
-    percentiles: tuple[float, float]
+    percentiles: tuple[_Finite, _Finite]
     headroom: float = Field(ge=0.0, le=10.0)
     foreground: float = Field(gt=0.0, lt=1.0)
     levels: int = Field(ge=16, le=65536)
@@ -85,11 +86,11 @@ class SlicePolicy(_Section):
     """Within which limits a series is taken for one volume."""
 
     min_slices: int = Field(ge=2)
-    max_gap_ratio: float = Field(ge=1.0)
-    max_gap_mm: float = Field(gt=0.0)
+    max_gap_ratio: float = Field(ge=1.0, allow_inf_nan=False)
+    max_gap_mm: float = Field(gt=0.0, allow_inf_nan=False)
     max_stray_fraction: float = Field(ge=0.0, lt=0.5)
     max_tilt_deg: float = Field(ge=0.0, le=60.0)
-    max_misalignment_mm: float = Field(ge=0.0)
+    max_misalignment_mm: float = Field(ge=0.0, allow_inf_nan=False)
     max_unreadable_fraction: float = Field(ge=0.0, lt=0.5)
     several_volumes: Literal["first", "reject"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -15,7 +16,8 @@ ORIENTATION_TOLERANCE: Final = 2e-3
 """Largest difference of a direction cosine within one stack: half a millimetre at the far side of a head."""
 
 
-def plane_axes(orientation: Sequence[float]) -> NDArray[np.float64] | None:
+@lru_cache(maxsize=256)
+def plane_axes(orientation: tuple[float, ...]) -> NDArray[np.float64] | None:
     """
     Return the (3, 3) axes of a slice: direction of increasing column, of increasing row, and their normal.
 
@@ -32,7 +34,9 @@ def plane_axes(orientation: Sequence[float]) -> NDArray[np.float64] | None:
         return None
     normal = np.cross(row, column)
     normal /= np.linalg.norm(normal)
-    return np.stack([row, np.cross(normal, row), normal])
+    axes = np.stack([row, np.cross(normal, row), normal])
+    axes.flags.writeable = False  # shared by all who ask
+    return axes
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,13 @@ PIXEL_DATA: Final = 0x7FE00010
 _FUNCTIONAL_GROUPS: Final = frozenset({0x52009229, 0x52009230})
 _UNDEFINED: Final = 0xFFFFFFFF
 _LONG_VRS: Final = frozenset(
-    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+    vr.encode() for vr in "OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()
 )
 _SHORT_VRS: Final = frozenset(
-    (b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL")
-    + (b"SS", b"ST", b"TM", b"UI", b"UL", b"US")
+    vr.encode() for vr in "AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()
 )
+# By byte order: tag, VR and short length at once; and a long length.
+_STRUCTS: Final = {order: (struct.Struct(f"{order}HH2sH"), struct.Struct(f"{order}I")) for order in "<>"}
 _FIRST_READ: Final = 32 * 1024
 _MAX_DEPTH: Final = 32
 
@@ -198,17 +199,15 @@ def _walk_file(path: Path, buffer: bytes, size: int) -> Header:
 
 def _element(buffer: bytes, at: int, order: str, *, implicit: bool) -> tuple[int, bytes, int, int]:
     """Return tag, VR (empty if implicit), length and the offset of the value of the element at ``at``."""
-    group, element = struct.unpack_from(order + "HH", buffer, at)
+    short, long = _STRUCTS[order]
+    group, element, vr, length = short.unpack_from(buffer, at)
     tag = group << 16 | element
     if implicit or group == 0xFFFE:
-        return tag, b"", struct.unpack_from(order + "I", buffer, at + 4)[0], at + 8
-    vr = buffer[at + 4 : at + 6]
+        return tag, b"", long.unpack_from(buffer, at + 4)[0], at + 8
     if vr in _SHORT_VRS:
-        return tag, vr, struct.unpack_from(order + "H", buffer, at + 6)[0], at + 8
+        return tag, vr, length, at + 8
     if vr in _LONG_VRS:
-        return tag, vr, struct.unpack_from(order + "I", buffer, at + 8)[0], at + 12
-    if len(vr) < 2:
-        raise IndexError
+        return tag, vr, long.unpack_from(buffer, at + 8)[0], at + 12
     raise _UnusualError
 
 
@@ -317,7 +316,7 @@ def _read_with_pydicom(path: Path, size: int) -> Header:
             raise
         except (InvalidDicomError, EOFError) as error:
             raise NotDicomError(f"{path} is not a DICOM file: {error}") from error
-        except Exception as error:  # noqa: BLE001 - pydicom raises whatever the damaged bytes provoke
+        except Exception as error:
             raise NotDicomError(f"the header of {path} can't be read: {error}") from error
 
 

@@ -104,7 +104,7 @@ class PixelReader:
         try:
             with quiet_pydicom():
                 self._inflated = bytes(pydicom.dcmread(frame.path, specific_tags=["PixelData"]).PixelData)
-        except Exception as error:  # noqa: BLE001 - zlib and pydicom raise whatever the bytes provoke
+        except Exception as error:
             raise PixelError(f"{frame.path.name} can't be inflated: {error}") from error
         self._file = frame.path
 
@@ -121,7 +121,7 @@ class PixelReader:
             raise
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - each plugin raises in its own way
+        except Exception as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise PixelError(f"{frame.name} ({fmt.transfer_syntax}) can't be decoded: {first_line}") from error
         if values.shape != (fmt.rows, fmt.columns):

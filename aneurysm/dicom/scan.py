@@ -54,8 +54,8 @@ def find_series(root: Path, workers: int = 1) -> Inventory:
     """
     Find the series under ``root``.
 
-    With a folder ``series`` (the RSNA layout) each folder in it is one series and bears its UID: the files of the test set
-    carry none. Otherwise every file below ``root`` is opened, and SeriesInstanceUID decides.
+    With a folder ``series`` (the RSNA layout) each folder in it is one series and bears its UID: the files of the
+    test set carry none. Otherwise every file below ``root`` is opened, and SeriesInstanceUID decides.
 
     Raises
     ------
@@ -80,8 +80,8 @@ def safe_source(uid: str, folder: Path | None = None, files: Sequence[Path] = ()
     """
     Return a source whose ``uid`` can be a file's name.
 
-    A UID comes out of a file, and becomes a path in the cache: ``../x`` must not. Whatever is no plain name is replaced by a
-    hash, and marked.
+    A UID comes out of a file, and becomes a path in the cache: ``../x`` must not. Whatever is no plain name is
+    replaced by a hash, and marked.
     """
     if _SAFE_NAME.fullmatch(uid) and not uid.endswith("."):
         return SeriesSource(uid, folder, tuple(files))

@@ -158,7 +158,7 @@ class _Physical:
         if self._ct:
             pixels = clip_stored(pixels, *self._clip, slope, intercept)
         along = (float(shift_mm[1]), float(shift_mm[0]))
-        plane = in_plane(pixels.astype(np.float32), along)
+        plane = in_plane(pixels, along)
         # Weights sum to 1, so the rescale may follow them, on a fifth of the pixels.
         if slope != 1.0:
             plane *= np.float32(slope)

@@ -68,7 +68,7 @@ def _inferred_mr(header: Header) -> str:
     inversion = header.get("InversionTime", 0.0)
     if echo >= 60 and repetition >= 1500 and not inversion > 1200:
         return "MRI T2"
-    t1 = 0 < echo < 30 and 0 < repetition < 1200 or "T1" in text
+    t1 = (0 < echo < 30 and 0 < repetition < 1200) or "T1" in text
     contrast = header.get("ContrastBolusAgent") or any(w in text for w in ("POST", "+C", "GAD", "GD", "CONTRAST"))
     if t1 and contrast:
         return "MRI T1post"

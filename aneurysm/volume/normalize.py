@@ -57,7 +57,7 @@ def _integers(low: float, high: float, levels: int, storage: Storage) -> tuple[f
     first = 0
     if storage.dtype == "int16":
         first = round(low / scale)
-        if not (-32768 <= first and first + levels - 1 <= 32767):
+        if not (first >= -32768 and first + levels - 1 <= 32767):
             first = -32768 if levels > 32768 else 0
     offset = low - first * scale
     return scale, offset if abs(offset) > 1e-6 * scale else 0.0

@@ -112,6 +112,9 @@ class InPlane:
     ) -> None:
         self._shape, self._spacing_mm, self._axes = shape, spacing_mm, (rows, columns)
         self._weights: tuple[dict[float, Any], dict[float, Any]] = ({}, {})
+        # Reused for every slice: fresh pages cost as much as the arithmetic.
+        self._pixels = np.empty(shape, np.float32)
+        self._transposed = np.empty((shape[1], rows.size), np.float32)
 
     def _along(self, axis: int, shift_mm: float) -> Any:
         # A hundredth of a millimetre is far below what shows, and lets slices whose positions jitter share weights.
@@ -126,15 +129,17 @@ class InPlane:
             self._weights[axis][key] = weights
         return weights
 
-    def __call__(self, pixels: NDArray[np.float32], shift_mm: tuple[float, float]) -> NDArray[np.float32]:
+    def __call__(self, pixels: NDArray[Any], shift_mm: tuple[float, float]) -> NDArray[np.float32]:
         """
         Return ``pixels`` (rows, columns) on the target grid, transposed: (columns, rows).
 
         ``shift_mm`` is the slice's offset (along increasing row, along increasing column). Target voxels beyond the
         slice are 0; `covered` tells which they are.
         """
-        over_rows = self._along(0, shift_mm[0]) @ pixels
-        return np.asarray(self._along(1, shift_mm[1]) @ np.ascontiguousarray(over_rows.T))
+        np.copyto(self._pixels, pixels)
+        over_rows = self._along(0, shift_mm[0]) @ self._pixels
+        np.copyto(self._transposed, over_rows.T)
+        return np.asarray(self._along(1, shift_mm[1]) @ self._transposed)
 
     def covered(self, shift_mm: tuple[float, float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Return which target rows and which target columns the slice reaches."""

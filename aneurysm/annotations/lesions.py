@@ -1,0 +1,117 @@
+"""Localizer rows -> lesions: from a pixel of a stored frame to patient space, and to a voxel of the cached volume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm.annotations.tables import Localizer
+from aneurysm.dicom.geometry import plane_axes
+from aneurysm.dicom.series import Frame
+from aneurysm.volume.assemble import Volume
+
+# Frames that were left out of the volume, although a point in them is a true point of the patient.
+_SAME_ANATOMY = frozenset({"duplicate_slices", "duplicate_positions", "several_volumes", "dropped_slices"})
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One placed localizer row: ``zyx`` is the voxel (centres at whole numbers), ``lps_mm`` the point in the patient."""
+
+    location: str
+    zyx: tuple[float, float, float]
+    lps_mm: tuple[float, float, float]
+    row: int
+
+    def as_metadata(self) -> dict[str, Any]:
+        """Return what stands in the volume's metadata."""
+        return {
+            "location": self.location,
+            "zyx": [round(v, 4) for v in self.zyx],
+            "lps_mm": [round(v, 4) for v in self.lps_mm],
+            "row": self.row,
+        }
+
+
+@dataclass(frozen=True)
+class UnplacedLesion:
+    """A localizer row that has no voxel, and why."""
+
+    location: str
+    reason: str
+    detail: str
+    row: int
+
+    def as_metadata(self) -> dict[str, Any]:
+        """Return what stands in the volume's metadata."""
+        return {"location": self.location, "reason": self.reason, "detail": self.detail, "row": self.row}
+
+
+def place_lesions(
+    localizers: Sequence[Localizer], frames: Sequence[Frame], volume: Volume
+) -> tuple[list[Lesion], list[UnplacedLesion]]:
+    """
+    Place each row of ``localizers`` in ``volume``, which was made of some of ``frames`` (all of the series).
+
+    Geometry is that of the very frame which the row names, so order, tilt, gaps and left-out slices make no
+    difference. The frames of the volume come first: they carry the geometry that was used (also where it was
+    assumed).
+    """
+    lesions: list[Lesion] = []
+    unplaced: list[UnplacedLesion] = []
+    by_sop: dict[str, list[Frame]] = {}
+    for frame in [*volume.stack.frames, *frames]:
+        by_sop.setdefault(frame.sop_uid, []).append(frame)
+    to_voxel = np.linalg.inv(volume.affine_lps)
+    for row in localizers:
+        where = _patient_point(row, by_sop.get(row.sop_uid, []), volume)
+        if isinstance(where, UnplacedLesion):
+            unplaced.append(where)
+            continue
+        zyx = (to_voxel @ np.append(where, 1.0))[:3]
+        if np.any(zyx < -0.5 - 1e-6) or np.any(zyx > np.array(volume.voxels.shape) - 0.5 + 1e-6):
+            at = ", ".join(f"{v:.1f}" for v in zyx)
+            unplaced.append(
+                UnplacedLesion(row.location, "outside_volume", f"voxel ({at}) of {volume.voxels.shape}", row.row)
+            )
+            continue
+        lesions.append(Lesion(row.location, _triple(zyx), _triple(where), row.row))
+    return lesions, unplaced
+
+
+def _patient_point(row: Localizer, frames: Sequence[Frame], volume: Volume) -> NDArray[np.float64] | UnplacedLesion:
+    def unplaced(reason: str, detail: str) -> UnplacedLesion:
+        return UnplacedLesion(row.location, reason, detail, row.row)
+
+    if row.problem:
+        return unplaced("malformed_row", row.problem)
+    if not frames:
+        return unplaced("image_not_in_series", "no file of the series has this SOPInstanceUID")
+    multi = frames[0].frames_in_file > 1
+    if multi and row.frame is None:
+        return unplaced("no_frame_number", f"the file has {frames[0].frames_in_file} frames, the row names none")
+    frame = next((f for f in frames if f.index == (row.frame or 0)), None)
+    if frame is None:
+        return unplaced("no_such_frame", f"the file has {frames[0].frames_in_file} frames, the row names {row.frame}")
+    if not (-0.5 <= row.x <= frame.format.columns - 0.5 and -0.5 <= row.y <= frame.format.rows - 0.5):
+        size = f"{frame.format.columns} x {frame.format.rows} (columns x rows)"
+        return unplaced("outside_image", f"x {row.x:g}, y {row.y:g} in an image of {size}")
+    if frame not in volume.stack.frames:
+        why = volume.stack.dropped.get(frame.sop_uid, "unreadable_slice")
+        if why not in _SAME_ANATOMY and why != "unreadable_slice":
+            return unplaced("image_not_in_volume", f"the image was left out: {why}")
+    axes = None if frame.orientation is None else plane_axes(frame.orientation)
+    if axes is None or frame.position is None or frame.spacing_mm is None:
+        return unplaced("image_without_geometry", "the image has no position or orientation")
+    # PS3.3 C.7.6.2.1.1: columns go along the first axis by the distance between columns, rows along the second.
+    place = np.array(frame.position) + axes[0] * row.x * frame.spacing_mm[1] + axes[1] * row.y * frame.spacing_mm[0]
+    return np.asarray(place)
+
+
+def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    a, b, c = (float(v) for v in values)
+    return a, b, c

@@ -1,0 +1,88 @@
+"""NIfTI vessel mask -> labels on the cached grid, placed by affine: its array order is not the DICOM's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm.dicom.series import Decision
+
+MAX_OUTSIDE: Final = 0.02
+"""A mask of which a larger share lies outside the volume belongs to another image, or its affine is wrong."""
+_MAX_VALUE: Final = 13
+
+
+def find_mask(root: Path, uid: str) -> Path | None:
+    """Return the vessel mask of a series under ``root``/segmentations, flat or in a folder of its own, None if absent."""
+    folder = root / "segmentations"
+    for name in (f"{uid}_cowseg.nii", f"{uid}_cowseg.nii.gz"):
+        for path in (folder / name, folder / uid / name):
+            if path.is_file():
+                return path
+    return None
+
+
+def resample_mask(
+    path: Path, affine_lps: NDArray[np.float64], shape: tuple[int, int, int]
+) -> tuple[NDArray[np.uint8] | None, Decision]:
+    """
+    Return the mask at ``path`` on the grid of a volume, nearest neighbour, and what was decided.
+
+    None if it can't be used: unreadable, values other than 0 to 13, or too much of it outside the volume.
+    """
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.GlobalWarningDisplayOff()
+    try:
+        mask = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        first_line = str(error).strip().splitlines()[-1][:200]
+        return None, Decision("mask_unreadable", f"{path.name}: {first_line}")
+    if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
+        return None, Decision("mask_unusable", f"{path.name}: {mask.GetDimension()} dimensions, not a 3D image")
+    values = sitk.GetArrayViewFromImage(mask)
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > _MAX_VALUE or not np.array_equal(np.rint(values), values):
+        return None, Decision(
+            "mask_unusable", f"{path.name}: values from {low:g} to {high:g}, not whole numbers 0 to 13"
+        )
+    outside = _share_outside(mask, values, affine_lps, shape)
+    if outside > MAX_OUTSIDE:
+        return None, Decision("mask_outside_volume", f"{path.name}: {outside:.0%} of the mask lies outside the volume")
+
+    reference = _reference_image(affine_lps, shape)
+    placed = sitk.Resample(sitk.Cast(mask, sitk.sitkUInt8), reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    result: NDArray[Any] = sitk.GetArrayFromImage(placed)
+    detail = f"{path.name}: {int((result > 0).sum())} voxels"
+    return result.astype(np.uint8, copy=False), Decision("mask_placed", detail)
+
+
+def _reference_image(affine_lps: NDArray[np.float64], shape: tuple[int, int, int]) -> Any:
+    """Return an empty ITK image with the grid of a volume; ITK's order is (x, y, z), its space is LPS as ours."""
+    import SimpleITK as sitk
+
+    steps = affine_lps[:3, [2, 1, 0]]
+    spacing = np.linalg.norm(steps, axis=0)
+    image = sitk.Image([int(n) for n in shape[::-1]], sitk.sitkUInt8)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((steps / spacing).ravel().tolist())
+    image.SetOrigin(affine_lps[:3, 3].tolist())
+    return image
+
+
+def _share_outside(
+    mask: Any, values: NDArray[Any], affine_lps: NDArray[np.float64], shape: tuple[int, int, int]
+) -> float:
+    inside = np.argwhere(values > 0)
+    if len(inside) == 0:
+        return 0.0
+    direction = np.array(mask.GetDirection()).reshape(3, 3) * np.array(mask.GetSpacing())
+    places = inside[:, ::-1] @ direction.T + np.array(mask.GetOrigin())
+    to_voxel = np.linalg.inv(affine_lps)
+    voxels = places @ to_voxel[:3, :3].T + to_voxel[:3, 3]
+    # A voxel's breadth of tolerance: masks of thick slices reach half a slice further.
+    beyond = (voxels < -1.5) | (voxels > np.array(shape) + 0.5)
+    return float(beyond.any(axis=1).mean())

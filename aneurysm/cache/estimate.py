@@ -1,0 +1,59 @@
+"""Series still to be built -> bytes they will need, checked against the free space before anything starts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from aneurysm.cache.spec import CacheSpec
+from aneurysm.dicom.pixels import PixelReader
+from aneurysm.dicom.scan import SeriesSource
+from aneurysm.dicom.series import read_series
+from aneurysm.dicom.stack import stack_frames
+from aneurysm.errors import NoSpaceError, SeriesRejectedError
+from aneurysm.volume.frame import target_grid
+
+_LOOKED_AT: Final = 6
+_PACKED: Final = 0.35
+"""Bytes on disk by bytes of voxels: head CT and MR at 1 mm pack to 0.2 to 0.35 of their size."""
+_SPARE: Final = 16 * 2**20
+
+
+def check_space(todo: Sequence[SeriesSource], spec: CacheSpec, cache: Path) -> int:
+    """
+    Return the estimated bytes of ``todo`` in the cache; ``todo`` is ordered by size.
+
+    A few series spread over it are looked at, headers only, and stand for the rest.
+
+    Raises
+    ------
+    NoSpaceError
+        The file system of ``cache`` has less than that free.
+    """
+    if not todo:
+        return 0
+    picked = sorted({int(i) for i in np.linspace(0, len(todo) - 1, min(_LOOKED_AT, len(todo)))})
+    sizes = [size for size in (_voxels(todo[i], spec) for i in picked) if size]
+    if not sizes:
+        return 0
+    needed = int(np.mean(sizes) * np.dtype(spec.storage.dtype).itemsize * _PACKED * len(todo)) + _SPARE
+    free = shutil.disk_usage(cache).free
+    if free < needed:
+        raise NoSpaceError(
+            f"{len(todo)} series need about {needed / 2**30:.1f} GiB in {cache}, and {free / 2**30:.1f} GiB are free. Name a "
+            "cache folder on another disk, or build a part of it with --limit or --series"
+        )
+    return needed
+
+
+def _voxels(source: SeriesSource, spec: CacheSpec) -> int:
+    try:
+        series = read_series(source.uid, source.list_files())
+        stack = stack_frames(series.frames, spec.slices, PixelReader().same_pixels)
+        return int(np.prod(target_grid(stack, spec).shape))
+    except (SeriesRejectedError, OSError):
+        return 0

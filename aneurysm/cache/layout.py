@@ -1,0 +1,69 @@
+"""Where everything in a cache lies.
+
+CACHE/
+  spec.toml                     the resolved spec
+  manifest.csv                  a row per series; derived, and rebuilt at will
+  lesions.csv                   a row per localizer; derived as well
+  volumes/<uid>.zarr/           one OME-NGFF image; complete, since it was renamed into place
+    zarr.json                   metadata: OME, and everything under "aneurysm"
+    0/zarr.json, 0/c/0/0/0      the array and its one shard
+    labels/...                  the vessel mask, where there is one
+  rejected/<uid>.json           why a series is not there
+  .building/<uid>/              work in progress, <uid>.lock says whose; swept by the next run if its owner is gone
+  .patient-key                  the key of patient_key; don't pass it on with the cache
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """Paths in the cache at ``root``."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        """The resolved spec."""
+        return self.root / "spec.toml"
+
+    @property
+    def manifest(self) -> Path:
+        """The table of series."""
+        return self.root / "manifest.csv"
+
+    @property
+    def lesions(self) -> Path:
+        """The table of localizer rows."""
+        return self.root / "lesions.csv"
+
+    @property
+    def volumes(self) -> Path:
+        """The folder of complete volumes."""
+        return self.root / "volumes"
+
+    @property
+    def rejected(self) -> Path:
+        """The folder of records of series that are not cached."""
+        return self.root / "rejected"
+
+    @property
+    def building(self) -> Path:
+        """The folder of unfinished work."""
+        return self.root / ".building"
+
+    @property
+    def patient_key(self) -> Path:
+        """The file with the secret of the keyed hash."""
+        return self.root / ".patient-key"
+
+    def volume(self, uid: str) -> Path:
+        """The folder of one volume."""
+        return self.volumes / f"{uid}.zarr"
+
+    def record(self, uid: str) -> Path:
+        """The record of one series that is not cached."""
+        return self.rejected / f"{uid}.json"

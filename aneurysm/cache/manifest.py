@@ -1,0 +1,191 @@
+"""Volumes and records on disk -> manifest.csv and lesions.csv. Both are derived: delete them, and a run makes them anew."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.publish import write_atomically
+from aneurysm.errors import CacheError
+from aneurysm.labels import LABELS
+
+COLUMNS: Final = (
+    "series_uid",
+    "status",
+    "reason",
+    "detail",
+    "modality",
+    "shape",
+    "digest",
+    "content_hash",
+    "patient_key",
+    *LABELS,
+    "n_lesions",
+    "seconds",
+    "bytes_in",
+    "bytes_out",
+    "modality_source",
+)
+LESION_COLUMNS: Final = (
+    "series_uid",
+    "row",
+    "location",
+    "status",
+    "reason",
+    "detail",
+    "z",
+    "y",
+    "x",
+    "lps_x_mm",
+    "lps_y_mm",
+    "lps_z_mm",
+)
+
+Row = dict[str, str]
+
+
+def read_attributes(volume: Path) -> dict[str, Any]:
+    """
+    Return the attribute ``aneurysm`` of a volume.
+
+    zarr.json is read as JSON here: opening thousands of groups with zarr-python just for this takes minutes.
+
+    Raises
+    ------
+    CacheError
+        The metadata is missing, is not JSON, or lacks the attribute.
+    """
+    path = volume / "zarr.json"
+    try:
+        attributes = json.loads(path.read_text("utf-8"))["attributes"]["aneurysm"]
+    except FileNotFoundError as error:
+        raise CacheError(f"{path} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{path} is damaged: {type(error).__name__} {error}") from error
+    if not isinstance(attributes, dict):
+        raise CacheError(f"{path} is damaged: the attribute aneurysm is no table")
+    return attributes
+
+
+def read_manifest(path: Path) -> list[Row]:
+    """
+    Return the rows of manifest.csv; all values are text.
+
+    Raises
+    ------
+    CacheError
+        It is missing, or lacks a column.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
+    except FileNotFoundError as error:
+        raise CacheError(f"{path} is missing") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CacheError(f"{path} can't be read: {error}") from error
+    if missing:
+        raise CacheError(f"{path} lacks the column(s) {', '.join(missing)}")
+    return rows
+
+
+def write_manifest(layout: CacheLayout, seconds: Mapping[str, float] | None = None) -> list[Row]:
+    """
+    Derive manifest.csv and lesions.csv from what is on disk; return the manifest's rows.
+
+    ``seconds`` are of this run; for other series they are taken over from the old manifest, the one thing that
+    stands nowhere else. A volume whose metadata can't be read has no row: `aneurysm verify` speaks of it.
+    """
+    known = {uid: f"{s:.3f}" for uid, s in (seconds or {}).items()}
+    try:
+        for row in read_manifest(layout.manifest):
+            known.setdefault(row["series_uid"], row["seconds"])
+    except CacheError:
+        pass  # the first run, or a damaged one that is being replaced
+    entries = sorted(_entries(layout), key=lambda e: str(e["series_uid"]))
+    rows = [manifest_row(e, known.get(str(e["series_uid"]), "")) for e in entries]
+    write_atomically(layout.manifest, _csv(COLUMNS, rows))
+    write_atomically(layout.lesions, _csv(LESION_COLUMNS, [r for e in entries for r in _lesion_rows(e)]))
+    return rows
+
+
+def _entries(layout: CacheLayout) -> Iterable[dict[str, Any]]:
+    cached = set()
+    for volume in sorted(layout.volumes.glob("*.zarr")) if layout.volumes.is_dir() else ():
+        try:
+            attributes = read_attributes(volume)
+        except CacheError:
+            continue
+        uid = volume.name.removesuffix(".zarr")
+        cached.add(uid)
+        yield {**attributes, "series_uid": uid, "status": "cached", "folder": volume}
+    for path in sorted(layout.rejected.glob("*.json")) if layout.rejected.is_dir() else ():
+        uid = path.name.removesuffix(".json")
+        if uid in cached:
+            continue
+        try:
+            record = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        yield {**record, "series_uid": uid}
+
+
+def manifest_row(entry: Mapping[str, Any], seconds: str) -> Row:
+    """Return the manifest's row of a volume's attributes (with ``status`` and ``folder``) or of a record."""
+    cached = entry["status"] == "cached"
+    labels = entry.get("labels") or {}
+    row: dict[str, Any] = {
+        "series_uid": entry["series_uid"],
+        "status": entry["status"],
+        "reason": entry.get("reason", ""),
+        "detail": "; ".join(str(d["code"]) for d in entry.get("decisions", ())) if cached else entry.get("detail", ""),
+        "modality": entry.get("modality", ""),
+        "shape": "x".join(str(n) for n in _shape(entry["folder"])) if cached else "",
+        "digest": entry.get("digest", ""),
+        "content_hash": entry.get("content_hash", ""),
+        "patient_key": entry.get("patient_key", ""),
+        **{label: labels.get(label, "") for label in LABELS},
+        "n_lesions": len(entry.get("lesions", ())),
+        "seconds": seconds,
+        "bytes_in": entry["source"]["bytes"] if cached else entry.get("bytes_in", ""),
+        "bytes_out": _bytes_of(entry["folder"]) if cached else "",
+        "modality_source": entry.get("modality_source", ""),
+    }
+    # One line a series, whatever a file put into a message.
+    return {k: " ".join(str(v).split()) for k, v in row.items()}
+
+
+def _shape(volume: Path) -> list[int]:
+    try:
+        return [int(n) for n in json.loads((volume / "0" / "zarr.json").read_text("utf-8"))["shape"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _bytes_of(volume: Path) -> int:
+    return sum(p.stat().st_size for p in volume.rglob("*") if p.is_file())
+
+
+def _lesion_rows(entry: Mapping[str, Any]) -> Iterable[Row]:
+    uid = str(entry["series_uid"])
+    for lesion in entry.get("lesions", ()):
+        places = [f"{v:.4f}" for v in (*lesion["zyx"], *lesion["lps_mm"])]
+        values = [uid, str(lesion["row"]), lesion["location"], "placed", "", "", *places]
+        yield dict(zip(LESION_COLUMNS, values, strict=True))
+    for lesion in entry.get("unplaced_lesions", ()):
+        told = [lesion["location"], "unplaced", lesion["reason"], " ".join(str(lesion["detail"]).split())]
+        yield dict(zip(LESION_COLUMNS, [uid, str(lesion["row"]), *told, *[""] * 6], strict=True))
+
+
+def _csv(columns: Iterable[str], rows: Iterable[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

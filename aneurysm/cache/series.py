@@ -1,0 +1,225 @@
+"""SeriesJob -> Outcome: everything a worker does for one series, from its files to a published volume or a record."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import shutil
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from aneurysm.annotations.lesions import UnplacedLesion, place_lesions
+from aneurysm.annotations.tables import SeriesNotes
+from aneurysm.annotations.vessels import resample_mask
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.publish import claim, is_disk_full, publish, write_json
+from aneurysm.cache.spec import CacheSpec
+from aneurysm.cache.writer import write_volume
+from aneurysm.dicom.scan import SeriesSource
+from aneurysm.dicom.series import Decision, Series, read_series
+from aneurysm.errors import FAILURES, NoSpaceError, Reason, SeriesRejectedError
+from aneurysm.volume.assemble import Volume, assemble
+from aneurysm.volume.modality import inferred_modality
+
+Status = Literal["cached", "rejected", "failed", "skipped", "busy"]
+
+# Not identifying, and of use to whoever asks why a model fails on some scanner. Nothing else is copied.
+_ACQUISITION: Final = (
+    "Manufacturer",
+    "ManufacturerModelName",
+    "MagneticFieldStrength",
+    "KVP",
+    "EchoTime",
+    "RepetitionTime",
+    "InversionTime",
+    "FlipAngle",
+    "SliceThickness",
+    "MRAcquisitionType",
+)
+
+
+@dataclass(frozen=True)
+class SeriesJob:
+    """All that a worker needs to know of one series."""
+
+    source: SeriesSource
+    notes: SeriesNotes
+    mask: Path | None
+    cache: Path
+    spec: CacheSpec
+    secret: bytes
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one series; ``busy`` means that another process is at it."""
+
+    uid: str
+    status: Status
+    reason: str = ""
+    detail: str = ""
+    seconds: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+def build_series(job: SeriesJob) -> Outcome:
+    """
+    Build and publish the volume of one series, or its record with the reason why there is none.
+
+    Raises
+    ------
+    NoSpaceError
+        The disk is full: the run must end, and the series be left for the next one.
+    """
+    layout = CacheLayout(job.cache)
+    uid = job.source.uid
+    started = time.perf_counter()
+    try:
+        with claim(layout, uid) as folder:
+            if folder is None:
+                return Outcome(uid, "busy")
+            if not job.overwrite and (layout.volume(uid).exists() or layout.record(uid).exists()):
+                return Outcome(uid, "skipped")
+            try:
+                bytes_in, bytes_out = _cache(job, layout, folder)
+                layout.record(uid).unlink(missing_ok=True)
+                return Outcome(uid, "cached", seconds=_since(started), bytes_in=bytes_in, bytes_out=bytes_out)
+            except Exception as error:
+                if is_disk_full(error):
+                    raise
+                return _record(job, layout, error, _since(started))
+    except OSError as error:
+        if is_disk_full(error):
+            raise NoSpaceError(
+                error.errno,
+                f"the disk of {job.cache} is full (at series {uid}). What is cached is complete; free some space and run the "
+                "same command again to go on",
+            ) from error
+        raise
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 3)
+
+
+def _cache(job: SeriesJob, layout: CacheLayout, folder: Path) -> tuple[int, int]:
+    """Build the volume in ``folder`` and publish it; return the bytes read and written."""
+    uid, spec = job.source.uid, job.spec
+    if job.source.problem:
+        raise SeriesRejectedError(Reason.INVALID_UID, job.source.problem)
+    files = job.source.list_files()
+    if not files:
+        raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty or absent")
+    series = read_series(uid, files)
+    volume = assemble(series, spec)
+    attributes = _attributes(job, series, volume)
+    vessels = None
+    if job.mask is not None:
+        vessels, decision = resample_mask(job.mask, volume.affine_lps, volume.voxels.shape)
+        attributes["decisions"].append(asdict(decision))
+    built = folder / f"{uid}.zarr"
+    write_volume(built, volume.voxels, volume.affine_lps, spec.storage, volume.intensity.fill, attributes, vessels)
+    bytes_out = sum(p.stat().st_size for p in built.rglob("*") if p.is_file())
+    final = layout.volume(uid)
+    if job.overwrite and final.exists():
+        # Set aside first, since a folder can't be replaced in one step; swept with the rest of this folder.
+        final.rename(folder / "replaced")
+    publish(built, final)
+    return series.bytes_in, bytes_out
+
+
+def _attributes(job: SeriesJob, series: Series, volume: Volume) -> dict[str, Any]:
+    notes, stack = job.notes, volume.stack
+    lesions, unplaced = place_lesions(notes.localizers, series.frames, volume)
+    geometry, fmt = stack.geometry, stack.frames[0].format
+    return {
+        "series_uid": series.uid,
+        "modality": notes.modality or inferred_modality(series),
+        "modality_source": "train.csv" if notes.modality else "dicom",
+        "spec": job.spec.name,
+        "digest": job.spec.digest,
+        "intensity": volume.intensity.as_metadata(),
+        "source": {
+            "shape": [len(stack.frames), fmt.rows, fmt.columns],
+            "spacing_mm": [round(v, 6) for v in (geometry.slice_spacing_mm, *geometry.spacing_mm)],
+            "orientation": [round(float(v), 6) for v in geometry.axes[:2].ravel()],
+            "plane": geometry.plane,
+            "tilt_deg": round(geometry.tilt_deg, 4),
+            "transfer_syntaxes": sorted({f.format.transfer_syntax for f in stack.frames}),
+            "files": series.files,
+            "frames": len(series.frames),
+            "bytes": series.bytes_in,
+            "acquisition": {k: series.header.values[k] for k in _ACQUISITION if k in series.header.values},
+        },
+        "decisions": [asdict(d) for d in _unique(volume.decisions)],
+        "labels": notes.labels,
+        "lesions": [lesion.as_metadata() for lesion in lesions],
+        "unplaced_lesions": [u.as_metadata() for u in unplaced],
+        "patient_key": patient_key(job.secret, series.patient_id),
+    }
+
+
+def patient_key(secret: bytes, patient_id: str) -> str:
+    """Return the keyed hash of a PatientID: the same for one patient's series, and of no use without the key."""
+    return hmac.new(secret, patient_id.encode("utf-8"), hashlib.sha256).hexdigest()[:16] if patient_id else ""
+
+
+def _unique(decisions: list[Decision]) -> list[Decision]:
+    return list(dict.fromkeys(decisions))
+
+
+def _record(job: SeriesJob, layout: CacheLayout, error: Exception, seconds: float) -> Outcome:
+    """Write down why there is no volume."""
+    reason, detail = _explain(error)
+    status: Status = "failed" if reason in FAILURES else "rejected"
+    uid = job.source.uid
+    write_record(layout, job.spec, uid, status, reason, detail, job.notes)
+    if job.overwrite and layout.volume(uid).exists():
+        shutil.rmtree(layout.volume(uid))
+    return Outcome(uid, status, reason, detail, seconds, _size(job.source))
+
+
+def write_record(
+    layout: CacheLayout, spec: CacheSpec, uid: str, status: Status, reason: Reason, detail: str, notes: SeriesNotes
+) -> None:
+    """Write the record of a series that is not cached."""
+    unplaced = [UnplacedLesion(r.location, "series_not_cached", str(reason), r.row) for r in notes.localizers]
+    record = {
+        "series_uid": uid,
+        "status": status,
+        "reason": str(reason),
+        "detail": detail,
+        "modality": notes.modality,
+        "modality_source": "train.csv" if notes.modality else "",
+        "digest": spec.digest,
+        "labels": notes.labels,
+        "lesions": [],
+        "unplaced_lesions": [u.as_metadata() for u in unplaced],
+    }
+    write_json(layout.record(uid), record)
+
+
+def _explain(error: Exception) -> tuple[Reason, str]:
+    match error:
+        case SeriesRejectedError():
+            return error.reason, error.detail
+        case MemoryError():
+            return Reason.OUT_OF_MEMORY, "not enough memory for this series; run with fewer workers"
+        case OSError():
+            return Reason.READ_ERROR, f"{type(error).__name__}: {error.strerror or error}"
+    # A fault of this program: say where, so that a report of it is of use. No values: they might identify a patient.
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    return Reason.INTERNAL_ERROR, f"{type(error).__name__} at {place}; please report it"
+
+
+def _size(source: SeriesSource) -> int:
+    try:
+        return source.size()
+    except OSError:
+        return 0

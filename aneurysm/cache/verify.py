@@ -1,0 +1,186 @@
+"""Cache -> faults: manifest against disk, metadata, digests and hashes; with ``deep`` every chunk as well."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import zarr
+
+from aneurysm.cache.build import read_spec
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.manifest import manifest_row, read_attributes, read_manifest
+from aneurysm.cache.publish import abandoned
+from aneurysm.cache.spec import CacheSpec
+from aneurysm.cache.writer import FORMAT_VERSION, VESSELS, content_hash
+from aneurysm.errors import CacheError, CacheNotFoundError
+from aneurysm.threads import limit_threads
+
+_REBUILD = "Build it again: aneurysm precache --overwrite --series {uid}"
+_RERUN = "Run aneurysm precache: it writes the manifest anew"
+_NEEDED = frozenset({"series_uid", "modality", "affine_lps", "spec", "digest", "intensity", "source", "content_hash"})
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is not as it should be: where, what, and what to do."""
+
+    where: str
+    what: str
+    advice: str
+
+
+@dataclass
+class Report:
+    """What `verify_cache` found."""
+
+    faults: list[Fault] = field(default_factory=list)
+    volumes: int = 0
+    bytes_read: int = 0
+
+
+def verify_cache(cache: Path, *, deep: bool = False, workers: int = 1) -> Report:
+    """
+    Check a whole cache; see `Report`.
+
+    Raises
+    ------
+    CacheNotFoundError
+        There is no cache at ``cache``.
+    CacheError
+        Its spec can't be read, so nothing can be checked against it.
+    """
+    layout = CacheLayout(cache.absolute())
+    if not layout.root.is_dir() or not (layout.spec.exists() or layout.volumes.is_dir()):
+        raise CacheNotFoundError(f"there is no cache at {cache}")
+    spec = read_spec(layout)
+    report = Report()
+    folders = sorted(layout.volumes.iterdir()) if layout.volumes.is_dir() else []
+    checks = joblib.Parallel(n_jobs=min(workers, len(folders)) or 1)(
+        joblib.delayed(_check_volume)(folder, spec, deep) for folder in folders
+    )
+    rows: dict[str, dict[str, str]] = {}
+    for folder, (faults, row, size) in zip(folders, checks, strict=True):
+        report.faults.extend(faults)
+        report.volumes += 1
+        report.bytes_read += size
+        if row is not None:
+            rows[folder.name.removesuffix(".zarr")] = row
+    report.faults.extend(_check_manifest(layout, rows, {f.name.removesuffix(".zarr") for f in folders}))
+    for uid in abandoned(layout):
+        report.faults.append(Fault(f".building/{uid}", "left behind by a run that died", "The next run removes it"))
+    return report
+
+
+def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> tuple[list[Fault], dict[str, str] | None, int]:
+    """Return the faults of one volume, the row the manifest should have, and the bytes read."""
+    limit_threads(1)
+    uid = folder.name.removesuffix(".zarr")
+    if not folder.name.endswith(".zarr") or not folder.is_dir():
+        return [Fault(f"volumes/{folder.name}", "is no volume", "Remove it")], None, 0
+
+    def fault(what: str) -> Fault:
+        return Fault(uid, what, _REBUILD.format(uid=uid))
+
+    try:
+        attributes = read_attributes(folder)
+    except CacheError as error:
+        return [fault(str(error))], None, 0
+    faults = []
+    if missing := sorted(_NEEDED - attributes.keys()):
+        return [fault(f"the metadata lacks {', '.join(missing)}")], None, 0
+    if attributes.get("format_version") != FORMAT_VERSION:
+        faults.append(fault(f"format version {attributes.get('format_version')}, this program knows {FORMAT_VERSION}"))
+    if attributes["series_uid"] != uid:
+        faults.append(fault(f"the metadata is of series {attributes['series_uid']}"))
+    if attributes["digest"] != spec.digest:
+        faults.append(fault(f"digest {attributes['digest']}, the cache's spec has {spec.digest}"))
+    faults += [fault(what) for what in _check_arrays(folder, spec)]
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    found = content_hash(folder, attributes)
+    if found != attributes["content_hash"]:
+        faults.append(fault("content hash differs: a file or the metadata was changed or damaged since it was written"))
+    if deep:
+        faults += [fault(what) for what in _check_values(folder, spec, attributes)]
+    try:
+        row = manifest_row({**attributes, "status": "cached", "folder": folder}, "")
+    except (KeyError, TypeError, AttributeError) as error:
+        return [*faults, fault(f"the metadata is damaged: {type(error).__name__} {error}")], None, size
+    return faults, row, size
+
+
+def _check_arrays(folder: Path, spec: CacheSpec) -> Iterator[str]:
+    arrays = {"0": spec.storage.dtype}
+    if (folder / VESSELS).exists():
+        arrays[f"{VESSELS}/0"] = "uint8"
+    for name, dtype in arrays.items():
+        try:
+            metadata = json.loads((folder / name / "zarr.json").read_text("utf-8"))
+            codec = metadata["codecs"][0]
+            found = (metadata["data_type"], tuple(codec["configuration"]["chunk_shape"]), len(metadata["shape"]))
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            yield f"the metadata of array {name} is missing or damaged ({type(error).__name__})"
+            continue
+        if found != (dtype, spec.storage.chunk, 3):
+            yield f"array {name} has type, chunks, dimensions {found}, the spec {(dtype, spec.storage.chunk, 3)}"
+        if not (folder / name / "c/0/0/0").is_file():
+            yield f"array {name} has lost its shard c/0/0/0"
+
+
+def _check_values(folder: Path, spec: CacheSpec, attributes: dict[str, Any]) -> Iterator[str]:
+    """Decode everything with zarr-python, which is not what wrote it."""
+    shapes = {}
+    for name in ["0", *([f"{VESSELS}/0"] if (folder / VESSELS).exists() else [])]:
+        try:
+            voxels = np.asarray(zarr.open_array(folder / name, mode="r")[...])
+        except Exception as error:  # noqa: BLE001 - each codec has errors of its own
+            yield f"array {name} can't be decoded: {type(error).__name__} {str(error)[:120]}"
+            continue
+        shapes[name] = voxels.shape
+        if name == "0":
+            intensity = attributes["intensity"]
+            low, high = ((v - intensity["offset"]) / intensity["scale"] for v in intensity["clip"])
+            if voxels.min() < low - 0.5 or voxels.max() > high + 0.5:
+                yield f"values from {voxels.min()} to {voxels.max()}, the metadata allows {low:.0f} to {high:.0f}"
+        elif voxels.max() > 13:
+            yield f"vessel mask holds {voxels.max()}, the highest label is 13"
+    if len(set(shapes.values())) > 1:
+        yield f"the vessel mask is {shapes[f'{VESSELS}/0']}, the volume {shapes['0']}"
+    affine = np.array(attributes["affine_lps"], float)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0) if affine.shape == (4, 4) else np.zeros(3)
+    if not np.allclose(spacing, spec.spacing_mm, atol=1e-6):
+        yield f"the affine has a spacing of {spacing.round(4).tolist()}, the spec {list(spec.spacing_mm)}"
+        return
+    for lesion in attributes.get("lesions", ()):
+        there = affine @ [*lesion["zyx"], 1.0]
+        if not np.allclose(there[:3], lesion["lps_mm"], atol=0.01):
+            yield f"lesion of row {lesion['row']}: voxel and point in the patient differ"
+
+
+def _check_manifest(layout: CacheLayout, rows: dict[str, dict[str, str]], folders: set[str]) -> Iterator[Fault]:
+    try:
+        manifest = {r["series_uid"]: r for r in read_manifest(layout.manifest)}
+    except CacheError as error:
+        yield Fault("manifest.csv", str(error), _RERUN)
+        return
+    for uid, row in manifest.items():
+        if row["status"] == "cached":
+            if uid not in folders:
+                yield Fault(
+                    uid, "the manifest says cached, but there is no volume", "Run aneurysm precache: it builds it"
+                )
+            elif uid in rows:
+                differing = [k for k, v in rows[uid].items() if k != "seconds" and row.get(k, "") != v]
+                if differing:
+                    yield Fault(uid, f"the manifest and the volume differ in {', '.join(differing)}", _RERUN)
+        elif not layout.record(uid).is_file():
+            yield Fault(uid, f"the manifest says {row['status']}, but there is no record of it", _RERUN)
+        elif uid in folders:
+            yield Fault(uid, f"the manifest says {row['status']}, but there is a volume", _RERUN)
+    for uid in sorted(folders - manifest.keys()):
+        yield Fault(uid, "there is a volume, but no row in the manifest", _RERUN)

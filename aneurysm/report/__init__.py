@@ -1,0 +1,1 @@
+"""CachedVolume -> pictures."""

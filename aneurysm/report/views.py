@@ -1,0 +1,124 @@
+"""Pictures of a volume, right way up by its affine: which voxels and letters, and where a point falls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+ViewName = Literal["axial", "coronal", "sagittal"]
+
+_POSITIVE, _NEGATIVE = "LPS", "RAI"
+# By name: the volume axis looked along, the one running down the picture and the one running right, and
+# whether that has to be turned round. Axes are (z, y, x), towards Superior, Posterior, Left, so that a
+# picture has the patient's right on its left, anterior on top (axial) or on the left (sagittal), and superior
+# on top.
+_LAYOUT: dict[ViewName, tuple[int, tuple[int, bool], tuple[int, bool]]] = {
+    "axial": (0, (1, False), (2, False)),
+    "coronal": (1, (0, True), (2, False)),
+    "sagittal": (2, (0, True), (1, False)),
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """
+    One way of looking at a volume.
+
+    ``size_mm`` is (height, width); the letters stand at the left, right, top and bottom edge. ``affine_lps``
+    maps (depth, row, column, 1) of the picture to patient space; depth counts voxels along the line of sight.
+    """
+
+    name: ViewName
+    voxels: NDArray[Any]
+    affine_lps: NDArray[np.float64]
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel edges along depth, rows and columns."""
+        depth, row, column = np.linalg.norm(self.affine_lps[:3, :3], axis=0)
+        return float(depth), float(row), float(column)
+
+    @property
+    def size_mm(self) -> tuple[float, float]:
+        """Height and width of the picture."""
+        _, rows, columns = self.voxels.shape
+        return rows * self.spacing_mm[1], columns * self.spacing_mm[2]
+
+    @property
+    def letters(self) -> tuple[str, str, str, str]:
+        """Sides of the patient at the left, right, top and bottom edge."""
+        down, right = self.affine_lps[:3, 1], self.affine_lps[:3, 2]
+        return letter(-right), letter(right), letter(-down), letter(down)
+
+    def middle(self) -> NDArray[Any]:
+        """Return the middle slice, (rows, columns)."""
+        return np.asarray(self.voxels[self.middle_depth])
+
+    @property
+    def middle_depth(self) -> int:
+        """Depth of the middle slice."""
+        return int(self.voxels.shape[0]) // 2
+
+    def maximum(self) -> NDArray[Any]:
+        """Return the maximum-intensity projection, (rows, columns)."""
+        return np.asarray(self.voxels.max(axis=0))
+
+    def place(self, lps_mm: ArrayLike) -> NDArray[np.float64]:
+        """Return (depth, row, column) of points in patient space: (..., 3) -> (..., 3), voxel centres at integers."""
+        points = np.asarray(lps_mm, float)
+        inverse = np.linalg.inv(self.affine_lps)
+        return np.asarray(points @ inverse[:3, :3].T + inverse[:3, 3])
+
+
+def view(volume: NDArray[Any], affine_lps: ArrayLike, name: ViewName) -> View:
+    """
+    Return one of three views of ``volume``, whose ``affine_lps`` maps its indices (i, j, k, 1) to LPS mm.
+
+    The axes may be permuted and flipped: the affine alone says which way is up. Nothing is copied or
+    resampled, so an oblique volume is seen along its own axes.
+    """
+    voxels, affine = _towards_superior_posterior_left(volume, np.asarray(affine_lps, float))
+    depth, (down, turn_down), (right, turn_right) = _LAYOUT[name]
+    order = (depth, down, right)
+    voxels = voxels.transpose(order)
+    affine = affine[:, [*order, 3]]
+    for axis, turn in enumerate((False, turn_down, turn_right)):
+        if turn:
+            voxels, affine = _turned(voxels, affine, axis)
+    return View(name, voxels, affine)
+
+
+def letter(direction: ArrayLike) -> str:
+    """Return the side of the patient that a vector in LPS points to most: R, L, A, P, S or I."""
+    vector = np.asarray(direction, float)
+    axis = int(np.argmax(np.abs(vector)))
+    return (_POSITIVE if vector[axis] > 0 else _NEGATIVE)[axis]
+
+
+def _towards_superior_posterior_left(
+    voxels: NDArray[Any], affine: NDArray[np.float64]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    # Axis i of the result runs along x, y, z = row 2 - i. All three at once: of an oblique volume, two could
+    # claim the same side of the patient.
+    best = max(
+        permutations(range(3)), key=lambda order: sum(abs(directions[2 - i, order[i]]) for i in range(3))
+    )
+    voxels, affine = voxels.transpose(best), affine[:, [*best, 3]]
+    for axis in range(3):
+        if affine[2 - axis, axis] < 0:
+            voxels, affine = _turned(voxels, affine, axis)
+    return voxels, affine
+
+
+def _turned(
+    voxels: NDArray[Any], affine: NDArray[np.float64], axis: int
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    turned = affine.copy()
+    turned[:, 3] += affine[:, axis] * (voxels.shape[axis] - 1)
+    turned[:, axis] *= -1
+    return np.flip(voxels, axis), turned

@@ -1,0 +1,1 @@
+"""Timings beside other tools: `make bench`. Not installed with the package."""

@@ -1,0 +1,73 @@
+"""aneurysm precache: a folder of DICOM series -> a cache."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from aneurysm.errors import UsageError
+
+
+def precache(
+    data: Annotated[
+        Path, typer.Option(envvar="ANEURYSM_DATA", help="Folder of DICOM series: the RSNA layout, or any tree.")
+    ] = Path("data"),
+    cache: Annotated[Path, typer.Option(envvar="ANEURYSM_CACHE", help="Folder of the cache.")] = Path("cache"),
+    spec: Annotated[str, typer.Option(help="Name of a shipped cache spec, or path of a TOML file.")] = "rsna-1mm",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; as many as CPUs may be used if not given.", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Build at most so many series.", show_default=False)] = None,
+    series: Annotated[
+        list[str] | None, typer.Option(metavar="UID ...", help="Only these series.", show_default=False)
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what was rejected or failed before.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Build series again that are there.")] = False,
+    more_series: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+) -> None:
+    """Build what is missing of the cache. Exit code 0: all cached; 8: some rejected or failed (see manifest.csv)."""
+    from aneurysm.cache import build
+    from cli.progress import PrecacheProgress
+
+    if more_series and not series:
+        raise UsageError(f"unexpected argument {more_series[0]!r}; UIDs follow --series")
+    signal.signal(signal.SIGTERM, _terminated)
+    console = Console(stderr=True)
+    with PrecacheProgress(console) as progress:
+        try:
+            summary = build.precache(
+                data,
+                cache,
+                spec=spec,
+                workers=build.usable_cpus() if workers is None else workers,
+                limit=limit,
+                series=[*(series or ()), *(more_series or ())],
+                retry_failed=retry_failed,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            typer.echo(
+                "aneurysm: interrupted. What is cached is complete; the same command goes on from here.", err=True
+            )
+            raise
+    bad = summary.total_not_cached
+    typer.echo(
+        f"{summary.cached} cached, {summary.rejected} rejected, {summary.failed} failed, {summary.skipped} done before, in "
+        f"{summary.seconds:.1f} s. {cache} holds {summary.total_cached} volumes."
+    )
+    if bad:
+        typer.echo(f"{bad} series are not cached; {cache / 'manifest.csv'} says why.")
+        raise typer.Exit(8)
+
+
+def _terminated(signum: int, frame: FrameType | None) -> None:
+    # As Ctrl-C does, so that a batch system's SIGTERM leaves the same tidy state.
+    raise SystemExit(143)

@@ -1,0 +1,84 @@
+"""How a run shows itself: a live bar on a terminal, plain lines where the output goes to a file."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from aneurysm.cache.series import Outcome
+from aneurysm.dicom.scan import Inventory
+
+_LINE_EVERY_S: Final = 10.0
+
+
+class PrecacheProgress:
+    """Tells of a precache run on stderr: series/s, MB/s, time left, failures so far."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started = self._told = time.monotonic()
+        self._todo = self._done = self._bad = self._bytes_in = self._bytes_expected = 0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> PrecacheProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def started(self, inventory: Inventory, todo: int, there: int, bytes_in: int) -> None:
+        """Say what was found and what is to do."""
+        self._todo, self._bytes_expected = todo, bytes_in
+        self._started = self._told = time.monotonic()
+        ignored = ", ".join(f"{n} {kind}" for kind, n in sorted(inventory.ignored.items()))
+        self._print(
+            f"{len(inventory.sources)} series in {inventory.root} ({inventory.layout} layout); {there} done before, "
+            f"{todo} to build from about {bytes_in / 1e6:,.0f} MB" + (f"; ignored files: {ignored}" if ignored else "")
+        )
+        if self._console.is_terminal and todo:
+            self._bar = Progress(
+                TextColumn("precache"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[bad]}"),
+                console=self._console,
+            )
+            # The bar runs by bytes: the largest series come first, and would make an estimate by series far too long.
+            self._task = self._bar.add_task("precache", total=todo, rate="", bad="")
+            self._bar.start()
+
+    def finished(self, outcome: Outcome) -> None:
+        """Count one series; name it if it is not cached."""
+        self._done += 1
+        self._bytes_in += outcome.bytes_in
+        if outcome.status in ("rejected", "failed"):
+            self._bad += 1
+            self._print(f"{outcome.status} {outcome.uid}: {outcome.reason}: {outcome.detail}")
+        if self._bar and self._task is not None:
+            bad = f"{self._bad} not cached" if self._bad else ""
+            self._bar.update(self._task, completed=self._done, rate=self._rate(), bad=bad)
+        elif time.monotonic() - self._told > _LINE_EVERY_S:
+            self._told = time.monotonic()
+            self._print(f"{self._done} of {self._todo} series, {self._rate()}, {self._left()}, {self._bad} not cached")
+
+    def _rate(self) -> str:
+        elapsed = max(time.monotonic() - self._started, 1e-3)
+        return f"{self._done / elapsed:.1f} series/s, {self._bytes_in / 1e6 / elapsed:.0f} MB/s"
+
+    def _left(self) -> str:
+        elapsed = time.monotonic() - self._started
+        share = self._bytes_in / self._bytes_expected if self._bytes_expected else self._done / max(self._todo, 1)
+        return f"{elapsed / share * (1 - share):.0f} s left" if 0 < share <= 1 else "almost done"
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

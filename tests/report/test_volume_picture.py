@@ -1,0 +1,138 @@
+"""A cached volume, written here as the contract says, becomes a picture with lesions and vessels in place."""
+
+import numpy as np
+import pytest
+import zarr
+from matplotlib.figure import Figure
+from PIL import Image
+
+from aneurysm.errors import CacheError, CacheNotFoundError, UsageError
+from aneurysm.report.volume_picture import draw_volume
+
+AFFINE = [[0, 0, 1.0, -60], [0, 1.0, 0, -70], [1.0, 0, 0, -40], [0, 0, 0, 1]]
+LESIONS = [
+    {"location": "Left Middle Cerebral Artery", "zyx": [60.0, 60.0, 95.0], "lps_mm": [35.0, -10.0, 20.0]},
+    {"location": "Basilar Tip", "zyx": [40.0, 70.0, 60.0], "lps_mm": [0.0, 0.0, 0.0]},
+]
+CT = {"unit": "HU", "scale": 1.0, "offset": 0.0, "clip": [-1000, 2000], "window": [-1000, 2000]}
+MR = {"unit": "arbitrary", "scale": 0.5, "offset": 10.0, "clip": [10, 2000], "window": [10, 400]}
+
+
+def write_volume(path, *, modality="CTA", intensity=CT, lesions=LESIONS, vessels=True, affine=AFFINE):
+    """A head with two lesions in the cache's format; with affine given, the same array lies differently."""
+    z, y, x = np.ogrid[:80, :140, :120]
+    r = ((z - 40) / 38) ** 2 + ((y - 70) / 62) ** 2 + ((x - 60) / 52) ** 2
+    volume = np.full(r.shape, -1000 if intensity is CT else 0, np.int16)
+    volume[r < 1] = 700
+    volume[r < 0.85] = 40 if intensity is CT else 300
+    volume[r < 0.08] = 5 if intensity is CT else 80
+    for lesion in lesions:
+        zyx = np.rint(lesion["zyx"]).astype(int)
+        near = (z - zyx[0]) ** 2 + (y - zyx[1]) ** 2 + (x - zyx[2]) ** 2 < 9
+        volume[near] = 1500
+    group = zarr.create_group(str(path), zarr_format=3)
+    group.create_array("0", data=volume, chunks=(32, 32, 32), shards=(96, 160, 128))
+    if vessels:
+        mask = np.zeros(volume.shape, np.uint8)
+        mask[60, 60, 60:96] = 10
+        mask[20:41, 69:72, 59:62] = 2
+        group.create_array("labels/vessels/0", data=mask, chunks=(32, 32, 32))
+    group.attrs["aneurysm"] = {
+        "format_version": 1,
+        "series_uid": "1.2.826.0.1.1",
+        "modality": modality,
+        "affine_lps": affine,
+        "spec": "rsna-1mm",
+        "intensity": intensity,
+        "lesions": lesions,
+    }
+    return path
+
+
+@pytest.mark.parametrize(
+    ("modality", "intensity", "lesions", "vessels"),
+    [("CTA", CT, LESIONS, True), ("MRI T2", MR, [], False), ("MRA", MR, LESIONS, False)],
+    ids=["CTA with lesions and vessels", "T2 with neither", "MRA with lesions"],
+)
+def test_the_picture_is_written_and_shows_something(tmp_path, modality, intensity, lesions, vessels):
+    volume = write_volume(
+        tmp_path / "a.zarr", modality=modality, intensity=intensity, lesions=lesions, vessels=vessels
+    )
+    draw_volume(volume, tmp_path / "a.png")
+    picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    assert picture.shape[0] > 600
+    assert picture.shape[1] > 900
+    grey = picture.max(axis=2)
+    assert (grey < 20).any()
+    assert (grey > 200).mean() > 0.005
+    assert picture[..., :3].std() > 20
+
+
+def panels(monkeypatch, volume, png):
+    """The axes of the figure that draw_volume makes, as they are when it is written."""
+    figures = []
+    original = Figure.savefig
+
+    def catch(figure, *args, **kwargs):
+        figures.append(figure)
+        return original(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", catch)
+    draw_volume(volume, png)
+    return figures[0], np.array(figures[0].axes).reshape(2, 3)
+
+
+def test_circles_lie_on_the_bright_markers(tmp_path, monkeypatch):
+    volume = write_volume(tmp_path / "a.zarr")
+    _, axes = panels(monkeypatch, volume, tmp_path / "a.png")
+    for panel in axes[1]:
+        image = panel.images[0]
+        left, right, bottom, top = image.get_extent()
+        values = np.asarray(image.get_array())
+        circles = [line.get_xydata() for line in panel.lines]
+        assert len(circles) == len(LESIONS)
+        for circle in circles:
+            x, y = (circle.min(axis=0) + circle.max(axis=0)) / 2
+            column = int((x - left) / (right - left) * values.shape[1])
+            row = int((y - top) / (bottom - top) * values.shape[0])
+            assert values[row, column] == 1500
+
+
+def test_letters_and_order_of_the_panels(tmp_path, monkeypatch):
+    flipped = [[0, 0, -1.0, 59], [0, 1.0, 0, -70], [-1.0, 0, 0, 39], [0, 0, 0, 1]]
+    for name, affine in (("a", AFFINE), ("flipped", flipped)):
+        volume = write_volume(tmp_path / f"{name}.zarr", affine=affine)
+        _, axes = panels(monkeypatch, volume, tmp_path / f"{name}.png")
+        letters = [[t.get_text() for t in panel.texts if t.get_text() in "RLAPSI"] for panel in axes[0]]
+        assert letters == [list("RLAP"), list("RLSI"), list("APSI")]
+        assert [panel.get_title().split(",")[0] for panel in axes[1]] == ["axial", "coronal", "sagittal"]
+        assert all(panel.get_aspect() in (1, "equal") for panel in axes.flat)
+
+
+def test_a_flipped_array_turns_the_picture_round(tmp_path, monkeypatch):
+    flipped = [[0, 0, -1.0, 59], [0, 1.0, 0, -70], [-1.0, 0, 0, 39], [0, 0, 0, 1]]
+    _, straight = panels(monkeypatch, write_volume(tmp_path / "a.zarr", lesions=LESIONS), tmp_path / "a.png")
+    _, turned = panels(monkeypatch, write_volume(tmp_path / "b.zarr", affine=flipped), tmp_path / "b.png")
+    a, b = (np.asarray(axes[1, 1].images[0].get_array()) for axes in (straight, turned))
+    np.testing.assert_array_equal(a, b[::-1, ::-1])
+
+
+def test_the_title_and_the_legend_say_what_is_seen(tmp_path, monkeypatch):
+    figure, _ = panels(monkeypatch, write_volume(tmp_path / "a.zarr"), tmp_path / "a.png")
+    title = figure.get_suptitle()
+    for part in ("1.2.826.0.1.1", "CTA", "80 x 140 x 120", "1 x 1 x 1 mm", "rsna-1mm"):
+        assert part in title
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    sites = ["Left Middle Cerebral Artery", "Basilar Tip"]
+    assert legend == ["1 Left Middle Cerebral Artery", "2 Basilar Tip", *sites]
+
+
+def test_errors_say_what_is_wrong(tmp_path):
+    with pytest.raises(CacheNotFoundError, match="no such volume"):
+        draw_volume(tmp_path / "none.zarr", tmp_path / "a.png")
+    zarr.create_group(str(tmp_path / "other.zarr"))
+    with pytest.raises(CacheError, match="not a volume"):
+        draw_volume(tmp_path / "other.zarr", tmp_path / "a.png")
+    volume = write_volume(tmp_path / "a.zarr")
+    with pytest.raises(UsageError, match="no folder"):
+        draw_volume(volume, tmp_path / "missing" / "a.png")
