@@ -69,7 +69,7 @@ def scipy_zoom() -> Run:
 
 def simpleitk(smoothing: str = "") -> Run:
     """Run ImageSeriesReader + Resample, perhaps behind a Gaussian. They assume even, untilted slices."""
-    import SimpleITK as sitk  # noqa: N813 (its own documentation says sitk)
+    import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 

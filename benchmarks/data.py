@@ -92,9 +92,7 @@ def _gdcm_frame(pixels: np.ndarray) -> bytes:
     image = gdcm.Image()
     image.SetNumberOfDimensions(2)
     image.SetDimensions((pixels.shape[1], pixels.shape[0], 1))
-    image.SetPhotometricInterpretation(
-        gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
-    )
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
     image.SetPixelFormat(gdcm.PixelFormat(1, 16, 12, 11, 0))
     element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
     element.SetByteStringValue(pixels.tobytes())

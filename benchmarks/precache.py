@@ -116,12 +116,8 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     return folder
 
 
-def _measure(
-    name: str, series: Path, warm_up: Path, work: Path, options: argparse.Namespace
-) -> dict[str, Runs]:
-    runs = {
-        key: Runs() for key in options.contenders if not (name == MEMORY_SERIES and CONTENDERS[key].heavy)
-    }
+def _measure(name: str, series: Path, warm_up: Path, work: Path, options: argparse.Namespace) -> dict[str, Runs]:
+    runs = {key: Runs() for key in options.contenders if not (name == MEMORY_SERIES and CONTENDERS[key].heavy)}
     for repeat in range(options.repeats):
         for key, run in runs.items():
             # What can't read a series, or takes very long, is not tried again and again.

@@ -61,16 +61,11 @@ def markdown(
     """Write the page: machine, aims, and a table for each series."""
     lines = ["# Precaching one series, beside other tools", ""]
     lines += [f"- {key}: {value}" for key, value in about.items()]
-    lines += [
-        f"- command: `{command}`, {repeats} runs each, taking turns (2 of those that need more than 5 s)"
-    ]
+    lines += [f"- command: `{command}`, {repeats} runs each, taking turns (2 of those that need more than 5 s)"]
     lines += ["", _NOTES]
     if targets:
         lines += ["## Aims", "", "| aim | found | |", "|---|---|---|"]
-        lines += [
-            f"| {target.aim} | {target.found} | {'met' if target.met else '**missed**'} |"
-            for target in targets
-        ]
+        lines += [f"| {target.aim} | {target.found} | {'met' if target.met else '**missed**'} |" for target in targets]
         lines += [""]
     for name, runs in results.items():
         lines += [f"## {name}", "", *_table(runs), ""]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from aneurysm.errors import UsageError
 
 
 def info(
@@ -15,4 +21,107 @@ def info(
     png: Annotated[Path | None, typer.Option(help="Draw the series to this file.", show_default=False)] = None,
 ) -> None:
     """Show what is in the cache, or in one of its volumes."""
-    raise NotImplementedError
+    from aneurysm.cache.summary import describe_cache, describe_volume, find_volume
+
+    if png is not None:
+        if uid is None:
+            raise UsageError("--png draws one series: give its UID, too")
+        from aneurysm.report.volume_picture import draw_volume
+
+        draw_volume(find_volume(cache, uid), png)
+    facts = describe_cache(cache) if uid is None else describe_volume(cache, uid)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    # On a pipe, rich would fold at 80 columns, and cut what a script looks for.
+    console = Console() if Console().is_terminal else Console(width=160)
+    if uid is None:
+        _print_cache(console, facts)
+    else:
+        _print_volume(console, facts)
+    if png is not None:
+        typer.echo(f"drawn to {png}")
+
+
+def _print_cache(console: Console, facts: dict[str, Any]) -> None:
+    status = ", ".join(f"{n} {name}" for name, n in facts["status"].items()) or "no series"
+    spacing = " x ".join(f"{v:g}" for v in facts["spacing_mm"])
+    small, large = ("x".join(map(str, facts["shape_zyx"][k])) for k in ("smallest", "largest"))
+    _pairs(
+        console,
+        {
+            "cache": facts["cache"],
+            "spec": f"{facts['spec']} version {facts['spec_version']}, digest {facts['digest']}, {spacing} mm",
+            "series": status,
+            "shapes (z, y, x)": f"{small} to {large}" if small else "-",
+            "bytes": f"{facts['bytes_in'] / 1e6:,.1f} MB of DICOM in {facts['bytes_out'] / 1e6:,.1f} MB",
+        },
+    )
+    table = _table("modality", "volumes", "lesions", "gigavoxels", "MB")
+    for name, group in facts["modalities"].items():
+        table.add_row(name, *(f"{group[k]:,}" for k in ("volumes", "lesions", "gigavoxels", "megabytes")))
+    _show(console, table)
+    for title, key in (("label", "labels"), ("decision", "decisions"), ("not cached because of", "reasons")):
+        if facts[key]:
+            table = _table(title, "series")
+            for name, n in facts[key].items():
+                table.add_row(name, str(n))
+            _show(console, table)
+
+
+def _print_volume(console: Console, facts: dict[str, Any]) -> None:
+    intensity, source = facts["intensity"], facts["source"]
+    positive = [k for k, v in (facts["labels"] or {}).items() if v]
+    _pairs(
+        console,
+        {
+            "series": facts["series_uid"],
+            "path": facts["path"],
+            "modality": f"{facts['modality']} (from {facts['modality_source']})",
+            "shape (z, y, x)": "x".join(map(str, facts["shape"])),
+            "stored": f"{facts['files']} files, {facts['bytes'] / 1e6:.2f} MB",
+            "intensity": f"{intensity['unit']}: stored x {intensity['scale']:g} + {intensity['offset']:g}, kept "
+            f"{intensity['clip'][0]:g} to {intensity['clip'][1]:g}, shown {intensity['window'][0]:g} to "
+            f"{intensity['window'][1]:g}",
+            "affine (z, y, x) to LPS": "\n".join(" ".join(f"{v:10.4f}" for v in row) for row in facts["affine_lps"]),
+            "source": f"{source['plane']}, {'x'.join(map(str, source['shape']))} voxels of "
+            f"{' x '.join(f'{v:g}' for v in source['spacing_mm'])} mm, tilt {source['tilt_deg']:g} degrees, "
+            f"{source['files']} files",
+            "labels": ("; ".join(positive) or "none positive") if facts["labels"] else "not known",
+            "digest": facts["digest"],
+            "content hash": facts["content_hash"],
+        },
+    )
+    if facts["lesions"] or facts["unplaced_lesions"]:
+        table = _table("lesion", "voxel (z, y, x)", "LPS mm")
+        for lesion in facts["lesions"]:
+            table.add_row(lesion["location"], *(", ".join(f"{v:.1f}" for v in lesion[k]) for k in ("zyx", "lps_mm")))
+        for lesion in facts["unplaced_lesions"]:
+            table.add_row(lesion["location"], f"not placed: {lesion['reason']}", lesion["detail"])
+        _show(console, table)
+    if facts["decisions"]:
+        table = _table("decision", "detail")
+        for decision in facts["decisions"]:
+            table.add_row(decision["code"], decision["detail"])
+        _show(console, table)
+
+
+def _pairs(console: Console, values: dict[str, str]) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in values.items():
+        table.add_row(name, value)
+    _show(console, table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _show(console: Console, table: Table) -> None:
+    # Square brackets in a value are no markup.
+    console.print(table, markup=False)

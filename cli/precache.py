@@ -30,7 +30,7 @@ def precache(
         bool, typer.Option("--retry-failed", help="Try again what was rejected or failed before.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Build series again that are there.")] = False,
-    more_series: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    more_series: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
 ) -> None:
     """Build what is missing of the cache. Exit code 0: all cached; 8: some rejected or failed (see manifest.csv)."""
     from aneurysm.cache import build
@@ -54,20 +54,18 @@ def precache(
                 progress=progress,
             )
         except KeyboardInterrupt:
-            typer.echo(
-                "aneurysm: interrupted. What is cached is complete; the same command goes on from here.", err=True
-            )
+            typer.echo("aneurysm: interrupted. What is cached is complete; the same command goes on here.", err=True)
             raise
     bad = summary.total_not_cached
     typer.echo(
-        f"{summary.cached} cached, {summary.rejected} rejected, {summary.failed} failed, {summary.skipped} done before, in "
-        f"{summary.seconds:.1f} s. {cache} holds {summary.total_cached} volumes."
+        f"{summary.cached} cached, {summary.rejected} rejected, {summary.failed} failed, {summary.skipped} done "
+        f"before, in {summary.seconds:.1f} s. {cache} holds {summary.total_cached} volumes."
     )
     if bad:
         typer.echo(f"{bad} series are not cached; {cache / 'manifest.csv'} says why.")
         raise typer.Exit(8)
 
 
-def _terminated(signum: int, frame: FrameType | None) -> None:
+def _terminated(_signum: int, _frame: FrameType | None) -> None:
     # As Ctrl-C does, so that a batch system's SIGTERM leaves the same tidy state.
     raise SystemExit(143)

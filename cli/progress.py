@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from aneurysm.cache.series import Outcome
 from aneurysm.dicom.scan import Inventory
@@ -25,7 +25,7 @@ class PrecacheProgress:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
-    def __enter__(self) -> PrecacheProgress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -47,14 +47,14 @@ class PrecacheProgress:
             self._bar = Progress(
                 TextColumn("precache"),
                 BarColumn(),
-                MofNCompleteColumn(),
+                TextColumn("{task.fields[count]} series"),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[bad]}"),
                 console=self._console,
             )
             # The bar runs by bytes: the largest series come first, and would make an estimate by series far too long.
-            self._task = self._bar.add_task("precache", total=todo, rate="", bad="")
+            self._task = self._bar.add_task("precache", total=bytes_in or 1, count=f"0/{todo}", rate="", bad="")
             self._bar.start()
 
     def finished(self, outcome: Outcome) -> None:
@@ -66,7 +66,9 @@ class PrecacheProgress:
             self._print(f"{outcome.status} {outcome.uid}: {outcome.reason}: {outcome.detail}")
         if self._bar and self._task is not None:
             bad = f"{self._bad} not cached" if self._bad else ""
-            self._bar.update(self._task, completed=self._done, rate=self._rate(), bad=bad)
+            done = self._bytes_expected if self._done == self._todo else self._bytes_in
+            count = f"{self._done}/{self._todo}"
+            self._bar.update(self._task, completed=done, count=count, rate=self._rate(), bad=bad)
         elif time.monotonic() - self._told > _LINE_EVERY_S:
             self._told = time.monotonic()
             self._print(f"{self._done} of {self._todo} series, {self._rate()}, {self._left()}, {self._bad} not cached")

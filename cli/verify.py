@@ -1,4 +1,4 @@
-"""aneurysm verify: is the cache what it says it is?"""
+"""aneurysm verify: whether a cache is what it says it is."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _SAME_ANATOMY = frozenset({"duplicate_slices", "duplicate_positions", "several_v
 
 @dataclass(frozen=True)
 class Lesion:
-    """One placed localizer row: ``zyx`` is the voxel (centres at whole numbers), ``lps_mm`` the point in the patient."""
+    """A placed localizer row: ``zyx`` is the voxel (centres at whole numbers), ``lps_mm`` the point in the patient."""
 
     location: str
     zyx: tuple[float, float, float]

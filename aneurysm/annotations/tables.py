@@ -102,7 +102,7 @@ def _train(path: Path) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
             raise DataError(f"{path} row {wrong[0] + 2}: {label} is {table[label][wrong[0]]!r}, neither 0 nor 1")
     unknown = set(table["Modality"]) - set(MODALITIES)
     if unknown:
-        raise DataError(f"{path}: unknown Modality {sorted(unknown)[0]!r}; known are {', '.join(MODALITIES)}")
+        raise DataError(f"{path}: unknown Modality {min(unknown)!r}; known are {', '.join(MODALITIES)}")
     labels = table[list(LABELS)].astype(int).to_dict("records")
     uids = table[_UID_COLUMN].tolist()
     return (

@@ -16,7 +16,7 @@ _MAX_VALUE: Final = 13
 
 
 def find_mask(root: Path, uid: str) -> Path | None:
-    """Return the vessel mask of a series under ``root``/segmentations, flat or in a folder of its own, None if absent."""
+    """Return the vessel mask of a series below ``root``/segmentations, flat or in a folder of its own, or None."""
     folder = root / "segmentations"
     for name in (f"{uid}_cowseg.nii", f"{uid}_cowseg.nii.gz"):
         for path in (folder / name, folder / uid / name):

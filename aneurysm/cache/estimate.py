@@ -44,8 +44,8 @@ def check_space(todo: Sequence[SeriesSource], spec: CacheSpec, cache: Path) -> i
     free = shutil.disk_usage(cache).free
     if free < needed:
         raise NoSpaceError(
-            f"{len(todo)} series need about {needed / 2**30:.1f} GiB in {cache}, and {free / 2**30:.1f} GiB are free. Name a "
-            "cache folder on another disk, or build a part of it with --limit or --series"
+            f"{len(todo)} series need about {needed / 2**30:.1f} GiB in {cache}, and {free / 2**30:.1f} GiB are free. "
+            "Name a cache folder on another disk, or build a part of it with --limit or --series"
         )
     return needed
 

@@ -61,9 +61,9 @@ class CacheLayout:
         return self.root / ".patient-key"
 
     def volume(self, uid: str) -> Path:
-        """The folder of one volume."""
+        """Return the folder of one volume."""
         return self.volumes / f"{uid}.zarr"
 
     def record(self, uid: str) -> Path:
-        """The record of one series that is not cached."""
+        """Return the record of one series that is not cached."""
         return self.rejected / f"{uid}.json"

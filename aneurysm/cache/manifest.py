@@ -1,4 +1,4 @@
-"""Volumes and records on disk -> manifest.csv and lesions.csv. Both are derived: delete them, and a run makes them anew."""
+"""Volumes and records on disk -> manifest.csv and lesions.csv. Both are derived: a run makes them anew."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,8 @@ def sweep(layout: CacheLayout) -> list[str]:
         with claim(layout, uid) as folder:
             if folder is not None:
                 swept.append(uid)
-    try:
+    with suppress(OSError):  # another run may be at work
         layout.building.rmdir()
-    except OSError:
-        pass  # another run is at work
     return swept
 
 
@@ -98,9 +96,7 @@ def abandoned(layout: CacheLayout) -> list[str]:
 
 
 def publish(built: Path, final: Path) -> bool:
-    """
-    Flush the folder ``built`` and rename it to ``final``, on the same file system; False if that is there already.
-    """
+    """Flush the folder ``built`` and rename it to ``final``, on the same disk; False if that is there already."""
     flush_tree(built)
     final.parent.mkdir(parents=True, exist_ok=True)
     try:

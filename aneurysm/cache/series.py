@@ -97,8 +97,8 @@ def build_series(job: SeriesJob) -> Outcome:
         if is_disk_full(error):
             raise NoSpaceError(
                 error.errno,
-                f"the disk of {job.cache} is full (at series {uid}). What is cached is complete; free some space and run the "
-                "same command again to go on",
+                f"the disk of {job.cache} is full (at series {uid}). What is cached is complete; free some space and "
+                "run the same command again to go on",
             ) from error
         raise
 

@@ -169,8 +169,8 @@ def load_spec(name_or_path: str | Path) -> CacheSpec:
     if isinstance(name_or_path, str) and "/" not in text and not text.endswith(".toml"):
         if text not in shipped_specs():
             raise SpecError(
-                f"there is no cache spec {text!r}. Shipped: {', '.join(shipped_specs())}. For one of your own give its path, "
-                f"for example ./{text}.toml"
+                f"there is no cache spec {text!r}. Shipped: {', '.join(shipped_specs())}. For one of your own give its "
+                f"path, for example ./{text}.toml"
             )
         return parse_spec((resources.files("cache_specs") / f"{text}.toml").read_text("utf-8"), f"{text}.toml")
     path = Path(text)

@@ -53,9 +53,8 @@ class SliceGeometry:
     positions_mm
         (n,): distance of each slice from the first along the normal, increasing.
     shifts_mm
-        (n, 2): offset of each slice's first voxel against the first slice's, along (rows' direction, columns' direction),
-        in that order increasing column, increasing row. Zero in an upright stack, linear in ``positions_mm`` under a
-        gantry tilt.
+        (n, 2): offset of each slice's first voxel against the first slice's, along increasing column and increasing
+        row. Zero in an upright stack, linear in ``positions_mm`` under a gantry tilt.
     spacing_mm
         Distance between rows, and between columns.
     """

@@ -21,6 +21,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from aneurysm.dicom.elements import UNDEFINED, UnusualError, read_element, skip_items
 from aneurysm.errors import AneurysmError
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
@@ -29,17 +30,7 @@ DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 
 PIXEL_DATA: Final = 0x7FE00010
 _FUNCTIONAL_GROUPS: Final = frozenset({0x52009229, 0x52009230})
-_UNDEFINED: Final = 0xFFFFFFFF
-_LONG_VRS: Final = frozenset(
-    vr.encode() for vr in "OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()
-)
-_SHORT_VRS: Final = frozenset(
-    vr.encode() for vr in "AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()
-)
-# By byte order: tag, VR and short length at once; and a long length.
-_STRUCTS: Final = {order: (struct.Struct(f"{order}HH2sH"), struct.Struct(f"{order}I")) for order in "<>"}
 _FIRST_READ: Final = 32 * 1024
-_MAX_DEPTH: Final = 32
 
 # What is read: keyword -> (tag, how to take the value). "text" keeps the whole string, "texts" cuts it at backslashes,
 # "pixel" is US or SS, signed as PixelRepresentation says.
@@ -100,10 +91,6 @@ class NotDicomError(AneurysmError):
     """The file is not DICOM, or breaks off before anything of use."""
 
 
-class _UnusualError(Exception):
-    """The walker meets something that it leaves to pydicom."""
-
-
 @dataclass(slots=True)
 class Header:
     """
@@ -153,39 +140,39 @@ def read_header(path: Path) -> Header:
             except (struct.error, IndexError):
                 if len(buffer) >= size:
                     break
-            except _UnusualError:
+            except UnusualError:
                 break
     return _read_with_pydicom(path, size)
 
 
 def _walk_file(path: Path, buffer: bytes, size: int) -> Header:
     if buffer[128:132] != b"DICM":
-        raise _UnusualError
+        raise UnusualError
     header = Header(path, file_size=size)
     raw: dict[str, tuple[bytes, bytes]] = {}
     position, syntax = 132, b""
     while buffer[position : position + 2] == b"\x02\x00":
-        tag, vr, length, value = _element(buffer, position, "<", implicit=False)
+        tag, vr, length, value = read_element(buffer, position, "<", implicit=False)
         if tag == 0x00020010:
             syntax = buffer[value : value + length]
         position = value + length
     header.transfer_syntax = syntax.rstrip(b"\0 ").decode("ascii", "replace")
     if not header.transfer_syntax or header.transfer_syntax == DEFLATED:
-        raise _UnusualError
+        raise UnusualError
     implicit = header.transfer_syntax == IMPLICIT_LITTLE
     order = ">" if header.transfer_syntax == EXPLICIT_BIG else "<"
 
     while position < size:
-        tag, vr, length, value = _element(buffer, position, order, implicit=implicit)
+        tag, vr, length, value = read_element(buffer, position, order, implicit=implicit)
         if tag == PIXEL_DATA:
             header.pixel_offset = value
-            header.pixel_length = -1 if length == _UNDEFINED else length
+            header.pixel_length = -1 if length == UNDEFINED else length
             header.pixel_vr = vr.decode() if vr else "OW"
             break
         if tag in _FUNCTIONAL_GROUPS:
-            raise _UnusualError
-        if length == _UNDEFINED:
-            position = _skip_items(buffer, value, order, implicit=implicit or vr == b"UN", depth=0)
+            raise UnusualError
+        if length == UNDEFINED:
+            position = skip_items(buffer, value, order, implicit=implicit or vr == b"UN", depth=0)
             continue
         keyword = _KEYWORDS.get(tag)
         if keyword is not None:
@@ -195,46 +182,6 @@ def _walk_file(path: Path, buffer: bytes, size: int) -> Header:
         position = value + length
     _take_values(header, raw, order)
     return header
-
-
-def _element(buffer: bytes, at: int, order: str, *, implicit: bool) -> tuple[int, bytes, int, int]:
-    """Return tag, VR (empty if implicit), length and the offset of the value of the element at ``at``."""
-    short, long = _STRUCTS[order]
-    group, element, vr, length = short.unpack_from(buffer, at)
-    tag = group << 16 | element
-    if implicit or group == 0xFFFE:
-        return tag, b"", long.unpack_from(buffer, at + 4)[0], at + 8
-    if vr in _SHORT_VRS:
-        return tag, vr, length, at + 8
-    if vr in _LONG_VRS:
-        return tag, vr, long.unpack_from(buffer, at + 8)[0], at + 12
-    raise _UnusualError
-
-
-def _skip_items(buffer: bytes, at: int, order: str, *, implicit: bool, depth: int) -> int:
-    """Return the offset behind a sequence of undefined length whose first item is at ``at``."""
-    if depth > _MAX_DEPTH:
-        raise _UnusualError
-    while True:
-        tag, _, length, value = _element(buffer, at, order, implicit=True)
-        if tag == 0xFFFEE0DD:
-            return value
-        if tag != 0xFFFEE000:
-            raise _UnusualError
-        if length != _UNDEFINED:
-            at = value + length
-            continue
-        at = value
-        while True:
-            tag, vr, length, value = _element(buffer, at, order, implicit=implicit)
-            if tag == 0xFFFEE00D:
-                at = value
-                break
-            if length == _UNDEFINED:
-                inner = implicit or vr == b"UN"
-                at = _skip_items(buffer, value, order, implicit=inner, depth=depth + 1)
-            else:
-                at = value + length
 
 
 def _take_values(header: Header, raw: dict[str, tuple[bytes, bytes]], order: str) -> None:
@@ -351,7 +298,7 @@ def _from_dataset(path: Path, size: int, dataset: Dataset, end: int) -> Header:
         file.seek(end)
         start = file.read(12)
     if len(start) == 12 and struct.unpack_from(order + "HH", start) == (0x7FE0, 0x0010):
-        _, vr, length, value = _element(start, 0, order, implicit=bool(implicit))
+        _, vr, length, value = read_element(start, 0, order, implicit=bool(implicit))
         header.pixel_offset, header.pixel_vr = end + value, vr.decode() or "OW"
-        header.pixel_length = -1 if length == _UNDEFINED else length
+        header.pixel_length = -1 if length == UNDEFINED else length
     return header

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
+import numpy as np
 from pydicom.dataset import Dataset
 
 from aneurysm.dicom.header import Header, quiet_pydicom
@@ -46,6 +48,8 @@ def frames_of_file(header: Header) -> tuple[list[Frame], list[Decision]]:
         decisions.append(Decision("frames_from_length", f"{header.path.name}: {stored} frames by length of pixel data"))
     if not 1 <= n_frames <= MAX_FRAMES:
         return [], [Decision("unsupported_file", f"{header.path.name}: NumberOfFrames is {n_frames}")]
+    if n_frames > 1 and stored is not None and stored < n_frames:
+        return [], [Decision("unsupported_file", f"{header.path.name}: {stored} of {n_frames} frames are in the file")]
     if n_frames > 1 or header.dataset is not None:
         frames, notes = _multi(header, fmt, n_frames)
         return frames, decisions + notes
@@ -105,7 +109,10 @@ def _frames_stored(header: Header, fmt: PixelFormat) -> int | None:
     """Return how many whole frames the pixel data's length holds, None where it is compressed."""
     if header.pixel_length < 0:
         return None
-    return header.pixel_length // (fmt.rows * fmt.columns * fmt.samples * fmt.bits_allocated // 8)
+    there = header.pixel_length
+    if header.pixel_offset is not None:
+        there = min(there, header.file_size - header.pixel_offset)
+    return there // (fmt.rows * fmt.columns * fmt.samples * fmt.bits_allocated // 8)
 
 
 def _padding(header: Header) -> tuple[int, int] | None:
@@ -169,60 +176,37 @@ def _one_of_multi(header: Header, fmt: PixelFormat, index: int, n_frames: int, g
 
 
 def _with_positions(header: Header, frames: list[Frame]) -> tuple[list[Frame], list[Decision]]:
-    """Give frames without geometry the documented fallback; leave complete geometry as it is."""
-    from dataclasses import replace
-
-    absent = [f for f in frames if f.position is None]
-    # Default values in every frame: the same position for all of a file that is not a time series.
+    """Give the frames of a file without geometry the documented fallback; leave geometry that is there as it is."""
+    no_positions = all(f.position is None for f in frames)
+    # Default values: one position for all frames of a file, and nothing by which the frames could differ.
     same = len(frames) > 1 and len({(f.position, f.tells_apart) for f in frames}) == 1
-    if not absent and not same:
-        missing = [f for f in frames if f.orientation is None or f.spacing_mm is None]
-        if not missing:
-            return frames, []
-    if not same and len(absent) not in (0, len(frames)):
-        return frames, []  # partly stripped: the frames without position are dropped with the minority
+    if not no_positions and not same:
+        # Frames that lack something among others that don't are left out with the minority.
+        return frames, []
     default = FALLBACK_THIN_MM if len(frames) > FALLBACK_THIN_ABOVE_FRAMES else FALLBACK_THICK_MM
-    step = header.get("SpacingBetweenSlices") or _thickness(header) or default[2]
-    if not 0.01 <= abs(step) <= 50:
+    step = abs(_slice_step(header) or 0.0)
+    if not 0.01 <= step <= 50:
         step = default[2]
-    start = frames[0].position or (0.0, 0.0, 0.0)
-    orientation = frames[0].orientation or _AXIAL
-    spacing = frames[0].spacing_mm or default[:2]
-    row, column = orientation[:3], orientation[3:]
-    normal = (
-        row[1] * column[2] - row[2] * column[1],
-        row[2] * column[0] - row[0] * column[2],
-        row[0] * column[1] - row[1] * column[0],
-    )
-    placed = []
-    for i, frame in enumerate(frames):
-        position = tuple(start[k] + abs(step) * i * normal[k] for k in range(3))
-        if frame.position is not None and not same:
-            position = frame.position
-        placed.append(
-            replace(
-                frame,
-                position=_tuple(position, 3),
-                orientation=frame.orientation or orientation,
-                spacing_mm=frame.spacing_mm or spacing,
-            )
-        )
-    told = [
-        name
-        for name, value in (("PixelSpacing", frames[0].spacing_mm), ("orientation", frames[0].orientation))
-        if value
+    first = frames[0]
+    orientation, spacing = first.orientation or _AXIAL, first.spacing_mm or (default[0], default[1])
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    start, normal = np.array(first.position or (0.0, 0.0, 0.0)), np.cross(row, column)
+    placed = [
+        replace(f, position=_tuple(start + step * i * normal, 3), orientation=orientation, spacing_mm=spacing)
+        for i, f in enumerate(frames)
     ]
     detail = (
         f"{header.path.name}: {len(frames)} frames without positions; assumed rows {spacing[0]:g} mm, columns "
-        f"{spacing[1]:g} mm, slices {abs(step):g} mm apart in the order of the frames"
-        + ("" if "orientation" in told else ", axial, towards the head")
+        f"{spacing[1]:g} mm, slices {step:g} mm apart in the order of the frames"
+        + (", axial, towards the head" if first.orientation is None else "")
     )
     return placed, [Decision("fallback_geometry", detail)]
 
 
-def _thickness(header: Header) -> float | None:
-    if header.dataset is None:
-        return None
+def _slice_step(header: Header) -> float | None:
+    """Return SpacingBetweenSlices, of the top level or the functional groups."""
+    if (step := header.get("SpacingBetweenSlices")) is not None or header.dataset is None:
+        return None if step is None else float(step)
     shared = _first(header.dataset, "SharedFunctionalGroupsSequence")
     found = _floats([_group([shared], "PixelMeasuresSequence").get("SpacingBetweenSlices")], 1)
     return found[0] if found else None

@@ -1,4 +1,4 @@
-"""Frame -> stored integers: read at an offset where pixels are plain, decoded by pydicom's plugins where they are not."""
+"""Frame -> stored integers: read at an offset where pixels are plain, else decoded by pydicom's plugins."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ Pixels = NDArray[Any]
 _EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 _NATIVE: Final = frozenset({IMPLICIT_LITTLE, _EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
 _RLE: Final = "1.2.840.10008.1.2.5"
+_JPEG_LS: Final = frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"})
 _JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
 # The fastest first; each measured on 12-bit CT slices by `make bench`'s data. gdcm serves what is not listed.
 _PLUGINS: Final = {
@@ -58,10 +59,8 @@ class PixelReader:
             The pixels break off, can't be decoded, or are of an unsupported kind.
         """
         fmt = frame.format
-        if fmt.transfer_syntax in _NATIVE:
-            stored = _used_bits(self._native(frame), fmt)
-        else:
-            stored = self._decoded(frame)
+        native = fmt.transfer_syntax in _NATIVE
+        stored = _used_bits(self._native(frame), fmt) if native else self._decoded(frame)
         return _inverted(stored, fmt) if fmt.photometric == "MONOCHROME1" else stored
 
     def same_pixels(self, a: Frame, b: Frame) -> bool:
@@ -182,17 +181,20 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
         "correct_unused_bits": fmt.transfer_syntax != _RLE,
     }
     buffer = encaps.encapsulate([encoded], has_bot=False)
-    error: Exception | None = None
+    if fmt.transfer_syntax in _JPEG_LS and not encoded.rstrip(b"\0").endswith(b"\xff\xd9"):
+        # CharLS looks for the end of a stream for seconds.
+        raise PixelError("the JPEG-LS stream has no end")
+    error: BaseException | None = None
     for plugin in _PLUGINS.get(fmt.transfer_syntax, _DEFAULT_PLUGINS):
         try:
             values, _ = decoder.as_array(buffer, index=0, raw=True, decoding_plugin=plugin, **options)
-        except MemoryError:
+        except (MemoryError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as failure:  # noqa: BLE001 - the next plugin may be able to
+        except BaseException as failure:  # noqa: BLE001 - a panic in Rust is no Exception; the next plugin may be able to
             error = error or failure
             continue
         return _used_bits(values, fmt) if fmt.transfer_syntax == _RLE else values
-    raise error or PixelError(f"no decoder for {fmt.transfer_syntax}")
+    raise PixelError(f"no plugin decodes it: {str(error or 'none is there')[:160]}")
 
 
 def _jpeg_precision(encoded: bytes) -> int:

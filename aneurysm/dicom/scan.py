@@ -22,7 +22,7 @@ _BATCH: Final = 256
 
 @dataclass(frozen=True)
 class SeriesSource:
-    """One series to be: its UID, and its folder (RSNA layout) or files. ``problem`` is set where the UID can't be used."""
+    """One series to be: its UID, and its folder (RSNA layout) or files. ``problem``: why the UID can't be used."""
 
     uid: str
     folder: Path | None = None
@@ -149,15 +149,22 @@ def _series_uids(paths: Iterable[Path]) -> list[tuple[Path, str, str]]:
     return found
 
 
-def _visible_files(folder: Path, *, recursive: bool = False) -> Iterator[Path]:
+def _visible_files(
+    folder: Path, *, recursive: bool = False, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Path]:
+    """Yield the files of a folder, links followed; with ``recursive`` those below it, but not of a cache's volumes."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return  # a link to a folder that it lies in
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_file():
                 yield Path(entry.path)
-            elif recursive and entry.is_dir(follow_symlinks=False):
-                yield from _visible_files(Path(entry.path), recursive=True)
+            elif recursive and entry.is_dir() and not entry.name.endswith(".zarr"):
+                yield from _visible_files(Path(entry.path), recursive=True, above=above | {here})
 
 
 def _batched(items: Sequence[Path], n: int) -> Iterator[list[Path]]:

@@ -120,14 +120,16 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         headers.append(header)
 
     # A folder that bears the series' UID may hold a stray file of another series.
-    own = [h for h in headers if h.get("SeriesInstanceUID", uid) == uid]
-    if own and len(own) < len(headers):
-        foreign.update(str(h.get("SeriesInstanceUID")) for h in headers if h not in own)
-        headers = own
+    named = [str(h.get("SeriesInstanceUID", uid)) for h in headers]
+    if uid in named:
+        foreign.update(n for n in named if n != uid)
+        headers = [h for h, n in zip(headers, named, strict=True) if n == uid]
     for header in headers:
         made, notes = frames_of_file(header)
         frames.extend(made)
         decisions.extend(notes)
+        if len(frames) > MAX_FRAMES:
+            raise SeriesRejectedError(Reason.TOO_LARGE, f"more than {MAX_FRAMES} frames")
 
     if unreadable:
         decisions.append(Decision("unreadable_files", _some(unreadable)))
@@ -144,8 +146,6 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         )
     if not frames:
         raise SeriesRejectedError(Reason.UNSUPPORTED_PIXELS, "; ".join(d.detail for d in decisions))
-    if len(frames) > MAX_FRAMES:
-        raise SeriesRejectedError(Reason.TOO_LARGE, f"{len(frames)} frames, at most {MAX_FRAMES} are read")
     mosaics = sum("MOSAIC" in h.get("ImageType", ()) for h in headers)
     if mosaics:
         raise SeriesRejectedError(

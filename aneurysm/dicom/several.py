@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -121,7 +121,7 @@ def _interleaved(frames: Sequence[Frame]) -> bool:
         if len(parts) < 2 or min(len(p) for p in parts.values()) < 0.25 * len(frames):
             continue
         spans = sorted((min(p), max(p)) for p in parts.values())
-        if any(b[0] < a[1] for a, b in zip(spans, spans[1:], strict=False)) and name != "ImageType":
+        if any(b[0] < a[1] for a, b in pairwise(spans)) and name != "ImageType":
             return True
     return False
 
@@ -155,7 +155,7 @@ def _split_by_instance_number(groups: Sequence[Sequence[Frame]]) -> list[list[Fr
         return None
     ranks = [[g[i] for g in groups] for i in range(n)]
     numbers = [[f.instance_number for f in r] for r in ranks]
-    in_blocks = all(max(a) < min(b) for a, b in zip(numbers, numbers[1:], strict=False))
+    in_blocks = all(max(a) < min(b) for a, b in pairwise(numbers))
     return ranks if in_blocks else None
 
 

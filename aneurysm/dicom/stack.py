@@ -162,8 +162,8 @@ def _longest_run(frames: list[Frame], policy: SlicePolicy) -> tuple[list[Frame],
         worst = int(geometry.gaps_mm.argmax())
         raise SeriesRejectedError(
             Reason.GAP_TOO_LARGE,
-            f"a gap of {geometry.gaps_mm[worst]:.2f} mm between {frames[worst].name} and {frames[worst + 1].name}; the median "
-            f"is {geometry.slice_spacing_mm:.2f} mm and the limit {limit:.2f} mm",
+            f"a gap of {geometry.gaps_mm[worst]:.2f} mm between {frames[worst].name} and {frames[worst + 1].name}; "
+            f"the median is {geometry.slice_spacing_mm:.2f} mm and the limit {limit:.2f} mm",
         )
     keep = set(best.tolist())
     return [frames[i] for i in best], [f for i, f in enumerate(frames) if i not in keep]
@@ -177,7 +177,7 @@ def _check_geometry(geometry: SliceGeometry, frames: list[Frame], policy: SliceP
     if geometry.tilt_deg > policy.max_tilt_deg:
         raise SeriesRejectedError(
             Reason.TILT_TOO_LARGE,
-            f"slices step {geometry.tilt_deg:.1f} degrees off their normal, at most {policy.max_tilt_deg:g} are resampled",
+            f"slices step {geometry.tilt_deg:.1f} degrees off their normal, the limit is {policy.max_tilt_deg:g}",
         )
     if geometry.misalignment_mm > policy.max_misalignment_mm:
         raise SeriesRejectedError(
@@ -193,7 +193,8 @@ def _check_geometry(geometry: SliceGeometry, frames: list[Frame], policy: SliceP
         decisions.append(
             Decision(
                 "uneven_slices",
-                f"{len(uneven)} of {len(frames) - 1} gaps differ from {median:.3f} mm: {uneven.min():.3f} to {uneven.max():.3f} mm",
+                f"{len(uneven)} of {len(frames) - 1} gaps differ from {median:.3f} mm: {uneven.min():.3f} to "
+                f"{uneven.max():.3f} mm",
             )
         )
     return decisions

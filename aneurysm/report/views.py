@@ -105,9 +105,7 @@ def _towards_superior_posterior_left(
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     # Axis i of the result runs along x, y, z = row 2 - i. All three at once: of an oblique volume, two could
     # claim the same side of the patient.
-    best = max(
-        permutations(range(3)), key=lambda order: sum(abs(directions[2 - i, order[i]]) for i in range(3))
-    )
+    best = max(permutations(range(3)), key=lambda order: sum(abs(directions[2 - i, order[i]]) for i in range(3)))
     voxels, affine = voxels.transpose(best), affine[:, [*best, 3]]
     for axis in range(3):
         if affine[2 - axis, axis] < 0:
@@ -115,9 +113,7 @@ def _towards_superior_posterior_left(
     return voxels, affine
 
 
-def _turned(
-    voxels: NDArray[Any], affine: NDArray[np.float64], axis: int
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def _turned(voxels: NDArray[Any], affine: NDArray[np.float64], axis: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
     turned = affine.copy()
     turned[:, 3] += affine[:, axis] * (voxels.shape[axis] - 1)
     turned[:, axis] *= -1

@@ -175,9 +175,7 @@ def _add_legend(figure: Figure, lesions: list[dict[str, Any]], vessels: NDArray[
         sites = zip(SITES, VESSEL_VALUES, strict=True)
         handles += [_key("s", _VESSEL_COLOURS[value], site) for site, value in sites if value in present]
     if handles:
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=4, fontsize=8, labelcolor=_INK, frameon=False
-        )
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, labelcolor=_INK, frameon=False)
 
 
 def _key(marker: str, colour: ColorType, label: str) -> Line2D:

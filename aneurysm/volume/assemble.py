@@ -54,11 +54,15 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
         grid, voxels, intensity, notes = _resample(stack, spec, reader, ct=ct)
     except PixelError as first:
         # Rare, so only now is every frame tried. What can't be read counts as a missing slice.
-        bad = [f for f in stack.frames if not _readable(f, reader)]
-        if len(bad) > spec.slices.max_unreadable_fraction * len(stack.frames):
-            raise SeriesRejectedError(
-                Reason.UNREADABLE_PIXELS, f"{len(bad)} of {len(stack.frames)} slices; the first: {first}"
-            ) from first
+        allowed = spec.slices.max_unreadable_fraction * len(stack.frames)
+        bad: list[Frame] = []
+        for frame in stack.frames:
+            if not _readable(frame, reader):
+                bad.append(frame)
+            if len(bad) > allowed:
+                raise SeriesRejectedError(
+                    Reason.UNREADABLE_PIXELS, f"{len(bad)} or more of {len(stack.frames)} slices; the first: {first}"
+                ) from first
         decisions.append(Decision("unreadable_slice", f"{len(bad)} of {len(stack.frames)} slices; the first: {first}"))
         unreadable = {(f.path, f.index) for f in bad}
         frames = [f for f in frames if (f.path, f.index) not in unreadable]
@@ -149,7 +153,7 @@ class _Physical:
         return (1.0, 0.0) if self._hu else (frame.slope, frame.intercept)
 
     def plane(self, frame: Frame, in_plane: InPlane, shift_mm: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return (columns, rows) of the target: physical value minus air, so that 0 is air beyond a tilted slice too."""
+        """Return (columns, rows) of the target: physical value minus air, so that 0 is air beyond a slice, too."""
         slope, intercept = self._rescale(frame)
         pixels = self._reader.read(frame)
         pixels = without_padding(

@@ -1,4 +1,4 @@
-"""Sample positions -> sparse weights, and slices -> target grid: separable, anti-aliased, one slice in memory at a time.
+"""Sample positions -> sparse weights, and slices -> target grid: separable, anti-aliased, slice by slice.
 
 On the acquisition's own axes the map to the target grid is separable: one small matrix for columns, one for rows, one
 across slices. A gantry tilt is an in-plane shift by slice; uneven slices are uneven weights.

@@ -42,9 +42,7 @@ def rotation(degrees, axis):
     return turn
 
 
-ARRANGEMENTS = [
-    (order, flips) for order in permutations(range(3)) for flips in product((False, True), repeat=3)
-]
+ARRANGEMENTS = [(order, flips) for order in permutations(range(3)) for flips in product((False, True), repeat=3)]
 
 
 @pytest.mark.parametrize(("order", "flips"), ARRANGEMENTS)

@@ -55,9 +55,7 @@ def write_volume(path, *, modality="CTA", intensity=CT, lesions=LESIONS, vessels
     ids=["CTA with lesions and vessels", "T2 with neither", "MRA with lesions"],
 )
 def test_the_picture_is_written_and_shows_something(tmp_path, modality, intensity, lesions, vessels):
-    volume = write_volume(
-        tmp_path / "a.zarr", modality=modality, intensity=intensity, lesions=lesions, vessels=vessels
-    )
+    volume = write_volume(tmp_path / "a.zarr", modality=modality, intensity=intensity, lesions=lesions, vessels=vessels)
     draw_volume(volume, tmp_path / "a.png")
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
     assert picture.shape[0] > 600

@@ -1,0 +1,108 @@
+"""Cache or volume -> plain facts, for `aneurysm info` to print as tables or JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from aneurysm.cache.build import read_spec
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.manifest import read_attributes, read_manifest
+from aneurysm.errors import CacheNotFoundError
+from aneurysm.labels import LABELS
+
+
+def describe_cache(cache: Path) -> dict[str, Any]:
+    """
+    Return counts over the manifest; no volume is opened.
+
+    Raises
+    ------
+    CacheNotFoundError
+        There is no cache at ``cache``.
+    CacheError
+        Its spec or manifest can't be read.
+    """
+    layout = CacheLayout(cache)
+    if not layout.spec.is_file():
+        raise CacheNotFoundError(f"there is no cache at {cache}: it has no spec.toml")
+    spec = read_spec(layout)
+    rows = read_manifest(layout.manifest)
+    cached = [r for r in rows if r["status"] == "cached"]
+    shapes = [[int(n) for n in r["shape"].split("x")] for r in cached]
+    return {
+        "cache": str(cache),
+        "spec": spec.name,
+        "spec_version": spec.version,
+        "digest": spec.digest,
+        "spacing_mm": list(spec.spacing_mm),
+        "status": dict(Counter(r["status"] for r in rows)),
+        "reasons": dict(Counter(r["reason"] for r in rows if r["reason"]).most_common()),
+        "modalities": {
+            name: {
+                "volumes": len(group),
+                "lesions": sum(int(r["n_lesions"]) for r in group),
+                "gigavoxels": round(sum(_voxels(r) for r in group) / 1e9, 3),
+                "megabytes": round(sum(int(r["bytes_out"]) for r in group) / 1e6, 1),
+            }
+            for name, group in sorted(_by_modality(cached).items())
+        },
+        "shape_zyx": {
+            "smallest": [min(s[k] for s in shapes) for k in range(3)] if shapes else [],
+            "largest": [max(s[k] for s in shapes) for k in range(3)] if shapes else [],
+        },
+        "bytes_in": sum(int(r["bytes_in"]) for r in cached),
+        "bytes_out": sum(int(r["bytes_out"]) for r in cached),
+        "labels": {label: sum(r[label] == "1" for r in cached) for label in LABELS}
+        if any(r[LABELS[-1]] for r in cached)
+        else {},
+        "decisions": dict(Counter(code for r in cached for code in r["detail"].split("; ") if code).most_common()),
+    }
+
+
+def _by_modality(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(row["modality"], []).append(row)
+    return groups
+
+
+def _voxels(row: dict[str, str]) -> int:
+    z, y, x = (int(n) for n in row["shape"].split("x"))
+    return z * y * x
+
+
+def find_volume(cache: Path, uid: str) -> Path:
+    """
+    Return the folder of a volume.
+
+    Raises
+    ------
+    CacheNotFoundError
+        The series is not in the cache; the message gives the reason if there is one.
+    """
+    layout = CacheLayout(cache)
+    volume = layout.volume(uid)
+    # A UID from the command line is no path: only what is directly in volumes/ is a volume.
+    if "/" not in uid and volume.is_dir():
+        return volume
+    row = next((r for r in read_manifest(layout.manifest) if r["series_uid"] == uid), None)
+    if row is not None:
+        raise CacheNotFoundError(f"series {uid} is not cached: {row['status']}, {row['reason']}: {row['detail']}")
+    raise CacheNotFoundError(f"there is no series {uid} in {cache}; its manifest.csv lists what there is")
+
+
+def describe_volume(cache: Path, uid: str) -> dict[str, Any]:
+    """Return the metadata of a volume, with its shape and size. Raises as `find_volume` does."""
+    volume = find_volume(cache, uid)
+    attributes = read_attributes(volume)
+    row = next((r for r in read_manifest(CacheLayout(cache).manifest) if r["series_uid"] == uid), {})
+    files = [p for p in volume.rglob("*") if p.is_file()]
+    return {
+        "path": str(volume),
+        "shape": [int(n) for n in row.get("shape", "").split("x") if n],
+        "files": len(files),
+        "bytes": sum(p.stat().st_size for p in files),
+        **attributes,
+    }

@@ -1,0 +1,85 @@
+"""Claims and renames: who may build a series, and what is left when somebody dies."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+
+import pytest
+
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.publish import abandoned, claim, is_disk_full, publish, sweep, write_atomically
+
+
+def _hold(root, ready, uid="1.2"):
+    with claim(CacheLayout(root), uid) as folder:
+        (folder / "half-done").write_text("x")
+        ready.set()
+        signal.pause()
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Start another process that holds the claim on 1.2."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(60)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_series_that_another_process_builds_is_left_alone(tmp_path, holder):
+    layout = CacheLayout(tmp_path)
+    with claim(layout, "1.2") as folder:
+        assert folder is None
+    assert sweep(layout) == []
+    assert abandoned(layout) == []
+    assert (layout.building / "1.2" / "half-done").exists()
+
+
+def test_work_of_a_killed_process_is_known_and_swept(tmp_path, holder):
+    layout = CacheLayout(tmp_path)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    assert abandoned(layout) == ["1.2"]
+    assert sweep(layout) == ["1.2"]
+    assert not layout.building.exists()
+
+
+def test_a_claim_starts_with_an_empty_folder_and_leaves_none(tmp_path):
+    layout = CacheLayout(tmp_path)
+    (layout.building / "1.2").mkdir(parents=True)
+    (layout.building / "1.2" / "rest of another run").touch()
+    with claim(layout, "1.2") as folder:
+        assert folder is not None
+        assert list(folder.iterdir()) == []
+    assert list(layout.building.iterdir()) == []
+
+
+def test_the_first_to_publish_wins(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+    final = tmp_path / "volumes" / "v"
+    assert publish(tmp_path / "a", final)
+    assert not publish(tmp_path / "b", final)
+    assert (final / "content").read_text() == "a"
+
+
+def test_an_atomic_write_leaves_nothing_beside_the_file(tmp_path):
+    write_atomically(tmp_path / "sub" / "x", "one")
+    write_atomically(tmp_path / "sub" / "x", "two")
+    assert (tmp_path / "sub" / "x").read_text() == "two"
+    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["x"]
+
+
+def test_a_full_disk_is_known_through_a_chain_of_errors():
+    error = RuntimeError("could not write the chunk")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert is_disk_full(error)
+    assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
