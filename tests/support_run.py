@@ -103,9 +103,7 @@ def write_series(
     ct = modality == "CT"
     volume = head_phantom(shape, seed=seed, ct=ct)
     stored = np.clip(np.rint(volume + (1024 if ct else 0)), 0, 4095).astype(np.uint16)
-    order = np.random.default_rng(seed).permutation(
-        shape[0]
-    )  # neither names nor InstanceNumber tell the order
+    order = np.random.default_rng(seed).permutation(shape[0])  # neither names nor InstanceNumber tell the order
     instances = [f"{uid}.{k + 1}" for k in range(shape[0])]
     for k in range(shape[0]):
         ds = Dataset()
@@ -223,9 +221,7 @@ def command(*args: object) -> list[str]:
     return [sys.executable, "-m", "cli.main", *map(str, args)]
 
 
-def run_cli(
-    *args: object, timeout_s: float = 120, cwd: Path | None = None, env: dict[str, str] | None = None
-) -> Ran:
+def run_cli(*args: object, timeout_s: float = 120, cwd: Path | None = None, env: dict[str, str] | None = None) -> Ran:
     """Run a command to its end; kill its whole process group when it takes too long."""
     process = start_cli(*args, cwd=cwd, env=env)
     try:
@@ -237,11 +233,9 @@ def run_cli(
     return Ran(process.returncode, out, err)
 
 
-def start_cli(
-    *args: object, cwd: Path | None = None, env: dict[str, str] | None = None
-) -> subprocess.Popen[str]:
-    """Start a command in a session, and so a process group, of its own."""
-    return subprocess.Popen(
+def start_cli(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a command in a session, and so a process group, of its own; `end_all` makes sure that it ends."""
+    process = subprocess.Popen(
         command(*args),
         cwd=cwd or ROOT,
         env=env or environment(),
@@ -252,6 +246,22 @@ def start_cli(
         start_new_session=True,
         preexec_fn=_let_sigint_through,
     )
+    _started.append(process)
+    return process
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+def end_all() -> None:
+    """Kill whatever `start_cli` started and a failed test left running."""
+    while _started:
+        process = _started.pop()
+        kill_group(process)
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 def _let_sigint_through() -> None:
@@ -316,14 +326,16 @@ def tree_digest(folder: Path) -> dict[str, str]:
 
 def leftovers(cache: Path) -> list[str]:
     """Everything under CACHE that a finished run should not leave."""
-    known = {"spec.toml", "manifest.csv", "volumes", "rejected", ".building", "lesions.csv"}
-    left = [p.name for p in cache.iterdir() if p.name not in known and not p.name.endswith((".lock", ".log"))]
+    known = {"spec.toml", "manifest.csv", "volumes", "rejected", ".building", "lesions.csv", ".patient-key"}
+    left = [p.name for p in cache.iterdir() if p.name not in known]
     building = cache / ".building"
     if building.exists():
         left += [p.relative_to(cache).as_posix() for p in building.rglob("*")]
     volumes = cache / "volumes"
     if volumes.exists():
         left += [p.relative_to(cache).as_posix() for p in volumes.iterdir() if not p.name.endswith(".zarr")]
+    if (cache / "rejected").exists():
+        left += [p.relative_to(cache).as_posix() for p in (cache / "rejected").glob("*") if p.suffix != ".json"]
     return left
 
 
@@ -340,7 +352,5 @@ def same_cache(cache: Path, reference: Path) -> list[str]:
     for uid in rows.keys() & expected.keys():
         for column in expected[uid]:
             if column != "seconds" and rows[uid][column] != expected[uid][column]:
-                differences.append(
-                    f"{uid} {column}: {rows[uid][column]!r} instead of {expected[uid][column]!r}"
-                )
+                differences.append(f"{uid} {column}: {rows[uid][column]!r} instead of {expected[uid][column]!r}")
     return differences

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support_run import run_cli, write_rsna_data, write_vessel_mask
+from tests.support_run import end_all, run_cli, write_rsna_data, write_vessel_mask
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,9 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Built:
     ran = run_cli("precache", "--data", root / "data", "--cache", root / "cache", "--workers", 1)
     assert ran.code == 0, ran.text
     return Built(root / "data", root / "cache", uids)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    end_all()

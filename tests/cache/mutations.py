@@ -235,9 +235,7 @@ def _wrong_vr(ds: Dataset, rng: random.Random) -> str:
     keyword, vr = rng.choice(present), rng.choice(WRONG_VRS)
     element = holder[keyword]
     plain = str(element.value).strip("[]").replace("'", "").replace(", ", "\\").encode()
-    value = (
-        struct.pack("<H", element.value) if isinstance(element.value, int) and element.VR == "US" else plain
-    )
+    value = struct.pack("<H", element.value) if isinstance(element.value, int) and element.VR == "US" else plain
     holder[tag_for_keyword(keyword)] = _raw(keyword, value, vr)
     return f"{keyword} with VR {vr!r}"
 
@@ -248,9 +246,7 @@ def _other_syntax(ds: Dataset, rng: random.Random) -> str:
     return f"said to be in transfer syntax {syntax!r}"
 
 
-def _edit(
-    data: bytes, rng: random.Random, edit: Callable[[Dataset, random.Random], str]
-) -> tuple[bytes, str]:
+def _edit(data: bytes, rng: random.Random, edit: Callable[[Dataset, random.Random], str]) -> tuple[bytes, str]:
     """Apply `edit` to the parsed file and write it again; where pydicom can't write it, flip bits instead."""
     try:
         ds: Any = pydicom.dcmread(BytesIO(data), force=True)

@@ -113,9 +113,7 @@ def run_watched(box: Path, timeout_s: float) -> tuple[dict[str, dict[str, str]],
     assert sorted(p.name for p in box.iterdir()) == ["cache", "cwd", "data", "log", "site", "tmp"]
     assert list((box / "cwd").iterdir()) == []
     allowed = (f"{box}/cache", f"{box}/tmp", f"{box}/log", "/dev/", "/proc/")
-    written = {
-        line for log in (box / "log").iterdir() for line in log.read_text(errors="replace").splitlines()
-    }
+    written = {line for log in (box / "log").iterdir() for line in log.read_text(errors="replace").splitlines()}
     assert written, "the watch saw nothing"
     assert {name for name in written if not name.startswith(allowed)} == set()
     assert leftovers(box / "cache") == []
@@ -152,11 +150,7 @@ def faults_of(cache: Path, uid: str, row: dict[str, str]) -> list[str]:
 def fresh_uid(files: Files, old: bytes, number: int) -> tuple[Files, str]:
     """The same files under another SeriesInstanceUID of the same length, so that no length field changes."""
     tail = b"%08d" % number
-    new = (
-        old[: -len(tail)].rstrip(b".")
-        + b"1" * (len(old[: -len(tail)]) - len(old[: -len(tail)].rstrip(b".")))
-        + tail
-    )
+    new = old[: -len(tail)].rstrip(b".") + b"1" * (len(old[: -len(tail)]) - len(old[: -len(tail)].rstrip(b"."))) + tail
     return [data.replace(old, new) for data in files], new.decode()
 
 
@@ -164,15 +158,10 @@ def fresh_uid(files: Files, old: bytes, number: int) -> tuple[Files, str]:
     "seed, count",
     [
         pytest.param(1, 40, id="40 series"),
-        *(
-            pytest.param(100 + i, 90, id=f"90 series, seed {100 + i}", marks=pytest.mark.slow)
-            for i in range(4)
-        ),
+        *(pytest.param(100 + i, 90, id=f"90 series, seed {100 + i}", marks=pytest.mark.slow) for i in range(4)),
     ],
 )
-def test_damaged_series_in_the_rsna_layout(
-    sources: dict[str, Files], tmp_path: Path, seed: int, count: int
-) -> None:
+def test_damaged_series_in_the_rsna_layout(sources: dict[str, Files], tmp_path: Path, seed: int, count: int) -> None:
     """A folder is a series: each has exactly one row, whatever its files say."""
     rng = random.Random(seed + SEED)
     stories = {}
@@ -193,15 +182,10 @@ def test_damaged_series_in_the_rsna_layout(
     "seed, count",
     [
         pytest.param(2, 15, id="15 series"),
-        *(
-            pytest.param(200 + i, 60, id=f"60 series, seed {200 + i}", marks=pytest.mark.slow)
-            for i in range(2)
-        ),
+        *(pytest.param(200 + i, 60, id=f"60 series, seed {200 + i}", marks=pytest.mark.slow) for i in range(2)),
     ],
 )
-def test_damaged_series_in_a_free_tree(
-    sources: dict[str, Files], tmp_path: Path, seed: int, count: int
-) -> None:
+def test_damaged_series_in_a_free_tree(sources: dict[str, Files], tmp_path: Path, seed: int, count: int) -> None:
     """The headers tell series apart: each of which one file is still sound has a row under its UID."""
     import pydicom
 
@@ -237,9 +221,7 @@ def check_rows(cache: Path, rows: dict[str, dict[str, str]], stories: dict[str, 
     for uid, row in rows.items():
         end = row["reason"] or row["status"]
         ends[end] = ends.get(end, 0) + 1
-        faults += [
-            f"{stories.get(uid, 'a series split off by damage')}\n    {f}" for f in faults_of(cache, uid, row)
-        ]
+        faults += [f"{stories.get(uid, 'a series split off by damage')}\n    {f}" for f in faults_of(cache, uid, row)]
     print(dict(sorted(ends.items(), key=lambda item: -item[1])))
     assert not faults, "\n" + "\n".join(faults)
 

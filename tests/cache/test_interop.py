@@ -85,9 +85,7 @@ def test_one_shard_of_small_chunks(volume: Path) -> None:
 def test_array_shape_is_what_the_manifest_says(built: Built) -> None:
     for uid, row in manifest(built.cache).items():
         array = zarr.open_array(built.cache / "volumes" / f"{uid}.zarr" / "0", mode="r")
-        assert row["shape"].replace(",", "x").replace(" ", "") == "x".join(map(str, array.shape)), row[
-            "shape"
-        ]
+        assert row["shape"].replace(",", "x").replace(" ", "") == "x".join(map(str, array.shape)), row["shape"]
         assert array.dtype == np.int16
 
 

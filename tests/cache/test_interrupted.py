@@ -37,12 +37,8 @@ def precache(built: Built, cache: Path, *more: object, workers: int = 1, **optio
     return run_cli("precache", "--data", built.data, "--cache", cache, "--workers", workers, *more, **options)
 
 
-def start(
-    built: Built, cache: Path, *more: object, workers: int = 1, **options: object
-) -> subprocess.Popen[str]:
-    return start_cli(
-        "precache", "--data", built.data, "--cache", cache, "--workers", workers, *more, **options
-    )
+def start(built: Built, cache: Path, *more: object, workers: int = 1, **options: object) -> subprocess.Popen[str]:
+    return start_cli("precache", "--data", built.data, "--cache", cache, "--workers", workers, *more, **options)
 
 
 def published(cache: Path) -> list[str]:
@@ -69,11 +65,13 @@ def wait_until(condition: object, process: subprocess.Popen[str], timeout_s: flo
 
 
 def assert_group_ends(process: subprocess.Popen[str], timeout_s: float = 20) -> None:
+    """No process of the run may outlive it for long."""
     end = time.monotonic() + timeout_s
     while (alive := group_members(process)) and time.monotonic() < end:
         time.sleep(0.1)
+    names = [str(p) for p in alive]
     kill_group(process)
-    assert not alive, [p.cmdline() for p in alive]
+    assert not names
 
 
 def assert_published_are_whole(cache: Path, reference: Path) -> None:
@@ -100,9 +98,7 @@ def assert_completes(built: Built, cache: Path, workers: int = 1) -> None:
         pytest.param(2, 10, id="ten kills, two workers", marks=pytest.mark.slow),
     ],
 )
-def test_killed_at_random_moments_then_run_again(
-    long_run: Built, tmp_path: Path, workers: int, kills: int
-) -> None:
+def test_killed_at_random_moments_then_run_again(long_run: Built, tmp_path: Path, workers: int, kills: int) -> None:
     """SIGKILL to the whole process group; half of them at any time, half while volumes are being built."""
     rng = random.Random(1000 * workers + kills)
     cache, landed, amid = tmp_path / "cache", 0, 0
@@ -136,8 +132,9 @@ def test_workers_do_not_outlive_a_killed_parent(long_run: Built, tmp_path: Path)
     process = start(long_run, cache, workers=2)
     assert wait_until(lambda: published(cache), process)
     process.kill()
-    process.communicate()
+    process.wait()
     assert_group_ends(process)
+    process.communicate()
     assert_published_are_whole(cache, long_run.cache)
     assert_completes(long_run, cache)
 
@@ -147,9 +144,7 @@ def test_a_killed_worker_costs_no_other_series(long_run: Built, tmp_path: Path) 
     process = start(long_run, cache, workers=2)
     assert wait_until(lambda: published(cache), process)
     workers = [
-        p
-        for p in psutil.Process(process.pid).children(recursive=True)
-        if "resource_tracker" not in str(p.cmdline())
+        p for p in psutil.Process(process.pid).children(recursive=True) if "resource_tracker" not in str(p.cmdline())
     ]
     assert workers, "no worker processes with --workers 2"
     max(workers, key=lambda p: p.cpu_times().user).kill()

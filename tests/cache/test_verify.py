@@ -95,9 +95,7 @@ SHALLOW: dict[str, Callable[[Path, str], object]] = {
     "a row too many": _make_uid_row_cached,
     "a row says rejected": lambda c, u: _edit_manifest_row(c, u, status="rejected", reason="mosaic"),
     "a row has another digest": lambda c, u: _edit_manifest_row(c, u, digest="0" * 64),
-    "a row has another content hash": lambda c, u: _edit_manifest_row(
-        c, u, content_hash="sha256:" + "0" * 64
-    ),
+    "a row has another content hash": lambda c, u: _edit_manifest_row(c, u, content_hash="sha256:" + "0" * 64),
     "a row has another shape": lambda c, u: _edit_manifest_row(c, u, shape="1x2x3"),
     "the manifest is missing": lambda c, u: (c / "manifest.csv").unlink(),
     "the spec is missing": lambda c, u: (c / "spec.toml").unlink(),
@@ -114,9 +112,7 @@ SHALLOW: dict[str, Callable[[Path, str], object]] = {
 DEEP: dict[str, Callable[[Path, str], object]] = {
     "a byte flipped in the first chunk": lambda c, u: flip_byte(shard(c, u), 100),
     "a byte flipped in the middle": lambda c, u: flip_byte(shard(c, u), shard(c, u).stat().st_size // 2),
-    "a byte flipped in the shard's index": lambda c, u: flip_byte(
-        shard(c, u), shard(c, u).stat().st_size - 30
-    ),
+    "a byte flipped in the shard's index": lambda c, u: flip_byte(shard(c, u), shard(c, u).stat().st_size - 30),
     "two volumes swapped": _swap_two_volumes,
     "the affine was edited": _move_affine,
 }
@@ -131,7 +127,7 @@ def cache(built: Built, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("deep", [False, True], ids=["", "deep"])
 def test_a_sound_cache_passes(built: Built, deep: bool) -> None:
     before = tree_digest(built.cache)
-    ran = run_cli("verify", "--cache", built.cache, *(["--deep"] if deep else []))
+    ran = run_cli("verify", "--workers", 1, "--cache", built.cache, *(["--deep"] if deep else []))
     assert ran.code == 0, ran.text
     assert tree_digest(built.cache) == before, "verify changed the cache"
 
@@ -140,7 +136,7 @@ def test_a_sound_cache_passes(built: Built, deep: bool) -> None:
 def test_damage_is_found(cache: Path, built: Built, damage: str) -> None:
     SHALLOW[damage](cache, built.uids[1])
     before = tree_digest(cache)
-    ran = run_cli("verify", "--cache", cache)
+    ran = run_cli("verify", "--workers", 1, "--cache", cache)
     assert ran.code not in (0, 2), ran.text
     assert "Traceback" not in ran.text
     assert ran.text.strip(), "nothing said"
@@ -150,7 +146,7 @@ def test_damage_is_found(cache: Path, built: Built, damage: str) -> None:
 @pytest.mark.parametrize("damage", DEEP)
 def test_damage_inside_the_data_is_found_by_deep(cache: Path, built: Built, damage: str) -> None:
     DEEP[damage](cache, built.uids[1])
-    ran = run_cli("verify", "--cache", cache, "--deep")
+    ran = run_cli("verify", "--workers", 1, "--cache", cache, "--deep")
     assert ran.code not in (0, 2), ran.text
     assert "Traceback" not in ran.text
     if damage != "two volumes swapped":
@@ -160,7 +156,7 @@ def test_damage_inside_the_data_is_found_by_deep(cache: Path, built: Built, dama
 def test_a_flipped_byte_in_the_vessel_mask_is_found(cache: Path, built: Built) -> None:
     path = shard(cache, built.uids[0], "labels/vessels/0")
     flip_byte(path, path.stat().st_size // 3)
-    ran = run_cli("verify", "--cache", cache, "--deep")
+    ran = run_cli("verify", "--workers", 1, "--cache", cache, "--deep")
     assert ran.code not in (0, 2), ran.text
     assert built.uids[0] in ran.text
 
@@ -170,17 +166,17 @@ def test_the_advice_works(cache: Path, built: Built) -> None:
     shutil.rmtree(volume(cache, built.uids[0]))
     (cache / "manifest.csv").unlink()
     (cache / ".building" / "1.2.3").mkdir(parents=True)
-    assert run_cli("verify", "--cache", cache).code != 0
+    assert run_cli("verify", "--workers", 1, "--cache", cache).code != 0
     ran = run_cli("precache", "--data", built.data, "--cache", cache, "--workers", 1)
     assert ran.code == 0, ran.text
     assert same_cache(cache, built.cache) == []
-    verified = run_cli("verify", "--cache", cache, "--deep")
+    verified = run_cli("verify", "--workers", 1, "--cache", cache, "--deep")
     assert verified.code == 0, verified.text
 
 
 def test_verify_says_what_to_do(cache: Path, built: Built) -> None:
     shutil.rmtree(volume(cache, built.uids[1]))
-    ran = run_cli("verify", "--cache", cache)
+    ran = run_cli("verify", "--workers", 1, "--cache", cache)
     assert built.uids[1] in ran.text
     assert "precache" in ran.text
 
