@@ -128,7 +128,7 @@ def _localizer(row: int, uid: str, sop: str, coordinates: str, location: str) ->
         point = ast.literal_eval(coordinates)
         x, y = float(point["x"]), float(point["y"])
         frame = None if point.get("f") is None else int(point["f"])
-    except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, RecursionError, MemoryError):
+    except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, MemoryError):
         return Localizer(
             row, uid, sop, location, problem=f"coordinates {coordinates[:60]!r} are not {{'x': ..., 'y': ...}}"
         )

@@ -25,13 +25,16 @@ def find_mask(root: Path, uid: str) -> Path | None:
     return None
 
 
-def resample_mask(
-    path: Path, affine_lps: NDArray[np.float64], shape: tuple[int, int, int]
-) -> tuple[NDArray[np.uint8] | None, Decision]:
+Grid = tuple[NDArray[np.float64], tuple[int, int, int]]
+"""An affine ((z, y, x, 1) to LPS mm) and a shape (z, y, x)."""
+
+
+def resample_mask(path: Path, volume: Grid, field_of_view: Grid) -> tuple[NDArray[np.uint8] | None, Decision]:
     """
     Return the mask at ``path`` on the grid of a volume, nearest neighbour, and what was decided.
 
-    None if it can't be used: unreadable, values other than 0 to 13, or too much of it outside the volume.
+    None if it can't be used: unreadable, values other than 0 to 13, or too much of it outside the field of view
+    of the series, of which the volume may be a part.
     """
     import SimpleITK as sitk
 
@@ -49,11 +52,11 @@ def resample_mask(
         return None, Decision(
             "mask_unusable", f"{path.name}: values from {low:g} to {high:g}, not whole numbers 0 to 13"
         )
-    outside = _share_outside(mask, values, affine_lps, shape)
+    outside = _share_outside(mask, values, *field_of_view)
     if outside > MAX_OUTSIDE:
-        return None, Decision("mask_outside_volume", f"{path.name}: {outside:.0%} of the mask lies outside the volume")
+        return None, Decision("mask_outside_volume", f"{path.name}: {outside:.0%} of the mask lies outside the images")
 
-    reference = _reference_image(affine_lps, shape)
+    reference = _reference_image(*volume)
     placed = sitk.Resample(sitk.Cast(mask, sitk.sitkUInt8), reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
     result: NDArray[Any] = sitk.GetArrayFromImage(placed)
     detail = f"{path.name}: {int((result > 0).sum())} voxels"

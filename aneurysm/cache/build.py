@@ -6,8 +6,6 @@ sweeps. What two runs at once do: each series is built by whoever claims it firs
 
 from __future__ import annotations
 
-import os
-import secrets
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,12 +20,13 @@ from aneurysm.annotations.vessels import find_mask
 from aneurysm.cache.estimate import check_space
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.opening import full_disk_told, is_done, open_cache, patient_secret
 from aneurysm.cache.pool import run_jobs
-from aneurysm.cache.publish import sweep, write_atomically
+from aneurysm.cache.publish import sweep
 from aneurysm.cache.series import Outcome, SeriesJob, write_record
-from aneurysm.cache.spec import CacheSpec, load_spec, parse_spec
-from aneurysm.dicom.scan import Inventory, SeriesSource, find_series
-from aneurysm.errors import CacheError, DataError, Reason, SpecError, SpecMismatchError, UsageError
+from aneurysm.cache.spec import CacheSpec, load_spec
+from aneurysm.dicom.scan import Inventory, SeriesSource, find_series, safe_source
+from aneurysm.errors import DataError, Reason, UsageError
 
 _MANIFEST_EVERY_S: Final = 60.0
 
@@ -103,36 +102,37 @@ def precache(
     NoSpaceError
         Before the start or on the way. What is cached is complete.
     """
-    started = time.perf_counter()
     if workers < 1:
         raise UsageError(f"workers is {workers}, at least 1 is needed")
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}, at least 1 is needed")
+    started = time.perf_counter()
     resolved = load_spec(spec)
     data, cache = data.absolute(), cache.absolute()
+    layout = CacheLayout(cache)
     inventory = find_series(data, workers)
     tables = read_tables(data)
-    layout = CacheLayout(cache)
     sources = _chosen(inventory, series)
-    _open_cache(layout, resolved)
-    sweep(layout)
-
-    if retry_failed:
-        for source in sources:
-            layout.record(source.uid).unlink(missing_ok=True)
-    todo = [s for s in sources if overwrite or not _done(layout, s.uid)]
-    sizes = {s.uid: approximate_size(s) for s in todo}
-    todo.sort(key=lambda s: (-sizes[s.uid], s.uid))
-    todo = todo[:limit]
-    summary = Summary(skipped=len(sources) - len(todo) if limit is None else sum(_done(layout, s.uid) for s in sources))
-    check_space(todo, resolved, cache)
-    if not series:
-        _record_missing(layout, resolved, tables, inventory)
-    secret = _secret(layout)
+    with full_disk_told(cache):
+        open_cache(layout, resolved)
+        sweep(layout)
+        if retry_failed:
+            for source in sources:
+                layout.record(source.uid).unlink(missing_ok=True)
+        done = {s.uid for s in sources if is_done(layout, s.uid)}
+        todo = [s for s in sources if overwrite or s.uid not in done]
+        sizes = {s.uid: approximate_size(s) for s in todo}
+        todo.sort(key=lambda s: (-sizes[s.uid], s.uid))
+        todo = todo[:limit]
+        check_space(todo, resolved, cache)
+        if not series:
+            _record_missing(layout, resolved, tables, inventory)
+        secret = patient_secret(layout)
     jobs = [
         SeriesJob(s, tables.of(s.uid), find_mask(data, s.uid), cache, resolved, secret, overwrite or retry_failed)
         for s in todo
     ]
+    summary = Summary(skipped=len(done - {s.uid for s in todo}))
     if progress:
         progress.started(inventory, len(todo), summary.skipped, sum(sizes[s.uid] for s in todo))
     try:
@@ -164,7 +164,8 @@ def _run(jobs: list[SeriesJob], workers: int, layout: CacheLayout, summary: Summ
                 write_manifest(layout, seconds)
                 written = time.monotonic()
     finally:
-        rows = write_manifest(layout, seconds)
+        with full_disk_told(layout.root):
+            rows = write_manifest(layout, seconds)
         summary.total_cached = sum(r["status"] == "cached" for r in rows)
         summary.total_not_cached = len(rows) - summary.total_cached
 
@@ -190,67 +191,13 @@ def _chosen(inventory: Inventory, uids: Sequence[str]) -> list[SeriesSource]:
     return [by_uid[u] for u in dict.fromkeys(uids)]
 
 
-def _done(layout: CacheLayout, uid: str) -> bool:
-    return layout.volume(uid).exists() or layout.record(uid).exists()
-
-
-def _open_cache(layout: CacheLayout, spec: CacheSpec) -> None:
-    """Make the cache, or make sure that it is of ``spec``."""
-    if layout.root.exists() and not layout.root.is_dir():
-        raise UsageError(f"{layout.root} is a file; --cache names a folder")
-    try:
-        layout.volumes.mkdir(parents=True, exist_ok=True)
-        if not layout.spec.exists():
-            if any(layout.volumes.iterdir()):
-                raise CacheError(f"{layout.root} has volumes but no spec.toml: whose they are can't be told")
-            write_atomically(layout.spec, spec.to_toml())
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UsageError(f"the cache folder {layout.root} can't be written: {error.strerror}") from error
-    there = read_spec(layout)
-    if there.digest != spec.digest:
-        raise SpecMismatchError(
-            f"{layout.root} was made with spec {there.name!r} (digest {there.digest}), not with {spec.name!r} (digest "
-            f"{spec.digest}). Name another folder with --cache, or go on with --spec {layout.spec}"
-        )
-
-
-def read_spec(layout: CacheLayout) -> CacheSpec:
-    """Return the spec of a cache; raise `CacheError` if there is none, or none that can be read."""
-    try:
-        return parse_spec(layout.spec.read_text("utf-8"), str(layout.spec))
-    except FileNotFoundError as error:
-        raise CacheError(f"{layout.root} is no cache: it has no spec.toml") from error
-    except SpecError as error:
-        raise CacheError(f"the spec of the cache is damaged or of a newer version: {error}") from error
-
-
 def _record_missing(layout: CacheLayout, spec: CacheSpec, tables: Tables, inventory: Inventory) -> None:
     """Give series that the tables name and the folder lacks a row of their own."""
     there = {s.uid for s in inventory.sources}
     for uid in sorted(tables.notes.keys() - there):
-        from aneurysm.dicom.scan import safe_source
-
         safe = safe_source(uid)
-        if not _done(layout, safe.uid):
+        if not is_done(layout, safe.uid):
             notes = tables.of(uid)
             named = "train.csv" if notes.labels else "train_localizers.csv"
             detail = f"named in {named}, but there is no such series in the data"
             write_record(layout, spec, safe.uid, "rejected", Reason.NO_FILES, detail, notes)
-
-
-def _secret(layout: CacheLayout) -> bytes:
-    """Return the key of patient_key: from the environment, or of this cache, made at its first use."""
-    if given := os.environ.get("ANEURYSM_PATIENT_KEY"):
-        return given.encode()
-    if not layout.patient_key.exists():
-        temporary = layout.patient_key.with_name(f".patient-key.{os.getpid()}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
-        try:
-            os.link(temporary, layout.patient_key)  # fails if another run was faster, whose key then counts
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
-    return layout.patient_key.read_text("utf-8").strip().encode()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -66,8 +69,28 @@ def _alone(job: SeriesJob, layout: CacheLayout) -> Outcome:
         return Outcome(uid, "failed", Reason.WORKER_KILLED, _KILLED)
 
 
+_watching = False
+
+
+def _die_with_parent() -> None:
+    """End this worker when its parent is gone: a killed parent can't tell it, and it would wait for minutes."""
+    global _watching
+    if _watching:
+        return
+    _watching = True
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _work(job: SeriesJob) -> Outcome:
     # Ctrl-C reaches every process of the terminal's group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
     limit_threads(1)
     return build_series(job)

@@ -19,6 +19,7 @@ from typing import Any
 
 from aneurysm.cache.layout import CacheLayout
 
+_TEMPORARY = ".tmp"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -46,6 +47,21 @@ def claim(layout: CacheLayout, uid: str) -> Iterator[Path | None]:
         os.close(descriptor)
 
 
+def _held(path: Path) -> bool:
+    """Say whether a process holds the lock on ``path``; writes nothing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _lock(path: Path) -> int | None:
     """Return a descriptor that holds the lock on ``path``, None if another process does."""
     while True:
@@ -69,6 +85,10 @@ def _lock(path: Path) -> int | None:
 
 def sweep(layout: CacheLayout) -> list[str]:
     """Remove the unfinished work of processes that are gone; return whose series it was."""
+    for place in (layout.root, layout.rejected):
+        for temporary in place.glob(f".*{_TEMPORARY}"):
+            if not _held(temporary):
+                temporary.unlink(missing_ok=True)
     if not layout.building.is_dir():
         return []
     swept = []
@@ -86,13 +106,8 @@ def abandoned(layout: CacheLayout) -> list[str]:
     """Return the series in .building/ whose folder nobody holds: what dead processes were at."""
     if not layout.building.is_dir():
         return []
-    found = []
-    for folder in sorted(p for p in layout.building.iterdir() if p.is_dir()):
-        descriptor = _lock(layout.building / f"{folder.name}.lock")
-        if descriptor is not None:
-            os.close(descriptor)
-            found.append(folder.name)
-    return found
+    folders = sorted(p.name for p in layout.building.iterdir() if p.is_dir())
+    return [uid for uid in folders if not _held(layout.building / f"{uid}.lock")]
 
 
 def publish(built: Path, final: Path) -> bool:
@@ -112,13 +127,18 @@ def publish(built: Path, final: Path) -> bool:
 def write_atomically(path: Path, content: str) -> None:
     """Write a file so that at every moment either the old or the new one is there, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        while True:
+            with temporary.open("w", encoding="utf-8") as file:
+                # The lock tells a sweep that the file has an owner.
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                with suppress(FileNotFoundError):  # swept between its making and its lock: once more
+                    temporary.replace(path)
+                    break
     finally:
         temporary.unlink(missing_ok=True)
     _flush_folder(path.parent)

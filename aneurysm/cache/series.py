@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import shutil
+import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -15,13 +16,15 @@ from aneurysm.annotations.lesions import UnplacedLesion, place_lesions
 from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.annotations.vessels import resample_mask
 from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.opening import full_disk_told, is_done
 from aneurysm.cache.publish import claim, is_disk_full, publish, write_json
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.writer import write_volume
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import Decision, Series, read_series
-from aneurysm.errors import FAILURES, NoSpaceError, Reason, SeriesRejectedError
+from aneurysm.errors import FAILURES, Reason, SeriesRejectedError
 from aneurysm.volume.assemble import Volume, assemble
+from aneurysm.volume.frame import target_grid
 from aneurysm.volume.modality import inferred_modality
 
 Status = Literal["cached", "rejected", "failed", "skipped", "busy"]
@@ -79,28 +82,19 @@ def build_series(job: SeriesJob) -> Outcome:
     layout = CacheLayout(job.cache)
     uid = job.source.uid
     started = time.perf_counter()
-    try:
-        with claim(layout, uid) as folder:
-            if folder is None:
-                return Outcome(uid, "busy")
-            if not job.overwrite and (layout.volume(uid).exists() or layout.record(uid).exists()):
-                return Outcome(uid, "skipped")
-            try:
-                bytes_in, bytes_out = _cache(job, layout, folder)
-                layout.record(uid).unlink(missing_ok=True)
-                return Outcome(uid, "cached", seconds=_since(started), bytes_in=bytes_in, bytes_out=bytes_out)
-            except Exception as error:
-                if is_disk_full(error):
-                    raise
-                return _record(job, layout, error, _since(started))
-    except OSError as error:
-        if is_disk_full(error):
-            raise NoSpaceError(
-                error.errno,
-                f"the disk of {job.cache} is full (at series {uid}). What is cached is complete; free some space and "
-                "run the same command again to go on",
-            ) from error
-        raise
+    with full_disk_told(job.cache), claim(layout, uid) as folder:
+        if folder is None:
+            return Outcome(uid, "busy")
+        if not job.overwrite and is_done(layout, uid):
+            return Outcome(uid, "skipped")
+        try:
+            bytes_in, bytes_out = _cache(job, layout, folder)
+            layout.record(uid).unlink(missing_ok=True)
+            return Outcome(uid, "cached", seconds=_since(started), bytes_in=bytes_in, bytes_out=bytes_out)
+        except Exception as error:
+            if is_disk_full(error):
+                raise
+            return _record(job, layout, error, _since(started))
 
 
 def _since(started: float) -> float:
@@ -120,7 +114,9 @@ def _cache(job: SeriesJob, layout: CacheLayout, folder: Path) -> tuple[int, int]
     attributes = _attributes(job, series, volume)
     vessels = None
     if job.mask is not None:
-        vessels, decision = resample_mask(job.mask, volume.affine_lps, volume.voxels.shape)
+        whole = target_grid(volume.stack, spec.model_copy(update={"region": None, "max_voxels": sys.maxsize}))
+        here = (volume.affine_lps, volume.voxels.shape)
+        vessels, decision = resample_mask(job.mask, here, (whole.affine_lps, whole.shape))
         attributes["decisions"].append(asdict(decision))
     built = folder / f"{uid}.zarr"
     write_volume(built, volume.voxels, volume.affine_lps, spec.storage, volume.intensity.fill, attributes, vessels)

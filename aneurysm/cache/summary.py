@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from aneurysm.cache.build import read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import read_attributes, read_manifest
+from aneurysm.cache.opening import read_spec
 from aneurysm.errors import CacheNotFoundError
 from aneurysm.labels import LABELS
 

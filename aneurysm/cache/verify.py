@@ -12,9 +12,9 @@ import joblib
 import numpy as np
 import zarr
 
-from aneurysm.cache.build import read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import manifest_row, read_attributes, read_manifest
+from aneurysm.cache.opening import read_spec
 from aneurysm.cache.publish import abandoned
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.writer import FORMAT_VERSION, VESSELS, content_hash

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from aneurysm.dicom.series import Frame
 
-ORIENTATION_TOLERANCE: Final = 2e-3
-"""Largest difference of a direction cosine within one stack: half a millimetre at the far side of a head."""
+ORIENTATION_TOLERANCE: Final = 1e-3
+"""Largest difference of a direction cosine within one stack: a tenth of a millimetre on the far side of a head."""
 
 
 @lru_cache(maxsize=256)

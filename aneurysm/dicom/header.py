@@ -33,7 +33,7 @@ _FUNCTIONAL_GROUPS: Final = frozenset({0x52009229, 0x52009230})
 _FIRST_READ: Final = 32 * 1024
 
 # What is read: keyword -> (tag, how to take the value). "text" keeps the whole string, "texts" cuts it at backslashes,
-# "pixel" is US or SS, signed as PixelRepresentation says.
+# "int" is US, "count" is IS, "pixel" is US or SS, signed as PixelRepresentation says.
 _WANTED: Final[dict[str, tuple[int, str]]] = {
     "ImageType": (0x00080008, "texts"),
     "SOPClassUID": (0x00080016, "text"),
@@ -70,7 +70,7 @@ _WANTED: Final[dict[str, tuple[int, str]]] = {
     "TemporalPositionIdentifier": (0x00200100, "text"),
     "SamplesPerPixel": (0x00280002, "int"),
     "PhotometricInterpretation": (0x00280004, "text"),
-    "NumberOfFrames": (0x00280008, "int"),
+    "NumberOfFrames": (0x00280008, "count"),
     "Rows": (0x00280010, "int"),
     "Columns": (0x00280011, "int"),
     "PixelSpacing": (0x00280030, "floats"),
@@ -203,10 +203,7 @@ def _value(vr: bytes, data: bytes, kind: str, order: str, *, signed: bool) -> An
     """Return the value of an element of ``kind``, None where it is empty."""
     code = _BINARY.get(vr)
     if not vr and kind in ("int", "pixel"):
-        # Implicit: IS elements are text, the rest of what is listed here is 16 bits.
-        code = None if kind == "int" and len(data) != 2 else "H"
-        if kind == "int" and data.strip(b" \0").isdigit():
-            code = None
+        code = "H"  # implicit: only the dictionary tells, and two digits are a number like any other
     if kind == "pixel" and code in ("H", "h", None) and len(data) == 2:
         code = "h" if signed else "H"
     if code is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
+from pydicom import encaps
 from pydicom.dataset import Dataset
 
 from aneurysm.dicom.header import Header, quiet_pydicom
@@ -18,6 +20,7 @@ from aneurysm.dicom.series import MAX_FRAMES, MAX_MATRIX, Decision, Frame, Pixel
 FALLBACK_THIN_MM: Final = (0.5, 0.5, 0.55)
 FALLBACK_THICK_MM: Final = (0.5, 0.5, 5.0)
 FALLBACK_THIN_ABOVE_FRAMES: Final = 80
+_ENHANCED: Final = frozenset({"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1"})
 _AXIAL: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 # Attributes by which volumes in one series differ, in the order in which they are tried.
@@ -106,13 +109,32 @@ def _pixel_format(header: Header) -> PixelFormat | str:
 
 
 def _frames_stored(header: Header, fmt: PixelFormat) -> int | None:
-    """Return how many whole frames the pixel data's length holds, None where it is compressed."""
+    """Return how many whole frames the pixel data holds by its length, None where it is compressed."""
     if header.pixel_length < 0:
-        return None
+        # Only where the file is all that there is: it has no place of its own, as a slice would have.
+        stripped = "ImagePositionPatient" not in header.values and "NumberOfFrames" not in header.values
+        return _frames_encapsulated(header) if stripped else None
     there = header.pixel_length
     if header.pixel_offset is not None:
         there = min(there, header.file_size - header.pixel_offset)
     return there // (fmt.rows * fmt.columns * fmt.samples * fmt.bits_allocated // 8)
+
+
+def _frames_encapsulated(header: Header) -> int | None:
+    """Count compressed frames: by the offset table, or in an enhanced file by the fragments, None if neither tells."""
+    if header.pixel_offset is None:
+        return None
+    with header.path.open("rb") as file:
+        file.seek(header.pixel_offset)
+        try:
+            offsets = encaps.parse_basic_offsets(file)
+            if len(offsets) > 1:
+                return len(offsets)
+            if header.get("SOPClassUID") in _ENHANCED:
+                return encaps.parse_fragments(file)[0]
+        except (ValueError, struct.error):
+            return None
+    return None
 
 
 def _padding(header: Header) -> tuple[int, int] | None:

@@ -135,7 +135,7 @@ def _alike(a: Frame, b: Frame) -> bool:
         (a.format.rows, a.format.columns, a.format.samples) == (b.format.rows, b.format.columns, b.format.samples)
         and a.format.photometric.startswith("MONOCHROME") == b.format.photometric.startswith("MONOCHROME")
         and max(abs(p - q) for p, q in zip(a.orientation, b.orientation, strict=True)) < ORIENTATION_TOLERANCE
-        and max(abs(p - q) / max(abs(p), 1e-6) for p, q in zip(a.spacing_mm, b.spacing_mm, strict=True)) < 1e-3
+        and max(abs(p - q) / max(abs(p), 1e-6) for p, q in zip(a.spacing_mm, b.spacing_mm, strict=True)) < 2e-4
     )
 
 

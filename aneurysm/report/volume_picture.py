@@ -27,6 +27,7 @@ _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
 # tissue.
 _CT_SLICE_HU = (-100.0, 600.0)
 _CT_PROJECTION_HU = (50.0, 900.0)
+_MR_BRIGHT_PERCENTILE = 99.5
 _LESION_RADIUS_MM = 6.0
 _NEAR_MM = 5.0  # a lesion farther from the slice that is shown is drawn dashed
 _LESION_COLOUR = "#ffd21e"
@@ -100,10 +101,10 @@ def _draw(axes: Axes, seen: View, mask: View | None, attributes: dict[str, Any],
     height_mm, width_mm = seen.size_mm
     extent = (0.0, width_mm, height_mm, 0.0)
     intensity = attributes["intensity"]
-    low, high = _window(intensity, projected=projected)
     stored = seen.maximum() if projected else seen.middle()
     # Scaled in two dimensions only: the volume itself stays in its stored integers.
     physical = stored.astype(np.float32) * intensity["scale"] + intensity["offset"]
+    low, high = _window(intensity, physical, projected=projected)
     axes.imshow(physical, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
     if mask is not None:
         overlay = _coloured(mask.maximum() if projected else mask.middle())
@@ -119,11 +120,14 @@ def _draw(axes: Axes, seen: View, mask: View | None, attributes: dict[str, Any],
     _add_letters(axes, seen.letters)
 
 
-def _window(intensity: dict[str, Any], *, projected: bool) -> tuple[float, float]:
+def _window(intensity: dict[str, Any], physical: NDArray[np.float32], *, projected: bool) -> tuple[float, float]:
     if intensity["unit"] == "HU":
         return _CT_PROJECTION_HU if projected else _CT_SLICE_HU
-    low, high = intensity["window"]
-    return float(low), float(high)
+    low, high = (float(v) for v in intensity["window"])
+    if not projected:
+        # The window of MR has room for the brightest vessels; where a slice has none, tissue would be all but black.
+        high = min(high, max(float(np.percentile(physical, _MR_BRIGHT_PERCENTILE)), (low + high) / 4))
+    return low, high
 
 
 def _coloured(mask: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,0 +1,86 @@
+"""CacheLayout -> a cache that is of the right spec and can be written: what every run does first."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.publish import is_disk_full, write_atomically
+from aneurysm.cache.spec import CacheSpec, parse_spec
+from aneurysm.errors import CacheError, NoSpaceError, SpecError, SpecMismatchError, UsageError
+
+
+@contextmanager
+def full_disk_told(cache: Path) -> Iterator[None]:
+    """Turn the operating system's error of a full disk into ours, which says what to do."""
+    try:
+        yield
+    except NoSpaceError:
+        raise
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise NoSpaceError(
+            f"the disk of {cache} is full. What is cached is complete; free some space and run the same command again "
+            "to go on"
+        ) from error
+
+
+def is_done(layout: CacheLayout, uid: str) -> bool:
+    """Say whether a series is cached, or recorded as one that can't be."""
+    return layout.volume(uid).exists() or layout.record(uid).exists()
+
+
+def open_cache(layout: CacheLayout, spec: CacheSpec) -> None:
+    """Make the cache, or make sure that it is of ``spec``."""
+    if layout.root.exists() and not layout.root.is_dir():
+        raise UsageError(f"{layout.root} is a file; --cache names a folder")
+    try:
+        layout.volumes.mkdir(parents=True, exist_ok=True)
+        if not layout.spec.exists():
+            if any(layout.volumes.iterdir()):
+                raise CacheError(f"{layout.root} has volumes but no spec.toml: whose they are can't be told")
+            write_atomically(layout.spec, spec.to_toml())
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UsageError(f"the cache folder {layout.root} can't be written: {error.strerror}") from error
+    there = read_spec(layout)
+    if there.digest != spec.digest:
+        raise SpecMismatchError(
+            f"{layout.root} was made with spec {there.name!r} (digest {there.digest}), not with {spec.name!r} (digest "
+            f"{spec.digest}). Name another folder with --cache, or go on with --spec {layout.spec}"
+        )
+
+
+def read_spec(layout: CacheLayout) -> CacheSpec:
+    """Return the spec of a cache; raise `CacheError` if there is none, or none that can be read."""
+    try:
+        return parse_spec(layout.spec.read_text("utf-8"), str(layout.spec))
+    except FileNotFoundError as error:
+        raise CacheError(f"{layout.root} is no cache: it has no spec.toml") from error
+    except SpecError as error:
+        raise CacheError(f"the spec of the cache is damaged or of a newer version: {error}") from error
+
+
+def patient_secret(layout: CacheLayout) -> bytes:
+    """Return the key of patient_key: from the environment, or of this cache, made at its first use."""
+    if given := os.environ.get("ANEURYSM_PATIENT_KEY"):
+        return given.encode()
+    while not layout.patient_key.exists():
+        temporary = layout.patient_key.with_name(f".patient-key.{os.getpid()}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # so that a sweep leaves it alone
+            file.write(secrets.token_hex(32) + "\n")
+            file.flush()
+            # Fails if another run was faster, whose key then counts, or if it was swept before the lock: once more.
+            with suppress(FileExistsError, FileNotFoundError):
+                os.link(temporary, layout.patient_key)
+            temporary.unlink(missing_ok=True)
+    return layout.patient_key.read_text("utf-8").strip().encode()
