@@ -18,17 +18,20 @@ $(VENV)/.installed: pyproject.toml
 
 install: $(VENV)/.installed  ## make the virtual environment
 
-demo: install  ## make a small data set, precache it, and show what came out
-	$(BIN)/python -m benchmarks.demo_data $(DEMO)/data
-	$(BIN)/aneurysm precache --data $(DEMO)/data --cache $(DEMO)/cache
+demo: install  ## make a small data set, precache it, verify it, and show what came out
+	$(BIN)/aneurysm phantom $(DEMO)/data --series 12 --overwrite
+	@# 8: some of the phantom's series are made to be rejected.
+	$(BIN)/aneurysm precache --data $(DEMO)/data --cache $(DEMO)/cache || test $$? -eq 8
 	$(BIN)/aneurysm verify --cache $(DEMO)/cache --deep
 	$(BIN)/aneurysm info --cache $(DEMO)/cache
+	$(BIN)/aneurysm info --cache $(DEMO)/cache --png $(DEMO)/volume.png \
+	    "$$(grep -m1 ',placed,' $(DEMO)/cache/lesions.csv | cut -d, -f1)"
 
 test: install lint  ## lint, types and the fast tests
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n auto -m 'not slow'
 
 test-slow: install  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto -m slow
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

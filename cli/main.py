@@ -11,7 +11,7 @@ import typer
 
 from aneurysm import __version__
 from aneurysm.errors import AneurysmError, CacheError, NoSpaceError, UsageError
-from cli import info, precache, verify
+from cli import info, phantom, precache, verify
 
 
 class Exit(IntEnum):
@@ -37,6 +37,7 @@ app = typer.Typer(
 app.command("precache")(precache.precache)
 app.command("verify")(verify.verify)
 app.command("info")(info.info)
+app.command("phantom")(phantom.phantom)
 
 
 def _version(wanted: bool) -> None:

@@ -86,6 +86,9 @@ def _pixel_format(header: Header) -> PixelFormat | str:
         return f"a matrix of {rows} x {columns}"
     if bits not in (8, 16, 32):
         return f"BitsAllocated is {bits}: 8, 16 and 32 are read"
+    samples = header.get("SamplesPerPixel", 1)
+    if not 1 <= samples <= 4:
+        return f"SamplesPerPixel is {samples}"
     stored = header.get("BitsStored", bits)
     if not 0 < stored <= bits:
         return f"BitsStored is {stored} with BitsAllocated {bits}"
@@ -98,7 +101,7 @@ def _pixel_format(header: Header) -> PixelFormat | str:
     return PixelFormat(
         rows=rows,
         columns=columns,
-        samples=header.get("SamplesPerPixel", 1),
+        samples=samples,
         photometric=str(header.get("PhotometricInterpretation", "MONOCHROME2")),
         bits_allocated=bits,
         bits_stored=stored,
@@ -162,19 +165,19 @@ def _one_of_multi(header: Header, fmt: PixelFormat, index: int, n_frames: int, g
     transform = _group(groups, "PixelValueTransformationSequence")
     kind = _group(groups, "MRImageFrameTypeSequence") or _group(groups, "CTImageFrameTypeSequence")
     telling = {
-        "ImageType": kind.get("FrameType"),
-        "EchoTime": _group(groups, "MREchoSequence").get("EffectiveEchoTime"),
-        "TemporalPositionIdentifier": content.get("TemporalPositionIndex"),
-        "DiffusionBValue": _group(groups, "MRDiffusionSequence").get("DiffusionBValue"),
-        "KVP": _group(groups, "CTXRayDetailsSequence").get("KVP"),
-        "AcquisitionNumber": content.get("FrameAcquisitionNumber"),
-        "StackID": content.get("StackID"),
+        "ImageType": _of(kind, "FrameType"),
+        "EchoTime": _of(_group(groups, "MREchoSequence"), "EffectiveEchoTime"),
+        "TemporalPositionIdentifier": _of(content, "TemporalPositionIndex"),
+        "DiffusionBValue": _of(_group(groups, "MRDiffusionSequence"), "DiffusionBValue"),
+        "KVP": _of(_group(groups, "CTXRayDetailsSequence"), "KVP"),
+        "AcquisitionNumber": _of(content, "FrameAcquisitionNumber"),
+        "StackID": _of(content, "StackID"),
     }
-    spacing = _floats(measures.get("PixelSpacing"), 2) or header.get("PixelSpacing")
-    position = _group(groups, "PlanePositionSequence").get("ImagePositionPatient")
-    orientation = _group(groups, "PlaneOrientationSequence").get("ImageOrientationPatient")
-    slope = _floats([transform.get("RescaleSlope")], 1) or [header.get("RescaleSlope", 1.0)]
-    intercept = _floats([transform.get("RescaleIntercept")], 1) or [header.get("RescaleIntercept", 0.0)]
+    spacing = _floats(_of(measures, "PixelSpacing"), 2) or header.get("PixelSpacing")
+    position = _of(_group(groups, "PlanePositionSequence"), "ImagePositionPatient")
+    orientation = _of(_group(groups, "PlaneOrientationSequence"), "ImageOrientationPatient")
+    slope = _floats([_of(transform, "RescaleSlope")], 1) or [header.get("RescaleSlope", 1.0)]
+    intercept = _floats([_of(transform, "RescaleIntercept")], 1) or [header.get("RescaleIntercept", 0.0)]
     # One frame's position at the top level can't be the position of all.
     top_position = header.get("ImagePositionPatient") if n_frames == 1 else None
     return Frame(
@@ -230,7 +233,7 @@ def _slice_step(header: Header) -> float | None:
     if (step := header.get("SpacingBetweenSlices")) is not None or header.dataset is None:
         return None if step is None else float(step)
     shared = _first(header.dataset, "SharedFunctionalGroupsSequence")
-    found = _floats([_group([shared], "PixelMeasuresSequence").get("SpacingBetweenSlices")], 1)
+    found = _floats([_of(_group([shared], "PixelMeasuresSequence"), "SpacingBetweenSlices")], 1)
     return found[0] if found else None
 
 
@@ -242,8 +245,16 @@ def _group(groups: Sequence[Dataset], keyword: str) -> Dataset:
     return Dataset()
 
 
+def _of(dataset: Dataset, keyword: str) -> Any:
+    """Return an element's value, None if it is absent or can't be converted: pydicom does that only now."""
+    try:
+        return dataset.get(keyword)
+    except Exception:  # noqa: BLE001 - it raises whatever the bytes provoke
+        return None
+
+
 def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    value = dataset.get(keyword)
+    value = _of(dataset, keyword)
     if value is None or isinstance(value, (str, bytes, float, int)):
         return []
     return [item for item in value if isinstance(item, Dataset)]

@@ -71,6 +71,8 @@ def draw_volume(volume: str | Path, png: str | Path) -> None:
     FigureCanvasAgg(figure)  # registers itself with the figure; pyplot would keep every figure for good
     views = [view(voxels, attributes["affine_lps"], name) for name in _VIEWS]
     widths = [v.size_mm[1] for v in views]
+    # A stack of a few slices is a line from the side: it still needs room for its title.
+    widths = [max(width, max(widths) / 3) for width in widths]
     axes = figure.subplots(2, 3, gridspec_kw={"width_ratios": widths}, squeeze=False)
     for column, seen in enumerate(views):
         mask = None if vessels is None else view(vessels, attributes["affine_lps"], seen.name)
@@ -116,7 +118,7 @@ def _draw(axes: Axes, seen: View, mask: View | None, attributes: dict[str, Any],
     axes.set_axis_off()
     kind = "projection" if projected else "middle slice"
     unit = f" {intensity['unit']}" if intensity["unit"] == "HU" else ""
-    axes.set_title(f"{seen.name}, {kind}, {low:.0f} to {high:.0f}{unit}", color=_INK, fontsize=9)
+    axes.set_title(f"{seen.name}, {kind}, {low:.0f} to {high:.0f}{unit}", color=_INK, fontsize=9, pad=18)
     _add_letters(axes, seen.letters)
 
 
@@ -158,10 +160,11 @@ def _mark(axes: Axes, seen: View, lps_mm: list[float], number: int, *, projected
 
 
 def _add_letters(axes: Axes, letters: tuple[str, str, str, str]) -> None:
-    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))
-    alignments = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
+    # Beside the picture, not in it: a stack of a few slices, seen from the side, is narrower than a letter.
+    places = ((0.0, 0.5), (1.0, 0.5), (0.5, 1.0), (0.5, 0.0))
+    alignments = (("right", "center"), ("left", "center"), ("center", "bottom"), ("center", "top"))
     for text, place, (horizontal, vertical) in zip(letters, places, alignments, strict=True):
-        written = _write(axes, *place, text, _LETTER_COLOUR, fontsize=12, ha=horizontal, va=vertical)
+        written = _write(axes, *place, f" {text} ", _LETTER_COLOUR, fontsize=12, ha=horizontal, va=vertical)
         written.set_transform(axes.transAxes)
 
 

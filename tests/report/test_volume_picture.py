@@ -101,7 +101,7 @@ def test_letters_and_order_of_the_panels(tmp_path, monkeypatch):
     for name, affine in (("a", AFFINE), ("flipped", flipped)):
         volume = write_volume(tmp_path / f"{name}.zarr", affine=affine)
         _, axes = panels(monkeypatch, volume, tmp_path / f"{name}.png")
-        letters = [[t.get_text() for t in panel.texts if t.get_text() in "RLAPSI"] for panel in axes[0]]
+        letters = [[t.get_text().strip() for t in panel.texts if t.get_text().strip() in "RLAPSI"] for panel in axes[0]]
         assert letters == [list("RLAP"), list("RLSI"), list("APSI")]
         assert [panel.get_title().split(",")[0] for panel in axes[1]] == ["axial", "coronal", "sagittal"]
         assert all(panel.get_aspect() in (1, "equal") for panel in axes.flat)

@@ -1,0 +1,70 @@
+"""aneurysm phantom: a seed -> a synthetic data set in the RSNA layout."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder of the data set: empty, or not there yet.")],
+    series: Annotated[int, typer.Option(help="How many series.")] = 24,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[
+        str, typer.Option(help="full: as scanners deliver; small: about 1 mm; tiny: 2 mm, for quick tests.")
+    ] = "small",
+    difficulty: Annotated[
+        float, typer.Option(help="From 0.25 to 4: more makes aneurysms smaller and noise stronger.")
+    ] = 1.0,
+    quirks: Annotated[
+        bool, typer.Option("--quirks/--no-quirks", help="With all that occurs in real data, or plain series only.")
+    ] = True,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; as many as CPUs may be used if not given.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a phantom data set that is there.")] = False,
+) -> None:
+    """Write a synthetic data set with known truth (truth.csv). The same command resumes an interrupted run."""
+    from aneurysm.cache.build import usable_cpus
+    from aneurysm.phantom.dataset import write_dataset
+
+    signal.signal(signal.SIGTERM, _terminated)
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("phantom"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("phantom", total=series)
+        try:
+            summary = write_dataset(
+                out,
+                series=series,
+                seed=seed,
+                size=size,
+                difficulty=difficulty,
+                quirks=quirks,
+                workers=usable_cpus() if workers is None else workers,
+                overwrite=overwrite,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        except KeyboardInterrupt:
+            typer.echo("aneurysm: interrupted. The same command goes on from here.", err=True)
+            raise
+    resumed = f" ({summary.resumed} were there already)" if summary.resumed else ""
+    typer.echo(f"{summary.series} series{resumed}, {summary.bytes / 1e6:,.0f} MB in {out}, {summary.seconds:.1f} s.")
+
+
+def _terminated(_signum: int, _frame: FrameType | None) -> None:
+    # As Ctrl-C does, so that a batch system's SIGTERM leaves what is done for the next run.
+    raise SystemExit(143)

@@ -1,0 +1,1 @@
+"""Tests of aneurysm.annotations through the cache that comes out."""

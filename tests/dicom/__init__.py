@@ -1,0 +1,1 @@
+"""Tests of aneurysm.dicom through the cache that comes out."""

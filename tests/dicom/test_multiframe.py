@@ -1,0 +1,150 @@
+"""Enhanced multi-frame files: geometry from the functional groups, or from nothing at all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
+
+from tests.support.acquisition import PLANES, Acquisition, acquire, rotation
+from tests.support.cached import cached, run
+from tests.support.pattern import Pattern, anatomy
+from tests.support.pixels import JPEG_LOSSLESS, Storage
+from tests.support.series import new_uid, numbers, write_multiframe
+from tests.support.truth import assert_frame, assert_shows
+
+
+def _pattern(acquisition: Acquisition, modality: str = "MR") -> Pattern:
+    return anatomy(acquisition.centre, acquisition.extent_mm, 300.0 if modality == "CT" else 700.0)
+
+
+@pytest.mark.parametrize("order", ["in order", "reversed", "shuffled"])
+@pytest.mark.parametrize("plane", PLANES)
+def test_frames_lie_where_the_functional_groups_say(tmp_path, plane, order):
+    stack = acquire(plane, gap_mm=1.5, spacing_mm=(0.8, 1.1), slices=20)
+    frames = {"in order": np.arange(20), "reversed": np.arange(20)[::-1]}.get(
+        order, np.random.default_rng(2).permutation(20)
+    )
+    write_multiframe(tmp_path / "s", stack.take(frames), _pattern(stack))
+    image = cached(tmp_path / "s")
+    assert_frame(image)
+    assert_shows(image, stack, _pattern(stack))
+    assert image.meta["source"]["shape"] == [20, 32, 28]
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_every_frame_has_a_rescale_of_its_own(tmp_path, modality):
+    stack = acquire(slices=12)
+    storages = [Storage(16, 16, signed=True, slope=0.5 + 0.03 * i, intercept=20.0 * i - 100) for i in range(12)]
+    pattern = _pattern(stack, modality)
+    write_multiframe(tmp_path / "s", stack, pattern, modality=modality, storage=storages)
+    assert_shows(cached(tmp_path / "s"), stack, pattern)
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [ExplicitVRBigEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless, JPEG_LOSSLESS],
+    ids=lambda uid: uid.name,
+)
+def test_compressed_frames_keep_their_places(tmp_path, syntax):
+    stack = acquire(slices=12).take(np.random.default_rng(1).permutation(12))
+    write_multiframe(tmp_path / "s", stack, _pattern(stack), syntax=syntax)
+    assert_shows(cached(tmp_path / "s"), stack, _pattern(stack))
+
+
+def test_tilt_gaps_and_obliqueness_hold_for_frames_too(tmp_path):
+    steps = np.random.default_rng(9).uniform(0.7, 2.0, 21)
+    turn = rotation((1, 0.2, 0.5), 10)
+    stack = acquire(offsets_mm=[0, *np.cumsum(steps)], tilt_deg=13, turn=turn, shape=(42, 38))
+    shuffled = stack.take(np.random.default_rng(1).permutation(22))
+    write_multiframe(tmp_path / "s", shuffled, _pattern(stack))
+    assert_shows(cached(tmp_path / "s"), stack, _pattern(stack))
+
+
+def test_geometry_that_every_frame_repeats_is_read_too(tmp_path):
+    """Orientation and measures per frame instead of shared: both are legal."""
+    stack = acquire("sagittal", slices=16)
+
+    def edit(dataset: Dataset) -> None:
+        shared = dataset.SharedFunctionalGroupsSequence[0]
+        for frame in dataset.PerFrameFunctionalGroupsSequence:
+            frame.PixelMeasuresSequence = Sequence([shared.PixelMeasuresSequence[0]])
+            frame.PlaneOrientationSequence = Sequence([shared.PlaneOrientationSequence[0]])
+        dataset.SharedFunctionalGroupsSequence = Sequence([Dataset()])
+
+    write_multiframe(tmp_path / "s", stack, _pattern(stack), edit=edit)
+    assert_shows(cached(tmp_path / "s"), stack, _pattern(stack))
+
+
+def test_a_scout_frame_of_another_orientation_is_dropped(tmp_path):
+    stack, scout = acquire(slices=20), acquire("coronal", slices=2)
+    both = Acquisition(
+        stack.row_direction, stack.column_direction, np.concatenate([scout.positions, stack.positions]),
+        stack.spacing_mm, stack.shape,
+    )  # fmt: skip
+    pattern = _pattern(stack)
+    values = np.concatenate([np.full((2, 32, 28), 1500.0), stack.sample(pattern)])
+
+    def edit_frame(frame: Dataset, index: int) -> None:
+        item = Dataset()
+        item.ImageOrientationPatient = numbers((scout if index < 2 else stack).orientation)
+        frame.PlaneOrientationSequence = Sequence([item])
+
+    def edit(dataset: Dataset) -> None:
+        del dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
+
+    write_multiframe(tmp_path / "s", both, values, edit=edit, edit_frame=edit_frame)
+    image = cached(tmp_path / "s")
+    assert_shows(image, stack, pattern)
+    assert "minority_dropped" in image.codes
+
+
+@pytest.mark.parametrize(
+    "frames, gap_mm",
+    [pytest.param(90, 0.55, id="more than 80 frames"), pytest.param(12, 5.0, id="few frames")],
+)
+@pytest.mark.parametrize("compressed", [False, True], ids=["native", "compressed"])
+def test_a_file_stripped_of_all_geometry_falls_back_to_documented_values(tmp_path, frames, gap_mm, compressed):
+    """0.5 mm in plane, 0.55 or 5 mm across, axial, in the stored order; the fallback is on record."""
+    shape = (40, 48)
+    stack = acquire(slices=frames, gap_mm=gap_mm, spacing_mm=(0.5, 0.5), shape=shape)
+    pattern = _pattern(stack)
+    options = {"syntax": RLELossless} if compressed else {}
+    write_multiframe(tmp_path / "s", stack, pattern, stripped=True, **options)
+    image = cached(tmp_path / "s")
+    assert_frame(image)
+    extent = np.array([frames * gap_mm, 20, 24])
+    assert image.stored.shape == tuple(np.ceil(extent - 1e-6).astype(int))
+    assert np.allclose(image.meta["source"]["spacing_mm"], [gap_mm, 0.5, 0.5])
+    assert any("fallback" in code for code in image.codes), image.meta["decisions"]
+    # Where in the room it lay can't be known; within itself, everything must be in place.
+    offset = image.lps((np.array(image.stored.shape) - 1) / 2) - stack.centre
+    there = acquire(slices=frames, gap_mm=gap_mm, spacing_mm=(0.5, 0.5), shape=shape, middle=stack.centre + offset)
+    assert_shows(image, there, anatomy(there.centre, stack.extent_mm, 700.0))
+
+
+def test_a_stripped_file_takes_the_pixel_datas_length_for_the_number_of_frames(tmp_path):
+    stack = acquire(slices=14, gap_mm=5, spacing_mm=(0.5, 0.5), shape=(40, 48))
+    path = write_multiframe(tmp_path / "s", stack, _pattern(stack), stripped=True).paths[0]
+    assert "NumberOfFrames" not in pydicom.dcmread(path)
+    assert cached(tmp_path / "s").meta["source"]["shape"] == [14, 40, 48]
+
+
+def test_two_enhanced_files_of_one_series_are_not_mixed(tmp_path):
+    """The upper and the lower half of one stack, or two volumes: placed rightly, or refused with a reason."""
+    stack = acquire(slices=24)
+    pattern = _pattern(stack)
+    first = write_multiframe(tmp_path / "s", stack.take(range(12)), pattern)
+
+    def edit(dataset: Dataset) -> None:
+        dataset.SOPInstanceUID = new_uid("second file")
+
+    write_multiframe(tmp_path / "s", stack.take(range(12, 24)), pattern, uid=first.uid, edit=edit)
+    outcome = run(tmp_path / "s")
+    if outcome.cached:
+        assert_shows(outcome.image(), stack, pattern)
+    else:
+        assert outcome.reason() == "several_volumes"

@@ -1,0 +1,349 @@
+"""From the bytes of a file to Hounsfield units: every syntax, every width, every sign, every odd rescale."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pydicom import Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from aneurysm.errors import DataError
+from tests.support.acquisition import acquire
+from tests.support.cached import cached, rejected, run
+from tests.support.pattern import anatomy
+from tests.support.pixels import JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LOSSLESS_P14, Storage
+from tests.support.series import CT, write_multiframe, write_series
+from tests.support.truth import assert_shows
+
+STACK = acquire(slices=8, gap_mm=2, shape=(25, 27))
+PATTERN = anatomy(STACK.centre)
+MR_PATTERN = anatomy(STACK.centre, base=700)
+SIGNED_12 = Storage(16, 12, signed=True)
+NATIVE = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+LOSSLESS = [RLELossless, JPEGLSLossless, JPEG2000Lossless, JPEG_LOSSLESS, JPEG_LOSSLESS_P14]
+
+
+def _name(value: object) -> str:
+    return str(getattr(value, "name", value))
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        pytest.param(CT, id="12 bits unsigned"),
+        pytest.param(SIGNED_12, id="12 bits signed"),
+        pytest.param(Storage(16, 16, signed=True), id="16 bits signed"),
+        pytest.param(Storage(16, 16, signed=False, intercept=-8192), id="16 bits unsigned"),
+    ],
+)
+@pytest.mark.parametrize("syntax", NATIVE + LOSSLESS, ids=_name)
+def test_every_lossless_syntax_gives_the_same_values(tmp_path, syntax, storage):
+    write_series(tmp_path / "s", STACK, PATTERN, syntax=syntax, storage=storage)
+    image = cached(tmp_path / "s")
+    assert_shows(image, STACK, PATTERN)
+    assert image.meta["source"]["transfer_syntaxes"] == [str(syntax)]
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS, ids=_name)
+@pytest.mark.parametrize("many", [False, True], ids=["file per slice", "multi-frame"])
+def test_a_frame_may_be_split_into_several_fragments(tmp_path, syntax, many):
+    if many:
+        write_multiframe(tmp_path / "s", STACK, MR_PATTERN, syntax=syntax, fragments=3)
+        assert_shows(cached(tmp_path / "s"), STACK, MR_PATTERN)
+    else:
+        write_series(tmp_path / "s", STACK, PATTERN, syntax=syntax, fragments=3)
+        assert_shows(cached(tmp_path / "s"), STACK, PATTERN)
+
+
+@pytest.mark.parametrize(
+    "syntax, storage, loss",
+    [
+        # 8 bits for 1,280 HU: steps of 5; the DCT moves a smooth image by a step or two of quantisation.
+        pytest.param(JPEG_BASELINE, Storage(8, 8, signed=False, slope=5.0, intercept=-300), 15, id="baseline"),
+        pytest.param(JPEG_EXTENDED, CT, 15, id="extended with 12 bits"),
+    ],
+)
+def test_lossy_jpeg_is_off_by_its_own_loss_and_no_more(tmp_path, syntax, storage, loss):
+    stack = acquire(slices=8, gap_mm=2, shape=(26, 28))
+    pattern = anatomy(stack.centre)
+    write_series(tmp_path / "s", stack, pattern, syntax=syntax, storage=storage)
+    assert_shows(cached(tmp_path / "s"), stack, pattern, step=storage.slope, lossy=loss)
+
+
+def test_slices_of_different_syntaxes_make_one_volume(tmp_path):
+    """As after a partial re-compression in an archive."""
+    syntaxes = [NATIVE[0], NATIVE[2], NATIVE[3], *LOSSLESS]
+    for index, syntax in enumerate(syntaxes):
+        write_series(tmp_path / "s", STACK.take([index]), PATTERN, uid="1.2.3.4", syntax=syntax, label=str(index))
+    image = cached(tmp_path / "s")
+    assert_shows(image, STACK, PATTERN)
+    assert set(image.meta["source"]["transfer_syntaxes"]) == {str(s) for s in syntaxes}
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian], ids=_name)
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize(
+    "bits, high_bit",
+    [
+        pytest.param(12, 11, id="low 12 of 16 bits"),
+        pytest.param(12, 15, id="high 12 of 16 bits"),
+        pytest.param(13, 13, id="13 bits in the middle"),
+        pytest.param(15, 14, id="15 of 16 bits"),
+    ],
+)
+@pytest.mark.parametrize("garbage", [None, 7], ids=["clean", "garbage in the unused bits"])
+def test_only_the_stored_bits_count(tmp_path, bits, high_bit, signed, syntax, garbage):
+    storage = Storage(16, bits, high_bit, signed=signed, intercept=0.0 if signed else -1024.0, garbage=garbage)
+    write_series(tmp_path / "s", STACK, PATTERN, storage=storage, syntax=syntax)
+    assert_shows(cached(tmp_path / "s"), STACK, PATTERN)
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless], ids=_name)
+def test_eight_bits_are_enough_for_coarse_values(tmp_path, syntax, signed):
+    storage = Storage(8, 8, signed=signed, slope=5.0, intercept=340.0 if signed else -300.0)
+    write_series(tmp_path / "s", STACK, PATTERN, storage=storage, syntax=syntax)
+    assert_shows(cached(tmp_path / "s"), STACK, PATTERN, step=5.0)
+
+
+def test_odd_sizes_of_eight_bits_are_padded_and_not_read_as_pixels(tmp_path):
+    stack = acquire(slices=8, gap_mm=2, shape=(25, 25))
+    pattern = anatomy(stack.centre)
+    storage = Storage(8, 8, signed=False, slope=5.0, intercept=-300.0)
+    write_series(tmp_path / "s", stack, pattern, storage=storage)
+    assert_shows(cached(tmp_path / "s"), stack, pattern, step=5.0)
+
+
+@pytest.mark.parametrize("syntax", NATIVE, ids=_name)
+@pytest.mark.parametrize("shape", [(57, 48), (52, 32)], ids=str)
+def test_sizes_that_look_like_digits_are_read_as_numbers(tmp_path, shape, syntax):
+    """57 is stored as the bytes of the text "9"; without a VR in the file only the tag tells which is meant."""
+    stack = acquire(slices=6, gap_mm=2, shape=shape)
+    pattern = anatomy(stack.centre, stack.extent_mm)
+    write_series(tmp_path / "s", stack, pattern, syntax=syntax)
+    image = cached(tmp_path / "s")
+    assert image.meta["source"]["shape"] == [6, *shape]
+    assert_shows(image, stack, pattern)
+
+
+def test_each_slice_has_a_rescale_of_its_own(tmp_path):
+    storages = [Storage(16, 16, signed=True, slope=0.25 + 0.05 * i, intercept=-1000.0 + 130 * i) for i in range(8)]
+    write_series(tmp_path / "s", STACK, PATTERN, storage=storages)
+    assert_shows(cached(tmp_path / "s"), STACK, PATTERN)
+
+
+def test_each_slice_of_an_mr_series_has_a_rescale_of_its_own(tmp_path):
+    storages = [Storage(16, 12, signed=False, slope=0.5 + 0.1 * i, intercept=3.0 * i) for i in range(8)]
+    write_series(tmp_path / "s", STACK, MR_PATTERN, modality="MR", storage=storages)
+    assert_shows(cached(tmp_path / "s"), STACK, MR_PATTERN)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_monochrome1_is_inverted(tmp_path, modality, signed):
+    pattern = PATTERN if modality == "CT" else MR_PATTERN
+    storage = Storage(16, 12, signed=signed, intercept=0.0 if signed or modality == "MR" else -1024.0)
+    write_series(tmp_path / "s", STACK, pattern, modality=modality, storage=replace(storage, inverted=True))
+    assert_shows(cached(tmp_path / "s"), STACK, pattern)
+
+
+class TestAlreadyHounsfieldUnits:
+    """Some files carry an intercept although their pixels are in HU already."""
+
+    AIR_AND_BODY = replace(PATTERN, base=PATTERN.base - 500)  # reaches below -600 HU, as any scan with air does
+
+    def test_an_intercept_on_top_of_hounsfield_units_is_ignored(self, tmp_path):
+        storage = Storage(16, 16, signed=True, intercept=0.0)
+
+        def edit(dataset: Dataset, index: int) -> None:
+            dataset.RescaleIntercept = -1024
+
+        pattern = self.AIR_AND_BODY
+        assert STACK.sample(pattern).min() < -150
+        write_series(tmp_path / "s", STACK, pattern, storage=storage, edit=edit)
+        image = cached(tmp_path / "s")
+        assert_shows(image, STACK, pattern)
+        assert any("hu" in code for code in image.codes), image.meta["decisions"]
+
+    def test_a_true_intercept_is_obeyed_for_signed_pixels(self, tmp_path):
+        storage = Storage(16, 16, signed=True, intercept=-1024.0)
+        write_series(tmp_path / "s", STACK, self.AIR_AND_BODY, storage=storage)
+        image = cached(tmp_path / "s")
+        assert_shows(image, STACK, self.AIR_AND_BODY)
+        assert not any("hu" in code for code in image.codes)
+
+    def test_ges_padding_of_minus_2000_does_not_look_like_hounsfield_units(self, tmp_path):
+        storage = Storage(16, 16, signed=True, intercept=-1024.0)
+        pattern = self.AIR_AND_BODY
+        values, outside = _with_round_field(pattern, -2000 - 1024)
+        write_series(tmp_path / "s", STACK, values, storage=storage)
+        image = cached(tmp_path / "s")
+        _assert_padded(image, pattern, outside)
+
+    def test_hounsfield_units_of_a_whole_series_are_judged_together(self, tmp_path):
+        """A slice without air must not be rescaled while its neighbours are not."""
+        storage = Storage(16, 16, signed=True, intercept=0.0)
+        values = STACK.sample(self.AIR_AND_BODY)
+        values[:, :3] = -1000.0
+        values[4] = STACK.sample(PATTERN)[4] + 200  # nothing below -100 here
+
+        def edit(dataset: Dataset, index: int) -> None:
+            dataset.RescaleIntercept = -1024
+
+        assert values[4].min() > -100
+        write_series(tmp_path / "s", STACK, values, storage=storage, edit=edit)
+        image = cached(tmp_path / "s")
+        for row, column in [(12, 13), (20, 5), (8, 22)]:
+            expected = values[4, row, column]
+            assert image.at(STACK.lps(4, column, row)) == pytest.approx(expected, abs=300)
+
+
+def _with_round_field(pattern, padding: float):
+    """The pattern inside a disc of 11 mm about the middle column of pixels, ``padding`` beyond it."""
+    values = STACK.sample(pattern)
+    away = np.linalg.norm((STACK.points() - STACK.centre)[..., :2], axis=-1)
+    outside = away > 11
+    values[outside] = padding
+    return values, outside
+
+
+def _assert_padded(image, pattern, outside) -> None:
+    away = np.linalg.norm((image.centres() - STACK.centre)[..., :2], axis=-1)
+    # Interpolation and smoothing reach 1.5 mm; what is nearer to the rim is a mixture of both.
+    assert_shows(image, STACK, pattern, where=away < 9)
+    beyond = image.physical[(away > 13)]
+    assert beyond.size > 100
+    assert (beyond == -1000).all(), f"padding came out as {np.unique(beyond)[:5]}"
+
+
+@pytest.mark.parametrize(
+    "storage, padding",
+    [
+        pytest.param(CT, 0, id="zero"),
+        pytest.param(CT, 4095, id="as bright as can be"),
+        pytest.param(Storage(16, 16, signed=True, intercept=-1024.0), -32768, id="most negative"),
+        pytest.param(Storage(16, 16, signed=True), -3024, id="below air"),
+        pytest.param(Storage(16, 16, signed=False, intercept=-1024.0), 63536, id="unsigned for -2000"),
+    ],
+)
+def test_padding_becomes_air(tmp_path, storage, padding):
+    values, outside = _with_round_field(PATTERN, padding + storage.intercept)
+
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.PixelPaddingValue = padding
+        dataset["PixelPaddingValue"].VR = "SS" if storage.signed else "US"
+
+    write_series(tmp_path / "s", STACK, values, storage=storage, edit=edit)
+    _assert_padded(cached(tmp_path / "s"), PATTERN, outside)
+
+
+def test_a_range_of_padding_values_becomes_air(tmp_path):
+    values, outside = _with_round_field(PATTERN, 3000.0)
+    values[outside] += np.arange(outside.sum()) % 50
+
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.PixelPaddingValue = 3000 + 1024
+        dataset.PixelPaddingRangeLimit = 4095
+        for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+            dataset[keyword].VR = "US"
+
+    write_series(tmp_path / "s", STACK, values, edit=edit)
+    _assert_padded(cached(tmp_path / "s"), PATTERN, outside)
+
+
+@pytest.mark.parametrize("padding", [0, 4095], ids=["dark", "bright"])
+def test_padding_of_mr_is_dark(tmp_path, padding):
+    values, _ = _with_round_field(MR_PATTERN, padding)
+
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.PixelPaddingValue = padding
+        dataset["PixelPaddingValue"].VR = "US"
+
+    write_series(tmp_path / "s", STACK, values, modality="MR", edit=edit)
+    image = cached(tmp_path / "s")
+    away = np.linalg.norm((image.centres() - STACK.centre)[..., :2], axis=-1)
+    assert_shows(image, STACK, MR_PATTERN, where=away < 9)
+    assert image.physical[away > 13].max() < image.physical[away < 9].min()
+
+
+def test_ct_without_a_rescale_is_in_hounsfield_units(tmp_path):
+    write_series(tmp_path / "s", STACK, PATTERN, storage=Storage(16, 16, signed=True, slope=None, intercept=None))
+    assert_shows(cached(tmp_path / "s"), STACK, PATTERN)
+
+
+def test_values_beyond_the_window_are_clipped_and_not_wrapped(tmp_path):
+    stack = acquire(slices=10)
+    values = np.zeros((10, 32, 28))
+    values[3:7, 5:12] = 30000.0
+    values[3:7, 18:25] = -20000.0
+    write_series(tmp_path / "s", stack, values, storage=Storage(16, 16, signed=True))
+    image = cached(tmp_path / "s")
+    assert image.meta["intensity"]["clip"] == [-1000, 2000]
+    assert image.at(stack.lps(5, 14, 8)) == 2000
+    assert image.at(stack.lps(5, 14, 21)) == -1000
+    assert image.at(stack.lps(5, 14, 15)) == 0
+
+
+@pytest.mark.parametrize(
+    "photometric, samples", [("RGB", 3), ("PALETTE COLOR", 1), ("YBR_FULL", 3)], ids=["RGB", "palette", "YBR"]
+)
+def test_colour_is_refused_with_its_reason(tmp_path, photometric, samples):
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.PhotometricInterpretation = photometric
+        dataset.SamplesPerPixel = samples
+        if samples == 3:
+            dataset.PlanarConfiguration = 0
+            dataset.PixelData = bytes(range(250)) * (STACK.shape[0] * STACK.shape[1] * 3 // 250 + 1)
+            dataset.PixelData = dataset.PixelData[: STACK.shape[0] * STACK.shape[1] * 3 + 1]
+        else:
+            for colour in ("Red", "Green", "Blue"):
+                setattr(dataset, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, 16])
+                setattr(dataset, f"{colour}PaletteColorLookupTableData", bytes(512))
+
+    storage = Storage(8, 8, signed=False, slope=5.0, intercept=-300.0)
+    write_series(tmp_path / "s", STACK, PATTERN, storage=storage, edit=edit)
+    assert rejected(tmp_path / "s") == "colour"
+
+
+def test_a_colour_slice_among_grey_ones_is_dropped(tmp_path):
+    stack = acquire()
+    pattern = anatomy(stack.centre)
+
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.PhotometricInterpretation, dataset.SamplesPerPixel = "RGB", 3
+        dataset.BitsAllocated = dataset.BitsStored = 8
+        dataset.HighBit, dataset.PlanarConfiguration = 7, 0
+        dataset.PixelData = bytes(32 * 28 * 3)
+
+    write_series(tmp_path / "s", stack, pattern, uid="1.2.3.4")
+    write_series(tmp_path / "s", stack.take([3]), pattern, uid="1.2.3.4", label="colour", edit=edit)
+    assert_shows(cached(tmp_path / "s"), stack, pattern)
+
+
+@pytest.mark.parametrize("layout", ["rsna", "free"])
+def test_a_series_without_pixels_is_no_series_or_has_a_row_with_a_reason(tmp_path, layout):
+    def edit(dataset: Dataset, index: int) -> None:
+        del dataset.PixelData
+
+    folder = "series/1.2.3.4" if layout == "rsna" else "anywhere"
+    write_series(tmp_path / "data" / folder, STACK, PATTERN, edit=edit, uid="1.2.3.4")
+    if layout == "rsna":
+        assert rejected(tmp_path / "data") in {"no_images", "unreadable_pixels"}
+    else:
+        with pytest.raises(DataError, match="without image"):
+            run(tmp_path / "data")
+
+
+def test_a_series_of_one_value_has_no_signal(tmp_path):
+    write_series(tmp_path / "s", STACK, np.zeros((8, 25, 27)), modality="MR")
+    assert rejected(tmp_path / "s") == "no_signal"

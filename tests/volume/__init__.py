@@ -1,0 +1,1 @@
+"""Tests of aneurysm.volume through the cache that comes out."""
