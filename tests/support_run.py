@@ -1,7 +1,7 @@
 """Small synthetic data sets, and helpers that run the command line and read what it left on disk.
 
-The tests of a whole run see the program from outside: DICOM in, exit code and files out. Nothing here imports
-`aneurysm`, so that a fault in the program can't hide in the helper that looks for it.
+The tests of a whole run see the program from outside: DICOM in, exit code and files out. Nothing here uses a function
+of `aneurysm`, so that a fault in the program can't hide in the helper that looks for it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import signal
 import subprocess
 import sys
 import tarfile
-from contextlib import suppress
+from contextlib import chdir, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -231,6 +233,31 @@ def run_cli(*args: object, timeout_s: float = 120, cwd: Path | None = None, env:
         out, err = process.communicate()
         raise AssertionError(f"no end after {timeout_s} s: {args}\n{out[-3000:]}\n{err[-3000:]}") from None
     return Ran(process.returncode, out, err)
+
+
+def call_cli(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> Ran:
+    """Run a command to its end in this process: the second that a new one takes to import everything is saved.
+
+    An exception that would show as a traceback comes out of here as it is.
+    """
+    from cli.main import main
+
+    out, err = StringIO(), StringIO()
+    terminated = signal.getsignal(signal.SIGTERM)
+    try:
+        with (
+            mock.patch.dict(os.environ, env or environment(), clear=True),
+            mock.patch.object(sys, "argv", ["aneurysm", *map(str, args)]),
+            chdir(cwd or Path.cwd()),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        signal.signal(signal.SIGTERM, terminated)
+    return Ran(code, out.getvalue(), err.getvalue())
 
 
 def start_cli(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.Popen[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support_run import end_all, run_cli, write_rsna_data, write_vessel_mask
+from tests.support_run import call_cli, end_all, write_rsna_data, write_vessel_mask
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     root = tmp_path_factory.mktemp("built")
     uids = write_rsna_data(root / "data", n_series=4)
     write_vessel_mask(root / "data", uids[0], shape=(12, 64, 64))
-    ran = run_cli("precache", "--data", root / "data", "--cache", root / "cache", "--workers", 1)
+    ran = call_cli("precache", "--data", root / "data", "--cache", root / "cache", "--workers", 1)
     assert ran.code == 0, ran.text
     return Built(root / "data", root / "cache", uids)
 
 
 @pytest.fixture(scope="session")
 def long_run(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Twelve larger series, enough for a run of some seconds, cached without interruption."""
+    """Eight larger series, enough for a run of some seconds, cached without interruption."""
     root = tmp_path_factory.mktemp("long")
-    uids = write_rsna_data(root / "data", n_series=12, shape=(40, 192, 192), spacing_mm=(4.0, 1.1, 1.1))
-    ran = run_cli("precache", "--data", root / "data", "--cache", root / "cache", "--workers", 1)
+    uids = write_rsna_data(root / "data", n_series=8, shape=(40, 192, 192), spacing_mm=(4.0, 1.1, 1.1))
+    ran = call_cli("precache", "--data", root / "data", "--cache", root / "cache", "--workers", 1)
     assert ran.code == 0, ran.text
     return Built(root / "data", root / "cache", uids)
 

@@ -98,14 +98,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Files]:
     return found
 
 
-def run_watched(box: Path, timeout_s: float) -> tuple[dict[str, dict[str, str]], str]:
+def run_watched(box: Path, timeout_s: float, workers: int = 2) -> tuple[dict[str, dict[str, str]], str]:
     """Precache box/data into box/cache under watch; return the manifest and what was printed."""
     for name in ("site", "log", "tmp", "cwd"):
         (box / name).mkdir()
     (box / "site" / "sitecustomize.py").write_text(WATCH.replace("{log}", str(box / "log")))
     data = tree_digest(box / "data")
     ran = run_cli(
-        *("precache", "--data", box / "data", "--cache", box / "cache", "--workers", 2),
+        *("precache", "--data", box / "data", "--cache", box / "cache", "--workers", workers),
         timeout_s=timeout_s,
         cwd=box / "cwd",
         env=environment(first_path=box / "site", TMPDIR=str(box / "tmp"), PYTHONDONTWRITEBYTECODE="1"),
@@ -258,7 +258,7 @@ def test_evil_uids_in_headers(tmp_path: Path) -> None:
                 ds.SeriesInstanceUID = uid
                 ds.SOPInstanceUID = f"{uid}.{path.stem}"
                 ds.save_as(box / "data" / f"study-{number}" / path.name)
-    rows, _ = run_watched(box, timeout_s=90)
+    rows, _ = run_watched(box, timeout_s=90, workers=1)
     assert rows, "nothing in the manifest"
     assert all(r["status"] == "cached" or r["reason"] == Reason.INVALID_UID for r in rows.values()), rows
     safe = set(string.ascii_letters + string.digits + ".-_")
@@ -286,7 +286,7 @@ def test_evil_folder_names_in_the_rsna_layout(tmp_path: Path) -> None:
     for number, name in enumerate(names):
         folder = box / "data" / "series" / os.fsdecode(name)
         write_series(folder, f"{UID_ROOT}.8.{number}", shape=(4, 32, 32))
-    rows, _ = run_watched(box, timeout_s=90)
+    rows, _ = run_watched(box, timeout_s=90, workers=1)
     assert rows["1.2.3"]["status"] == "cached"
     assert all(r["status"] == "cached" or r["reason"] == Reason.INVALID_UID for r in rows.values()), rows
 
@@ -331,7 +331,7 @@ def test_damaged_localizers(tmp_path: Path) -> None:
         table.writerow([uid, "../../evil", COORDINATES[0], "Basilar Tip"])
         table.writerow([uid, instances[2], COORDINATES[0], "Left Foot"])
         table.writerow(["../../evil", instances[2], COORDINATES[0], "Basilar Tip"])
-    rows, _ = run_watched(box, timeout_s=60)
+    rows, _ = run_watched(box, timeout_s=60, workers=1)
     assert rows[uid]["status"] == "cached", rows
     facts = attributes(box / "cache", uid)
     placed, unplaced = facts["lesions"], facts["unplaced_lesions"]

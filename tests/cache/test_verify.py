@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cache.conftest import Built
-from tests.support_run import manifest, run_cli, same_cache, tree_digest
+from tests.support_run import call_cli, manifest, same_cache, tree_digest
 
 
 def volume(cache: Path, uid: str) -> Path:
@@ -127,7 +127,7 @@ def cache(built: Built, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("deep", [False, True], ids=["", "deep"])
 def test_a_sound_cache_passes(built: Built, deep: bool) -> None:
     before = tree_digest(built.cache)
-    ran = run_cli("verify", "--workers", 1, "--cache", built.cache, *(["--deep"] if deep else []))
+    ran = call_cli("verify", "--workers", 1, "--cache", built.cache, *(["--deep"] if deep else []))
     assert ran.code == 0, ran.text
     assert tree_digest(built.cache) == before, "verify changed the cache"
 
@@ -136,7 +136,7 @@ def test_a_sound_cache_passes(built: Built, deep: bool) -> None:
 def test_damage_is_found(cache: Path, built: Built, damage: str) -> None:
     SHALLOW[damage](cache, built.uids[1])
     before = tree_digest(cache)
-    ran = run_cli("verify", "--workers", 1, "--cache", cache)
+    ran = call_cli("verify", "--workers", 1, "--cache", cache)
     assert ran.code not in (0, 2), ran.text
     assert "Traceback" not in ran.text
     assert ran.text.strip(), "nothing said"
@@ -146,7 +146,7 @@ def test_damage_is_found(cache: Path, built: Built, damage: str) -> None:
 @pytest.mark.parametrize("damage", DEEP)
 def test_damage_inside_the_data_is_found_by_deep(cache: Path, built: Built, damage: str) -> None:
     DEEP[damage](cache, built.uids[1])
-    ran = run_cli("verify", "--workers", 1, "--cache", cache, "--deep")
+    ran = call_cli("verify", "--workers", 1, "--cache", cache, "--deep")
     assert ran.code not in (0, 2), ran.text
     assert "Traceback" not in ran.text
     if damage != "two volumes swapped":
@@ -156,7 +156,7 @@ def test_damage_inside_the_data_is_found_by_deep(cache: Path, built: Built, dama
 def test_a_flipped_byte_in_the_vessel_mask_is_found(cache: Path, built: Built) -> None:
     path = shard(cache, built.uids[0], "labels/vessels/0")
     flip_byte(path, path.stat().st_size // 3)
-    ran = run_cli("verify", "--workers", 1, "--cache", cache, "--deep")
+    ran = call_cli("verify", "--workers", 1, "--cache", cache, "--deep")
     assert ran.code not in (0, 2), ran.text
     assert built.uids[0] in ran.text
 
@@ -166,17 +166,17 @@ def test_the_advice_works(cache: Path, built: Built) -> None:
     shutil.rmtree(volume(cache, built.uids[0]))
     (cache / "manifest.csv").unlink()
     (cache / ".building" / "1.2.3").mkdir(parents=True)
-    assert run_cli("verify", "--workers", 1, "--cache", cache).code != 0
-    ran = run_cli("precache", "--data", built.data, "--cache", cache, "--workers", 1)
+    assert call_cli("verify", "--workers", 1, "--cache", cache).code != 0
+    ran = call_cli("precache", "--data", built.data, "--cache", cache, "--workers", 1)
     assert ran.code == 0, ran.text
     assert same_cache(cache, built.cache) == []
-    verified = run_cli("verify", "--workers", 1, "--cache", cache, "--deep")
+    verified = call_cli("verify", "--workers", 1, "--cache", cache, "--deep")
     assert verified.code == 0, verified.text
 
 
 def test_verify_says_what_to_do(cache: Path, built: Built) -> None:
     shutil.rmtree(volume(cache, built.uids[1]))
-    ran = run_cli("verify", "--workers", 1, "--cache", cache)
+    ran = call_cli("verify", "--workers", 1, "--cache", cache)
     assert built.uids[1] in ran.text
     assert "precache" in ran.text
 
@@ -185,27 +185,27 @@ def test_verify_says_what_to_do(cache: Path, built: Built) -> None:
 
 
 def test_info_as_json(built: Built) -> None:
-    ran = run_cli("info", "--cache", built.cache, "--json")
+    ran = call_cli("info", "--cache", built.cache, "--json")
     assert ran.code == 0, ran.text
     text = json.dumps(json.loads(ran.out))
     assert "rsna-1mm" in text
-    one = run_cli("info", "--cache", built.cache, built.uids[0], "--json")
+    one = call_cli("info", "--cache", built.cache, built.uids[0], "--json")
     assert one.code == 0, one.text
     assert built.uids[0] in json.dumps(json.loads(one.out))
 
 
 def test_info_as_tables(built: Built) -> None:
-    ran = run_cli("info", "--cache", built.cache)
+    ran = call_cli("info", "--cache", built.cache)
     assert ran.code == 0, ran.text
     assert "rsna-1mm" in ran.out
-    one = run_cli("info", "--cache", built.cache, built.uids[0])
+    one = call_cli("info", "--cache", built.cache, built.uids[0])
     assert one.code == 0, one.text
     assert built.uids[0] in one.out
     assert "Basilar Tip" in one.out
 
 
 def test_info_of_a_series_that_is_not_there(built: Built) -> None:
-    ran = run_cli("info", "--cache", built.cache, "1.2.3.4")
+    ran = call_cli("info", "--cache", built.cache, "1.2.3.4")
     assert ran.code not in (0, 8), ran.text
     assert "Traceback" not in ran.text
     assert "1.2.3.4" in ran.text
@@ -213,7 +213,7 @@ def test_info_of_a_series_that_is_not_there(built: Built) -> None:
 
 def test_info_draws_a_picture(built: Built, tmp_path: Path) -> None:
     picture = tmp_path / "one.png"
-    ran = run_cli("info", "--cache", built.cache, built.uids[0], "--png", picture)
+    ran = call_cli("info", "--cache", built.cache, built.uids[0], "--png", picture)
     assert ran.code == 0, ran.text
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 10_000
