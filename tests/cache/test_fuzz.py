@@ -157,6 +157,7 @@ def fresh_uid(files: Files, old: bytes, number: int) -> tuple[Files, str]:
     return [data.replace(old, new) for data in files], new.decode()
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "seed, count",
     [
@@ -181,6 +182,7 @@ def test_damaged_series_in_the_rsna_layout(sources: dict[str, Files], tmp_path: 
     check_rows(tmp_path / "box" / "cache", rows, stories)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "seed, count",
     [
