@@ -56,8 +56,10 @@ def axis_weights(samples_mm: Floats, targets_mm: Floats, spacing_mm: float, *, m
     gaps = np.diff(samples_mm)
     here = np.clip(np.searchsorted(samples_mm, targets_mm, side="right") - 1, 0, n - 2)
     half_width = np.sqrt(np.maximum(0.0, spacing_mm**2 - gaps[here] ** 2))
+    # Near the rim the triangle is narrowed, not cut off on one side: that would show what lies further in.
+    room = np.minimum(targets_mm - samples_mm[0], samples_mm[-1] - targets_mm)
+    half_width = np.minimum(half_width, np.maximum(room, 0.0) / _TRIANGLE.max())
     points = targets_mm[:, None] + half_width[:, None] * _TRIANGLE
-    # Symmetric about the target also at the edge: what would reach beyond the samples is narrowed, not folded.
     points = np.clip(points, samples_mm[0], samples_mm[-1])
     left = np.clip(np.searchsorted(samples_mm, points, side="right") - 1, 0, n - 2)
     fraction = (points - samples_mm[left]) / gaps[left]
