@@ -27,6 +27,10 @@ from aneurysm.errors import AneurysmError
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
+RLE: Final = "1.2.840.10008.1.2.5"
+NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
+"""Transfer syntaxes whose pixels are plain."""
 
 PIXEL_DATA: Final = 0x7FE00010
 _FUNCTIONAL_GROUPS: Final = frozenset({0x52009229, 0x52009230})
@@ -269,7 +273,7 @@ def _from_dataset(path: Path, size: int, dataset: Dataset, end: int) -> Header:
     meta = getattr(dataset, "file_meta", None) or Dataset()
     implicit, little = dataset.is_implicit_VR, dataset.is_little_endian
     header.transfer_syntax = str(meta.get("TransferSyntaxUID", "")) or (
-        IMPLICIT_LITTLE if implicit else "1.2.840.10008.1.2.1" if little else EXPLICIT_BIG
+        IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
     )
     order = "<" if little else ">"
     raw: dict[str, tuple[bytes, bytes]] = {}

@@ -12,15 +12,12 @@ from numpy.typing import NDArray
 from pydicom import encaps
 from pydicom.pixels.decoders.base import get_decoder
 
-from aneurysm.dicom.header import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, quiet_pydicom
+from aneurysm.dicom.header import EXPLICIT_BIG, NATIVE, RLE, quiet_pydicom
 from aneurysm.dicom.series import Frame, PixelFormat
 from aneurysm.errors import PixelError
 
 Pixels = NDArray[Any]
 
-_EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
-_NATIVE: Final = frozenset({IMPLICIT_LITTLE, _EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
-_RLE: Final = "1.2.840.10008.1.2.5"
 _JPEG_LS: Final = frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"})
 _JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
 # The fastest first; each measured on 12-bit CT slices by `make bench`'s data. gdcm serves what is not listed.
@@ -30,7 +27,7 @@ _PLUGINS: Final = {
     "1.2.840.10008.1.2.4.81": ("pyjpegls", "gdcm"),
     "1.2.840.10008.1.2.4.90": ("pylibjpeg", "gdcm"),
     "1.2.840.10008.1.2.4.91": ("pylibjpeg", "gdcm"),
-    _RLE: ("pylibjpeg", "pydicom"),
+    RLE: ("pylibjpeg", "pydicom"),
 }
 _DEFAULT_PLUGINS: Final = ("gdcm",)
 
@@ -59,7 +56,7 @@ class PixelReader:
             The pixels break off, can't be decoded, or are of an unsupported kind.
         """
         fmt = frame.format
-        native = fmt.transfer_syntax in _NATIVE
+        native = fmt.transfer_syntax in NATIVE
         stored = _used_bits(self._native(frame), fmt) if native else self._decoded(frame)
         return _inverted(stored, fmt) if fmt.photometric == "MONOCHROME1" else stored
 
@@ -178,7 +175,7 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
         "planar_configuration": 0,
         "pixel_keyword": "PixelData",
         # RLE packs whole bytes, with HighBit wherever it is; the others know only the bits that are used.
-        "correct_unused_bits": fmt.transfer_syntax != _RLE,
+        "correct_unused_bits": fmt.transfer_syntax != RLE,
     }
     buffer = encaps.encapsulate([encoded], has_bot=False)
     if fmt.transfer_syntax in _JPEG_LS and not encoded.rstrip(b"\0").endswith(b"\xff\xd9"):
@@ -193,7 +190,7 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
         except BaseException as failure:  # noqa: BLE001 - a panic in Rust is no Exception; the next plugin may be able to
             error = error or failure
             continue
-        return _used_bits(values, fmt) if fmt.transfer_syntax == _RLE else values
+        return _used_bits(values, fmt) if fmt.transfer_syntax == RLE else values
     raise PixelError(f"no plugin decodes it: {str(error or 'none is there')[:160]}")
 
 
