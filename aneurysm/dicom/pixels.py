@@ -107,7 +107,7 @@ class PixelReader:
             self._buffer = np.empty(size, np.uint8)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            got = os.preadv(descriptor, [memoryview(self._buffer)[:size]], offset)
+            got = os.preadv(descriptor, [self._buffer[:size].data], offset)
         finally:
             os.close(descriptor)
         return self._buffer[: got // dtype.itemsize * dtype.itemsize].view(dtype)
