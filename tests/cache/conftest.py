@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support_run import call_cli, end_all, write_rsna_data, write_vessel_mask
+from tests.support.command import call_cli, end_all
+from tests.support.run_data import write_rsna_data, write_vessel_mask
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import zarr
 from ome_zarr_models.v05 import Image, ImageLabel, Labels
 
 from tests.cache.conftest import Built
-from tests.support_run import attributes, manifest
+from tests.support.cache_state import attributes, manifest
 
 
 @pytest.fixture(params=[0, 1, 2, 3], ids=lambda i: f"series {i}")

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.cache.conftest import Built
-from tests.support_run import Ran, call_cli, environment, manifest, run_cli, tree_digest, write_rsna_data
+from tests.support.cache_state import manifest, tree_digest
+from tests.support.command import Ran, call_cli, environment, run_cli
+from tests.support.run_data import write_rsna_data
 
 
 def assert_refused(ran: Ran, *words: str) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.cache.conftest import Built
-from tests.support_run import call_cli, manifest, same_cache, tree_digest
+from tests.support.cache_state import manifest, same_cache, tree_digest
+from tests.support.command import call_cli
 
 
 def volume(cache: Path, uid: str) -> Path:

@@ -15,14 +15,8 @@ import pytest
 
 from aneurysm.cache.build import precache
 from tests.real.references import Agreement, Nifti, Slices, compare, convert, read_nifti, read_slices, same_box
-from tests.support_run import (
-    attributes,
-    leftovers,
-    manifest,
-    real_data_root,
-    stored_voxels,
-    unpack_real_series,
-)
+from tests.support.cache_state import attributes, leftovers, manifest, stored_voxels
+from tests.support.run_data import real_data_root, unpack_real_series
 
 pytestmark = pytest.mark.skipif(
     real_data_root() is None, reason="no real series: set ANEURYSM_REAL_DATA to a folder that holds them"
