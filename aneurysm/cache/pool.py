@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import joblib
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from aneurysm.cache.layout import CacheLayout
@@ -54,8 +54,10 @@ def run_jobs(
 
 def _in_processes(jobs: Sequence[SeriesJob], workers: int, isolated: bool) -> Iterator[Outcome]:
     if workers == 1 and isolated:
-        for job in jobs:
-            yield _in_one_process(job)
+        # joblib runs a single job in this very process. The pool is one of our own: joblib's would be left changed.
+        with ProcessPoolExecutor(max_workers=1) as pool:
+            for job in jobs:
+                yield pool.submit(_work, job).result()
         return
     if workers == 1:
         limit_threads(1)
@@ -68,15 +70,9 @@ def _in_processes(jobs: Sequence[SeriesJob], workers: int, isolated: bool) -> It
     yield from parallel(joblib.delayed(_work)(job) for job in jobs)
 
 
-def _in_one_process(job: SeriesJob) -> Outcome:
-    # joblib runs a single job in this very process, so its pool is asked itself.
-    outcome: Outcome = get_reusable_executor(max_workers=1).submit(_work, job).result()
-    return outcome
-
-
 def _alone(job: SeriesJob, layout: CacheLayout) -> Outcome:
     try:
-        return _in_one_process(job)
+        return next(_in_processes([job], 1, isolated=True))
     except BrokenProcessPool:
         uid = job.source.uid
         write_record(layout, job.spec, uid, "failed", Reason.WORKER_KILLED, _KILLED, job.notes)

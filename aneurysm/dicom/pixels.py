@@ -193,6 +193,8 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
         "correct_unused_bits": fmt.transfer_syntax != RLE,
     }
     buffer = encaps.encapsulate([encoded], has_bot=False)
+    if fmt.transfer_syntax in _JPEG_LS:
+        _check_jpeg(encoded, fmt)
     if fmt.transfer_syntax in _JPEG_LS and not encoded.rstrip(b"\0").endswith(b"\xff\xd9"):
         # CharLS looks for the end of a stream for seconds.
         raise PixelError("the JPEG-LS stream has no end")
@@ -211,7 +213,7 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
 
 def _decode_jpeg(encoded: bytes, fmt: PixelFormat) -> Pixels:
     """Decode JPEG of the first standard, lossy or lossless, with libjpeg-turbo; what it refuses goes to gdcm."""
-    precision = _jpeg_precision(encoded)
+    precision = _check_jpeg(encoded, fmt)
     if fmt.transfer_syntax == _JPEG_EXTENDED and precision not in (8, 12):
         # Some encoders write 16 here, which JPEG Extended does not have, and decoders wrap dark pixels to white.
         raise PixelError(f"JPEG Extended with {precision} bits a sample; the standard has 8 and 12")
@@ -228,12 +230,24 @@ def _decode_jpeg(encoded: bytes, fmt: PixelFormat) -> Pixels:
     )
 
 
-def _jpeg_precision(encoded: bytes) -> int:
-    """Return the bits a sample of a JPEG stream's frame header (SOF0 to SOF15), 8 if there is none."""
+def _check_jpeg(encoded: bytes, fmt: PixelFormat) -> int:
+    """
+    Return the bits a sample of a JPEG or JPEG-LS stream, by its frame header (SOF0 to SOF15, SOF55).
+
+    Raises `PixelError` where the stream and the DICOM header differ: native decoders crash over that.
+    """
     at = 2
-    while at + 5 <= len(encoded):
+    while at + 10 <= len(encoded):
         marker, length = struct.unpack_from(">HH", encoded, at)
-        if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
-            return encoded[at + 4]
+        if marker == 0xFFF7 or (0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC)):
+            precision, rows, columns, samples = struct.unpack_from(">BHHB", encoded, at + 4)
+            found, wanted = (rows, columns, samples), (fmt.rows, fmt.columns, fmt.samples)
+            if found != wanted or not 2 <= precision <= fmt.bits_allocated:
+                raise PixelError(
+                    f"the stream has {found} rows, columns, samples of {precision} bits, the header {wanted}"
+                )
+            return int(precision)
+        if marker >> 8 != 0xFF:
+            break
         at += 2 + length
-    return 8
+    raise PixelError("the JPEG stream has no frame header")
