@@ -93,7 +93,7 @@ def test_a_killed_worker_costs_no_other_series(long_run: Built, tmp_path: Path) 
     max(workers, key=lambda p: p.cpu_times().user).kill()
     out, err = process.communicate(timeout=120)
     rows = manifest(cache)
-    assert set(rows) == set(long_run.uids)
+    assert set(rows) == set(long_run.uids), (process.returncode, out, err)
     lost = [row for row in rows.values() if row["status"] != "cached"]
     assert len(lost) <= 1, lost
     assert all((row["status"], row["reason"]) == ("failed", "worker_killed") for row in lost)
