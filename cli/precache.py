@@ -51,6 +51,7 @@ def precache(
                 series=[*(series or ()), *(more_series or ())],
                 retry_failed=retry_failed,
                 overwrite=overwrite,
+                isolated=True,
                 progress=progress,
             )
         except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -73,6 +73,7 @@ def precache(
     series: Sequence[str] = (),
     retry_failed: bool = False,
     overwrite: bool = False,
+    isolated: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
     """
@@ -85,7 +86,7 @@ def precache(
     spec
         Name of a shipped spec, or path of one's own.
     workers
-        Processes. With 1, series are built in this process.
+        Processes. With 1, series are built in this process, unless ``isolated``.
     limit
         At most so many series that are still to be built, the largest first.
     series
@@ -94,6 +95,10 @@ def precache(
         Try again what an earlier run rejected or failed on.
     overwrite
         Build the chosen series again even if they are there.
+    isolated
+        A process apart also for one worker, so that a decoder that crashes costs one series and not the run.
+    progress
+        Is told how it goes.
 
     Raises
     ------
@@ -136,18 +141,18 @@ def precache(
     if progress:
         progress.started(inventory, len(todo), summary.skipped, sum(sizes[s.uid] for s in todo))
     try:
-        _run(jobs, workers, layout, summary, progress)
+        _run(run_jobs(jobs, workers, layout, isolated=isolated), layout, summary, progress)
     finally:
         sweep(layout)
         summary.seconds = time.perf_counter() - started
     return summary
 
 
-def _run(jobs: list[SeriesJob], workers: int, layout: CacheLayout, summary: Summary, progress: Progress | None) -> None:
+def _run(outcomes: Iterable[Outcome], layout: CacheLayout, summary: Summary, progress: Progress | None) -> None:
     seconds: dict[str, float] = {}
     written = time.monotonic()
     try:
-        for outcome in run_jobs(jobs, workers, layout):
+        for outcome in outcomes:
             if outcome.status in ("skipped", "busy"):
                 summary.skipped += 1
             else:

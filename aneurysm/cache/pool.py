@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import joblib
+from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from aneurysm.cache.layout import CacheLayout
@@ -21,9 +22,13 @@ from aneurysm.threads import limit_threads
 _KILLED: Final = "the process that built it died twice: out of memory, or a crash in a decoder. Try fewer workers"
 
 
-def run_jobs(jobs: Sequence[SeriesJob], workers: int, layout: CacheLayout) -> Iterator[Outcome]:
+def run_jobs(
+    jobs: Sequence[SeriesJob], workers: int, layout: CacheLayout, *, isolated: bool = False
+) -> Iterator[Outcome]:
     """
     Build the series of ``jobs``, in this order as far as ``workers`` allow; yield outcomes as they come.
+
+    A single worker is this very process, unless ``isolated``.
 
     A dead worker takes joblib's whole pool with it. Which series were being built is known from what they left
     behind; each of those is tried again alone, so that the one that kills is found, and costs no other.
@@ -32,7 +37,7 @@ def run_jobs(jobs: Sequence[SeriesJob], workers: int, layout: CacheLayout) -> It
     busy: list[SeriesJob] = []
     while pending:
         try:
-            for outcome in _in_processes(list(pending.values()), workers):
+            for outcome in _in_processes(list(pending.values()), workers, isolated):
                 job = pending.pop(outcome.uid)
                 if outcome.status == "busy":
                     busy.append(job)
@@ -44,10 +49,16 @@ def run_jobs(jobs: Sequence[SeriesJob], workers: int, layout: CacheLayout) -> It
                 yield _alone(job, layout)
     # Another run was at these. It may have died since, or left them: by now they are done, or nobody's.
     for job in busy:
-        yield from _in_processes([job], 1)
+        yield from _in_processes([job], 1, isolated)
 
 
-def _in_processes(jobs: Sequence[SeriesJob], workers: int) -> Iterator[Outcome]:
+def _in_processes(jobs: Sequence[SeriesJob], workers: int, isolated: bool) -> Iterator[Outcome]:
+    if workers == 1 and isolated:
+        # joblib runs a single job in this very process. The pool is one of our own: joblib's would be left changed.
+        with ProcessPoolExecutor(max_workers=1) as pool:
+            for job in jobs:
+                yield pool.submit(_work, job).result()
+        return
     if workers == 1:
         limit_threads(1)
         for job in jobs:
@@ -61,8 +72,7 @@ def _in_processes(jobs: Sequence[SeriesJob], workers: int) -> Iterator[Outcome]:
 
 def _alone(job: SeriesJob, layout: CacheLayout) -> Outcome:
     try:
-        # Two workers, since joblib runs a single one in this very process.
-        return next(iter(joblib.Parallel(n_jobs=2, backend="loky")([joblib.delayed(_work)(job)])))  # type: ignore[no-any-return]
+        return next(_in_processes([job], 1, isolated=True))
     except BrokenProcessPool:
         uid = job.source.uid
         write_record(layout, job.spec, uid, "failed", Reason.WORKER_KILLED, _KILLED, job.notes)

@@ -8,6 +8,7 @@ knows every corner; a parity test holds the two together.
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 import warnings
@@ -27,10 +28,15 @@ from aneurysm.errors import AneurysmError
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
+RLE: Final = "1.2.840.10008.1.2.5"
+NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
+"""Transfer syntaxes whose pixels are plain."""
 
 PIXEL_DATA: Final = 0x7FE00010
 _FUNCTIONAL_GROUPS: Final = frozenset({0x52009229, 0x52009230})
 _FIRST_READ: Final = 32 * 1024
+_READ_WHOLE: Final = 256 * 1024
 
 # What is read: keyword -> (tag, how to take the value). "text" keeps the whole string, "texts" cuts it at backslashes,
 # "int" is US, "count" is IS, "pixel" is US or SS, signed as PixelRepresentation says.
@@ -131,7 +137,8 @@ def read_header(path: Path) -> Header:
     """
     with path.open("rb") as file:
         size = path.stat().st_size
-        buffer = file.read(_FIRST_READ)
+        # A large image is opened a second time for its pixels; a small file with a long header is read once.
+        buffer = file.read(size if size <= _READ_WHOLE else _FIRST_READ)
         for whole in (False, True):
             if whole:
                 buffer += file.read()
@@ -199,6 +206,7 @@ def _take_values(header: Header, raw: dict[str, tuple[bytes, bytes]], order: str
     header.malformed = tuple(malformed)
 
 
+@functools.lru_cache(maxsize=4096)  # most elements are alike in all slices; nobody changes the lists
 def _value(vr: bytes, data: bytes, kind: str, order: str, *, signed: bool) -> Any:
     """Return the value of an element of ``kind``, None where it is empty."""
     code = _BINARY.get(vr)
@@ -269,7 +277,7 @@ def _from_dataset(path: Path, size: int, dataset: Dataset, end: int) -> Header:
     meta = getattr(dataset, "file_meta", None) or Dataset()
     implicit, little = dataset.is_implicit_VR, dataset.is_little_endian
     header.transfer_syntax = str(meta.get("TransferSyntaxUID", "")) or (
-        IMPLICIT_LITTLE if implicit else "1.2.840.10008.1.2.1" if little else EXPLICIT_BIG
+        IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
     )
     order = "<" if little else ">"
     raw: dict[str, tuple[bytes, bytes]] = {}

@@ -12,7 +12,7 @@ import numpy as np
 from pydicom import encaps
 from pydicom.dataset import Dataset
 
-from aneurysm.dicom.header import Header, quiet_pydicom
+from aneurysm.dicom.header import NATIVE, RLE, Header, quiet_pydicom
 from aneurysm.dicom.series import MAX_FRAMES, MAX_MATRIX, Decision, Frame, PixelFormat
 
 # What is assumed of a multi-frame file that was stripped of all geometry: (rows, columns, slices) in mm, by the
@@ -21,6 +21,7 @@ FALLBACK_THIN_MM: Final = (0.5, 0.5, 0.55)
 FALLBACK_THICK_MM: Final = (0.5, 0.5, 5.0)
 FALLBACK_THIN_ABOVE_FRAMES: Final = 80
 _ENHANCED: Final = frozenset({"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1"})
+_PLAIN: Final = frozenset({*NATIVE, RLE})
 _AXIAL: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 # Attributes by which volumes in one series differ, in the order in which they are tried.
@@ -86,6 +87,8 @@ def _pixel_format(header: Header) -> PixelFormat | str:
         return f"a matrix of {rows} x {columns}"
     if bits not in (8, 16, 32):
         return f"BitsAllocated is {bits}: 8, 16 and 32 are read"
+    if bits == 32 and header.transfer_syntax not in _PLAIN:
+        return f"BitsAllocated is 32 in transfer syntax {header.transfer_syntax}"  # gdcm ends the process over it
     samples = header.get("SamplesPerPixel", 1)
     if not 1 <= samples <= 4:
         return f"SamplesPerPixel is {samples}"

@@ -1,36 +1,35 @@
-"""Frame -> stored integers: read at an offset where pixels are plain, else decoded by pydicom's plugins."""
+"""Frame -> stored integers: read at an offset where pixels are plain, else decoded, a frame at a time."""
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import Any, Final
 
+import imagecodecs
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import encaps
 from pydicom.pixels.decoders.base import get_decoder
 
-from aneurysm.dicom.header import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, quiet_pydicom
+from aneurysm.dicom.header import EXPLICIT_BIG, NATIVE, RLE, quiet_pydicom
 from aneurysm.dicom.series import Frame, PixelFormat
 from aneurysm.errors import PixelError
 
 Pixels = NDArray[Any]
 
-_EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
-_NATIVE: Final = frozenset({IMPLICIT_LITTLE, _EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
-_RLE: Final = "1.2.840.10008.1.2.5"
 _JPEG_LS: Final = frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"})
 _JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
+_JPEG: Final = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 # The fastest first; each measured on 12-bit CT slices by `make bench`'s data. gdcm serves what is not listed.
 _PLUGINS: Final = {
-    "1.2.840.10008.1.2.4.50": ("pillow", "gdcm"),
     "1.2.840.10008.1.2.4.80": ("pyjpegls", "gdcm"),
     "1.2.840.10008.1.2.4.81": ("pyjpegls", "gdcm"),
     "1.2.840.10008.1.2.4.90": ("pylibjpeg", "gdcm"),
     "1.2.840.10008.1.2.4.91": ("pylibjpeg", "gdcm"),
-    _RLE: ("pylibjpeg", "pydicom"),
+    RLE: ("pylibjpeg", "pydicom"),
 }
 _DEFAULT_PLUGINS: Final = ("gdcm",)
 
@@ -46,12 +45,14 @@ class PixelReader:
         self._file: Path | None = None
         self._encoded: list[bytes] = []
         self._inflated = b""
+        self._buffer = np.empty(0, np.uint8)
 
     def read(self, frame: Frame) -> Pixels:
         """
         Return the stored values of ``frame``: (rows, columns), integers, unused bits removed, sign extended.
 
-        MONOCHROME1 is inverted within the range of BitsStored, so that brighter is more. Rescale is not applied.
+        MONOCHROME1 is inverted within the range of BitsStored, so that brighter is more. Rescale is not applied. The
+        array may be a view of a buffer that the next `read` fills again: copy what is to be kept.
 
         Raises
         ------
@@ -59,14 +60,16 @@ class PixelReader:
             The pixels break off, can't be decoded, or are of an unsupported kind.
         """
         fmt = frame.format
-        native = fmt.transfer_syntax in _NATIVE
+        native = fmt.transfer_syntax in NATIVE
         stored = _used_bits(self._native(frame), fmt) if native else self._decoded(frame)
         return _inverted(stored, fmt) if fmt.photometric == "MONOCHROME1" else stored
 
     def same_pixels(self, a: Frame, b: Frame) -> bool:
         """Say whether two frames hold the same values; frames that can't be read hold none."""
         try:
-            return a.slope == b.slope and a.intercept == b.intercept and np.array_equal(self.read(a), self.read(b))
+            return (
+                a.slope == b.slope and a.intercept == b.intercept and np.array_equal(self.read(a).copy(), self.read(b))
+            )
         except PixelError:
             return False
 
@@ -85,7 +88,7 @@ class PixelReader:
             )
         else:
             try:
-                values = np.fromfile(frame.path, dtype, count, offset=frame.pixel_offset + skip)
+                values = self._from_file(frame.path, dtype, count, frame.pixel_offset + skip)
             except OSError as error:
                 raise PixelError(f"{frame.path.name} can't be read: {error}") from error
         if len(values) != count:
@@ -96,6 +99,18 @@ class PixelReader:
         if not dtype.isnative:
             values = values.astype(dtype.newbyteorder("="))
         return values.reshape(fmt.rows, fmt.columns)
+
+    def _from_file(self, path: Path, dtype: np.dtype[Any], count: int, offset: int) -> Pixels:
+        # One buffer for all frames: the pages of a new one cost more than the reading.
+        size = count * dtype.itemsize
+        if len(self._buffer) < size:
+            self._buffer = np.empty(size, np.uint8)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            got = os.preadv(descriptor, [self._buffer[:size].data], offset)
+        finally:
+            os.close(descriptor)
+        return self._buffer[: got // dtype.itemsize * dtype.itemsize].view(dtype)
 
     def _inflate(self, frame: Frame) -> None:
         if self._file == frame.path:
@@ -112,10 +127,7 @@ class PixelReader:
         try:
             with quiet_pydicom():
                 encoded = self._encoded_frame(frame)
-                if fmt.transfer_syntax == _JPEG_EXTENDED and _jpeg_precision(encoded) != 8:
-                    values = _decode_jpeg12(encoded, fmt)
-                else:
-                    values = _decode(encoded, fmt)
+                values = _decode_jpeg(encoded, fmt) if fmt.transfer_syntax in _JPEG else _decode(encoded, fmt)
         except PixelError:
             raise
         except MemoryError:
@@ -178,9 +190,11 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
         "planar_configuration": 0,
         "pixel_keyword": "PixelData",
         # RLE packs whole bytes, with HighBit wherever it is; the others know only the bits that are used.
-        "correct_unused_bits": fmt.transfer_syntax != _RLE,
+        "correct_unused_bits": fmt.transfer_syntax != RLE,
     }
     buffer = encaps.encapsulate([encoded], has_bot=False)
+    if fmt.transfer_syntax in _JPEG_LS:
+        _check_jpeg(encoded, fmt)
     if fmt.transfer_syntax in _JPEG_LS and not encoded.rstrip(b"\0").endswith(b"\xff\xd9"):
         # CharLS looks for the end of a stream for seconds.
         raise PixelError("the JPEG-LS stream has no end")
@@ -193,46 +207,47 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
         except BaseException as failure:  # noqa: BLE001 - a panic in Rust is no Exception; the next plugin may be able to
             error = error or failure
             continue
-        return _used_bits(values, fmt) if fmt.transfer_syntax == _RLE else values
+        return _used_bits(values, fmt) if fmt.transfer_syntax == RLE else values
     raise PixelError(f"no plugin decodes it: {str(error or 'none is there')[:160]}")
 
 
-def _jpeg_precision(encoded: bytes) -> int:
-    """Return the bits a sample of a JPEG stream's frame header (SOF0 to SOF15), 8 if there is none."""
-    at = 2
-    while at + 5 <= len(encoded):
-        marker, length = struct.unpack_from(">HH", encoded, at)
-        if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
-            return encoded[at + 4]
-        at += 2 + length
-    return 8
-
-
-def _decode_jpeg12(encoded: bytes, fmt: PixelFormat) -> Pixels:
-    """Decode 12-bit JPEG Extended with gdcm's own 12-bit libjpeg, which pydicom's plugin does not ask for."""
-    import gdcm
-
-    # Some encoders write 16 here, which JPEG Extended does not have, and decoders wrap dark pixels to white.
-    if (precision := _jpeg_precision(encoded)) != 12:
+def _decode_jpeg(encoded: bytes, fmt: PixelFormat) -> Pixels:
+    """Decode JPEG of the first standard, lossy or lossless, with libjpeg-turbo; what it refuses goes to gdcm."""
+    precision = _check_jpeg(encoded, fmt)
+    if fmt.transfer_syntax == _JPEG_EXTENDED and precision not in (8, 12):
+        # Some encoders write 16 here, which JPEG Extended does not have, and decoders wrap dark pixels to white.
         raise PixelError(f"JPEG Extended with {precision} bits a sample; the standard has 8 and 12")
-    gdcm.Trace.ErrorOff()
-    gdcm.Trace.WarningOff()
-    fragment = gdcm.Fragment()
-    fragment.SetByteStringValue(encoded)
-    fragments = gdcm.SequenceOfFragments.New()
-    fragments.AddFragment(fragment)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetValue(fragments.__ref__())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((fmt.columns, fmt.rows, 1))
-    image.SetDataElement(element)
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
-    image.SetPixelFormat(gdcm.PixelFormat(1, fmt.bits_allocated, 12, 11, int(fmt.signed)))
-    text = image.GetBuffer()
-    if text is None:
-        raise PixelError("gdcm gives no pixels")
-    data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else bytes(text)
-    dtype = np.dtype("<i2" if fmt.signed else "<u2")
-    return np.frombuffer(data, dtype).reshape(fmt.rows, fmt.columns)
+    try:
+        samples = imagecodecs.jpeg8_decode(encoded)
+    except (RuntimeError, ValueError) as error:
+        if fmt.transfer_syntax == _JPEG_EXTENDED:
+            raise PixelError(f"no JPEG: {error}") from error
+        return _decode(encoded, fmt)
+    # JPEG knows no sign: the samples are the stored bits.
+    return _used_bits(
+        samples.astype(f"u{fmt.bits_allocated // 8}").view(f"{'i' if fmt.signed else 'u'}{fmt.bits_allocated // 8}"),
+        fmt,
+    )
+
+
+def _check_jpeg(encoded: bytes, fmt: PixelFormat) -> int:
+    """
+    Return the bits a sample of a JPEG or JPEG-LS stream, by its frame header (SOF0 to SOF15, SOF55).
+
+    Raises `PixelError` where the stream and the DICOM header differ: native decoders crash over that.
+    """
+    at = 2
+    while at + 10 <= len(encoded):
+        marker, length = struct.unpack_from(">HH", encoded, at)
+        if marker == 0xFFF7 or (0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC)):
+            precision, rows, columns, samples = struct.unpack_from(">BHHB", encoded, at + 4)
+            found, wanted = (rows, columns, samples), (fmt.rows, fmt.columns, fmt.samples)
+            if found != wanted or not 2 <= precision <= fmt.bits_allocated:
+                raise PixelError(
+                    f"the stream has {found} rows, columns, samples of {precision} bits, the header {wanted}"
+                )
+            return int(precision)
+        if marker >> 8 != 0xFF:
+            break
+        at += 2 + length
+    raise PixelError("the JPEG stream has no frame header")

@@ -70,15 +70,12 @@ def one_frame_per_position(
     if not differing:
         return [g[0] for g in unique], decisions, dropped
     if len(differing) <= _FEW * len(unique):
-        extra = [f for g in differing for f in g[1:]]
-        decisions.append(
-            Decision(
-                "duplicate_positions",
-                f"{len(extra)} frames repeat a position with other pixels; the lowest InstanceNumber is kept",
-            )
-        )
-        dropped.update((f.sop_uid, "duplicate_positions") for f in extra)
-        return [g[0] for g in unique], decisions, dropped
+        # Which of them belongs here can't be told, and a wrong one would stand in the volume: none is kept.
+        out = [f for g in differing for f in g]
+        detail = f"{len(out)} frames lie at {len(differing)} positions with different pixels, and none of them is used"
+        decisions.append(Decision("duplicate_positions", detail))
+        dropped.update((f.sop_uid, "duplicate_positions") for f in out)
+        return [g[0] for g in unique if len(g) == 1], decisions, dropped
     blocks = _split_by_instance_number(unique)
     if blocks is None:
         raise SeriesRejectedError(

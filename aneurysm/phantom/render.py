@@ -27,6 +27,7 @@ from aneurysm.phantom.tubes import Canvas, to_sac, to_segments
 _CHUNK_VOXELS = 4_000_000
 """So many voxels are drawn together: a piece of vessel is visited once for each chunk that it touches."""
 _SUB_MM = 1.0
+"""Thickness of a thin slice, where pixels are not larger."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Renderer:
     def __init__(self, scene: Scene, stack: Stack, rng: np.random.Generator) -> None:
         self.scene = scene
         self._frame = stack.frame
-        self._step = 3.0 if min(stack.spacing_mm) > 1.5 else 2.0
+        self._step = 4.0 if min(stack.spacing_mm) > 1.5 else 2.0
         corners = stack.corners_uvw
         low = corners.min(axis=0) - 2 * self._step
         size = np.array([stack.shape[1] * stack.spacing_mm[1], stack.shape[0] * stack.spacing_mm[0], 0.0])
@@ -106,7 +107,7 @@ class Renderer:
         ``stack`` has the axes of the one given at the start.
         """
         corners = stack.corners_uvw
-        parts = max(1, round(stack.thickness_mm / _SUB_MM))
+        parts = max(1, round(stack.thickness_mm / max(_SUB_MM, 0.7 * max(stack.spacing_mm))))
         offsets = ((np.arange(parts) + 0.5) / parts - 0.5) * stack.thickness_mm
         order = np.argsort(corners[:, 2], kind="stable")
         per_chunk = max(1, _CHUNK_VOXELS // (parts * stack.shape[0] * stack.shape[1]))

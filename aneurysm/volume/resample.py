@@ -56,8 +56,10 @@ def axis_weights(samples_mm: Floats, targets_mm: Floats, spacing_mm: float, *, m
     gaps = np.diff(samples_mm)
     here = np.clip(np.searchsorted(samples_mm, targets_mm, side="right") - 1, 0, n - 2)
     half_width = np.sqrt(np.maximum(0.0, spacing_mm**2 - gaps[here] ** 2))
+    # Near the rim the triangle is narrowed, not cut off on one side: that would show what lies further in.
+    room = np.minimum(targets_mm - samples_mm[0], samples_mm[-1] - targets_mm)
+    half_width = np.minimum(half_width, np.maximum(room, 0.0) / _TRIANGLE.max())
     points = targets_mm[:, None] + half_width[:, None] * _TRIANGLE
-    # Symmetric about the target also at the edge: what would reach beyond the samples is narrowed, not folded.
     points = np.clip(points, samples_mm[0], samples_mm[-1])
     left = np.clip(np.searchsorted(samples_mm, points, side="right") - 1, 0, n - 2)
     fraction = (points - samples_mm[left]) / gaps[left]
@@ -113,7 +115,8 @@ class InPlane:
         self._shape, self._spacing_mm, self._axes = shape, spacing_mm, (rows, columns)
         self._weights: tuple[dict[float, Any], dict[float, Any]] = ({}, {})
         # Reused for every slice: fresh pages cost as much as the arithmetic.
-        self._pixels = np.empty(shape, np.float32)
+        # Rows of 512 floats lie a power of two apart, and transposing them would use a few cache lines only.
+        self._pixels = np.zeros((shape[0], shape[1] + 16), np.float32)
         self._transposed = np.empty((shape[1], rows.size), np.float32)
 
     def _along(self, axis: int, shift_mm: float) -> Any:
@@ -136,9 +139,10 @@ class InPlane:
         ``shift_mm`` is the slice's offset (along increasing row, along increasing column). Target voxels beyond the
         slice are 0; `covered` tells which they are.
         """
-        np.copyto(self._pixels, pixels)
+        columns = self._shape[1]
+        self._pixels[:, :columns] = pixels
         over_rows = self._along(0, shift_mm[0]) @ self._pixels
-        np.copyto(self._transposed, over_rows.T)
+        np.copyto(self._transposed, over_rows[:, :columns].T)
         return np.asarray(self._along(1, shift_mm[1]) @ self._transposed)
 
     def covered(self, shift_mm: tuple[float, float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

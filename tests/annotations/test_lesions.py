@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from pydicom import Dataset
 
 from aneurysm.labels import LABELS
 from tests.support.acquisition import PLANES, Acquisition, acquire, rotation
-from tests.support.cached import CachedImage, Outcome, cached, run
+from tests.support.cached import CachedImage, run
 from tests.support.pattern import anatomy, lone_blob
 from tests.support.series import Written, new_uid, write_multiframe, write_series
 from tests.support.specs import write_spec
@@ -210,7 +207,7 @@ def test_rows_of_files_stripped_to_25_tags_are_placed(tree):
 class TestRowsThatCanNotBePlaced:
     @pytest.fixture
     def written(self, tree) -> Written:
-        return _write(tree, acquire())
+        return _write(tree, acquire(slices=8))
 
     def _unplaced(self, tree: RsnaTree) -> dict[str, str]:
         outcome = run(tree.write_tables())
@@ -291,55 +288,3 @@ def test_a_row_of_a_rejected_series_is_listed_with_a_reason(tree):
     (row,) = outcome.lesion_rows()
     assert UID in row.values()
     assert any("too_few_slices" in value or "reject" in value or "not_cached" in value for value in row.values())
-
-
-def _labels(outcome: Outcome, uid: str) -> list[str]:
-    return [outcome.row(uid)[label] for label in LABELS]
-
-
-def test_labels_stand_in_the_manifest_and_in_the_volume(tree):
-    _write(tree, acquire(slices=6))
-    outcome = run(tree.write_tables())
-    expected = ["1" if label in {LOCATION, LABELS[13]} else "0" for label in LABELS]
-    assert _labels(outcome, UID) == expected
-    assert outcome.image(UID).meta["labels"] == dict(zip(LABELS, map(int, expected), strict=True))
-
-
-def test_labels_of_a_rejected_series_stand_in_the_manifest_too(tree):
-    _write(tree, acquire(slices=1))
-    assert _labels(run(tree.write_tables()), UID)[6] == "1"
-
-
-def test_a_positive_series_without_a_localizer_is_cached_with_its_labels(tree):
-    _write(tree, acquire(slices=6))
-    image = _cached(tree)
-    assert image.lesions == []
-    assert image.meta["labels"][LABELS[13]] == 1
-
-
-def test_a_free_tree_has_no_labels(tmp_path: Path):
-    acquisition = acquire(slices=6)
-    write_series(tmp_path / "s", acquisition, anatomy(acquisition.centre))
-    image = cached(tmp_path / "s")
-    assert image.meta["labels"] is None
-    assert image.lesions == []
-
-
-def test_a_patient_of_two_series_has_one_key(tmp_path: Path):
-    def patient(name: str):
-        def edit(dataset: Dataset, index: int) -> None:
-            dataset.PatientID = name
-
-        return edit
-
-    acquisition = acquire(slices=4)
-    uids = []
-    for number, name in enumerate(["A", "A", "B"]):
-        written = write_series(
-            tmp_path / "data" / str(number), acquisition, anatomy(acquisition.centre), edit=patient(name)
-        )
-        uids.append(written.uid)
-    outcome = run(tmp_path / "data")
-    keys = [outcome.row(uid)["patient_key"] for uid in uids]
-    assert keys[0] == keys[1] != keys[2]
-    assert "A" not in keys[:1]

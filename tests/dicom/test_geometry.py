@@ -73,7 +73,7 @@ def test_the_patients_position_on_the_table_makes_no_difference(tmp_path, direct
     _shown(tmp_path / "s", acquire(directions, slices=20), edit=edit)
 
 
-@pytest.mark.parametrize("degrees", [3, 11, 20, 35])
+@pytest.mark.parametrize("degrees", [3, 20, 35])
 @pytest.mark.parametrize("plane", PLANES)
 def test_obliqueness_stays_in_the_affine(tmp_path, plane, degrees):
     turn = rotation((1.0, -0.7, 0.4), degrees)
@@ -105,7 +105,7 @@ def test_any_spacing_shows_the_pattern_on_the_target_grid(tmp_path, spacing_mm, 
 
 
 @pytest.mark.parametrize("gap_mm", [0.7, 2.0, 5.0])
-@pytest.mark.parametrize("tilt_deg", [-25, -8, 5, 18])
+@pytest.mark.parametrize("tilt_deg", [-25, 5, 18])
 def test_gantry_tilt_is_taken_out_rightly(tmp_path, tilt_deg, gap_mm):
     slices = round(24 / gap_mm)
     acquisition = acquire(tilt_deg=tilt_deg, gap_mm=gap_mm, slices=slices, shape=(46, 40))

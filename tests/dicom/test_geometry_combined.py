@@ -99,7 +99,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 @given(case=cases(), mark=st.tuples(st.integers(0, 9), st.floats(0.05, 0.95), st.floats(0.05, 0.95)))
 @settings(
-    max_examples=40,
+    max_examples=30,
     derandomize=True,
     deadline=None,
     database=None,

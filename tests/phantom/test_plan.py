@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from pydicom.uid import UID
@@ -92,3 +93,12 @@ def test_wrong_plans_are_refused_with_what_is_wrong(arguments: dict, message: st
 def test_a_plan_keeps_its_quirks_in_the_order_of_the_table() -> None:
     plan = plan_series(modality="MRA", sites=SITES[:1], quirks=("rle", "mask", "oblique"))
     assert plan.quirks == ("oblique", "rle", "mask")
+
+
+def test_the_documentation_lists_every_quirk_and_what_becomes_of_it() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "phantom.md").read_text().partition("## Quirks")[2]
+    for quirk in QUIRKS.values():
+        fate = f"rejects: `{quirk.rejects}`" if quirk.rejects else "caches"
+        line = next(line for line in text.splitlines() if line.startswith(f"| `{quirk.name}` |"))
+        assert quirk.about in line
+        assert line.endswith(f"| {fate} |")

@@ -132,7 +132,7 @@ def test_chunks_make_no_difference(scene, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_thick_slices_are_the_mean_of_thin_ones(scene) -> None:
-    thick = _stack(n=1, size=96, pixel=2.0)
+    thick = _stack(n=1, size=120, pixel=1.4)
     thick = replace(thick, positions_lps=thick.positions_lps + scene.pose.origin_lps, thickness_mm=4.0)
     thin = replace(
         thick,

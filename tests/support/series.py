@@ -93,15 +93,19 @@ def write_series(
     storages = [storage] * len(grid) if isinstance(storage, Storage) else list(storage)
     folder.mkdir(parents=True, exist_ok=True)
     paths, sops = [], []
+    common = _common(uid, modality, CTImageStorage if modality == "CT" else MRImageStorage)
+    common.Rows, common.Columns = acquisition.shape
+    common.ImageOrientationPatient = numbers(acquisition.orientation)
+    common.PixelSpacing = numbers(acquisition.spacing_mm)
+    common.SliceThickness = DSfloat(1.0)
     for index, (image, kept) in enumerate(zip(grid, storages, strict=True)):
-        dataset = _common(uid, modality, CTImageStorage if modality == "CT" else MRImageStorage)
+        dataset = Dataset()
+        dataset.update(common)  # shares the elements, which are replaced and never changed in place
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.MediaStorageSOPClassUID = common.SOPClassUID
         dataset.SOPInstanceUID = new_uid(uid, label, index)
         dataset.InstanceNumber = first_number + len(grid) - 1 - index
-        dataset.Rows, dataset.Columns = acquisition.shape
         dataset.ImagePositionPatient = numbers(acquisition.positions[index])
-        dataset.ImageOrientationPatient = numbers(acquisition.orientation)
-        dataset.PixelSpacing = numbers(acquisition.spacing_mm)
-        dataset.SliceThickness = DSfloat(1.0)
         if kept.slope is not None:
             dataset.RescaleSlope, dataset.RescaleIntercept = numbers([kept.slope, kept.intercept or 0.0])
             dataset.RescaleType = "HU" if modality == "CT" else "US"

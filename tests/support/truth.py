@@ -77,6 +77,11 @@ def assert_shows(
     if where is not None:
         inside &= where
     assert inside.sum() >= at_least, f"only {inside.sum()} voxels of {image.stored.shape} can be judged"
+    if (every := inside.sum() // 4000) > 1:
+        # A few thousand voxels tell as much as all of them; a step that shares no factor with the rows spreads them.
+        index = np.flatnonzero(inside)
+        inside = np.zeros_like(inside)
+        inside.flat[index[:: every | 1]] = True
     points, values = image.centres()[inside], image.physical[inside]
     low, high = image.meta["intensity"]["clip"]
     expected = np.clip(pattern(points), low, high)

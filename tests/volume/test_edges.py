@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.acquisition import PLANES, acquire
 from tests.support.cached import cached
+from tests.support.pattern import Pattern
 from tests.support.series import write_series
 
 
@@ -47,3 +48,21 @@ def test_a_field_of_view_that_is_a_whole_number_of_voxels_gets_no_voxel_more(tmp
     acquisition = acquire(spacing_mm=(0.1, 0.3), gap_mm=0.7, slices=30, shape=(240, 70))
     write_series(tmp_path / "s", acquisition, np.full((30, 240, 70), 100.0))
     assert cached(tmp_path / "s").stored.shape == (21, 24, 21)
+
+
+@pytest.mark.parametrize("spacing_mm", [0.3, 0.45, 0.7, 1.0, 1.6])
+def test_a_ramp_is_exact_up_to_the_outermost_centres(tmp_path, spacing_mm):
+    """Averaging that is cut off on one side only would move structures near the rim inwards."""
+    count = round(16 / spacing_mm)
+    acquisition = acquire(
+        spacing_mm=(spacing_mm, spacing_mm), gap_mm=spacing_mm, slices=count, shape=(count + 1, count + 2)
+    )
+    pattern = Pattern(acquisition.centre, 300.0, (16.0, -20.0, 24.0), ())
+    write_series(tmp_path / "s", acquisition, pattern)
+    image = cached(tmp_path / "s")
+    points = image.centres()
+    corners = acquisition.points().reshape(-1, 3)
+    within = ((points >= corners.min(axis=0)) & (points <= corners.max(axis=0))).all(axis=-1)
+    assert within.sum() > 1000
+    # Rounding of the file and of the cache, half a unit each; 0.1 mm along z would be 2.4 HU.
+    assert np.abs(image.physical - pattern(points))[within].max() <= 1.01

@@ -1,0 +1,118 @@
+"""A cached volume opens, as it is, in the tools that other people use.
+
+Compares zarr-python with tensorstore voxel for voxel, and the metadata with ome-zarr-models' reading of
+OME-NGFF 0.5. It says nothing about whether the voxels are the right ones.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+from ome_zarr_models.v05 import Image, ImageLabel, Labels
+
+from tests.cache.conftest import Built
+from tests.support.cache_state import attributes, manifest
+
+
+@pytest.fixture(params=[0, 1, 2, 3], ids=lambda i: f"series {i}")
+def volume(request: pytest.FixtureRequest, built: Built) -> Path:
+    return built.cache / "volumes" / f"{built.uids[request.param]}.zarr"
+
+
+def test_metadata_are_ome_ngff(volume: Path) -> None:
+    image = Image.from_zarr(zarr.open_group(volume, mode="r"))
+    assert image.ome_zarr_version == "0.5"
+    (multiscale,) = image.ome_attributes.multiscales
+    assert [axis.name for axis in multiscale.axes] == ["z", "y", "x"]
+    assert {axis.unit for axis in multiscale.axes} == {"millimeter"}
+    assert {axis.type for axis in multiscale.axes} == {"space"}
+    assert [dataset.path for dataset in multiscale.datasets] == ["0"]
+    scale = multiscale.datasets[0].coordinateTransformations[0].scale
+    assert np.allclose(scale, [1.0, 1.0, 1.0])
+
+
+def test_vessel_labels_are_an_ome_ngff_label_image(built: Built) -> None:
+    volume = built.cache / "volumes" / f"{built.uids[0]}.zarr"
+    labels = Labels.from_zarr(zarr.open_group(volume / "labels", mode="r"))
+    assert labels.label_paths == ["vessels"]
+    group = zarr.open_group(volume / "labels" / "vessels", mode="r")
+    ImageLabel.from_zarr(group)
+    assert Image.from_zarr(zarr.open_group(volume, mode="r")).labels is not None
+    assert group["0"].shape == zarr.open_group(volume, mode="r")["0"].shape
+    assert group["0"].dtype == np.uint8
+
+
+def test_vessel_mask_keeps_its_sides(built: Built) -> None:
+    """Value 5 (right) lies at smaller x than 6 (left), for x runs to the patient's left."""
+    volume = built.cache / "volumes" / f"{built.uids[0]}.zarr"
+    mask = np.asarray(zarr.open_group(volume, mode="r")["labels/vessels/0"])
+    assert sorted(np.unique(mask)) == [0, 2, 5, 6]
+    middle = {value: np.argwhere(mask == value)[:, 2].mean() for value in (2, 5, 6)}
+    assert middle[5] < middle[2] < middle[6]
+
+
+def test_series_without_a_mask_has_no_labels(built: Built) -> None:
+    assert not (built.cache / "volumes" / f"{built.uids[1]}.zarr" / "labels").exists()
+
+
+@pytest.mark.parametrize("array", ["0", "labels/vessels/0"])
+def test_tensorstore_reads_the_same_voxels_as_zarr(built: Built, array: str) -> None:
+    for uid in built.uids[:1] if "labels" in array else built.uids:
+        folder = built.cache / "volumes" / f"{uid}.zarr"
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / array)}}
+        store = tensorstore.open(spec, open=True, read=True).result()
+        theirs = store.read().result()
+        ours = zarr.open_array(folder / array, mode="r")[...]
+        assert theirs.dtype == ours.dtype
+        assert np.array_equal(theirs, ours)
+        assert tuple(store.domain.labels) == ("z", "y", "x")
+
+
+def test_one_shard_of_small_chunks(volume: Path) -> None:
+    array = zarr.open_array(volume / "0", mode="r")
+    assert array.shards is not None
+    assert all(shard >= size for shard, size in zip(array.shards, array.shape, strict=True))
+    assert all(chunk <= 64 for chunk in array.chunks)
+    shards = [p for p in (volume / "0").rglob("*") if p.is_file() and p.name != "zarr.json"]
+    assert len(shards) == 1
+
+
+def test_array_shape_is_what_the_manifest_says(built: Built) -> None:
+    for uid, row in manifest(built.cache).items():
+        array = zarr.open_array(built.cache / "volumes" / f"{uid}.zarr" / "0", mode="r")
+        assert row["shape"].replace(",", "x").replace(" ", "") == "x".join(map(str, array.shape)), row["shape"]
+        assert array.dtype == np.int16
+
+
+def test_a_handful_of_files_per_series(built: Built) -> None:
+    for uid in built.uids:
+        files = [p for p in (built.cache / "volumes" / f"{uid}.zarr").rglob("*") if p.is_file()]
+        assert len(files) <= (8 if uid == built.uids[0] else 4), files
+
+
+def test_metadata_are_plain_json_without_patient_data(built: Built) -> None:
+    for path in built.cache.rglob("*"):
+        if path.is_file() and path.suffix in (".json", ".csv", ".toml"):
+            text = path.read_text(encoding="utf-8")
+            assert "Secret" not in text, path
+            assert "patient-" not in text, path
+            if path.suffix == ".json":
+                constants: list[str] = []
+                json.loads(text, parse_constant=constants.append)
+                assert constants == [], f"not JSON: {path}"
+
+
+def test_the_lesion_lies_where_the_localizer_says(built: Built) -> None:
+    """The writer puts voxel (slice, row, column) at -20 + 5 slice, -90 + 3 row, -100 + 3 column mm."""
+    facts = attributes(built.cache, built.uids[0])
+    (lesion,) = facts["lesions"]
+    expected = [-100 + 3 * (32 + 0.25), -90 + 3 * (32 - 0.5), -20 + 5 * 6]
+    assert lesion["location"] == "Basilar Tip"
+    assert np.allclose(lesion["lps_mm"], expected, atol=0.01)
+    placed = np.asarray(facts["affine_lps"]) @ [*lesion["zyx"], 1]
+    assert np.allclose(placed[:3], expected, atol=0.01)
