@@ -85,7 +85,7 @@ class Cache:
         table = table[table["status"] == "cached"].reset_index(drop=True)
         if len(mixed := set(table["digest"]) - {spec.digest}):
             raise DamagedCacheError(
-                f"{layout.manifest} lists volumes of digest {min(mixed)}, the spec has {spec.digest}. Run aneurysm verify"
+                f"{layout.manifest} lists volumes of digest {min(mixed)}, not {spec.digest}. Run aneurysm verify"
             )
         try:
             shapes = np.array([s.split("x") for s in table["shape"]], np.int32).reshape(len(table), 3)
