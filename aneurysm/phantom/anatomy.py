@@ -64,8 +64,8 @@ def both_tubes(points: list[Point], radii: list[float] | float) -> list[Shape]:
     return made
 
 
-def build_layers(grid: Grid, tree: Tree, rng: np.random.Generator, step_mm: float) -> Layers:
-    """Build every layer of one head on the given grid; the large arteries get a cistern around them."""
+def build_layers(grid: Grid, tree: Tree, rng: np.random.Generator, step_mm: float, *, ct: bool) -> Layers:
+    """Build every layer of one head on the given grid; the large arteries get a cistern, CT a headrest."""
     cranium = _cranium(grid, rng)
     orbit = Solid(grid).add(*both((30, -50, -13), (16.5, 29, 16), rng))
     eye = Solid(grid).add(*both((32, -66, -13), (12, 12.3, 12), rng))
@@ -96,7 +96,7 @@ def build_layers(grid: Grid, tree: Tree, rng: np.random.Generator, step_mm: floa
         eye=eye.distance,
         orbit=orbit.distance,
         falx=falx.distance,
-        headrest=_headrest(grid).distance,
+        headrest=(_headrest(grid) if ct else Solid(grid)).distance,
         texture=texture,
         fold_slope=slope,
     )

@@ -12,7 +12,7 @@ from aneurysm.phantom.branches import Branch, Floats, Tree, mask_value
 
 SMALLEST_MM, LARGEST_MM = 2.0, 12.0
 """Diameters."""
-_MEDIAN_MM = 5.0
+_MEDIAN_MM = 5.5
 _SPREAD = 0.42
 
 

@@ -61,7 +61,7 @@ class Renderer:
     def __init__(self, scene: Scene, stack: Stack, rng: np.random.Generator) -> None:
         self.scene = scene
         self._frame = stack.frame
-        self._step = 4.0 if min(stack.spacing_mm) > 1.5 else 2.0
+        self._step = float(np.clip(2.5 * min(stack.spacing_mm), 2.0, 4.0))
         corners = stack.corners_uvw
         low = corners.min(axis=0) - 2 * self._step
         size = np.array([stack.shape[1] * stack.spacing_mm[1], stack.shape[0] * stack.spacing_mm[0], 0.0])
@@ -72,7 +72,7 @@ class Renderer:
         n = np.ceil((high - low) / self._step).astype(int) + 2
         self._low = low
         self._grid = self._template_grid((int(n[2]), int(n[1]), int(n[0])))
-        self._layers = build_layers(self._grid, scene.tree, rng, self._step)
+        self._layers = build_layers(self._grid, scene.tree, rng, self._step, ct=scene.modality == "CTA")
         branches = scene.tree.branches.values()
         # Steps of the centrelines far below a pixel would be drawn for nothing.
         stride = int(np.clip(round(1.2 * max(stack.spacing_mm) / STEP_MM), 1, 3))
