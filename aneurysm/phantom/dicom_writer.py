@@ -232,21 +232,22 @@ def _set_pixels(ds: Dataset, stored: Pixels, syntax: UID, *, broken: bool) -> No
     if syntax == JPEGLosslessSV1:
         frames = stored if stored.ndim == 3 and ds.SamplesPerPixel == 1 else stored[None]
         encoded = [_jpeg_lossless(f, ds) for f in frames]
-        ds.add_new("PixelData", "OB", encapsulate([e[: len(e) // 3] for e in encoded] if broken else encoded))
+        ds.add_new("PixelData", "OB", encapsulate(encoded))
     elif syntax in _PLUGIN:
         native = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
         with warnings.catch_warnings():
             # pydicom warns that a compressed Samples per Pixel 3 image keeps RGB, which is what is meant.
             warnings.simplefilter("ignore")
             ds.compress(syntax, native, encoding_plugin=_PLUGIN[syntax], generate_instance_uid=False)
-        if broken:
-            ds.add_new("PixelData", "OB", encapsulate([b"\x00\x01" * 20]))
     else:
         dtype = stored.dtype.newbyteorder(">" if syntax == ExplicitVRBigEndian else "<")
         data = np.ascontiguousarray(stored, dtype).tobytes()
         if broken:
             data = data[: len(data) // 4 * 2]
         ds.add_new("PixelData", vr, data + b"\0" * (len(data) % 2))
+    if broken and syntax.is_encapsulated:
+        # Garbage, since some decoders fill up a stream that breaks off, and say nothing.
+        ds.add_new("PixelData", "OB", encapsulate([b"\x00\x01" * 20]))
 
 
 def _jpeg_lossless(frame: Pixels, ds: Dataset) -> bytes:

@@ -125,7 +125,7 @@ _ALL = (
     Quirk("already_hu", "a rescale intercept, although the pixels are HU", 0.02, CT, ("ct_values",)),
     Quirk("slice_rescale", "another RescaleSlope for each slice", 0.04, MR),
     Quirk("monochrome1", "stored inverted", 0.02, ANY, ("ct_values",)),
-    Quirk("unreadable_few", "one slice in thirty is cut short", 0.012, ANY, ("slices",), needs_files=True),
+    Quirk("unreadable_few", "one slice in thirty is cut short, or garbled", 0.012, ANY, ("slices",), needs_files=True),
     # Transfer syntaxes.
     Quirk("implicit", "implicit VR little endian", 0.1, places=("syntax",)),
     Quirk("big_endian", "explicit VR big endian", 0.02, places=("syntax",)),
@@ -169,7 +169,7 @@ _ALL = (
     _bad("mixed_volumes", Reason.SEVERAL_VOLUMES, "two volumes that nothing tells apart", "volumes", "numbers"),
     _bad("mosaic", Reason.MOSAIC, "Siemens mosaics", "tags", modalities=MR),
     _bad("colour", Reason.COLOUR, "all slices in RGB", "syntax", "minority", "ct_values"),
-    _bad("unreadable_many", Reason.UNREADABLE_PIXELS, "a third of the slices is cut short"),
+    _bad("unreadable_many", Reason.UNREADABLE_PIXELS, "a third of the slices is cut short, or garbled"),
     _bad("other_modality", Reason.UNSUPPORTED_MODALITY, "the DICOM says PT"),
     _bad("no_signal", Reason.NO_SIGNAL, "all pixels are 0", "minority", modalities=MR),
 )
