@@ -128,10 +128,10 @@ class PixelReader:
             with quiet_pydicom():
                 encoded = self._encoded_frame(frame)
                 values = _decode_jpeg(encoded, fmt) if fmt.transfer_syntax in _JPEG else _decode(encoded, fmt)
-        except PixelError:
-            raise
         except MemoryError:
             raise
+        except PixelError as error:
+            raise PixelError(f"{frame.name} ({fmt.transfer_syntax}): {error}") from error
         except Exception as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise PixelError(f"{frame.name} ({fmt.transfer_syntax}) can't be decoded: {first_line}") from error
@@ -142,7 +142,7 @@ class PixelReader:
     def _encoded_frame(self, frame: Frame) -> bytes:
         if self._file != frame.path:
             if frame.pixel_offset is None or frame.pixel_length >= 0:
-                raise PixelError(f"{frame.path.name}: compressed transfer syntax, but pixel data of defined length")
+                raise PixelError("compressed transfer syntax, but pixel data of defined length")
             with frame.path.open("rb") as file:
                 file.seek(frame.pixel_offset)
                 data = file.read()
@@ -150,7 +150,7 @@ class PixelReader:
             self._encoded = list(encaps.generate_frames(data, number_of_frames=frame.frames_in_file))
             self._file = frame.path
         if frame.index >= len(self._encoded):
-            raise PixelError(f"{frame.path.name}: {len(self._encoded)} compressed frames, no frame {frame.index}")
+            raise PixelError(f"{len(self._encoded)} compressed frames, no frame {frame.index}")
         return self._encoded[frame.index]
 
 
@@ -195,7 +195,7 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
     buffer = encaps.encapsulate([encoded], has_bot=False)
     if fmt.transfer_syntax in _JPEG_LS:
         _check_jpeg(encoded, fmt)
-    if fmt.transfer_syntax in _JPEG_LS and not encoded.rstrip(b"\0").endswith(b"\xff\xd9"):
+    if fmt.transfer_syntax in _JPEG_LS and not _has_end(encoded):
         # CharLS looks for the end of a stream for seconds.
         raise PixelError("the JPEG-LS stream has no end")
     error: BaseException | None = None
@@ -217,6 +217,9 @@ def _decode_jpeg(encoded: bytes, fmt: PixelFormat) -> Pixels:
     if fmt.transfer_syntax == _JPEG_EXTENDED and precision not in (8, 12):
         # Some encoders write 16 here, which JPEG Extended does not have, and decoders wrap dark pixels to white.
         raise PixelError(f"JPEG Extended with {precision} bits a sample; the standard has 8 and 12")
+    if not _has_end(encoded):
+        # Decoders fill up a stream that breaks off with grey or black, and say nothing.
+        raise PixelError("the JPEG stream has no end")
     try:
         samples = imagecodecs.jpeg8_decode(encoded)
     except (RuntimeError, ValueError) as error:
@@ -228,6 +231,10 @@ def _decode_jpeg(encoded: bytes, fmt: PixelFormat) -> Pixels:
         samples.astype(f"u{fmt.bits_allocated // 8}").view(f"{'i' if fmt.signed else 'u'}{fmt.bits_allocated // 8}"),
         fmt,
     )
+
+
+def _has_end(encoded: bytes) -> bool:
+    return encoded.rstrip(b"\0").endswith(b"\xff\xd9")
 
 
 def _check_jpeg(encoded: bytes, fmt: PixelFormat) -> int:
