@@ -31,7 +31,7 @@ test: install lint  ## lint, types and the fast tests
 	$(BIN)/python -m pytest -n auto -m 'not slow'
 
 test-slow: install  ## the tests that take minutes
-	$(BIN)/python -m pytest -n auto -m slow
+	$(BIN)/python -m pytest -m slow
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
