@@ -55,9 +55,9 @@ def run_jobs(
 def _in_processes(jobs: Sequence[SeriesJob], workers: int, isolated: bool) -> Iterator[Outcome]:
     if workers == 1 and isolated:
         # joblib runs a single job in this very process. The pool is one of our own: joblib's would be left changed.
-        with ProcessPoolExecutor(max_workers=1) as pool:
+        with ProcessPoolExecutor(max_workers=1, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
             for job in jobs:
-                yield pool.submit(_work, job).result()
+                yield pool.submit(build_series, job).result()
         return
     if workers == 1:
         limit_threads(1)
@@ -65,9 +65,15 @@ def _in_processes(jobs: Sequence[SeriesJob], workers: int, isolated: bool) -> It
             yield build_series(job)
         return
     parallel = joblib.Parallel(
-        n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * workers, backend="loky"
+        n_jobs=workers,
+        return_as="generator_unordered",
+        batch_size=1,
+        pre_dispatch=2 * workers,
+        backend="loky",
+        initializer=_start_worker,
+        initargs=(os.getpid(),),
     )
-    yield from parallel(joblib.delayed(_work)(job) for job in jobs)
+    yield from parallel(joblib.delayed(build_series)(job) for job in jobs)
 
 
 def _alone(job: SeriesJob, layout: CacheLayout) -> Outcome:
@@ -75,32 +81,20 @@ def _alone(job: SeriesJob, layout: CacheLayout) -> Outcome:
         return next(_in_processes([job], 1, isolated=True))
     except BrokenProcessPool:
         uid = job.source.uid
-        write_record(layout, job.spec, uid, "failed", Reason.WORKER_KILLED, _KILLED, job.notes)
-        return Outcome(uid, "failed", Reason.WORKER_KILLED, _KILLED)
+        status = write_record(layout, job.spec, uid, Reason.WORKER_KILLED, _KILLED, job.notes)
+        return Outcome(uid, status, Reason.WORKER_KILLED, _KILLED)
 
 
-_watching = False
-
-
-def _die_with_parent() -> None:
-    """End this worker when its parent is gone: a killed parent can't tell it, and it would wait for minutes."""
-    global _watching
-    if _watching:
-        return
-    _watching = True
-    parent = os.getppid()
+def _start_worker(parent: int) -> None:
+    """Prepare this worker before its first job. ``parent`` is told: it may be dead by now, and getppid() another's."""
+    # Ctrl-C reaches every process of the terminal's group; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    limit_threads(1)
 
     def watch() -> None:
+        # A killed parent can't end its workers: they would wait for the next job for minutes.
         while os.getppid() == parent:
             time.sleep(1.0)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _work(job: SeriesJob) -> Outcome:
-    # Ctrl-C reaches every process of the terminal's group; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with_parent()
-    limit_threads(1)
-    return build_series(job)

@@ -54,7 +54,7 @@ def assert_group_ends(process: subprocess.Popen[str], timeout_s: float = 20) -> 
         time.sleep(0.1)
     names = [str(p) for p in alive]
     kill_group(process)
-    assert not names
+    assert not names, f"still there after {timeout_s} s: {names}"
 
 
 def assert_published_are_whole(cache: Path, reference: Path) -> None:
