@@ -15,7 +15,9 @@ from aneurysm.dicom.series import Frame
 from aneurysm.volume.assemble import Volume
 
 # Frames that were left out of the volume, although a point in them is a true point of the patient.
-_SAME_ANATOMY = frozenset({"duplicate_slices", "duplicate_positions", "several_volumes", "dropped_slices"})
+_SAME_ANATOMY = frozenset(
+    {"duplicate_slices", "duplicate_positions", "several_volumes", "dropped_slices", "unreadable_slice"}
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _patient_point(row: Localizer, frames: Sequence[Frame], volume: Volume) -> N
         return unplaced("outside_image", f"x {row.x:g}, y {row.y:g} in an image of {size}")
     if frame not in volume.stack.frames:
         why = volume.stack.dropped.get(frame.sop_uid, "unreadable_slice")
-        if why not in _SAME_ANATOMY and why != "unreadable_slice":
+        if why not in _SAME_ANATOMY:
             return unplaced("image_not_in_volume", f"the image was left out: {why}")
     axes = None if frame.orientation is None else plane_axes(frame.orientation)
     if axes is None or frame.position is None or frame.spacing_mm is None:

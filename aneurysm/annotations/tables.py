@@ -12,7 +12,7 @@ from typing import Final
 import pandas as pd
 
 from aneurysm.errors import DataError
-from aneurysm.labels import LABELS, MODALITIES
+from aneurysm.labels import LABELS, MODALITIES, SITES
 
 TRAIN_CSV: Final = "train.csv"
 LOCALIZERS_CSV: Final = "train_localizers.csv"
@@ -134,6 +134,6 @@ def _localizer(row: int, uid: str, sop: str, coordinates: str, location: str) ->
         )
     if not (math.isfinite(x) and math.isfinite(y)):
         return Localizer(row, uid, sop, location, problem=f"coordinates {coordinates[:60]!r} are not finite")
-    if location not in LABELS[:13]:
+    if location not in SITES:
         return Localizer(row, uid, sop, location, x, y, frame, problem=f"{location!r} is none of the 13 sites")
     return Localizer(row, uid, sop, location, x, y, frame)

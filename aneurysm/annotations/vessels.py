@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.dicom.series import Decision
+from aneurysm.labels import VESSEL_VALUES
 
 MAX_OUTSIDE: Final = 0.02
 """A mask of which a larger share lies outside the volume belongs to another image, or its affine is wrong."""
-_MAX_VALUE: Final = 13
+_MAX_VALUE: Final = max(VESSEL_VALUES)
 
 
 def find_mask(root: Path, uid: str) -> Path | None:

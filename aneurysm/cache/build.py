@@ -205,4 +205,4 @@ def _record_missing(layout: CacheLayout, spec: CacheSpec, tables: Tables, invent
             notes = tables.of(uid)
             named = "train.csv" if notes.labels else "train_localizers.csv"
             detail = f"named in {named}, but there is no such series in the data"
-            write_record(layout, spec, safe.uid, "rejected", Reason.NO_FILES, detail, notes)
+            write_record(layout, spec, safe.uid, Reason.NO_FILES, detail, notes)

@@ -21,7 +21,7 @@ from aneurysm.cache.publish import claim, is_disk_full, publish, write_json
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.writer import write_volume
 from aneurysm.dicom.scan import SeriesSource
-from aneurysm.dicom.series import Decision, Series, read_series
+from aneurysm.dicom.series import Series, read_series
 from aneurysm.errors import FAILURES, Reason, SeriesRejectedError
 from aneurysm.volume.assemble import Volume, assemble
 from aneurysm.volume.frame import target_grid
@@ -152,7 +152,7 @@ def _attributes(job: SeriesJob, series: Series, volume: Volume) -> dict[str, Any
             "bytes": series.bytes_in,
             "acquisition": {k: series.header.values[k] for k in _ACQUISITION if k in series.header.values},
         },
-        "decisions": [asdict(d) for d in _unique(volume.decisions)],
+        "decisions": [asdict(d) for d in dict.fromkeys(volume.decisions)],
         "labels": notes.labels,
         "lesions": [lesion.as_metadata() for lesion in lesions],
         "unplaced_lesions": [u.as_metadata() for u in unplaced],
@@ -165,25 +165,21 @@ def patient_key(secret: bytes, patient_id: str) -> str:
     return hmac.new(secret, patient_id.encode("utf-8"), hashlib.sha256).hexdigest()[:16] if patient_id else ""
 
 
-def _unique(decisions: list[Decision]) -> list[Decision]:
-    return list(dict.fromkeys(decisions))
-
-
 def _record(job: SeriesJob, layout: CacheLayout, error: Exception, seconds: float) -> Outcome:
     """Write down why there is no volume."""
     reason, detail = _explain(error)
-    status: Status = "failed" if reason in FAILURES else "rejected"
     uid = job.source.uid
-    write_record(layout, job.spec, uid, status, reason, detail, job.notes)
+    status = write_record(layout, job.spec, uid, reason, detail, job.notes)
     if job.overwrite and layout.volume(uid).exists():
         shutil.rmtree(layout.volume(uid))
     return Outcome(uid, status, reason, detail, seconds, _size(job.source))
 
 
 def write_record(
-    layout: CacheLayout, spec: CacheSpec, uid: str, status: Status, reason: Reason, detail: str, notes: SeriesNotes
-) -> None:
-    """Write the record of a series that is not cached."""
+    layout: CacheLayout, spec: CacheSpec, uid: str, reason: Reason, detail: str, notes: SeriesNotes
+) -> Status:
+    """Write the record of a series that is not cached; return its status, which follows from the reason."""
+    status: Status = "failed" if reason in FAILURES else "rejected"
     unplaced = [UnplacedLesion(r.location, "series_not_cached", str(reason), r.row) for r in notes.localizers]
     record = {
         "series_uid": uid,
@@ -198,6 +194,7 @@ def write_record(
         "unplaced_lesions": [u.as_metadata() for u in unplaced],
     }
     write_json(layout.record(uid), record)
+    return status
 
 
 def _explain(error: Exception) -> tuple[Reason, str]:

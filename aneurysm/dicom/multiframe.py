@@ -13,7 +13,7 @@ from pydicom import encaps
 from pydicom.dataset import Dataset
 
 from aneurysm.dicom.header import NATIVE, RLE, Header, quiet_pydicom
-from aneurysm.dicom.series import MAX_FRAMES, MAX_MATRIX, Decision, Frame, PixelFormat
+from aneurysm.dicom.series import MAX_FRAMES, MAX_MATRIX, TELLING, Decision, Frame, PixelFormat
 
 # What is assumed of a multi-frame file that was stripped of all geometry: (rows, columns, slices) in mm, by the
 # number of frames. From the published winning solution of the RSNA challenge, whose test set has such files.
@@ -23,19 +23,6 @@ FALLBACK_THIN_ABOVE_FRAMES: Final = 80
 _ENHANCED: Final = frozenset({"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1"})
 _PLAIN: Final = frozenset({*NATIVE, RLE})
 _AXIAL: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-
-# Attributes by which volumes in one series differ, in the order in which they are tried.
-_TELLING: Final = (
-    "ImageType",
-    "EchoTime",
-    "EchoNumbers",
-    "TemporalPositionIdentifier",
-    "DiffusionBValue",
-    "KVP",
-    "InversionTime",
-    "TriggerTime",
-    "AcquisitionNumber",
-)
 
 
 def frames_of_file(header: Header) -> tuple[list[Frame], list[Decision]]:
@@ -57,7 +44,12 @@ def frames_of_file(header: Header) -> tuple[list[Frame], list[Decision]]:
     if n_frames > 1 or header.dataset is not None:
         frames, notes = _multi(header, fmt, n_frames)
         return frames, decisions + notes
-    frame = Frame(
+    return [_single(header, fmt)], decisions
+
+
+def _single(header: Header, fmt: PixelFormat) -> Frame:
+    """Return the frame that the top level of the header describes."""
+    return Frame(
         path=header.path,
         index=0,
         sop_uid=str(header.get("SOPInstanceUID", "")),
@@ -72,9 +64,8 @@ def frames_of_file(header: Header) -> tuple[list[Frame], list[Decision]]:
         intercept=header.get("RescaleIntercept", 0.0),
         padding=_padding(header),
         instance_number=header.get("InstanceNumber", 0.0),
-        tells_apart=tuple((k, _as_text(header.values[k])) for k in _TELLING if k in header.values),
+        tells_apart=tuple((k, _as_text(header.values[k])) for k in TELLING if k in header.values),
     )
-    return [frame], decisions
 
 
 def _pixel_format(header: Header) -> PixelFormat | str:
@@ -159,11 +150,13 @@ def _multi(header: Header, fmt: PixelFormat, n_frames: int) -> tuple[list[Frame]
             shared = _first(header.dataset, "SharedFunctionalGroupsSequence")
             groups = _items(header.dataset, "PerFrameFunctionalGroupsSequence")
             per_frame = (groups + per_frame)[:n_frames]
-        frames = [_one_of_multi(header, fmt, i, n_frames, [per_frame[i], shared]) for i in range(n_frames)]
+        base = replace(_single(header, fmt), frames_in_file=n_frames)
+        frames = [_one_of_multi(base, i, [per_frame[i], shared]) for i in range(n_frames)]
     return _with_positions(header, frames)
 
 
-def _one_of_multi(header: Header, fmt: PixelFormat, index: int, n_frames: int, groups: list[Dataset]) -> Frame:
+def _one_of_multi(base: Frame, index: int, groups: list[Dataset]) -> Frame:
+    """Return one frame: what its functional groups say, and else what ``base`` has from the top level."""
     measures, content = _group(groups, "PixelMeasuresSequence"), _group(groups, "FrameContentSequence")
     transform = _group(groups, "PixelValueTransformationSequence")
     kind = _group(groups, "MRImageFrameTypeSequence") or _group(groups, "CTImageFrameTypeSequence")
@@ -176,30 +169,21 @@ def _one_of_multi(header: Header, fmt: PixelFormat, index: int, n_frames: int, g
         "AcquisitionNumber": _of(content, "FrameAcquisitionNumber"),
         "StackID": _of(content, "StackID"),
     }
-    spacing = _floats(_of(measures, "PixelSpacing"), 2) or header.get("PixelSpacing")
-    position = _of(_group(groups, "PlanePositionSequence"), "ImagePositionPatient")
-    orientation = _of(_group(groups, "PlaneOrientationSequence"), "ImageOrientationPatient")
-    slope = _floats([_of(transform, "RescaleSlope")], 1) or [header.get("RescaleSlope", 1.0)]
-    intercept = _floats([_of(transform, "RescaleIntercept")], 1) or [header.get("RescaleIntercept", 0.0)]
-    # One frame's position at the top level can't be the position of all.
-    top_position = header.get("ImagePositionPatient") if n_frames == 1 else None
-    return Frame(
-        path=header.path,
+    slope = _floats([_of(transform, "RescaleSlope")], 1)
+    intercept = _floats([_of(transform, "RescaleIntercept")], 1)
+    position = _tuple(_of(_group(groups, "PlanePositionSequence"), "ImagePositionPatient"), 3)
+    orientation = _tuple(_of(_group(groups, "PlaneOrientationSequence"), "ImageOrientationPatient"), 6)
+    return replace(
+        base,
         index=index,
-        sop_uid=str(header.get("SOPInstanceUID", "")),
-        format=fmt,
-        pixel_offset=header.pixel_offset,
-        pixel_length=header.pixel_length,
-        pixel_vr=header.pixel_vr,
-        position=_tuple(_floats(position, 3) or top_position, 3),
-        orientation=_tuple(_floats(orientation, 6) or header.get("ImageOrientationPatient"), 6),
-        spacing_mm=_tuple(spacing, 2),
-        slope=slope[0] or 1.0,
-        intercept=intercept[0],
-        padding=_padding(header),
+        # One frame's position at the top level can't be the position of all.
+        position=position or (base.position if base.frames_in_file == 1 else None),
+        orientation=orientation or base.orientation,
+        spacing_mm=_tuple(_of(measures, "PixelSpacing"), 2) or base.spacing_mm,
+        slope=(slope[0] or 1.0) if slope else base.slope,
+        intercept=intercept[0] if intercept else base.intercept,
         instance_number=float(index),
         tells_apart=tuple((k, _as_text(v)) for k, v in telling.items() if v not in (None, "")),
-        frames_in_file=n_frames,
     )
 
 

@@ -195,9 +195,9 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
     buffer = encaps.encapsulate([encoded], has_bot=False)
     if fmt.transfer_syntax in _JPEG_LS:
         _check_jpeg(encoded, fmt)
-    if fmt.transfer_syntax in _JPEG_LS and not _has_end(encoded):
-        # CharLS looks for the end of a stream for seconds.
-        raise PixelError("the JPEG-LS stream has no end")
+        if not _has_end(encoded):
+            # CharLS looks for the end of a stream for seconds.
+            raise PixelError("the JPEG-LS stream has no end")
     error: BaseException | None = None
     for plugin in _PLUGINS.get(fmt.transfer_syntax, _DEFAULT_PLUGINS):
         try:
@@ -227,10 +227,7 @@ def _decode_jpeg(encoded: bytes, fmt: PixelFormat) -> Pixels:
             raise PixelError(f"no JPEG: {error}") from error
         return _decode(encoded, fmt)
     # JPEG knows no sign: the samples are the stored bits.
-    return _used_bits(
-        samples.astype(f"u{fmt.bits_allocated // 8}").view(f"{'i' if fmt.signed else 'u'}{fmt.bits_allocated // 8}"),
-        fmt,
-    )
+    return _used_bits(samples.astype(f"u{fmt.bits_allocated // 8}").view(_stored_dtype(fmt)), fmt)
 
 
 def _has_end(encoded: bytes) -> bool:

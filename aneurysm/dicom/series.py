@@ -14,6 +14,18 @@ from aneurysm.errors import Reason, SeriesRejectedError
 MAX_MATRIX: Final = 8192
 """Rows or columns beyond this are taken for damage: the largest medical CT or MR matrix is 2,048."""
 MAX_FRAMES: Final = 20_000
+CONTRAST: Final = (
+    "ImageType",
+    "EchoTime",
+    "EchoNumbers",
+    "TemporalPositionIdentifier",
+    "DiffusionBValue",
+    "KVP",
+    "InversionTime",
+)
+"""Attributes of which each value makes another picture of the same place."""
+TELLING: Final = (*CONTRAST, "TriggerTime", "AcquisitionNumber")
+"""Attributes by which volumes in one series differ, in the order in which they are tried."""
 
 
 @dataclass(frozen=True, slots=True)

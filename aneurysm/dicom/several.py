@@ -10,22 +10,13 @@ import numpy as np
 
 from aneurysm.cache.spec import SlicePolicy
 from aneurysm.dicom.geometry import slice_geometry
-from aneurysm.dicom.series import Decision, Frame
+from aneurysm.dicom.series import CONTRAST, TELLING, Decision, Frame
 from aneurysm.errors import Reason, SeriesRejectedError
 
 _COVERAGE = 0.9
 """A part of the frames is a volume of its own if it has a frame at this share of the positions."""
 _FEW = 0.1
 """Up to this share of the positions may hold a second, different frame without speaking of a second volume."""
-_CONTRAST = (
-    "ImageType",
-    "EchoTime",
-    "EchoNumbers",
-    "TemporalPositionIdentifier",
-    "DiffusionBValue",
-    "KVP",
-    "InversionTime",
-)
 _DERIVED_KINDS = frozenset(
     {"P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY", "FIELD_MAP", "B0", "B0 MAP", "VELOCITY"}
 )
@@ -111,14 +102,14 @@ def _interleaved(frames: Sequence[Frame]) -> bool:
     """Say whether frames of different contrast lie between each other although no position repeats."""
     geometry, ordered = slice_geometry(frames)
     places = dict(zip((id(f) for f in ordered), geometry.positions_mm, strict=True))
-    for name in _CONTRAST:
+    for name in CONTRAST[1:]:
         parts: dict[str | None, list[float]] = defaultdict(list)
         for frame in ordered:
             parts[dict(frame.tells_apart).get(name)].append(places[id(frame)])
         if len(parts) < 2 or min(len(p) for p in parts.values()) < 0.25 * len(frames):
             continue
         spans = sorted((min(p), max(p)) for p in parts.values())
-        if any(b[0] < a[1] for a, b in pairwise(spans)) and name != "ImageType":
+        if any(b[0] < a[1] for a, b in pairwise(spans)):
             return True
     return False
 
@@ -138,7 +129,7 @@ def _split_by_attributes(frames: Sequence[Frame]) -> tuple[tuple[str, ...], list
             if whole and len(found) > 1 and all(len(_positions(p)) == len(p) for p in found):
                 return names, found
             # No position repeats, but contrasts lie between each other: each part is a coarser volume.
-            if n_positions == len(frames) and len(found) > 1 and names[0] in _CONTRAST:
+            if n_positions == len(frames) and len(found) > 1 and names[0] in CONTRAST:
                 sizes = [len(p) for p in found]
                 if min(sizes) >= 0.9 * max(sizes):
                     return names, found
@@ -172,7 +163,7 @@ def _preference(part: Sequence[Frame]) -> tuple[bool, bool, list[float], float]:
     """Sort originals before derived, magnitude before phase, then the first echo, time point, acquisition."""
     values = dict(part[0].tells_apart)
     image_type = values.get("ImageType", "").upper().split("\\")
-    ordered = [_number(values.get(k, "0")) for k in (*_CONTRAST[1:], "TriggerTime", "AcquisitionNumber")]
+    ordered = [_number(values.get(k, "0")) for k in TELLING[1:]]
     return (
         bool(_DERIVED_KINDS & set(image_type)),
         "DERIVED" in image_type,
