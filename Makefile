@@ -13,7 +13,7 @@ help:  ## list the tasks
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aneurysm needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,train]'
 	touch $@
 
 install: $(VENV)/.installed  ## make the virtual environment
@@ -43,7 +43,7 @@ format: install  ## let ruff put the code in shape
 	$(BIN)/ruff format .
 
 bench: install  ## run benchmarks/precache.py beside other tools (installs them)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,train,bench]'
 	$(BIN)/python -m benchmarks.precache
 
 clean:  ## remove the virtual environment and the demo's output

@@ -1,0 +1,102 @@
+"""Batch: patches as stored integers, and all that turns them into model units, targets and provenance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """
+    B patches of Z x Y x X voxels. Tensors may lie on any device; `to` moves them together.
+
+    Attributes
+    ----------
+    image
+        (B, 1, Z, Y, X) stored integers (int16 or uint8).
+    scale, offset
+        (B,) float32: ``physical = image * scale + offset``, in HU or the MR scanner's units.
+    window
+        (B, 2) float32: the physical values that map to 0 and 1 in model units.
+    is_ct
+        (B,) bool: physical values are HU.
+    vessels
+        (B, 1, Z, Y, X) uint8, values of the vessel masks, 0 where there is none; None if none were asked for.
+    has_vessels
+        (B,) bool: the series has a vessel mask.
+    targets
+        (B, 14) float32, 0 or 1 in the order of `aneurysm.labels.LABELS`: which sites have a lesion in this patch; the
+        last: any.
+    ignore
+        (B, 14) bool: not known, or cut by the border of the patch; losses leave these out.
+    lesion_sample
+        (L,) int64, rising: to which patch of the batch a lesion belongs. Lesions just outside a patch are listed, too.
+    lesion_site
+        (L,) int64: index into `aneurysm.labels.SITES`.
+    lesion_zyx
+        (L, 3) float32: voxel coordinates in the patch, whole numbers being voxel centres.
+    spacing_mm
+        (z, y, x) of a voxel.
+    seeds
+        (B,) int64: of the sample's own randomness, for augmentation.
+    index
+        (B,) int64: number of the sample within the epoch.
+    volume
+        (B,) int64: index of the series in the `Cache`.
+    start
+        (B, 3) int64: the patch's first voxel (z, y, x) in the volume; may be negative.
+    series_uid, why
+        B strings each: the series, and which sampler chose the place.
+    """
+
+    image: Tensor
+    scale: Tensor
+    offset: Tensor
+    window: Tensor
+    is_ct: Tensor
+    vessels: Tensor | None
+    has_vessels: Tensor
+    targets: Tensor
+    ignore: Tensor
+    lesion_sample: Tensor
+    lesion_site: Tensor
+    lesion_zyx: Tensor
+    spacing_mm: tuple[float, float, float]
+    seeds: Tensor
+    index: Tensor
+    volume: Tensor
+    start: Tensor
+    series_uid: tuple[str, ...]
+    why: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Return the batch with all tensors on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory; torch's DataLoader calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Any) -> Batch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+
+    def physical(self) -> Tensor:
+        """Return (B, 1, Z, Y, X) float32 in HU, or the MR scanner's units."""
+        return self.image.float() * _per_sample(self.scale) + _per_sample(self.offset)
+
+    def normalised(self) -> Tensor:
+        """Return (B, 1, Z, Y, X) float32 in model units: the window mapped to [0, 1], clipped."""
+        low, high = _per_sample(self.window[:, 0]), _per_sample(self.window[:, 1])
+        return ((self.physical() - low) / (high - low)).clamp(0, 1)
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    return values[:, None, None, None, None]
