@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from aneurysm.cache.blocks import Blocks
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.shard_reader import ShardReader, Triple, shard_layout
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
@@ -48,29 +49,14 @@ class _ZarrArray:
             raise DamagedCacheError(f"{self._name} can't be read: {error}") from error
 
 
-class _ShardArray(ShardReader):
-    """A `ShardReader` with the attributes that both kinds of array have."""
-
-    @property
-    def shape(self) -> Triple:
-        return self.layout.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.layout.dtype
-
-    @property
-    def fill(self) -> int:
-        return self.layout.fill
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Open:
-    """An open volume: its metadata, its voxels, and its vessel mask if it has one."""
+    """An open volume: its metadata, its voxels, its vessel mask if it has one, and its blocks once asked for."""
 
     attributes: dict[str, Any]
-    image: _ShardArray | _ZarrArray
-    vessels: _ShardArray | _ZarrArray | None
+    image: ShardReader | _ZarrArray
+    vessels: ShardReader | _ZarrArray | None
+    blocks: Blocks | None = None
 
 
 class _Handles:
@@ -131,10 +117,10 @@ def _open_volume(path: Path) -> _Open:
         os.close(folder)
 
 
-def _open_array(path: Path, folder: int, array: str, name: str) -> _ShardArray | _ZarrArray:
+def _open_array(path: Path, folder: int, array: str, name: str) -> ShardReader | _ZarrArray:
     called = f"volume {name}, array {array}"
     layout = shard_layout(_read_json(folder, f"{array}/zarr.json", called))
-    return _ZarrArray(path / array, called) if layout is None else _ShardArray(array, layout, called, folder)
+    return _ZarrArray(path / array, called) if layout is None else ShardReader(array, layout, called, folder)
 
 
 def _exists(folder: int, name: str) -> bool:
@@ -204,6 +190,20 @@ class CachedVolume:
         return np.array(self.attributes["affine_lps"])
 
     @property
+    def blocks(self) -> Blocks:
+        """What lies where. Raises `DamagedCacheError` if the metadata lacks it."""
+        opened = _handles.get(self._path)
+        if opened.blocks is None:
+            try:
+                opened.blocks = Blocks.from_metadata(opened.attributes["blocks"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise DamagedCacheError(
+                    f"volume {self.uid}: the metadata's blocks are missing or damaged ({type(error).__name__}). "
+                    f"Rebuild it: aneurysm precache --overwrite --series {self.uid}"
+                ) from error
+        return opened.blocks
+
+    @property
     def has_vessels(self) -> bool:
         """Whether there is a vessel mask."""
         return _handles.get(self._path).vessels is not None
@@ -254,7 +254,7 @@ class CachedVolume:
         return np.clip(values, 0, 1, out=values)
 
 
-def _read_box(array: _ShardArray | _ZarrArray, start: Triple, shape: Triple, out: NDArray[Any] | None) -> NDArray[Any]:
+def _read_box(array: ShardReader | _ZarrArray, start: Triple, shape: Triple, out: NDArray[Any] | None) -> NDArray[Any]:
     if len(start) != 3 or len(shape) != 3 or min(shape) < 0:
         raise ValueError(f"a box has three starts and three lengths of at least 0, not {start}, {shape}")
     if out is None:

@@ -26,6 +26,7 @@ from aneurysm.errors import FAILURES, Reason, SeriesRejectedError
 from aneurysm.volume.assemble import Volume, assemble
 from aneurysm.volume.frame import target_grid
 from aneurysm.volume.modality import inferred_modality
+from aneurysm.volume.survey import survey
 
 Status = Literal["cached", "rejected", "failed", "skipped", "busy"]
 
@@ -118,6 +119,9 @@ def _cache(job: SeriesJob, layout: CacheLayout, folder: Path) -> tuple[int, int]
         here = (volume.affine_lps, volume.voxels.shape)
         vessels, decision = resample_mask(job.mask, here, (whole.affine_lps, whole.shape))
         attributes["decisions"].append(asdict(decision))
+    dark = attributes["modality"] == "MRI T2"
+    blocks = survey(volume.voxels, volume.intensity, spec.spacing_mm, dark_vessels=dark, mask=vessels)
+    attributes["blocks"] = blocks.as_metadata()
     built = folder / f"{uid}.zarr"
     write_volume(built, volume.voxels, volume.affine_lps, spec.storage, volume.intensity.fill, attributes, vessels)
     bytes_out = sum(p.stat().st_size for p in built.rglob("*") if p.is_file())

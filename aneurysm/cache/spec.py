@@ -77,7 +77,7 @@ class Storage(_Section):
 
     dtype: Literal["int16", "uint8"]
     chunk: tuple[_ChunkEdge, _ChunkEdge, _ChunkEdge]
-    codec: Literal["zstd", "lz4"]
+    codec: Literal["zstd", "lz4", "lz4hc"]
     level: int = Field(ge=1, le=9)
     shuffle: Literal["noshuffle", "shuffle", "bitshuffle"]
 

@@ -12,6 +12,7 @@ import joblib
 import numpy as np
 import zarr
 
+from aneurysm.cache.blocks import Blocks
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import manifest_row, read_attributes, read_manifest
 from aneurysm.cache.opening import read_spec
@@ -23,7 +24,9 @@ from aneurysm.threads import limit_threads
 
 _REBUILD = "Build it again: aneurysm precache --overwrite --series {uid}"
 _RERUN = "Run aneurysm precache: it writes the manifest anew"
-_NEEDED = frozenset({"series_uid", "modality", "affine_lps", "spec", "digest", "intensity", "source", "content_hash"})
+_NEEDED = frozenset(
+    {"series_uid", "modality", "affine_lps", "spec", "digest", "intensity", "source", "blocks", "content_hash"}
+)
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,10 @@ def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> tuple[list[Fault
     except CacheError as error:
         return [fault(str(error))], None, 0
     faults = []
-    if missing := sorted(_NEEDED - attributes.keys()):
-        return [fault(f"the metadata lacks {', '.join(missing)}")], None, 0
     if attributes.get("format_version") != FORMAT_VERSION:
         faults.append(fault(f"format version {attributes.get('format_version')}, this program knows {FORMAT_VERSION}"))
+    if missing := sorted(_NEEDED - attributes.keys()):
+        return [*faults, fault(f"the metadata lacks {', '.join(missing)}")], None, 0
     if attributes["series_uid"] != uid:
         faults.append(fault(f"the metadata is of series {attributes['series_uid']}"))
     if attributes["digest"] != spec.digest:
@@ -151,6 +154,7 @@ def _check_values(folder: Path, spec: CacheSpec, attributes: dict[str, Any]) -> 
             yield f"vessel mask holds {voxels.max()}, the highest label is 13"
     if len(set(shapes.values())) > 1:
         yield f"the vessel mask is {shapes[f'{VESSELS}/0']}, the volume {shapes['0']}"
+    yield from _check_blocks(attributes["blocks"], shapes.get("0"))
     affine = np.array(attributes["affine_lps"], float)
     spacing = np.linalg.norm(affine[:3, :3], axis=0) if affine.shape == (4, 4) else np.zeros(3)
     if not np.allclose(spacing, spec.spacing_mm, atol=1e-6):
@@ -160,6 +164,16 @@ def _check_values(folder: Path, spec: CacheSpec, attributes: dict[str, Any]) -> 
         there = affine @ [*lesion["zyx"], 1.0]
         if not np.allclose(there[:3], lesion["lps_mm"], atol=0.01):
             yield f"lesion of row {lesion['row']}: voxel and point in the patient differ"
+
+
+def _check_blocks(content: Any, shape: tuple[int, ...] | None) -> Iterator[str]:
+    try:
+        blocks = Blocks.from_metadata(content)
+    except (KeyError, TypeError, ValueError) as error:
+        yield f"the blocks can't be read ({type(error).__name__})"
+        return
+    if shape is not None and blocks.head.shape != tuple(-(-n // e) for n, e in zip(shape, blocks.edge, strict=True)):
+        yield f"{blocks.head.shape} blocks of {blocks.edge} voxels do not cover a volume of {shape}"
 
 
 def _check_manifest(layout: CacheLayout, rows: dict[str, dict[str, str]], folders: set[str]) -> Iterator[Fault]:

@@ -16,7 +16,7 @@ from aneurysm.cache.shard import write_shard
 from aneurysm.cache.spec import Storage
 from aneurysm.labels import SITES, VESSEL_VALUES
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 IMAGE: Final = "0"
 VESSELS: Final = "labels/vessels"
 # Left and right of a vessel share a hue: dark on the left, light on the right.

@@ -1,0 +1,148 @@
+"""Volume -> Blocks: where the head is, and where its vessels are or seem to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from aneurysm.cache.blocks import EDGE_MM, Blocks
+from aneurysm.volume.normalize import Intensity
+
+_AIR_BELOW_HU: Final = -500.0
+_BONE_ABOVE_HU: Final = 700.0
+_HEAD_ABOVE: Final = 0.1
+"""Share of the stored range of MR above which there is head."""
+_HEAD_SHARE: Final = 0.02
+"""A block is head if more than this share of its voxels is: noise lights up single ones."""
+_VESSEL_SHARE: Final = 0.1
+"""Share of the head's inner blocks taken for vessels where there is no mask."""
+_COARSE_MM: Final = 2.0
+_THINNER_THAN_MM: Final = 10.0
+"""Brain vessels are up to 6 mm wide; what is wider than this in two directions is none."""
+_RIM_BLOCKS: Final = 2
+"""Skin, fat and skull, which are bright and thin as vessels are, take the outer 16 mm."""
+
+
+def survey(
+    voxels: NDArray[Any],
+    intensity: Intensity,
+    spacing_mm: tuple[float, float, float],
+    *,
+    dark_vessels: bool,
+    mask: NDArray[np.uint8] | None = None,
+) -> Blocks:
+    """
+    Return the blocks of ``voxels`` (z, y, x), stored integers.
+
+    Parameters
+    ----------
+    voxels, intensity
+        The volume, and what its integers mean.
+    spacing_mm
+        Of the voxels, (z, y, x).
+    dark_vessels
+        Flowing blood is dark (T2), not bright.
+    mask
+        The vessel mask, if there is one: then its vessels count, else thin structures of the image.
+    """
+    factor = [min(n, max(1, round(_COARSE_MM / s))) for n, s in zip(voxels.shape, spacing_mm, strict=True)]
+    cells = [max(1, round(EDGE_MM / (s * f))) for s, f in zip(spacing_mm, factor, strict=True)]
+    z, y, x = (f * c for f, c in zip(factor, cells, strict=True))
+    shape = [-(-n // e) for n, e in zip(voxels.shape, (z, y, x), strict=True)]
+    coarse = _folded(np.add, voxels, factor, np.int32).astype(np.float32)
+    coarse *= np.float32(intensity.scale / np.prod(factor))
+    coarse += np.float32(intensity.offset)
+    # To whole blocks, so that each is a box of cells.
+    coarse = np.pad(coarse, [(0, n * c - m) for n, c, m in zip(shape, cells, coarse.shape, strict=True)], mode="edge")
+    head = _head_alone(_folded(np.add, _is_head(coarse, intensity), cells, np.int32) > _HEAD_SHARE * np.prod(cells))
+    if mask is not None:
+        # Vessels count wherever the mask has them, also where the head was not found.
+        missing = [(0, n * e - m) for n, e, m in zip(shape, (z, y, x), mask.shape, strict=True)]
+        vessels = _folded(np.maximum, np.pad(mask, missing), [z, y, x]) > 0
+        return Blocks((z, y, x), head | vessels, vessels, from_mask=True)
+    inner = ndimage.binary_erosion(head, iterations=_RIM_BLOCKS, border_value=1)
+    cell_mm = [s * f for s, f in zip(spacing_mm, factor, strict=True)]
+    score = _folded(np.maximum, _thinness(coarse, intensity, cell_mm, dark=dark_vessels), cells)
+    return Blocks((z, y, x), head, _highest(score, inner if inner.any() else head), from_mask=False)
+
+
+def _folded(reduce: np.ufunc, values: NDArray[Any], factor: Sequence[int], dtype: Any = None) -> NDArray[Any]:
+    """Reduce boxes of ``factor`` voxels to one each; what is left over at the far faces is dropped."""
+    for axis, f in enumerate(factor):
+        n = values.shape[axis] // f * f
+        parts = [values[(slice(None),) * axis + (slice(k, n, f),)] for k in range(f)]
+        values = parts[0].astype(dtype or values.dtype)
+        for part in parts[1:]:
+            reduce(values, part, out=values)
+    return values
+
+
+def _is_head(values: NDArray[np.float32], intensity: Intensity) -> NDArray[np.bool_]:
+    if intensity.unit == "HU":
+        return np.asarray(values > _AIR_BELOW_HU)
+    bottom, top = intensity.clip
+    return np.asarray(values > bottom + _HEAD_ABOVE * (top - bottom))
+
+
+def _head_alone(blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Leave out the table and the headrest: what is a block thin, or apart from the largest part."""
+    core = ndimage.binary_erosion(blocks, border_value=1)
+    numbers, n = ndimage.label(core)
+    if n == 0:
+        return blocks
+    largest = numbers == 1 + int(np.argmax(np.bincount(numbers.ravel())[1:]))
+    return np.asarray(blocks & ndimage.binary_dilation(largest, np.ones((3, 3, 3))))
+
+
+def _thinness(
+    values: NDArray[np.float32], intensity: Intensity, spacing_mm: list[float], *, dark: bool
+) -> NDArray[np.float32]:
+    """
+    Return how much each voxel of ``values`` (physical) stands out as part of a thin structure.
+
+    A top-hat along each axis keeps what is narrower than its line: a tube stands out along two axes or three, a plate
+    such as the dura along one. The second highest of the three therefore tells tubes from plates, for six filters
+    along lines; a Hessian at several scales takes many times as long.
+    """
+    signed = -values if dark else values
+    hats = []
+    for axis in range(3):
+        length = max(3, round(_THINNER_THAN_MM / spacing_mm[axis]))
+        hats.append(signed - _running(np.maximum, _running(np.minimum, signed, length, axis), length, axis))
+    a, b, c = hats
+    middle = np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
+    if intensity.unit == "HU":
+        # The rim of bone has a vessel's HU, since its voxels are half bone.
+        bone = values > _BONE_ABOVE_HU
+        for axis in range(3):
+            bone = _running(np.logical_or, bone, 3, axis)
+        middle[bone] = 0
+    return np.asarray(middle)
+
+
+def _running(reduce: np.ufunc, values: NDArray[Any], length: int, axis: int) -> NDArray[Any]:
+    """Reduce a window of ``length`` (made odd) around each voxel; scipy's minimum_filter1d takes five times as long."""
+    half = length // 2
+    widths = [(0, 0)] * 3
+    widths[axis] = (half, half)
+    padded, n = np.pad(values, widths, mode="edge"), values.shape[axis]
+
+    def shifted(k: int) -> NDArray[Any]:
+        return padded[(slice(None),) * axis + (slice(k, k + n),)]
+
+    out = shifted(0).copy()
+    for k in range(1, 2 * half + 1):
+        reduce(out, shifted(k), out=out)
+    return out
+
+
+def _highest(score: NDArray[np.float32], among: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    n = int(np.ceil(_VESSEL_SHARE * np.count_nonzero(among)))
+    if n == 0:
+        return np.zeros_like(among)
+    limit = float(np.partition(score[among], -n)[-n])
+    return np.asarray(among & (score >= max(limit, 1e-6)))
