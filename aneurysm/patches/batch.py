@@ -12,7 +12,7 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Batch:
     """
-    B patches of Z x Y x X voxels. Tensors may lie on any device; `to` moves them together.
+    B patches of Z x Y x X voxels. Tensors may lie on any device; `to` moves them together (but for `seeds`).
 
     Attributes
     ----------
@@ -22,6 +22,8 @@ class Batch:
         (B,) float32: ``physical = image * scale + offset``, in HU or the MR scanner's units.
     window
         (B, 2) float32: the physical values that map to 0 and 1 in model units.
+    fill
+        (B,) float32: the stored value of air, which pads what lies outside the volume.
     is_ct
         (B,) bool: physical values are HU.
     vessels
@@ -33,6 +35,9 @@ class Batch:
         last: any.
     ignore
         (B, 14) bool: not known, or cut by the border of the patch; losses leave these out.
+    unknown
+        (B, 14) bool: the part of `ignore` that has nothing to do with where the patch lies, as when the series has an
+        aneurysm at a site, but no place was given for it. See `aneurysm.patches.targets.patch_targets`.
     lesion_sample
         (L,) int64, rising: to which patch of the batch a lesion belongs. Lesions just outside a patch are listed, too.
     lesion_site
@@ -42,7 +47,8 @@ class Batch:
     spacing_mm
         (z, y, x) of a voxel.
     seeds
-        (B,) int64: of the sample's own randomness, for augmentation.
+        (B,) int64: of the sample's own randomness, for augmentation. They stay on the CPU, which draws from them:
+        to read them back from a GPU would be to wait for all that it has in its queue.
     index
         (B,) int64: number of the sample within the epoch.
     volume
@@ -57,11 +63,13 @@ class Batch:
     scale: Tensor
     offset: Tensor
     window: Tensor
+    fill: Tensor
     is_ct: Tensor
     vessels: Tensor | None
     has_vessels: Tensor
     targets: Tensor
     ignore: Tensor
+    unknown: Tensor
     lesion_sample: Tensor
     lesion_site: Tensor
     lesion_zyx: Tensor
@@ -77,8 +85,9 @@ class Batch:
         return len(self.image)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """Return the batch with all tensors on ``device``."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Return the batch with all tensors but `seeds` on ``device``."""
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, seeds=self.seeds)
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory; torch's DataLoader calls this."""

@@ -1,0 +1,155 @@
+"""Draws -> Geometry: voxels, masks and coordinates of a batch flipped, turned, scaled, sheared, bent and cropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from aneurysm.patches.draws import Draw
+from aneurysm.patches.elastic import displacement_at, displacement_on_grid
+
+
+class Geometry:
+    """
+    What happens to the B patches of a batch. All of it is one interpolation, or none: a mere flip moves whole voxels.
+
+    With p and q in mm from the centre, input p and output q are bound by ``p = M (q + d(q))``: M is the inverse of
+    the affine map and the flips, d the elastic displacement. That is what the sampling grid needs. Coordinates go the
+    other way, ``q = inverse(M) p - d(q)``, solved by iteration.
+
+    Parameters
+    ----------
+    draws
+        B of them.
+    shape_zyx
+        Of the patches that come in.
+    out_shape_zyx
+        Of those that go out: the middle of them, nowhere larger. If the two differ by an odd number of voxels, the
+        extra one is cut off at the far end.
+    spacing_mm
+        (z, y, x) of a voxel, before and after.
+    controls_mm
+        Distance of the elastic control points.
+    device
+        Of the batch.
+    """
+
+    def __init__(
+        self,
+        draws: Sequence[Draw],
+        shape_zyx: tuple[int, int, int],
+        out_shape_zyx: tuple[int, int, int],
+        spacing_mm: tuple[float, float, float],
+        controls_mm: float,
+        device: torch.device,
+    ) -> None:
+        self._shape, self._out_shape = np.array(shape_zyx), out_shape_zyx
+        self._spacing_mm, self._controls_mm, self._device = spacing_mm, controls_mm, device
+        self._start = (self._shape - out_shape_zyx) // 2
+        self._flips = np.array([draw.flips for draw in draws])
+        self._resampled = np.array([draw.resamples for draw in draws])
+        spacing = np.array(spacing_mm)
+        maps_mm = np.stack([np.eye(3) if draw.affine_mm is None else draw.affine_mm for draw in draws])
+        maps_mm = np.where(self._flips, -1.0, 1.0)[:, :, None] * maps_mm
+        self._forward = maps_mm * spacing / spacing[:, None]  # of voxels
+        self._controls = self._all_controls(draws)
+
+    def image(self, stored: Tensor, fill: Tensor) -> Tensor:
+        """Return (B, 1, Z, Y, X) float32 of stored integers; ``fill`` (B,) is what lies outside."""
+        out = self._whole_voxels(stored).float()
+        if self._grid is not None:
+            rows, air = self._rows, fill[self._rows, None, None, None, None]
+            # grid_sample pads with 0, so air has to be 0 meanwhile.
+            out[rows] = self._sampled(stored[rows] - air, "bilinear") + air
+        return out
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """Return a (B, 1, Z, Y, X) uint8 mask, moved by the nearest voxel; outside is 0."""
+        out = self._whole_voxels(mask)
+        if self._grid is not None:
+            out[self._rows] = self._sampled(mask[self._rows].float(), "nearest").to(mask.dtype)
+        return out
+
+    def points(self, sample: Tensor, zyx: Tensor) -> Tensor:
+        """Return where (L, 3) voxel coordinates of the patches ``sample`` (L,) go."""
+        middle = (np.array(self._out_shape) - 1) / 2
+        shift = middle - self._forward @ (self._start + middle)
+        forward, shift = self._tensor(self._forward)[sample], self._tensor(shift)[sample]
+        # No matrix product: on a GPU it may be set to round coordinates to 10 bits.
+        straight = (forward * zyx[:, None, :]).sum(dim=2) + shift
+        if self._controls is None:
+            return straight
+        controls, spacing = self._controls[sample], self._tensor(np.array(self._spacing_mm))
+        moved = straight
+        # Each step leaves at most 3/4 of the error (see `augment_config.Elastic`), and commonly a tenth.
+        for _ in range(15):
+            moved = straight - displacement_at(controls, moved, self._spacing_mm, self._controls_mm) / spacing
+        return moved
+
+    def _whole_voxels(self, voxels: Tensor) -> Tensor:
+        """Return a copy of the patches' middle, flipped where that is all."""
+        z, y, x = (slice(at, at + n) for at, n in zip(self._start.tolist(), self._out_shape, strict=True))
+        out = voxels[:, :, z, y, x].clone()
+        for axis in range(3):
+            flipped = self._flips[:, axis] & ~self._resampled
+            if flipped.any():
+                rows = self._index(flipped)
+                out[rows] = out[rows].flip(axis + 2)
+        return out
+
+    def _sampled(self, voxels: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
+        assert self._grid is not None
+        return grid_sample(voxels, self._grid, mode=mode, padding_mode="zeros", align_corners=False)
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return self._index(self._resampled)
+
+    @cached_property
+    def _grid(self) -> Tensor | None:
+        """Return (R, Z, Y, X, 3), where the voxels of the R resampled patches come from, or None if there are none."""
+        if not self._resampled.any():
+            return None
+        # In grid_sample's units: from -1 to 1 between outer faces (not voxel centres: that is align_corners=True).
+        shape, out_shape = self._shape, np.array(self._out_shape)
+        back = np.linalg.inv(self._forward[self._resampled]) * out_shape / shape[:, None]
+        centre = ((2 * self._start + out_shape - shape) / shape).tolist()
+        back_to = self._tensor(back)[..., None, None, None]
+        at = [
+            ((2 * torch.arange(n, device=self._device) + 1) / n - 1).view([-1 if k == axis else 1 for k in range(3)])
+            for axis, n in enumerate(self._out_shape)
+        ]
+        if self._controls is not None:
+            bent = displacement_on_grid(
+                self._controls[self._rows], self._out_shape, self._spacing_mm, self._controls_mm
+            )
+            at = [
+                axis + bent[:, k] * (2 / (mm * n))
+                for k, (axis, mm, n) in enumerate(zip(at, self._spacing_mm, self._out_shape, strict=True))
+            ]
+        # A sum for each axis, in the order (x, y, z) that grid_sample wants last.
+        return torch.stack(
+            [sum((back_to[:, i, j] * at[j] for j in range(3)), start=centre[i]) for i in (2, 1, 0)], dim=-1
+        )
+
+    def _all_controls(self, draws: Sequence[Draw]) -> Tensor | None:
+        """Return (B, 3, z, y, x), zeros for the patches that are not bent, or None if none are."""
+        drawn = next((draw.controls_mm for draw in draws if draw.controls_mm is not None), None)
+        if drawn is None:
+            return None
+        flat = np.zeros_like(drawn)
+        return self._tensor(np.stack([flat if draw.controls_mm is None else draw.controls_mm for draw in draws]))
+
+    def _index(self, which: NDArray[np.bool_]) -> Tensor:
+        # Indexing with numbers, unlike with booleans, waits for nothing on a GPU.
+        return torch.from_numpy(np.flatnonzero(which)).to(self._device, non_blocking=True)
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).float().to(self._device, non_blocking=True)
