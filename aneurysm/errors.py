@@ -41,6 +41,14 @@ class NoSpaceError(AneurysmError, OSError):
     """The disk is full, or has too little room for what was asked."""
 
 
+class SamplingError(UsageError):
+    """Patches can't be drawn as asked: nothing to draw from, or settings that contradict each other."""
+
+
+class LoaderError(AneurysmError):
+    """Batches stopped coming: a worker died, or too many volumes are damaged."""
+
+
 class PixelError(AneurysmError):
     """The pixels of one frame can't be had; the message says which file and why."""
 

@@ -42,6 +42,9 @@ class Cache:
         Names, by index.
     patient_keys
         Keyed hashes of PatientID, by index; empty where the series has none.
+    unlocated
+        (n, 13) bool: a lesion of this site is there, or may be, whose place is not known. No patch of the series can
+        be said to be without it.
     lesion_volume
         (m,) int32: index of each placed lesion's volume, rising.
     lesion_site
@@ -57,6 +60,7 @@ class Cache:
     labels: NDArray[np.uint8]
     modalities: list[str]
     patient_keys: list[str]
+    unlocated: NDArray[np.bool_]
     lesion_volume: NDArray[np.int32]
     lesion_site: NDArray[np.uint8]
     lesion_zyx: NDArray[np.float32]
@@ -93,10 +97,11 @@ class Cache:
         except ValueError as error:
             raise DamagedCacheError(f"{layout.manifest} is damaged: {error}. Run aneurysm precache") from error
         index = pd.Series(np.arange(len(table), dtype=np.int32), index=table["series_uid"])
-        volumes, sites, places = _lesions(layout.lesions, index)
+        unlocated = labels[:, :-1] != 0
+        volumes, sites, places = _lesions(layout.lesions, index, unlocated)
         return cls(
             root, spec, table["series_uid"].tolist(), shapes, labels, table["modality"].tolist(),
-            table["patient_key"].tolist(), volumes, sites, places,
+            table["patient_key"].tolist(), unlocated, volumes, sites, places,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -125,15 +130,29 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         raise DamagedCacheError(f"{path} is missing or damaged: {error}. Run aneurysm precache") from error
 
 
-def _lesions(path: Path, index: pd.Series) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float32]]:
-    table = _read(path, ["series_uid", "location", "status", "z", "y", "x"])
-    table = table[(table["status"] == "placed") & table["series_uid"].isin(index.index)]
-    volumes = index.loc[table["series_uid"]].to_numpy(np.int32)
-    order = np.argsort(volumes, kind="stable")
+def _lesions(
+    path: Path, index: pd.Series, unlocated: NDArray[np.bool_]
+) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float32]]:
+    """Return the placed lesions, sorted by volume; mark in ``unlocated`` which sites are settled, and which open."""
+    table = _read(path, ["series_uid", "location", "status", "reason", "z", "y", "x"])
+    table = table[table["series_uid"].isin(index.index)]
     numbers = {site: i for i, site in enumerate(SITES)}
+    known = index.loc[table["series_uid"]].to_numpy(np.int32)
+    # A location that is none of the sites is never placed; it may stand for any of them.
+    site_of = np.array([numbers.get(s, -1) for s in table["location"]], np.int64)
+    placed = (table["status"] == "placed").to_numpy()
+    outside = (table["reason"] == "outside_volume").to_numpy()
+    table, volumes = table[placed], known[placed]
+    order = np.argsort(volumes, kind="stable")
     try:
         sites = np.array([numbers[s] for s in table["location"]], np.uint8)
         places = table[["z", "y", "x"]].to_numpy().astype(np.float32).reshape(len(table), 3)
     except (KeyError, ValueError) as error:
         raise DamagedCacheError(f"{path} is damaged: {error}. Run aneurysm precache") from error
+    # Where a lesion beyond the volume's faces lies is known: not in any patch.
+    settled = (placed | outside) & (site_of >= 0)
+    unlocated[known[settled], site_of[settled]] = False
+    lost = ~(placed | outside)
+    unlocated[known[lost & (site_of >= 0)], site_of[lost & (site_of >= 0)]] = True
+    unlocated[known[lost & (site_of < 0)]] = True
     return volumes[order], sites[order], places[order]

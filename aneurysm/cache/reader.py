@@ -185,6 +185,11 @@ class CachedVolume:
         return _handles.get(self._path).image.dtype
 
     @property
+    def fill(self) -> int:
+        """Stored value of air, which pads what is read outside the volume."""
+        return _handles.get(self._path).image.fill
+
+    @property
     def affine_lps(self) -> NDArray[np.float64]:
         """(4, 4): (z, y, x, 1) to (x, y, z, 1) in LPS mm, voxel centres."""
         return np.array(self.attributes["affine_lps"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +40,8 @@ class Batch:
         (B, 14) bool: the part of `ignore` that has nothing to do with where the patch lies, as when the series has an
         aneurysm at a site, but no place was given for it. See `aneurysm.patches.targets.patch_targets`.
     lesion_sample
-        (L,) int64, rising: to which patch of the batch a lesion belongs. Lesions just outside a patch are listed, too.
+        (L,) int64, rising: to which patch of the batch a lesion belongs. All lesions
+        of its series are listed, also those outside the patch.
     lesion_site
         (L,) int64: index into `aneurysm.labels.SITES`.
     lesion_zyx
@@ -55,6 +57,8 @@ class Batch:
         (B,) int64: index of the series in the `Cache`.
     start
         (B, 3) int64: the patch's first voxel (z, y, x) in the volume; may be negative.
+    damaged
+        What was wrong with series that could not be read and were replaced by others; most often empty.
     series_uid, why
         B strings each: the series, and which sampler chose the place.
     """
@@ -80,6 +84,7 @@ class Batch:
     start: Tensor
     series_uid: tuple[str, ...]
     why: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image)
@@ -97,6 +102,15 @@ class Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)})
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Between processes each tensor travels as shared memory with a descriptor of its own. That is right for voxels,
+        # and costs more than it saves for a dozen small ones: these go by value.
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        large = ("image", "vessels")
+        return _unpickled, (
+            {k: v.numpy() if isinstance(v, Tensor) and k not in large else v for k, v in content.items()},
+        )
+
     def physical(self) -> Tensor:
         """Return (B, 1, Z, Y, X) float32 in HU, or the MR scanner's units."""
         return self.image.float() * _per_sample(self.scale) + _per_sample(self.offset)
@@ -105,6 +119,11 @@ class Batch:
         """Return (B, 1, Z, Y, X) float32 in model units: the window mapped to [0, 1], clipped."""
         low, high = _per_sample(self.window[:, 0]), _per_sample(self.window[:, 1])
         return ((self.physical() - low) / (high - low)).clamp(0, 1)
+
+
+def _unpickled(content: dict[str, Any]) -> Batch:
+    tensors: dict[str, Any] = {k: torch.from_numpy(v) for k, v in content.items() if isinstance(v, np.ndarray)}
+    return Batch(**{**content, **tensors})
 
 
 def _per_sample(values: Tensor) -> Tensor:

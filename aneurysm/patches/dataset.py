@@ -1,0 +1,199 @@
+"""Draws -> Batch: each draw becomes a place, the place voxels, and the series' lesions targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, get_worker_info
+
+from aneurysm.cache.catalog import Cache
+from aneurysm.cache.reader import CachedVolume
+from aneurysm.errors import CacheError, LoaderError
+from aneurysm.labels import LABELS
+from aneurysm.patches.batch import Batch
+from aneurysm.patches.location import PatchLocation, Triple
+from aneurysm.patches.plan import Draw, Sampling
+from aneurysm.patches.randomness import Stream, generator
+from aneurysm.patches.samplers import block_start, lesion_start, uniform_start
+from aneurysm.patches.targets import MARGIN_MM, patch_targets
+
+_REPLACEMENTS: Final = 10
+"""So many volumes are tried for one sample before the cache is given up."""
+_PRESENT: Final = len(LABELS) - 1
+
+
+class PatchDataset(Dataset[Batch]):
+    """
+    Reads patches. It holds the cache's tables and no open file; it may be pickled, forked and used by threads.
+
+    Parameters
+    ----------
+    cache
+        To read from.
+    volumes
+        Indices of the series that may replace a damaged one.
+    shape_zyx
+        Of a patch, in voxels.
+    sampling
+        For the margin about lesions.
+    seed
+        Of the places.
+    vessels
+        Read vessel masks, too.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        volumes: Sequence[int],
+        shape_zyx: Triple,
+        sampling: Sampling,
+        seed: int,
+        *,
+        vessels: bool = False,
+    ) -> None:
+        self.cache, self.volumes, self.shape_zyx, self.seed, self.vessels = cache, volumes, shape_zyx, seed, vessels
+        z, y, x = (round(sampling.lesion_margin_mm / s) for s in cache.spec.spacing_mm)
+        self._margin: Triple = (z, y, x)
+        self._dtype = np.dtype(cache.spec.storage.dtype)
+
+    def locate(self, draw: Draw) -> PatchLocation:
+        """
+        Return where the patch of ``draw`` lies: a matter of the draw, the seed, and the volume's metadata.
+
+        Raises
+        ------
+        CacheError
+            The volume's metadata is missing or damaged.
+        """
+        rng = generator(self.seed, draw.epoch, draw.index, Stream.PLACE)
+        z, y, x = self.cache.shapes[draw.volume].tolist()
+        shape: Triple = (z, y, x)
+        match draw.kind:
+            case "lesion":
+                lesion = self.cache.lesion_zyx[draw.lesion]
+                start = lesion_start(rng, shape, self.shape_zyx, lesion, self._margin)
+            case "uniform":
+                start = uniform_start(rng, shape, self.shape_zyx)
+            case _:
+                blocks = self.cache[draw.volume].blocks
+                # A series may have no block that looks like a vessel.
+                chosen = blocks.vessels if draw.kind == "vessel" and blocks.vessels.any() else blocks.head
+                start = block_start(rng, shape, self.shape_zyx, blocks, chosen)
+        return PatchLocation(draw.volume, start, self.shape_zyx, draw.kind)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        return self.__getitems__([draw])
+
+    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
+        """
+        Return the patches of ``draws`` in one batch.
+
+        A volume that can't be read is replaced: the sample comes from another series then, and ``damaged`` of the
+        batch says so.
+
+        Raises
+        ------
+        LoaderError
+            Replacement after replacement can't be read either.
+        """
+        image = _empty((len(draws), 1, *self.shape_zyx), self._dtype)
+        vessels = _empty((len(draws), 1, *self.shape_zyx), np.dtype(np.uint8)) if self.vessels else None
+        damaged: list[str] = []
+        read = [
+            self._read(draw, image[i, 0].numpy(), None if vessels is None else vessels[i, 0].numpy(), damaged)
+            for i, draw in enumerate(draws)
+        ]
+        return self._batch(draws, [r[0] for r in read], [r[1] for r in read], image, vessels, damaged)
+
+    def _read(
+        self, draw: Draw, image: NDArray[Any], vessels: NDArray[Any] | None, damaged: list[str]
+    ) -> tuple[PatchLocation, CachedVolume]:
+        rng = generator(self.seed, draw.epoch, draw.index, Stream.REPLACE)
+        for _ in range(_REPLACEMENTS):
+            volume = self.cache[draw.volume]
+            try:
+                location = self.locate(draw)
+                volume.read(location.start, location.shape, image)
+                if vessels is not None and volume.has_vessels:
+                    volume.read_vessels(location.start, location.shape, vessels)
+                elif vessels is not None:
+                    vessels.fill(0)
+            except (CacheError, OSError) as error:
+                damaged.append(f"{volume.uid}: {error}")
+                draw = Draw(draw.epoch, draw.index, int(rng.choice(self.volumes)), "foreground", -1)
+            else:
+                return location, volume
+        raise LoaderError(f"{_REPLACEMENTS} volumes one after the other can't be read; the last: {damaged[-1]}")
+
+    def _batch(
+        self,
+        draws: Sequence[Draw],
+        locations: Sequence[PatchLocation],
+        volumes: Sequence[CachedVolume],
+        image: torch.Tensor,
+        vessels: torch.Tensor | None,
+        damaged: list[str],
+    ) -> Batch:
+        cache, n = self.cache, len(draws)
+        intensity = [v.attributes["intensity"] for v in volumes]
+        number = np.array([p.volume for p in locations])
+        start = np.array([p.start for p in locations], np.int64).reshape(n, 3)
+        rows = [np.arange(s.start, s.stop) for s in map(cache.lesions_of, number.tolist())]
+        sample = np.repeat(np.arange(n), [len(r) for r in rows])
+        row = np.concatenate(rows)
+        zyx = torch.from_numpy(cache.lesion_zyx[row] - start[sample].astype(np.float32))
+        lesion_sample, lesion_site = torch.from_numpy(sample), torch.from_numpy(cache.lesion_site[row].astype(np.int64))
+        unknown = torch.from_numpy(np.stack([self._unknown(v) for v in number.tolist()]))
+        targets, ignore = patch_targets(
+            lesion_sample, lesion_site, zyx, n, self.shape_zyx, MARGIN_MM, cache.spec.spacing_mm, unknown
+        )
+        seeds = [int(generator(self.seed, d.epoch, d.index, Stream.AUGMENT).integers(1 << 63)) for d in draws]
+
+        def each(values: list[Any]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float32)
+
+        return Batch(
+            image=image,
+            scale=each([i["scale"] for i in intensity]),
+            offset=each([i["offset"] for i in intensity]),
+            window=each([i["window"] for i in intensity]),
+            fill=each([v.fill for v in volumes]),
+            is_ct=torch.tensor([i["unit"] == "HU" for i in intensity]),
+            vessels=vessels,
+            has_vessels=torch.tensor([v.has_vessels for v in volumes]),
+            targets=targets,
+            ignore=ignore,
+            unknown=unknown,
+            lesion_sample=lesion_sample,
+            lesion_site=lesion_site,
+            lesion_zyx=zyx,
+            spacing_mm=cache.spec.spacing_mm,
+            seeds=torch.tensor(seeds),
+            index=torch.tensor([d.index for d in draws]),
+            volume=torch.from_numpy(number.astype(np.int64)),
+            start=torch.from_numpy(start),
+            series_uid=tuple(v.uid for v in volumes),
+            why=tuple(p.why for p in locations),
+            damaged=tuple(damaged),
+        )
+
+    def _unknown(self, volume: int) -> NDArray[np.bool_]:
+        """Return for the 14 labels whether no patch of the series can be said to be without."""
+        sites, labels = self.cache.unlocated[volume], self.cache.labels[volume]
+        siteless = labels[_PRESENT] == 1 and not (labels[:_PRESENT] == 1).any()
+        return np.append(sites, sites.any() or siteless)
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
+    """Return an array to be filled: in a worker process in shared memory, which spares its copy on the way out."""
+    if get_worker_info() is None:
+        return torch.from_numpy(np.empty(shape, dtype))
+    # As torch's own default_collate does it; there is no public way.
+    shared: Any = torch.UntypedStorage._new_shared  # noqa: SLF001
+    bytes_ = torch.empty(0, dtype=torch.uint8).set_(shared(int(np.prod(shape)) * dtype.itemsize))
+    return bytes_.view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)

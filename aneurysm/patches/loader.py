@@ -1,0 +1,224 @@
+"""Plan -> Batches, epoch after epoch: torch's DataLoader, fed with draws, resumable in mid-epoch, for any rank."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Final
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from aneurysm.cache.catalog import Cache
+from aneurysm.errors import LoaderError, SamplingError
+from aneurysm.patches.batch import Batch
+from aneurysm.patches.dataset import PatchDataset
+from aneurysm.patches.location import Triple
+from aneurysm.patches.plan import Draw, Plan, Sampling
+
+_log: Final = logging.getLogger(__name__)
+
+
+class DrawSampler(Sampler[list[Draw]]):
+    """
+    Yields the draws of each batch of one epoch, for one rank of several.
+
+    Of each global batch of ``plan.batch_size`` samples a rank gets its contiguous part, so all ranks together draw
+    what one alone would.
+    """
+
+    def __init__(self, plan: Plan, rank: int, ranks: int) -> None:
+        if not 0 <= rank < ranks or plan.batch_size % ranks:
+            raise SamplingError(f"rank {rank} of {ranks} can't have its part of batches of {plan.batch_size}")
+        self._plan, self._size = plan, plan.batch_size // ranks
+        self._offset = rank * self._size
+        self.epoch = self.first_step = 0
+
+    def __len__(self) -> int:
+        return -(-self._plan.samples // self._plan.batch_size) - self.first_step
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        draws = islice(self._plan.epoch(self.epoch), self.first_step * self._plan.batch_size, None)
+        while batch := list(islice(draws, self._plan.batch_size)):
+            yield batch[self._offset : self._offset + self._size]
+
+
+class PatchLoader:
+    """
+    Yields the batches of an epoch at each iteration, and goes on to the next epoch.
+
+    The batches are a function of the arguments and the epoch alone: the same for any number of workers, and after
+    `load_state_dict`.
+
+    Parameters
+    ----------
+    cache, volumes
+        What to draw from: a cache, and indices of its series.
+    shape_zyx
+        Of a patch, in voxels.
+    batch_size
+        Patches a batch, for this rank.
+    steps
+        Batches an epoch.
+    sampling
+        The mixture and the balance.
+    seed
+        Of all randomness.
+    workers
+        Processes that read; 0 reads in this one.
+    rank, ranks
+        This process among those that train together.
+    vessels
+        Read vessel masks, too.
+    pin_memory
+        Put batches into page-locked memory, from which copies to a GPU run beside its work.
+    prefetch
+        Batches that each worker reads ahead.
+    max_damaged
+        So many series may turn out damaged, and be replaced, before the run ends.
+    first_epoch
+        Number of the first epoch.
+
+    Raises
+    ------
+    SamplingError
+        There is nothing to draw from, or the settings contradict each other.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        volumes: Sequence[int],
+        shape_zyx: Triple,
+        batch_size: int,
+        steps: int,
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        vessels: bool = False,
+        pin_memory: bool = False,
+        prefetch: int = 2,
+        max_damaged: int = 10,
+        first_epoch: int = 0,
+    ) -> None:
+        sampling = sampling or Sampling()
+        self.plan = Plan(cache, volumes, sampling, steps * batch_size * ranks, batch_size * ranks, seed)
+        self.dataset = PatchDataset(cache, self.plan.volumes, shape_zyx, sampling, seed, vessels=vessels)
+        self._sampler = DrawSampler(self.plan, rank, ranks)
+        self._sampler.epoch = first_epoch
+        self._loader: DataLoader[Any] = DataLoader(
+            self.dataset,
+            batch_sampler=self._sampler,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            # Without them each epoch would start with workers that have to open every volume again.
+            persistent_workers=workers > 0,
+            prefetch_factor=prefetch if workers else None,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+        )
+        self._steps, self._max_damaged = steps, max_damaged
+        self._step, self._goes_on = 0, True
+        self.damaged: set[str] = set()
+
+    def __len__(self) -> int:
+        return self._steps
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that the next iteration yields, or the present one is of."""
+        return self._sampler.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration yield ``epoch``, from its beginning."""
+        if epoch != self._sampler.epoch:
+            self._sampler.epoch, self._step = epoch, 0
+        self._goes_on = True
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the loader is: batches that it has handed out count, those read ahead don't."""
+        return {"epoch": self.epoch, "step": self._step, "seed": self.plan.seed, "batch_size": self.plan.batch_size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """
+        Go on from where ``state`` was taken, with any number of workers, and of ranks as long as the batch is the same.
+
+        Raises
+        ------
+        SamplingError
+            The state is of another seed or batch size: the same patches could not come.
+        """
+        here = self.state_dict()
+        if differing := [k for k in ("seed", "batch_size") if state[k] != here[k]]:
+            told = ", ".join(f"{k} {state[k]}, now {here[k]}" for k in differing)
+            raise SamplingError(f"the run to be resumed had {told}: it would go on with other patches")
+        self._sampler.epoch, self._step, self._goes_on = state["epoch"], state["step"], True
+
+    def __iter__(self) -> Iterator[Batch]:
+        # An epoch that was left, or is through, is followed by the next.
+        if not self._goes_on or self._step >= self._steps:
+            self._sampler.epoch, self._step = self._sampler.epoch + 1, 0
+        self._goes_on = False
+        self._sampler.first_step = self._step
+        with dead_workers_told():
+            batches = iter(self._loader)
+            while (batch := _next(batches)) is not None:
+                self._note_damage(batch)
+                self._step += 1
+                yield batch
+
+    def _note_damage(self, batch: Batch) -> None:
+        for told in batch.damaged:
+            uid = told.split(":", 1)[0]
+            if uid not in self.damaged:
+                self.damaged.add(uid)
+                _log.warning("series %s can't be read, and is replaced by another. Run aneurysm verify", told)
+        if len(self.damaged) > self._max_damaged:
+            raise LoaderError(
+                f"{len(self.damaged)} series can't be read, more than the {self._max_damaged} that are let pass. "
+                f"Run aneurysm verify. The first: {min(self.damaged)}"
+            )
+
+
+def _next(batches: Iterator[Batch]) -> Batch | None:
+    try:
+        return next(batches, None)
+    except (ConnectionError, EOFError) as error:
+        # A worker that dies while it hands over a batch.
+        raise RuntimeError(f"DataLoader worker went away: {type(error).__name__}") from error
+
+
+@contextmanager
+def dead_workers_told() -> Iterator[None]:
+    """
+    Turn what torch raises when a worker fails into a `LoaderError`.
+
+    It notices a dead worker by a signal, whose handler raises in whatever the main thread does at that moment: not
+    only in the loader, which is why a training loop should stand within this, too.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise LoaderError(
+            f"a worker that reads patches died ({error}). Out of memory is the usual cause: take fewer workers, "
+            "smaller batches, or more shared memory (/dev/shm; docker run --shm-size)"
+        ) from error
+    except LoaderError as error:
+        # torch puts the whole traceback of a worker into the message; the last line of it is ours.
+        told = str(error).strip().splitlines()[-1]
+        raise LoaderError(told.removeprefix("aneurysm.errors.LoaderError: ")) from None
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_number: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,30 @@
+"""PatchLocation: where a patch lies, and why there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Triple = tuple[int, int, int]
+Kind = Literal["lesion", "vessel", "foreground", "uniform", "grid"]
+
+
+@dataclass(frozen=True, slots=True)
+class PatchLocation:
+    """
+    A box of one volume: what samplers yield, and readers turn into voxels.
+
+    Attributes
+    ----------
+    volume
+        Index of the volume in its `aneurysm.cache.catalog.Cache`.
+    start, shape
+        First voxel, and lengths, along (z, y, x). A start is negative where the volume is smaller than the patch.
+    why
+        The sampler that chose the place.
+    """
+
+    volume: int
+    start: Triple
+    shape: Triple
+    why: Kind
