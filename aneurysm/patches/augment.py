@@ -121,7 +121,7 @@ def augment(
         return ModelInput(
             image=_image(batch, geometry, draws, ct_windows_hu),
             is_ct=batch.is_ct,
-            vessels=None if batch.vessels is None else _vessels(batch.vessels, geometry, mirrored),
+            vessels=None if batch.vessels is None else _vessels(batch.vessels, geometry, draws),
             has_vessels=batch.has_vessels,
             targets=targets,
             ignore=ignore,
@@ -146,6 +146,10 @@ def _image(batch: Batch, geometry: Geometry, draws: list[Draw], ct_windows_hu: W
     return change_tones(image, batch.is_ct, draws)
 
 
-def _vessels(vessels: Tensor, geometry: Geometry, mirrored: Tensor) -> Tensor:
+def _vessels(vessels: Tensor, geometry: Geometry, draws: list[Draw]) -> Tensor:
     moved = geometry.mask(vessels)
-    return torch.where(mirrored[:, None, None, None, None], mirrored_vessels(moved), moved)
+    mirrored = [row for row, draw in enumerate(draws) if draw.flips[2]]
+    if mirrored:
+        rows = torch.tensor(mirrored).to(moved.device, non_blocking=True)
+        moved[rows] = mirrored_vessels(moved[rows])
+    return moved

@@ -92,7 +92,7 @@ def vessel_classes(vessels: Tensor) -> Tensor:
 
     Class 0 is no vessel, class i + 1 is ``SITES[i]``: the masks' own values have another order.
     """
-    return _classes(vessels.device)[vessels[:, 0].int()]
+    return _classes(vessels.device)[vessels[:, 0].long()]
 
 
 @cache

@@ -52,6 +52,7 @@ class Geometry:
     ) -> None:
         self._shape, self._out_shape = np.array(shape_zyx), out_shape_zyx
         self._spacing_mm, self._controls_mm, self._device = spacing_mm, controls_mm, device
+        self._draws = draws
         self._start = (self._shape - out_shape_zyx) // 2
         self._flips = np.array([draw.flips for draw in draws])
         self._resampled = np.array([draw.resamples for draw in draws])
@@ -59,7 +60,7 @@ class Geometry:
         maps_mm = np.stack([np.eye(3) if draw.affine_mm is None else draw.affine_mm for draw in draws])
         maps_mm = np.where(self._flips, -1.0, 1.0)[:, :, None] * maps_mm
         self._forward = maps_mm * spacing / spacing[:, None]  # of voxels
-        self._controls = self._all_controls(draws)
+        self._controls = self._all_controls()
 
     def image(self, stored: Tensor, fill: Tensor) -> Tensor:
         """Return (B, 1, Z, Y, X) float32 of stored integers; ``fill`` (B,) is what lies outside."""
@@ -121,31 +122,31 @@ class Geometry:
         shape, out_shape = self._shape, np.array(self._out_shape)
         back = np.linalg.inv(self._forward[self._resampled]) * out_shape / shape[:, None]
         centre = ((2 * self._start + out_shape - shape) / shape).tolist()
+        z, y, x = ((2 * torch.arange(n, device=self._device) + 1) / n - 1 for n in self._out_shape)
         back_to = self._tensor(back)[..., None, None, None]
-        at = [
-            ((2 * torch.arange(n, device=self._device) + 1) / n - 1).view([-1 if k == axis else 1 for k in range(3)])
-            for axis, n in enumerate(self._out_shape)
-        ]
+        grid = torch.empty(len(back), *self._out_shape, 3, device=self._device)
+        for axis in range(3):
+            from_z, from_y, from_x = back_to[:, axis].unbind(1)
+            plane = centre[axis] + from_z * z[:, None, None] + from_y * y[:, None]
+            # grid_sample wants (x, y, z).
+            torch.add(plane, from_x * x, out=grid[..., 2 - axis])
         if self._controls is not None:
-            bent = displacement_on_grid(
-                self._controls[self._rows], self._out_shape, self._spacing_mm, self._controls_mm
-            )
-            at = [
-                axis + bent[:, k] * (2 / (mm * n))
-                for k, (axis, mm, n) in enumerate(zip(at, self._spacing_mm, self._out_shape, strict=True))
-            ]
-        # A sum for each axis, in the order (x, y, z) that grid_sample wants last.
-        return torch.stack(
-            [sum((back_to[:, i, j] * at[j] for j in range(3)), start=centre[i]) for i in (2, 1, 0)], dim=-1
-        )
+            bent = np.array([draw.controls_mm is not None for draw in self._draws])
+            among_resampled = self._index(bent[self._resampled])
+            # The map is linear, so it can be applied to the few control points instead of to each voxel's displacement.
+            units = self._tensor(back * (2 / (np.array(self._spacing_mm) * out_shape)))[among_resampled].flip(1)
+            controls = torch.einsum("bij,bjzyx->bizyx", units, self._controls[self._index(bent)])
+            moved = displacement_on_grid(controls, self._out_shape, self._spacing_mm, self._controls_mm)
+            grid[among_resampled] += moved.movedim(1, -1)
+        return grid
 
-    def _all_controls(self, draws: Sequence[Draw]) -> Tensor | None:
+    def _all_controls(self) -> Tensor | None:
         """Return (B, 3, z, y, x), zeros for the patches that are not bent, or None if none are."""
-        drawn = next((draw.controls_mm for draw in draws if draw.controls_mm is not None), None)
-        if drawn is None:
+        drawn = [draw.controls_mm for draw in self._draws]
+        flat = next((np.zeros_like(controls) for controls in drawn if controls is not None), None)
+        if flat is None:
             return None
-        flat = np.zeros_like(drawn)
-        return self._tensor(np.stack([flat if draw.controls_mm is None else draw.controls_mm for draw in draws]))
+        return self._tensor(np.stack([flat if controls is None else controls for controls in drawn]))
 
     def _index(self, which: NDArray[np.bool_]) -> Tensor:
         # Indexing with numbers, unlike with booleans, waits for nothing on a GPU.

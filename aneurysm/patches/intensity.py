@@ -61,16 +61,15 @@ def model_units(
         shift, stretch = _column(window, [(draw.window_shift, draw.window_width) for draw in draws]).unbind(1)
         low = low + width * (shift + (1 - stretch) / 2)[:, None]
         width = width * stretch[:, None]
-    return ((physical - low[..., None, None, None]) / width[..., None, None, None]).clamp_(0, 1)
+    return (physical - low[..., None, None, None]).div_(width[..., None, None, None]).clamp_(0, 1)
 
 
 def add_noise(physical: Tensor, window: Tensor, is_ct: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Add noise to (B, 1, Z, Y, X) physical values where it was drawn, in place: Gaussian to CT, Rician to MR."""
     rows = [row for row, draw in enumerate(draws) if draw.noise_sigma]
-    generator = torch.Generator(physical.device)
     for row in rows:
         # A generator for each sample: what its neighbours draw must not matter.
-        generator.manual_seed(draws[row].noise_seed)
+        generator = torch.Generator(physical.device).manual_seed(draws[row].noise_seed)
         shape = (2, *physical.shape[2:])
         sigma = draws[row].noise_sigma * (window[row, 1] - window[row, 0])
         real, imaginary = torch.randn(shape, generator=generator, device=physical.device) * sigma

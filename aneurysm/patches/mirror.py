@@ -22,7 +22,7 @@ def mirrored_labels(device: torch.device) -> Tensor:
 
 def mirrored_vessels(vessels: Tensor) -> Tensor:
     """Return a vessel mask (uint8, any shape) whose left and right values have changed places; no voxel moves."""
-    return _tables(vessels.device)[1][vessels.int()]
+    return _tables(vessels.device)[1][vessels.long()]
 
 
 @cache

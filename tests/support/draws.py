@@ -1,0 +1,26 @@
+"""Draws in which nothing happens but what a test says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aneurysm.patches.draws import Draw
+
+
+def still(**changes: Any) -> Draw:
+    nothing = {
+        "flips": (False, False, False),
+        "affine_mm": None,
+        "controls_mm": None,
+        "window_shift": 0.0,
+        "window_width": 1.0,
+        "gamma": 1.0,
+        "noise_sigma": 0.0,
+        "noise_seed": 0,
+        "blur_sigma_mm": 0.0,
+        "slice_mm": 0.0,
+        "slice_axis": 0,
+        "slice_phase": 0.0,
+        "inverted": False,
+    }
+    return Draw(**(nothing | changes))
