@@ -7,8 +7,12 @@ second head that segments the vessels, which taught the strongest published syst
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
+from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput, mean_of_top, start_at_prior
 
@@ -17,7 +21,7 @@ _CHANNELS = (24, 32, 64, 96, 128, 24)
 
 class UNet3d(nn.Module):
     """
-    Four times down and up again, by two; each edge of a patch should be a multiple of 16, and at least 32.
+    Four times down and up again, by two; each edge of a patch is a multiple of 16, and at least 32.
 
     Parameters
     ----------
@@ -60,17 +64,26 @@ class UNet3d(nn.Module):
         self.top_voxels = top_voxels
 
     def forward(self, image: Tensor) -> ModelOutput:
-        """Map (B, C, Z, Y, X) in model units to the map of logits and the logits of each patch."""
+        """
+        Map (B, C, Z, Y, X) in model units to the map of logits and the logits of each patch.
+
+        Raises
+        ------
+        UsageError
+            An edge is not 32, 48, 64, ... voxels.
+        """
+        if any(edge % 16 or edge < 32 for edge in image.shape[2:]):
+            raise UsageError(f"unet3d can't take {tuple(image.shape[2:])} voxels: each edge is 32, 48, 64, ...")
         net = self.net
-        # BasicUNet.forward, which does not give its levels away.
+        # BasicUNet.forward gives its levels only to itself, and has a test of types that stops torch.compile.
         x0 = net.conv_0(image)
         x1 = net.down_1(x0)
         x2 = net.down_2(x1)
         x3 = net.down_3(x2)
-        u4 = net.upcat_4(net.down_4(x3), x3)
-        u3 = net.upcat_3(u4, x2)
-        u2 = net.upcat_2(u3, x1)
-        u1 = net.upcat_1(u2, x0)
+        u4 = _up(net.upcat_4, net.down_4(x3), x3)
+        u3 = _up(net.upcat_3, u4, x2)
+        u2 = _up(net.upcat_2, u3, x1)
+        u1 = _up(net.upcat_1, u2, x0)
         dense = net.final_conv(u1)
         return ModelOutput(
             logits=mean_of_top(dense, self.top_voxels),
@@ -78,3 +91,8 @@ class UNet3d(nn.Module):
             coarser=tuple(head(u) for head, u in zip(self.coarser, (u2, u3), strict=False)) if self.training else (),
             vessels=self.vessels(u1) if self.vessels is not None else None,
         )
+
+
+def _up(block: Any, coarse: Tensor, skipped: Tensor) -> Tensor:
+    joined: Tensor = block.convs(torch.cat([skipped, block.upsample(coarse)], 1))
+    return joined

@@ -99,7 +99,7 @@ def test_a_few_steps_learn_a_batch_by_heart(name):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.25 * losses[0]
 
 
@@ -166,3 +166,9 @@ def test_a_coarser_map_comes_in_training_only():
     assert check_output(model.eval()(image), image).coarser == ()
     assert output.vessels.shape == (2, 14, 32, 32, 64)
     assert build_model("unet3d", **SMALL)(image).vessels is None
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 40), (16, 32, 32)], ids=["no multiple of 16", "too small"])
+def test_a_unet_refuses_what_it_can_not_halve_four_times(shape):
+    with pytest.raises(UsageError, match="each edge is 32, 48"):
+        build_model("unet3d", **SMALL)(images(*shape))
