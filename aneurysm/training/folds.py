@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.errors import DataError, UsageError
 
 COLUMNS = ("series_uid", "patient_key", "fold")
@@ -65,8 +66,8 @@ def assign_folds(
     presence = np.asarray(present)
     strata: dict[tuple[int, tuple[str, ...]], list[str]] = defaultdict(list)
     for patient, series in patients.items():
-        known = [int(presence[i]) for i in series if presence[i] != 255]
-        strata[max(known, default=255), tuple(sorted({modalities[i] for i in series}))].append(patient)
+        known = [int(presence[i]) for i in series if presence[i] != UNKNOWN]
+        strata[max(known, default=UNKNOWN), tuple(sorted({modalities[i] for i in series}))].append(patient)
     # A hash rather than a shuffle: the order of two patients does not depend on which others there are.
     dealt = [p for _, stratum in sorted(strata.items()) for p in sorted(stratum, key=lambda p: _draw(seed, p))]
     folds = np.empty(len(uids), np.int64)

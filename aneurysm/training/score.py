@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
-
-_UNKNOWN = 255
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,8 @@ def score_series(y_true: ArrayLike, y_score: ArrayLike, modalities: Sequence[str
         raise UsageError(
             f"labels of shape {true.shape} and predictions of {scores.shape}: expected (n, {len(LABELS)}) twice"
         )
-    if wrong := sorted(set(np.unique(true).tolist()) - {0, 1, _UNKNOWN}):
-        raise UsageError(f"a label is {wrong[0]}: expected 0, 1 or {_UNKNOWN}")
+    if wrong := sorted(set(np.unique(true).tolist()) - {0, 1, UNKNOWN}):
+        raise UsageError(f"a label is {wrong[0]}: expected 0, 1 or {UNKNOWN}")
     if not np.isfinite(scores).all():
         row, column = np.argwhere(~np.isfinite(scores))[0]
         raise UsageError(f"the prediction of {LABELS[column]!r} in row {row} is {scores[row, column]}")
@@ -135,7 +134,7 @@ def _label(name: str, true: NDArray[np.generic], scores: NDArray[np.float64]) ->
     # Here, not above: scikit-learn loads joblib.
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    known = true != _UNKNOWN
+    known = true != UNKNOWN
     positive, scores = true[known] == 1, scores[known]
     n, n_positive = len(positive), int(positive.sum())
     if n_positive in (0, n):
