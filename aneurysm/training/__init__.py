@@ -1,0 +1,1 @@
+"""Batch, model -> checkpoint: losses, patient-level folds, the score."""
