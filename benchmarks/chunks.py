@@ -112,14 +112,17 @@ def _try_all(cache: Cache, folder: Path, options: argparse.Namespace) -> Iterato
     choices = product(options.chunks, CODECS, options.levels, SHUFFLES)
     storages = [Storage(dtype=own.dtype, chunk=c, codec=n, level=k, shuffle=s) for c, n, k, s in choices]
     for i, storage in enumerate(storages):
-        print(f"{own.dtype}, {i + 1} of {len(storages)}: {_name(storage)}", file=sys.stderr)
         # A folder of its own for each: open volumes are known by their path.
         at = folder / str(i)
         volumes, seconds = _write(sources, storage, at)
         wall_ms, ratio = _compare(volumes, reference, options.rounds, options.count)
         raw_mb = sum(np.prod(v.shape) for v in volumes) * np.dtype(own.dtype).itemsize / 1e6
         disk_mb = sum(size_mb(p for p in (v.path / "0").rglob("*") if p.is_file()) for v in volumes)
-        yield Choice(storage, wall_ms, ratio, disk_mb / raw_mb, raw_mb / seconds)
+        of_raw = disk_mb / raw_mb
+        # The table comes only at the end.
+        done = f"{own.dtype}, {i + 1} of {len(storages)}: {_name(storage)}: {ratio:.2f}x, {of_raw:.1%}"
+        print(done, file=sys.stderr, flush=True)
+        yield Choice(storage, wall_ms, ratio, of_raw, raw_mb / seconds)
         shutil.rmtree(at)
     close_volumes()
 

@@ -6,6 +6,7 @@ contenders can take turns, each with its libraries loaded, its files open, and a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -95,15 +96,18 @@ class Worker:
 
     def stop(self) -> None:
         """End the process."""
-        if self._process.stdin:
-            self._process.stdin.close()
-        self._process.wait()
+        # Closes the pipes; one that the process has broken may still hold a request.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
 
     def _ask(self, what: str, patch: Triple, boxes: list[Box]) -> dict[str, Any]:
         assert self._process.stdin is not None
         request = {"what": what, "patch": patch, "boxes": [(b.volume, b.start) for b in boxes]}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise RuntimeError(self._complaint()) from error
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:

@@ -71,14 +71,15 @@ def main() -> int:
     patches = [_triple(text) for text in options.patch]
     results = Results()
     workers = _start(options.contenders, cache, results)
+    started = list(workers.values())
     try:
         _check_all(workers, volumes, patches, results)
         for patch in patches:
             for cold, rounds in ((False, options.rounds), (True, options.cold_rounds)):
                 to = results.cold if cold else results.warm
-                to[patch] = _take_turns(workers, volumes, patch, rounds, options.count, cold=cold)
+                to[patch] = _take_turns(workers, volumes, patch, rounds, options.count, results, cold=cold)
     finally:
-        for worker in workers.values():
+        for worker in started:
             worker.stop()
     targets = _targets(results)
     text = _markdown(results, targets, volumes, options)
@@ -120,11 +121,19 @@ def _start(keys: list[str], cache: Path, results: Results) -> dict[str, Worker]:
         try:
             worker = Worker(key, cache, cache.with_name(f"{cache.name}-for") / key, core)
         except RuntimeError as error:
-            results.errors[key] = str(error)
+            _leave_out(workers, key, str(error), results)
             continue
         workers[key] = worker
         results.disk_mb[key], results.before_mb[key] = worker.disk_mb, worker.before_mb
     return workers
+
+
+def _leave_out(workers: dict[str, Worker], key: str, problem: str, results: Results) -> None:
+    if key == "ours":
+        raise SystemExit(f"our own reader fails: {problem}")
+    print(f"{key} is left out: {problem}", file=sys.stderr)
+    results.errors[key] = problem
+    workers.pop(key, None)
 
 
 def _check_all(
@@ -142,13 +151,18 @@ def _check_all(
                 same = all(digest_of(volumes[b.volume].read(b.start, patch)) == digest for b, digest in read)
                 problem = "" if same else "reads other voxels"
             if problem:
-                results.errors[key] = problem
-                worker.stop()
-                del workers[key]
+                _leave_out(workers, key, problem, results)
 
 
 def _take_turns(
-    workers: dict[str, Worker], volumes: list[CachedVolume], patch: Triple, rounds: int, count: int, *, cold: bool
+    workers: dict[str, Worker],
+    volumes: list[CachedVolume],
+    patch: Triple,
+    rounds: int,
+    count: int,
+    results: Results,
+    *,
+    cold: bool,
 ) -> Rounds:
     taken: Rounds = {key: {} for key in workers}
     keys = list(workers)
@@ -159,9 +173,13 @@ def _take_turns(
         # Each round another begins.
         first = number % len(keys)
         for key in keys[first:] + keys[:first]:
-            if number % _RARE and number >= 0 and workers[key].contender.rare:
+            if key not in workers or (number % _RARE and number >= 0 and workers[key].contender.rare):
                 continue
-            result = workers[key].read(patch, boxes, cold=cold)
+            try:
+                result = workers[key].read(patch, boxes, cold=cold)
+            except RuntimeError as error:
+                _leave_out(workers, key, str(error), results)
+                continue
             if number >= 0:
                 taken[key][number] = result
     return taken
