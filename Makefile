@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench clean
+.PHONY: help install demo test test-slow lint format bench bench-install bench-patches bench-chunks clean
 
 help:  ## list the tasks
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aneurysm needs Python 3.11 or newer: make PYTHON=...")'
@@ -42,9 +42,21 @@ format: install  ## let ruff put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## run benchmarks/precache.py beside other tools (installs them)
+bench: bench-install  ## precaching and reading patches, beside other tools (installs them)
+	-$(BIN)/python -m benchmarks.precache
+	$(BIN)/python -m benchmarks.patches
+
+bench-patches: bench-install  ## of these, reading patches alone
+	$(BIN)/python -m benchmarks.patches
+
+bench-chunks: bench-install  ## what chunks, codecs and shuffles cost and save (half an hour)
+	$(BIN)/python -m benchmarks.chunks
+
+bench-install: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,train,bench]'
-	$(BIN)/python -m benchmarks.precache
+	@# Without what it depends on: that brings torchvision, which breaks Lightning where its build is not torch's, and
+	@# which the reader of patches does not need.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'nnunetv2>=2.8,<3'
 
 clean:  ## remove the virtual environment and the demo's output
 	rm -rf $(VENV) $(DEMO)

@@ -222,13 +222,13 @@ def main() -> None:
     # Every contender finds the files in the page cache: the tools are compared, not the disk.
     for path in _files(series):
         path.read_bytes()
-    before_mb = _peak_mb()
+    before_mb = peak_mb()
     seconds, cpu_s = _timed(run, series, out / "timed")
     out_mb = sum(path.stat().st_size for path in _files(out / "timed")) / 1e6
     result = {
         "seconds": seconds,
         "cpu_s": cpu_s,
-        "peak_mb": _peak_mb(),
+        "peak_mb": peak_mb(),
         "before_mb": before_mb,
         "out_mb": out_mb,
     }
@@ -252,7 +252,7 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """Largest resident size so far, of this process or of a child that has ended."""
     unit = 1 if sys.platform == "darwin" else 1024
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit

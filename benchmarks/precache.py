@@ -1,8 +1,8 @@
 """`make bench`: seconds and peak memory of precaching one series, beside other tools and the floor.
 
 Each run is a process of its own with one thread on one core. The contenders take turns (A B C A B C), so
-that whatever else the machine does falls on all of them. Prints Markdown; `--write` makes
-benchmarks/RESULTS.md of it.
+that whatever else the machine does falls on all of them. Prints Markdown; `--write` puts it
+into benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.contenders import CONTENDERS
 from benchmarks.data import write_series
-from benchmarks.table import Target, machine, markdown
+from benchmarks.table import Target, machine, markdown, write_section
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data" / "real"
@@ -71,7 +71,7 @@ def main() -> int:
     text = markdown(results, targets, machine(), "python -m benchmarks.precache --write", options.repeats)
     print(text)
     if options.write:
-        (Path(__file__).parent / "RESULTS.md").write_text(text)
+        write_section(text)
     return 0 if all(target.met for target in targets) else 1
 
 
@@ -82,7 +82,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--real", type=Path, default=REAL, help="folder with real series; may be absent")
     parser.add_argument("--work", type=Path, help="where generated series are kept (about 1.5 GB)")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="put the section into benchmarks/RESULTS.md")
     return parser.parse_args()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from benchmarks.contenders import CONTENDERS
 if TYPE_CHECKING:
     from benchmarks.precache import Runs
 
+RESULTS = Path(__file__).parent / "RESULTS.md"
 _PACKAGES = (
     "aneurysm", "numpy", "scipy", "pydicom", "python-gdcm", "pylibjpeg-openjpeg", "numcodecs", "zarr",
     "SimpleITK", "itk", "monai", "torch", "dcm2niix",
@@ -39,8 +41,8 @@ class Target:
     met: bool
 
 
-def machine() -> dict[str, str]:
-    """Say what the figures were taken on."""
+def machine(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
+    """Say what the figures were taken on, and with which versions of ``packages``."""
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -48,7 +50,7 @@ def machine() -> dict[str, str]:
         "cores": f"{os.cpu_count()}, load {os.getloadavg()[1]:.1f} (5 minutes) at the end",
         "memory": f"{memory_gb:.0f} GB",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "libraries": ", ".join(f"{name} {found}" for name in _PACKAGES if (found := _version(name))),
+        "libraries": ", ".join(f"{name} {found}" for name in packages if (found := _version(name))),
     }
 
 
@@ -64,13 +66,32 @@ def markdown(
     lines += [f"- {key}: {value}" for key, value in about.items()]
     lines += [f"- command: `{command}`, {repeats} runs each, taking turns (2 of those that need more than 5 s)"]
     lines += ["", _NOTES]
-    if targets:
-        lines += ["## Aims", "", "| aim | found | |", "|---|---|---|"]
-        lines += [f"| {target.aim} | {target.found} | {'met' if target.met else '**missed**'} |" for target in targets]
-        lines += [""]
+    lines += aims(targets)
     for name, runs in results.items():
         lines += [f"## {name}", "", *_table(runs), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def aims(targets: list[Target]) -> list[str]:
+    """Return the lines of a table of aims; none if there are none."""
+    if not targets:
+        return []
+    lines = ["## Aims", "", "| aim | found | |", "|---|---|---|"]
+    lines += [f"| {target.aim} | {target.found} | {'met' if target.met else '**missed**'} |" for target in targets]
+    return [*lines, ""]
+
+
+def write_section(text: str) -> None:
+    """Put ``text``, which opens with a heading ``# ...``, into RESULTS.md in place of the section of that heading."""
+    own = text.splitlines()[0]
+    sections = re.split(r"^(?=# )", RESULTS.read_text() if RESULTS.exists() else "", flags=re.MULTILINE)
+    kept = [section.strip() for section in sections if section.strip()]
+    titles = [section.splitlines()[0] for section in kept]
+    if own in titles:
+        kept[titles.index(own)] = text.strip()
+    else:
+        kept.append(text.strip())
+    RESULTS.write_text("\n\n".join(kept) + "\n")
 
 
 def _table(runs: dict[str, Runs]) -> list[str]:
