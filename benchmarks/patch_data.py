@@ -36,8 +36,9 @@ def make_cache(work: Path, series: int, size: str, spec: str = "rsna-1mm") -> Pa
     cache = work / f"{data.name}-{spec}"
     done = cache / "made-for-benchmarks"
     if not done.exists():
-        # Both commands go on where an earlier run was interrupted.
-        _command("phantom", str(data), "--series", str(series), "--size", size, "--no-quirks")
+        # Both commands go on where an earlier run was interrupted; phantom refuses a folder that is complete.
+        if not data.exists() or (data / ".building").exists():
+            _command("phantom", str(data), "--series", str(series), "--size", size, "--no-quirks")
         _command("precache", "--data", str(data), "--cache", str(cache), "--spec", spec)
         done.touch()
     return cache
