@@ -17,7 +17,7 @@ from aneurysm.labels import LABELS
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.location import PatchLocation, Triple
 from aneurysm.patches.plan import Draw, Sampling
-from aneurysm.patches.randomness import Stream, generator
+from aneurysm.patches.randomness import Stream, augmentation_seed, generator
 from aneurysm.patches.samplers import block_start, lesion_start, uniform_start
 from aneurysm.patches.targets import MARGIN_MM, patch_targets
 
@@ -61,9 +61,11 @@ class PatchDataset(Dataset[Batch]):
         self._margin: Triple = (z, y, x)
         self._dtype = np.dtype(cache.spec.storage.dtype)
 
-    def locate(self, draw: Draw) -> PatchLocation:
+    def locate(self, draw: Draw, volume: CachedVolume | None = None) -> PatchLocation:
         """
         Return where the patch of ``draw`` lies: a matter of the draw, the seed, and the volume's metadata.
+
+        ``volume`` spares looking it up, if it is at hand.
 
         Raises
         ------
@@ -80,7 +82,7 @@ class PatchDataset(Dataset[Batch]):
             case "uniform":
                 start = uniform_start(rng, shape, self.shape_zyx)
             case _:
-                blocks = self.cache[draw.volume].blocks
+                blocks = (volume or self.cache[draw.volume]).blocks
                 # A series may have no block that looks like a vessel.
                 chosen = blocks.vessels if draw.kind == "vessel" and blocks.vessels.any() else blocks.head
                 start = block_start(rng, shape, self.shape_zyx, blocks, chosen)
@@ -113,11 +115,10 @@ class PatchDataset(Dataset[Batch]):
     def _read(
         self, draw: Draw, image: NDArray[Any], vessels: NDArray[Any] | None, damaged: list[str]
     ) -> tuple[PatchLocation, CachedVolume]:
-        rng = generator(self.seed, draw.epoch, draw.index, Stream.REPLACE)
-        for _ in range(_REPLACEMENTS):
+        for attempt in range(_REPLACEMENTS):
             volume = self.cache[draw.volume]
             try:
-                location = self.locate(draw)
+                location = self.locate(draw, volume)
                 volume.read(location.start, location.shape, image)
                 if vessels is not None and volume.has_vessels:
                     volume.read_vessels(location.start, location.shape, vessels)
@@ -125,6 +126,7 @@ class PatchDataset(Dataset[Batch]):
                     vessels.fill(0)
             except (CacheError, OSError) as error:
                 damaged.append(f"{volume.uid}: {error}")
+                rng = generator(self.seed, draw.epoch, draw.index * _REPLACEMENTS + attempt, Stream.REPLACE)
                 draw = Draw(draw.epoch, draw.index, int(rng.choice(self.volumes)), "foreground", -1)
             else:
                 return location, volume
@@ -152,7 +154,7 @@ class PatchDataset(Dataset[Batch]):
         targets, ignore = patch_targets(
             lesion_sample, lesion_site, zyx, n, self.shape_zyx, MARGIN_MM, cache.spec.spacing_mm, unknown
         )
-        seeds = [int(generator(self.seed, d.epoch, d.index, Stream.AUGMENT).integers(1 << 63)) for d in draws]
+        seeds = [augmentation_seed(self.seed, d.epoch, d.index) for d in draws]
 
         def each(values: list[Any]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from enum import IntEnum
 
 import numpy as np
@@ -12,8 +13,7 @@ class Stream(IntEnum):
 
     PLAN = 0
     PLACE = 1
-    AUGMENT = 2
-    REPLACE = 3
+    REPLACE = 2
 
 
 def generator(seed: int, epoch: int, index: int, stream: Stream) -> np.random.Generator:
@@ -33,3 +33,9 @@ def generator(seed: int, epoch: int, index: int, stream: Stream) -> np.random.Ge
         raise ValueError(f"seed {seed}, epoch {epoch}, index {index}: out of range")
     key = np.array([seed, epoch << 40 | index], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=int(stream) << 192))
+
+
+def augmentation_seed(seed: int, epoch: int, index: int) -> int:
+    """Return the seed, from 0 to 2^63 - 1, of all that augmentation draws for one sample."""
+    digest = hashlib.blake2b(f"{seed} {epoch} {index}".encode(), digest_size=8, person=b"augment").digest()
+    return int.from_bytes(digest, "little") >> 1
