@@ -30,6 +30,7 @@ PATCH = (96, 96, 96)
 BATCH = 8
 TITLES = {
     "ours": "ours: integers, targets, coordinates",
+    "ours-5000": "ours, from a cache of 5,000 series",
     "ours-float": "ours, turned into float32 model units",
     "monai": "MONAI PersistentDataset + RandSpatialCropd, one patch a volume",
     "monai-8": "MONAI PersistentDataset + RandSpatialCropSamplesd, 8 patches a volume",
@@ -112,7 +113,14 @@ def _measure(name: str, workers: int, work: Path, options: argparse.Namespace) -
 
     torch.set_num_threads(1)
     cache = make_cache(work, options.series, options.size)
-    make = {"ours": _ours, "ours-float": _ours, "monai": _monai, "monai-8": _monai, "torchio": _torchio}[name]
+    make = {
+        "ours": _ours,
+        "ours-5000": _ours,
+        "ours-float": _ours,
+        "monai": _monai,
+        "monai-8": _monai,
+        "torchio": _torchio,
+    }[name]
     loader = make(name, cache, workers)
     memory = _Memory()
     started = time.perf_counter()
@@ -133,7 +141,7 @@ def _forever(loader: Iterable[Any]) -> Iterable[Any]:
 
 
 def _use(batch: Any, name: str) -> int:
-    if name == "ours":
+    if name in ("ours", "ours-5000"):
         image = batch.image
     elif name == "ours-float":
         image = batch.normalised()
@@ -146,15 +154,39 @@ def _use(batch: Any, name: str) -> int:
 
 
 def _ours(name: str, cache: Path, workers: int) -> Any:
-    del name
     from aneurysm.cache.catalog import Cache
     from aneurysm.patches.loader import PatchLoader
+
+    cache = _many(cache, 5000) if name == "ours-5000" else cache
 
     def make() -> Any:
         opened = Cache.open(cache)
         return PatchLoader(opened, range(len(opened)), PATCH, BATCH, 50, workers=workers)
 
     return make
+
+
+def _many(cache: Path, count: int) -> Path:
+    """Return a cache of so many series: those of ``cache`` again and again, by links, under other names."""
+    import pandas as pd
+
+    many = cache.with_name(f"{cache.name}-{count}")
+    if (many / "manifest.csv").exists():
+        return many
+    (many / "volumes").mkdir(parents=True, exist_ok=True)
+    (many / "spec.toml").write_text((cache / "spec.toml").read_text())
+    manifest, lesions = (pd.read_csv(cache / name, dtype=str) for name in ("manifest.csv", "lesions.csv"))
+    cached = manifest[manifest["status"] == "cached"].reset_index(drop=True)
+    times = -(-count // len(cached))
+    renamed = [
+        [table.assign(series_uid=table["series_uid"] + f".{k}") for k in range(times)] for table in (cached, lesions)
+    ]
+    for uid in cached["series_uid"]:
+        for k in range(times):
+            (many / "volumes" / f"{uid}.{k}.zarr").symlink_to(cache / "volumes" / f"{uid}.zarr")
+    pd.concat(renamed[1]).to_csv(many / "lesions.csv", index=False)
+    pd.concat(renamed[0])[:count].to_csv(many / "manifest.csv", index=False)
+    return many
 
 
 def _monai(name: str, cache: Path, workers: int) -> Any:

@@ -14,7 +14,7 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.opening import read_spec
 from aneurysm.cache.reader import CachedVolume
 from aneurysm.cache.spec import CacheSpec
-from aneurysm.errors import CacheNotFoundError, DamagedCacheError
+from aneurysm.errors import DamagedCacheError
 from aneurysm.labels import LABELS, SITES
 
 UNKNOWN = 255
@@ -81,8 +81,6 @@ class Cache:
         """
         root = Path(path).absolute()
         layout = CacheLayout(root)
-        if not layout.spec.is_file():
-            raise CacheNotFoundError(f"there is no cache at {path}: it has no spec.toml")
         spec = read_spec(layout)
         columns = ["series_uid", "status", "modality", "shape", "digest", "patient_key", *LABELS]
         table = _read(layout.manifest, columns)

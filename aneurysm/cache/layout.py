@@ -17,6 +17,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+IMAGE: Final = "0"
+"""The array of voxels, within a volume."""
+VESSELS: Final = "labels/vessels/0"
+"""The array of the vessel mask, within a volume that has one."""
+ABSENT: Final = 2**64 - 1
+"""Stands in a shard's index, as offset and as length, for a chunk that holds only the fill value."""
+
+
+def tree_bytes(folder: Path) -> int:
+    """Return the size of all files in ``folder`` and below."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
 @dataclass(frozen=True)

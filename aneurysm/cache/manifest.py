@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.layout import CacheLayout, tree_bytes
 from aneurysm.cache.publish import write_atomically
 from aneurysm.errors import CacheError
 from aneurysm.labels import LABELS
@@ -154,7 +154,7 @@ def manifest_row(entry: Mapping[str, Any], seconds: str) -> Row:
         "n_lesions": len(entry.get("lesions", ())),
         "seconds": seconds,
         "bytes_in": entry["source"]["bytes"] if cached else entry.get("bytes_in", ""),
-        "bytes_out": _bytes_of(entry["folder"]) if cached else "",
+        "bytes_out": tree_bytes(entry["folder"]) if cached else "",
         "modality_source": entry.get("modality_source", ""),
     }
     # One line a series, whatever a file put into a message.
@@ -166,10 +166,6 @@ def _shape(volume: Path) -> list[int]:
         return [int(n) for n in json.loads((volume / "0" / "zarr.json").read_text("utf-8"))["shape"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-def _bytes_of(volume: Path) -> int:
-    return sum(p.stat().st_size for p in volume.rglob("*") if p.is_file())
 
 
 def _lesion_rows(entry: Mapping[str, Any]) -> Iterable[Row]:

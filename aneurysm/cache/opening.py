@@ -12,7 +12,7 @@ from pathlib import Path
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.publish import is_disk_full, write_atomically
 from aneurysm.cache.spec import CacheSpec, parse_spec
-from aneurysm.errors import CacheError, NoSpaceError, SpecError, SpecMismatchError, UsageError
+from aneurysm.errors import CacheError, CacheNotFoundError, NoSpaceError, SpecError, SpecMismatchError, UsageError
 
 
 @contextmanager
@@ -59,11 +59,11 @@ def open_cache(layout: CacheLayout, spec: CacheSpec) -> None:
 
 
 def read_spec(layout: CacheLayout) -> CacheSpec:
-    """Return the spec of a cache; raise `CacheError` if there is none, or none that can be read."""
+    """Return the spec of a cache; raise `CacheNotFoundError` if there is none, `CacheError` if it can't be read."""
     try:
         return parse_spec(layout.spec.read_text("utf-8"), str(layout.spec))
     except FileNotFoundError as error:
-        raise CacheError(f"{layout.root} is no cache: it has no spec.toml") from error
+        raise CacheNotFoundError(f"there is no cache at {layout.root}: it has no spec.toml") from error
     except SpecError as error:
         raise CacheError(f"the spec of the cache is damaged or of a newer version: {error}") from error
 

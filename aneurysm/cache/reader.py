@@ -16,18 +16,15 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.cache.blocks import Blocks
-from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.layout import IMAGE, VESSELS, CacheLayout
 from aneurysm.cache.shard_reader import ShardReader, Triple, shard_layout
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
-
-IMAGE: Final = "0"
-VESSELS: Final = "labels/vessels/0"
 
 
 class _ZarrArray:

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from aneurysm.annotations.lesions import UnplacedLesion, place_lesions
 from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.annotations.vessels import resample_mask
-from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.layout import CacheLayout, tree_bytes
 from aneurysm.cache.opening import full_disk_told, is_done
 from aneurysm.cache.publish import claim, is_disk_full, publish, write_json
 from aneurysm.cache.spec import CacheSpec
@@ -124,7 +124,7 @@ def _cache(job: SeriesJob, layout: CacheLayout, folder: Path) -> tuple[int, int]
     attributes["blocks"] = blocks.as_metadata()
     built = folder / f"{uid}.zarr"
     write_volume(built, volume.voxels, volume.affine_lps, spec.storage, volume.intensity.fill, attributes, vessels)
-    bytes_out = sum(p.stat().st_size for p in built.rglob("*") if p.is_file())
+    bytes_out = tree_bytes(built)
     final = layout.volume(uid)
     if job.overwrite and final.exists():
         # Set aside first, since a folder can't be replaced in one step; swept with the rest of this folder.

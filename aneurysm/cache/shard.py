@@ -17,9 +17,9 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
+from aneurysm.cache.layout import ABSENT
 from aneurysm.cache.spec import Storage
 
-_ABSENT: Final = 2**64 - 1
 _SHUFFLES: Final = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 
 
@@ -31,7 +31,7 @@ def write_shard(path: Path, volume: NDArray[Any], storage: Storage, fill: int) -
     """
     edges = storage.chunk
     counts = [-(-n // e) for n, e in zip(volume.shape, edges, strict=True)]
-    index = np.full((int(np.prod(counts)), 2), _ABSENT, "<u8")
+    index = np.full((int(np.prod(counts)), 2), ABSENT, "<u8")
     codec = storage.codec.encode()
     shuffle = _SHUFFLES[storage.shuffle]
     chunk = np.empty(edges, volume.dtype)

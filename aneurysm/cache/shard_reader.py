@@ -24,12 +24,12 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
+from aneurysm.cache.layout import ABSENT
 from aneurysm.errors import DamagedCacheError
 
 # Blosc's own threads live in one global pool, which a fork leaves without threads: the child's first read would hang.
 blosc.use_threads = False
 
-_ABSENT: Final = 2**64 - 1
 _ENTRY: Final = 16
 _CRC: Final = 4
 
@@ -167,7 +167,7 @@ class ShardReader:
         if google_crc32c.value(raw[:-_CRC]) != int.from_bytes(raw[-_CRC:], "little"):
             raise DamagedCacheError(f"{self._name}: the shard's index fails its checksum")
         offsets, lengths = np.frombuffer(raw[:-_CRC], "<u8").reshape(n, 2).T
-        there = offsets != _ABSENT
+        there = offsets != ABSENT
         if np.any((offsets + lengths > self._size - length) & there) or np.any(lengths[there] >> 31):
             raise DamagedCacheError(f"{self._name}: the shard's index points beyond the file")
         # As Python's integers: taking one out of an array costs more than all else that is done for a chunk.
@@ -192,7 +192,7 @@ class ShardReader:
                 first = (kz * grid_y + ky) * grid_x
                 for kx, in_x, out_x in along_x:
                     offset = self._offsets[first + kx]
-                    if offset == _ABSENT:
+                    if offset == ABSENT:
                         row[:, :, out_x] = layout.fill
                         continue
                     data = _scratch.compressed(self._lengths[first + kx])

@@ -13,13 +13,14 @@ import numpy as np
 import zarr
 
 from aneurysm.cache.blocks import Blocks
-from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.layout import IMAGE, VESSELS, CacheLayout, tree_bytes
 from aneurysm.cache.manifest import manifest_row, read_attributes, read_manifest
 from aneurysm.cache.opening import read_spec
 from aneurysm.cache.publish import abandoned
 from aneurysm.cache.spec import CacheSpec
-from aneurysm.cache.writer import FORMAT_VERSION, VESSELS, content_hash
-from aneurysm.errors import CacheError, CacheNotFoundError
+from aneurysm.cache.writer import FORMAT_VERSION, content_hash
+from aneurysm.errors import CacheError
+from aneurysm.labels import VESSEL_VALUES
 from aneurysm.threads import limit_threads
 
 _REBUILD = "Build it again: aneurysm precache --overwrite --series {uid}"
@@ -59,8 +60,6 @@ def verify_cache(cache: Path, *, deep: bool = False, workers: int = 1) -> Report
         Its spec can't be read, so nothing can be checked against it.
     """
     layout = CacheLayout(cache.absolute())
-    if not layout.root.is_dir() or not (layout.spec.exists() or layout.volumes.is_dir()):
-        raise CacheNotFoundError(f"there is no cache at {cache}")
     spec = read_spec(layout)
     report = Report()
     folders = sorted(layout.volumes.iterdir()) if layout.volumes.is_dir() else []
@@ -104,7 +103,7 @@ def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> tuple[list[Fault
     if attributes["digest"] != spec.digest:
         faults.append(fault(f"digest {attributes['digest']}, the cache's spec has {spec.digest}"))
     faults += [fault(what) for what in _check_arrays(folder, spec)]
-    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    size = tree_bytes(folder)
     found = content_hash(folder, attributes)
     if found != attributes["content_hash"]:
         faults.append(fault("content hash differs: a file or the metadata was changed or damaged since it was written"))
@@ -118,9 +117,9 @@ def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> tuple[list[Fault
 
 
 def _check_arrays(folder: Path, spec: CacheSpec) -> Iterator[str]:
-    arrays = {"0": spec.storage.dtype}
+    arrays = {IMAGE: spec.storage.dtype}
     if (folder / VESSELS).exists():
-        arrays[f"{VESSELS}/0"] = "uint8"
+        arrays[VESSELS] = "uint8"
     for name, dtype in arrays.items():
         try:
             metadata = json.loads((folder / name / "zarr.json").read_text("utf-8"))
@@ -138,23 +137,23 @@ def _check_arrays(folder: Path, spec: CacheSpec) -> Iterator[str]:
 def _check_values(folder: Path, spec: CacheSpec, attributes: dict[str, Any]) -> Iterator[str]:
     """Decode everything with zarr-python, which is not what wrote it."""
     shapes = {}
-    for name in ["0", *([f"{VESSELS}/0"] if (folder / VESSELS).exists() else [])]:
+    for name in [IMAGE, *([VESSELS] if (folder / VESSELS).exists() else [])]:
         try:
             voxels = np.asarray(zarr.open_array(folder / name, mode="r")[...])
         except Exception as error:  # noqa: BLE001 - each codec has errors of its own
             yield f"array {name} can't be decoded: {type(error).__name__} {str(error)[:120]}"
             continue
         shapes[name] = voxels.shape
-        if name == "0":
+        if name == IMAGE:
             intensity = attributes["intensity"]
             low, high = ((v - intensity["offset"]) / intensity["scale"] for v in intensity["clip"])
             if voxels.min() < low - 0.5 or voxels.max() > high + 0.5:
                 yield f"values from {voxels.min()} to {voxels.max()}, the metadata allows {low:.0f} to {high:.0f}"
-        elif voxels.max() > 13:
-            yield f"vessel mask holds {voxels.max()}, the highest label is 13"
+        elif voxels.max() > max(VESSEL_VALUES):
+            yield f"vessel mask holds {voxels.max()}, the highest label is {max(VESSEL_VALUES)}"
     if len(set(shapes.values())) > 1:
-        yield f"the vessel mask is {shapes[f'{VESSELS}/0']}, the volume {shapes['0']}"
-    yield from _check_blocks(attributes["blocks"], shapes.get("0"))
+        yield f"the vessel mask is {shapes[VESSELS]}, the volume {shapes[IMAGE]}"
+    yield from _check_blocks(attributes["blocks"], shapes.get(IMAGE))
     affine = np.array(attributes["affine_lps"], float)
     spacing = np.linalg.norm(affine[:3, :3], axis=0) if affine.shape == (4, 4) else np.zeros(3)
     if not np.allclose(spacing, spec.spacing_mm, atol=1e-6):

@@ -12,13 +12,12 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
+from aneurysm.cache.layout import IMAGE, VESSELS
 from aneurysm.cache.shard import write_shard
 from aneurysm.cache.spec import Storage
 from aneurysm.labels import SITES, VESSEL_VALUES
 
 FORMAT_VERSION: Final = 2
-IMAGE: Final = "0"
-VESSELS: Final = "labels/vessels"
 # Left and right of a vessel share a hue: dark on the left, light on the right.
 _COLOURS: Final = (
     (128, 128, 128), (255, 200, 0), (80, 220, 220), (0, 130, 130), (255, 140, 140), (180, 0, 0), (150, 230, 150),
@@ -48,12 +47,12 @@ def write_volume(
     if vessels is not None:
         # Few values in large areas: whatever the image's codec, these bytes shrink to almost nothing.
         labels = storage.model_copy(update={"dtype": "uint8", "shuffle": "noshuffle"})
-        _write_array(folder / VESSELS / "0", vessels, labels, 0)
+        _write_array(folder / VESSELS, vessels, labels, 0)
         zarr.create_group(
             folder / "labels", attributes={"ome": {"version": "0.5", "labels": ["vessels"]}}, zarr_format=3
         )
         label = {"version": "0.5", "multiscales": multiscales, "image-label": _image_label()}
-        zarr.create_group(folder / VESSELS, attributes={"ome": label}, zarr_format=3)
+        zarr.create_group((folder / VESSELS).parent, attributes={"ome": label}, zarr_format=3)
     own = {"format_version": FORMAT_VERSION, "affine_lps": affine_lps.tolist(), **attributes}
     # As JSON gives it back: the hash must not depend on whether a number was numpy's.
     own = json.loads(json.dumps(own))

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from aneurysm.cache.layout import tree_bytes
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.labels import LABELS
 from aneurysm.phantom.acquisition import estimate_bytes
@@ -127,7 +128,7 @@ def write_plans(
             progress(done, len(plans))
     _write_tables(out, plans)
     shutil.rmtree(building)
-    total = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    total = tree_bytes(out)
     return Summary(len(plans), len(plans) - len(todo), total, time.monotonic() - started)
 
 

@@ -18,6 +18,7 @@ from matplotlib.text import Text
 from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
+from aneurysm.cache.layout import VESSELS
 from aneurysm.errors import CacheError, CacheNotFoundError, UsageError
 from aneurysm.labels import SITES, VESSEL_VALUES
 from aneurysm.report.views import View, ViewName, view
@@ -90,8 +91,8 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None, dict[str,
         group = zarr.open_group(str(path), mode="r")
         attributes = group.attrs["aneurysm"]
         voxels = np.asarray(group["0"][...])  # type: ignore[index]
-        masked = "labels/vessels/0" in group
-        vessels = np.asarray(group["labels/vessels/0"][...]) if masked else None  # type: ignore[index]
+        masked = VESSELS in group
+        vessels = np.asarray(group[VESSELS][...]) if masked else None  # type: ignore[index]
     except (KeyError, ValueError, OSError) as error:
         raise CacheError(f"{path}: not a volume that `aneurysm precache` wrote ({error})") from error
     if not isinstance(attributes, dict):
