@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 PATCH = (96, 96, 96)
 SPECS = {"int16": "rsna-1mm", "uint8": "rsna-1mm-u8"}
 CHUNKS = ((16, 16, 16), (24, 24, 24), (32, 32, 32), (48, 48, 48), (16, 32, 32), (64, 64, 64))
-CODECS = ("lz4", "zstd")
-LEVELS = (1, 5, 9)
+CODECS = ("lz4", "lz4hc", "zstd")
+LEVELS = (1, 3, 9)
 SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")
 _PACKAGES = ("aneurysm", "numpy", "numcodecs", "zarr")
 _NOTES = """\

@@ -89,9 +89,10 @@ def _is_head(values: NDArray[np.float32], intensity: Intensity) -> NDArray[np.bo
 
 
 def _head_alone(blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Leave out the table and the headrest: what is a block thin, or apart from the largest part."""
-    core = ndimage.binary_erosion(blocks, border_value=1)
-    numbers, n = ndimage.label(core)
+    """Fill what lies within; leave out the table and the headrest: what is a block thin, or apart from the rest."""
+    # Where a coil reaches only the scalp, the brain is as dark as air. Slice by slice: the neck leaves the head open.
+    blocks = np.stack([ndimage.binary_fill_holes(slice_) for slice_ in blocks])
+    numbers, n = ndimage.label(ndimage.binary_erosion(blocks, border_value=1))
     if n == 0:
         return blocks
     largest = numbers == 1 + int(np.argmax(np.bincount(numbers.ravel())[1:]))

@@ -54,6 +54,13 @@ def test_the_table_is_not_the_head():
     assert blocks.head[7, 4:17, 8].all()
 
 
+def test_a_dark_brain_within_a_bright_scalp_is_head():
+    values = head(air=5, brain=800)
+    values[40:, 44:84, 48:88] = 10  # open towards the crown
+    blocks = survey(stored(values, MR), MR, (1, 1, 1), dark_vessels=False)
+    assert blocks.head[6:12, 6:10, 7:11].all()
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_tube_is_a_vessel_and_a_plate_is_none(axis):
     values = head()
