@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from aneurysm.cache.layout import IMAGE, VESSELS
 from aneurysm.cache.shard import write_shard
@@ -88,12 +88,15 @@ def _write_array(folder: Path, voxels: NDArray[Any], storage: Storage, fill: int
         dtype=storage.dtype,
         chunks=storage.chunk,
         shards=tuple(shard),
-        compressors=BloscCodec(
-            typesize=voxels.dtype.itemsize,
-            cname=storage.codec,
-            clevel=storage.level,
-            shuffle=storage.shuffle,
-            blocksize=0,
+        compressors=(
+            BloscCodec(
+                typesize=voxels.dtype.itemsize,
+                cname=storage.codec,
+                clevel=storage.level,
+                shuffle=storage.shuffle,
+                blocksize=0,
+            ),
+            Crc32cCodec(),
         ),
         fill_value=fill,
         dimension_names=("z", "y", "x"),

@@ -130,6 +130,17 @@ class TestDamage:
         with pytest.raises(DamagedCacheError, match=r"1\.5.*array 0.*chunk \(\d+, \d+, \d+\)"):
             volume.read((0, 0, 0), volume.shape)
 
+    @pytest.mark.parametrize("share", [0.0, 0.01, 0.2, 0.5, 0.7, 0.9])
+    @pytest.mark.parametrize("bit", [0, 7])
+    def test_any_flipped_bit_of_a_chunk(self, volume, share, bit):
+        path = volume.path / "0/c/0/0/0"
+        raw = bytearray(path.read_bytes())
+        at = int(share * (len(raw) - 27 * 16 - 4))
+        raw[at] ^= 1 << bit
+        path.write_bytes(raw)
+        with pytest.raises(DamagedCacheError, match=r"1\.5.*array 0.*chunk \(\d, \d, \d\) is damaged: its checksum"):
+            volume.read((0, 0, 0), volume.shape)
+
     def test_a_truncated_shard(self, volume):
         os.truncate(volume.path / "0/c/0/0/0", 100)
         with pytest.raises(DamagedCacheError, match="too short"):
