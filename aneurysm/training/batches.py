@@ -52,6 +52,14 @@ class TimedBatches:
                 self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self._event.record()
 
+    def state_dict(self) -> dict[str, int]:
+        """Return where the loader is. Lightning warns of loaders that lack this; it asks for it in mid-epoch only."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the loader go on from there."""
+        self.loader.load_state_dict(state)
+
     def _idle(self) -> bool:
         return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 

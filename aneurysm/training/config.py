@@ -108,7 +108,7 @@ class TrainConfig(_Section):
     workers
         Processes per device that read patches; None: what the CPUs allow.
     channels_last, compile
-        Memory layout of convolutions (None: on GPUs), and torch.compile.
+        Memory layout of convolutions, faster on most devices, and torch.compile.
     seed
         Of folds, weights, patches and augmentation.
     """
@@ -134,7 +134,7 @@ class TrainConfig(_Section):
     precision: Precision = "auto"
     devices: Literal["auto"] | _Count = "auto"
     workers: Annotated[int, Field(ge=0)] | None = None
-    channels_last: bool | None = None
+    channels_last: bool = True
     compile: bool = False
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     sampling: SamplingConfig = SamplingConfig()

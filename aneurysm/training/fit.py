@@ -156,12 +156,10 @@ def fit(
 
 def _for_machine(config: ResolvedConfig) -> ResolvedConfig:
     """Decide what depends on the machine, so that the run's config.toml has it."""
-    gpu = torch.cuda.is_available()
     precision = config.precision
     if precision == "auto":
-        precision = "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
-    channels_last = gpu if config.channels_last is None else config.channels_last
-    return config.model_copy(update={"precision": precision, "channels_last": channels_last})
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    return config.model_copy(update={"precision": precision})
 
 
 def _workers(config: ResolvedConfig, trainer: pl.Trainer) -> int:

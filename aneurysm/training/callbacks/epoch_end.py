@@ -14,7 +14,7 @@ from aneurysm.errors import CacheError, InterruptedRunError
 from aneurysm.training.batches import TimedBatches
 from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.callbacks.loss_watch import LossWatch
-from aneurysm.training.checkpoint import model_entries, save_atomically
+from aneurysm.training.checkpoint import model_entries, read_file, save_atomically
 from aneurysm.training.metrics_table import MetricsTable, Row, score_row
 from aneurysm.training.module import PatchModule
 from aneurysm.training.progress import Progress, StepFacts
@@ -91,6 +91,11 @@ class EpochEnd(pl.Callback):
             self._writer = SummaryWriter(self._folder.tensorboard, purge_step=purge)
         if self._pending is not None:
             self._finish(trainer, pl_module)
+            if trainer.is_global_zero:
+                # Lightning has not restored the optimiser yet, and won't if this was the last epoch.
+                content = read_file(self._folder.last) | self._entries(pl_module)
+                content["callbacks"][self.state_key] = self.state_dict()
+                save_atomically(content, self._folder.last)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Catch signals, once Lightning has put its handlers in place."""
