@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -19,6 +20,8 @@ from aneurysm.patches.location import Triple
 from aneurysm.patches.plan import Draw, Plan, Sampling
 
 _log: Final = logging.getLogger(__name__)
+_GRACE_S: Final = 60
+"""So long a worker goes on after SIGTERM."""
 
 
 class DrawSampler(Sampler[list[Draw]]):
@@ -222,3 +225,7 @@ def _as_it_is(batch: Any) -> Any:
 
 def _start_worker(_number: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C, and a batch system's SIGTERM, reach every process of the group. The run is to finish its step and save; a
+    # worker that dies at once would end it before. One that nobody stops ends by the alarm.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
