@@ -1,4 +1,4 @@
-"""Source: what windows need to know of a volume, wherever it lies; and what of it is read for them."""
+"""Source -> Windows: what is needed of a volume, wherever it lies, and what is read of it for a sliding window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aneurysm.patches.samplers import grid_starts
 
 class Source(Protocol):
     """
-    One volume: an `aneurysm.cache.reader.CachedVolume`, or one in memory.
+    One volume: an `aneurysm.cache.reader.CachedVolume`, or a `MemoryVolume`.
 
     ``attributes["intensity"]`` has ``unit``, ``scale``, ``offset`` and ``window``, as docs/cache.md explains them.
     ``read(start, shape)`` returns the stored integers of a box (z, y, x), padded with air outside the volume.
@@ -44,6 +44,39 @@ class Source(Protocol):
 
     def read(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[Any]:
         """Return the stored integers of a box."""
+
+
+@dataclass(frozen=True)
+class MemoryVolume:
+    """
+    A `Source` in memory.
+
+    ``voxels`` are stored integers (z, y, x), ``fill`` is the stored value of air.
+    """
+
+    uid: str
+    voxels: NDArray[Any]
+    fill: int
+    affine_lps: NDArray[np.float64]
+    blocks: Blocks
+    attributes: Mapping[str, Any]
+
+    @property
+    def shape(self) -> Triple:
+        """Voxels along (z, y, x)."""
+        z, y, x = self.voxels.shape
+        return z, y, x
+
+    def read(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[Any]:
+        """Return the stored integers of a box, as `aneurysm.cache.reader.CachedVolume.read` does."""
+        out = np.full(shape_zyx, self.fill, self.voxels.dtype)
+        inside, box = [], []
+        for start, length, size in zip(start_zyx, shape_zyx, self.shape, strict=True):
+            low, high = min(max(start, 0), size), min(max(start + length, 0), size)
+            inside.append(slice(low, high))
+            box.append(slice(low - start, high - start))
+        out[tuple(box)] = self.voxels[tuple(inside)]
+        return out
 
 
 @dataclass(frozen=True)
