@@ -175,6 +175,18 @@ class PatchLoader:
                 self._step += 1
                 yield batch
 
+    def close(self) -> None:
+        """
+        End the workers.
+
+        Without it a run that ends by an error would end them when Python exits, by SIGTERM, for which they take time.
+        """
+        # They outlive an epoch with the loader's iterator, for whose end torch has no public way.
+        iterator: Any = self._loader._iterator  # noqa: SLF001
+        if iterator is not None and self._loader.num_workers:
+            iterator._shutdown_workers()  # noqa: SLF001
+            self._loader._iterator = None  # noqa: SLF001
+
     def _note_damage(self, batch: Batch) -> None:
         for told in batch.damaged:
             uid = told.split(":", 1)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -141,7 +142,7 @@ def fit(
         told.started(_facts(config, folder, cache, split, module, trainer, first))
         for warning in split.warnings:
             _log.warning("%s", warning)
-        with dead_workers_told():
+        with closing(loader), dead_workers_told():
             run_trainer(trainer, module, batches, folder.last if resume else None)
     best = load_checkpoint(folder.best) if folder.best.exists() else None
     return FitSummary(

@@ -119,7 +119,9 @@ def log_file(path: Path, *, wanted: bool) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        package.error("ended by %s: %s", type(error).__name__, error)
+        # To the file alone: whoever called shows the error in a way of its own.
+        told = f"ended by {type(error).__name__}: {error}"
+        handler.handle(package.makeRecord(package.name, logging.ERROR, __file__, 0, told, (), None))
         raise
     finally:
         package.removeHandler(handler)
