@@ -42,8 +42,8 @@ def test_a_whole_run_of_a_shipped_model(train_cache, tmp_path):
     (tmp_path / "mine.toml").write_text("seed = 3\nepochs = 7\n[model_options]\nwidth = 0.125\n")
     ran = call_cli(
         "train", "--cache", train_cache.root, "--config", "mine.toml", "--patch", "24,32,32", "--batch-size", 2,
-        "--epochs", 1, "--steps-per-epoch", 2, "--folds", 3, "--loss", "focal", "--sampling", "stratified", "--lr", 1e-3,
-        "--workers", 1, "--modality", "CTA", "MRA", cwd=tmp_path,
+        "--epochs", 1, "--steps-per-epoch", 2, "--folds", 3, "--loss", "focal", "--sampling", "stratified",
+        "--lr", 1e-3, "--workers", 1, "--modality", "CTA", "MRA", cwd=tmp_path,
     )  # fmt: skip
     assert ran.code == 0, ran.text
     (root,) = (tmp_path / "runs").iterdir()

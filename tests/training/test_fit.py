@@ -288,7 +288,7 @@ class TestErrors:
             fit(config, RunFolder(tmp_path / "run"))
 
     def test_a_folder_with_a_run_is_refused(self, train_cache, straight):
-        with pytest.raises(UsageError, match="holds a run. Go on with it: --out .* --resume"):
+        with pytest.raises(UsageError, match=r"holds a run\. Go on with it: --out .* --resume"):
             fit(quick(train_cache), straight)
 
     def test_a_damaged_volume_ends_validation_and_the_run_goes_on_with_it(self, tmp_path, straight):
@@ -325,7 +325,7 @@ class TestErrors:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("aneurysm.training.checkpoint.os.fsync", full)
-        with pytest.raises(NoSpaceError, match="can't be saved; .* is still the one before"):
+        with pytest.raises(NoSpaceError, match=r"can't be saved; .* is still the one before"):
             fit(quick(train_cache, epochs=2), folder, resume=True)
         assert folder.last.read_bytes() == before
         assert sorted(p.name for p in folder.last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -339,7 +339,7 @@ class TestErrors:
 
         monkeypatch.setattr("tests.training.tiny.Tiny.forward", out_of_memory)
         with pytest.raises(
-            DeviceMemoryError, match="batches of 4 patches of 16x16x16 voxels in fp32.*Lower --batch-size"
+            DeviceMemoryError, match=r"batches of 4 patches of 16x16x16 voxels in fp32.*Lower --batch-size"
         ):
             fit(quick(train_cache), RunFolder(tmp_path / "run"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ def test_it_rises_in_a_line_then_falls_as_a_cosine():
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.505, abs=1e-3)  # half way down
     assert rates[100] == pytest.approx(0.01)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

@@ -30,7 +30,7 @@ def test_a_fold_of_patients_is_held_out(tmp_path):
 def test_only_the_modalities_asked_for(train_cache):
     split = split_series(train_cache, quick(train_cache, modality=["MRA"]))
     assert {train_cache.modalities[i] for i in split.train + split.val} == {"MRA"}
-    with pytest.raises(UsageError, match="no series .* has the modality 'MRI T2'; there are CTA, MRA"):
+    with pytest.raises(UsageError, match=r"no series .* has the modality 'MRI T2'; there are CTA, MRA"):
         split_series(train_cache, quick(train_cache, modality=["MRI T2"]))
 
 
@@ -70,7 +70,7 @@ def test_an_empty_cache_is_refused(tmp_path):
 
     write_manifest(CacheLayout(tmp_path))
     cache = type(cache).open(tmp_path)
-    with pytest.raises(UsageError, match="holds no volumes. Run aneurysm precache"):
+    with pytest.raises(UsageError, match=r"holds no volumes\. Run aneurysm precache"):
         split_series(cache, quick(cache))
 
 
