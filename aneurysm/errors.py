@@ -49,6 +49,22 @@ class LoaderError(AneurysmError):
     """Batches stopped coming: a worker died, or too many volumes are damaged."""
 
 
+class DivergedError(AneurysmError):
+    """The loss of a training run is no longer a number."""
+
+
+class DeviceMemoryError(AneurysmError):
+    """The GPU's, or the host's, memory does not hold a training step or a window."""
+
+
+class InterruptedRunError(AneurysmError):
+    """A training run was asked to stop by a signal, and has saved where it was."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number
+
+
 class PixelError(AneurysmError):
     """The pixels of one frame can't be had; the message says which file and why."""
 

@@ -11,7 +11,7 @@ import typer
 
 from aneurysm import __version__
 from aneurysm.errors import AneurysmError, CacheError, NoSpaceError, UsageError
-from cli import info, phantom, precache, verify
+from cli import info, phantom, precache, train, verify
 
 
 class Exit(IntEnum):
@@ -37,6 +37,7 @@ app = typer.Typer(
 app.command("precache")(precache.precache)
 app.command("verify")(verify.verify)
 app.command("info")(info.info)
+app.command("train")(train.train)
 app.command("phantom")(phantom.phantom)
 
 

@@ -7,7 +7,6 @@ import hmac
 import shutil
 import sys
 import time
-import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,6 +22,7 @@ from aneurysm.cache.writer import write_volume
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import Series, read_series
 from aneurysm.errors import FAILURES, Reason, SeriesRejectedError
+from aneurysm.reasons import reason_of
 from aneurysm.volume.assemble import Volume, assemble
 from aneurysm.volume.frame import target_grid
 from aneurysm.volume.modality import inferred_modality
@@ -171,7 +171,7 @@ def patient_key(secret: bytes, patient_id: str) -> str:
 
 def _record(job: SeriesJob, layout: CacheLayout, error: Exception, seconds: float) -> Outcome:
     """Write down why there is no volume."""
-    reason, detail = _explain(error)
+    reason, detail = reason_of(error)
     uid = job.source.uid
     status = write_record(layout, job.spec, uid, reason, detail, job.notes)
     if job.overwrite and layout.volume(uid).exists():
@@ -199,20 +199,6 @@ def write_record(
     }
     write_json(layout.record(uid), record)
     return status
-
-
-def _explain(error: Exception) -> tuple[Reason, str]:
-    match error:
-        case SeriesRejectedError():
-            return error.reason, error.detail
-        case MemoryError():
-            return Reason.OUT_OF_MEMORY, "not enough memory for this series; run with fewer workers"
-        case OSError():
-            return Reason.READ_ERROR, f"{type(error).__name__}: {error.strerror or error}"
-    # A fault of this program: say where, so that a report of it is of use. No values: they might identify a patient.
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{Path(last.filename).name}:{last.lineno}"
-    return Reason.INTERNAL_ERROR, f"{type(error).__name__} at {place}; please report it"
 
 
 def _size(source: SeriesSource) -> int:

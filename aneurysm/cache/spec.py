@@ -138,14 +138,15 @@ class CacheSpec(_Section):
             f"# Resolved spec of this cache; digest {self.digest}, recipe {RECIPE_VERSION}.",
             "# It describes what is here: editing it changes nothing but the check against it.",
         ]
-        return "\n".join(lines + _toml_lines(self.model_dump(mode="json", exclude_none=True), "")) + "\n"
+        return "\n".join(lines + toml_lines(self.model_dump(mode="json", exclude_none=True), "")) + "\n"
 
 
-def _toml_lines(table: dict[str, Any], prefix: str) -> list[str]:
+def toml_lines(table: dict[str, Any], prefix: str) -> list[str]:
+    """Return the lines of a TOML table; its sections, named ``prefix`` and their key, follow the plain values."""
     lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
     for key, value in table.items():
         if isinstance(value, dict):
-            lines += ["", f"[{prefix}{key}]", *_toml_lines(value, f"{prefix}{key}.")]
+            lines += ["", f"[{prefix}{key}]", *toml_lines(value, f"{prefix}{key}.")]
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -19,6 +20,8 @@ from aneurysm.patches.location import Triple
 from aneurysm.patches.plan import Draw, Plan, Sampling
 
 _log: Final = logging.getLogger(__name__)
+_GRACE_S: Final = 60
+"""So long a worker goes on after SIGTERM."""
 
 
 class DrawSampler(Sampler[list[Draw]]):
@@ -172,6 +175,18 @@ class PatchLoader:
                 self._step += 1
                 yield batch
 
+    def close(self) -> None:
+        """
+        End the workers.
+
+        Without it a run that ends by an error would end them when Python exits, by SIGTERM, for which they take time.
+        """
+        # They outlive an epoch with the loader's iterator, for whose end torch has no public way.
+        iterator: Any = self._loader._iterator  # noqa: SLF001
+        if iterator is not None and self._loader.num_workers:
+            iterator._shutdown_workers()  # noqa: SLF001
+            self._loader._iterator = None  # noqa: SLF001
+
     def _note_damage(self, batch: Batch) -> None:
         for told in batch.damaged:
             uid = told.split(":", 1)[0]
@@ -222,3 +237,7 @@ def _as_it_is(batch: Any) -> Any:
 
 def _start_worker(_number: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C, and a batch system's SIGTERM, reach every process of the group. The run is to finish its step and save; a
+    # worker that dies at once would end it before. One that nobody stops ends by the alarm.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))

@@ -1,0 +1,196 @@
+"""Maps of logits, or logits of windows -> Candidates: where a model sees an aneurysm.
+
+A map is searched window by window, each in the part of the volume where it is the most central one; it is never put
+together, which would take gigabytes on a fine grid. What two windows see becomes one candidate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import max_pool3d
+
+from aneurysm.labels import SITES
+
+RADIUS_MM: Final = 5.0
+"""Of two peaks of one site that are nearer than this, the lower is no candidate of its own."""
+_MOST_PER_WINDOW: Final = 64
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """
+    A place where there may be an aneurysm.
+
+    Attributes
+    ----------
+    site
+        Index into `aneurysm.labels.SITES`.
+    probability
+        From 0 to 1.
+    zyx
+        Voxel coordinates in the volume, whole numbers being voxel centres.
+    lps_mm
+        (x, y, z) in patient space.
+    """
+
+    site: int
+    probability: float
+    zyx: tuple[float, float, float]
+    lps_mm: tuple[float, float, float]
+
+
+def map_peaks(
+    dense: Tensor,
+    stride_zyx: tuple[int, int, int],
+    spacing_mm: NDArray[np.float64],
+    part: NDArray[np.float64],
+) -> Tensor:
+    """
+    Return the highest local maxima of one window's map.
+
+    Parameters
+    ----------
+    dense, stride_zyx
+        (14, z, y, x) logits, and voxels per cell; see `aneurysm.models.output.ModelOutput`.
+    spacing_mm
+        (z, y, x) of a voxel.
+    part
+        (2, 3): the first and last (z, y, x) of the part to be searched, in voxels of the window.
+
+    Returns
+    -------
+    Tensor
+        (n, 5) float32 on the map's device: site, logit, and (z, y, x) in voxels of the window, found to a fraction of
+        a cell by a parabola along each axis. A logit of -inf marks a row that stands for nothing.
+    """
+    sizes = dense.shape[1:]
+    firsts, lasts, block = [], [], []
+    for size, stride, spacing, low, high in zip(sizes, stride_zyx, spacing_mm, *part, strict=True):
+        # All cells that reach into the part. By their centres alone, a cell at the seam might be of neither window.
+        first, last = int(np.ceil((low + 0.5) / stride)) - 1, int(np.floor((high + 0.5) / stride))
+        firsts.append(min(max(first, 0), size - 1))
+        lasts.append(min(max(last, firsts[-1]), size - 1))
+        block.append(min(max(1, int(RADIUS_MM / (stride * spacing))), lasts[-1] - firsts[-1] + 1))
+    z, y, x = (slice(a, b + 1) for a, b in zip(firsts, lasts, strict=True))
+    searched = dense[: len(SITES), z, y, x].float()
+    # A block is no longer than the radius, so that only its highest cell can be a candidate.
+    highest, flat = max_pool3d(searched[None], block, stride=block, ceil_mode=True, return_indices=True)
+    logit, flat = highest[0].flatten(1), flat[0].flatten(1)
+    rows, columns = searched.shape[2:]
+    inside = torch.stack([flat // (rows * columns), flat // columns % rows, flat % columns], -1)
+    cell = inside + torch.tensor(firsts, device=dense.device)
+    site = torch.arange(len(SITES), device=dense.device)[:, None].expand_as(flat)
+    around = _around(dense, site, cell)
+    peak = torch.where(logit >= around.amax((2, 3, 4)), logit, -torch.inf).flatten()
+    peak, chosen = peak.topk(min(_MOST_PER_WINDOW, len(peak)))
+    cell, around = cell.flatten(0, 1)[chosen], around.flatten(0, 1)[chosen]
+    stride = torch.tensor(stride_zyx, device=dense.device)
+    zyx = (cell + _summit(around, cell, sizes)) * stride + (stride - 1) / 2
+    return torch.cat([site.flatten()[chosen, None].float(), peak[:, None], zyx], 1)
+
+
+def _around(dense: Tensor, site: Tensor, cell: Tensor) -> Tensor:
+    """Return (..., 3, 3, 3) float32: cells (..., 3) and their neighbours; beyond the faces, the cells at the faces."""
+    step = torch.arange(-1, 2, device=dense.device)
+    z, y, x = ((cell[..., axis, None] + step).clamp(0, size - 1) for axis, size in enumerate(dense.shape[1:]))
+    return dense[
+        site[..., None, None, None], z[..., :, None, None], y[..., None, :, None], x[..., None, None, :]
+    ].float()
+
+
+def _summit(around: Tensor, cell: Tensor, sizes: torch.Size) -> Tensor:
+    """Return (n, 3): how many cells the summits of parabolas through the middle and its neighbours lie off it."""
+    middle = around[:, 1, 1, 1]
+    offsets = []
+    for axis, (before, after) in enumerate(
+        ((around[:, 0, 1, 1], around[:, 2, 1, 1]), (around[:, 1, 0, 1], around[:, 1, 2, 1]),
+         (around[:, 1, 1, 0], around[:, 1, 1, 2]))
+    ):  # fmt: skip
+        bend = before - 2 * middle + after
+        at_face = (cell[:, axis] == 0) | (cell[:, axis] == sizes[axis] - 1)
+        flat = at_face | (bend >= 0)
+        offsets.append(torch.where(flat, 0.0, (before - after) / torch.where(flat, -1.0, 2 * bend)).clamp(-0.5, 0.5))
+    return torch.stack(offsets, 1)
+
+
+def window_peaks(
+    logits: NDArray[np.float32], middles: NDArray[np.float64], patch_shape: tuple[int, int, int], n: int
+) -> NDArray[np.float32]:
+    """
+    Return where a classifier without a map sees something: as rough as its windows are large.
+
+    A lesion lights up all windows that hold it, so it lies about the mean of their middles.
+
+    Parameters
+    ----------
+    logits
+        (windows, 14).
+    middles
+        (windows, 3): (z, y, x) of the middle of what each window shows of the volume.
+    patch_shape
+        Of a window.
+    n
+        So many a site, at most.
+
+    Returns
+    -------
+    NDArray
+        (m, 5), as of `map_peaks`.
+    """
+    rows = []
+    for site in range(len(SITES)):
+        logit = logits[:, site].astype(np.float64)
+        # Squared, so that many windows that see a little don't outweigh the few that see it.
+        weight = _sigmoid(logit) ** 2
+        free = np.ones(len(logits), np.bool_)
+        for _ in range(n):
+            if not free.any():
+                break
+            best = int(np.argmax(np.where(free, logit, -np.inf)))
+            near = (np.abs(middles - middles[best]) < patch_shape).all(axis=1)
+            zyx = np.average(middles[near], axis=0, weights=weight[near] + 1e-30)
+            rows.append([site, logit[best], *zyx])
+            free &= ~near
+    return np.array(rows, np.float32).reshape(-1, 5)
+
+
+def best_candidates(peaks: NDArray[np.float32], affine_lps: NDArray[np.float64], n: int) -> list[Candidate]:
+    """
+    Return the ``n`` most probable candidates of a volume, the most probable first.
+
+    Parameters
+    ----------
+    peaks
+        (m, 5): site, logit, and (z, y, x) in the volume.
+    affine_lps
+        Of the volume.
+    n
+        How many, of all sites together; fewer if there are no more.
+    """
+    peaks = peaks[np.isfinite(peaks[:, 1])].astype(np.float64)
+    peaks = peaks[np.lexsort((*peaks[:, 4:1:-1].T, peaks[:, 0], -peaks[:, 1]))]
+    lps = peaks[:, 2:] @ affine_lps[:3, :3].T + affine_lps[:3, 3]
+    chosen: list[int] = []
+    for row, peak in enumerate(peaks):
+        if len(chosen) == n:
+            break
+        same = [k for k in chosen if peaks[k, 0] == peak[0]]
+        if not same or np.linalg.norm(lps[same] - lps[row], axis=1).min() >= RADIUS_MM:
+            chosen.append(row)
+    return [_candidate(peaks[k], lps[k]) for k in chosen]
+
+
+def _candidate(peak: NDArray[np.float64], lps_mm: NDArray[np.float64]) -> Candidate:
+    site, logit, z, y, x = peak.tolist()
+    left, posterior, superior = lps_mm.tolist()
+    return Candidate(int(site), float(_sigmoid(logit)), (z, y, x), (left, posterior, superior))
+
+
+def _sigmoid(logit: Any) -> Any:
+    return np.exp(-np.logaddexp(0, -logit))

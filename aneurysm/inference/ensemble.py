@@ -1,0 +1,76 @@
+"""Several models, and what they say of the mirrored head, as one model: the mean of their logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from aneurysm.errors import UsageError
+from aneurysm.models.output import ModelOutput, check_output
+from aneurysm.patches.mirror import mirrored_labels
+
+
+class Ensemble(nn.Module):
+    """
+    Means of logits, and of maps if all members have maps of the same cells.
+
+    Parameters
+    ----------
+    members
+        Models that take the same input.
+    flip
+        Also show them each window mirrored left to right, and swap the sides in their answers.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], *, flip: bool = False) -> None:
+        super().__init__()
+        self.members, self.flip = nn.ModuleList(members), flip
+
+    def forward(self, image: Tensor) -> ModelOutput:
+        """
+        Map (B, C, Z, Y, X) in model units to the mean answer.
+
+        Raises
+        ------
+        UsageError
+            A mirrored map can't be laid over the other: the window is no whole number of its cells wide.
+        """
+        logits: Tensor | None = None
+        maps: list[Tensor] | None = []
+        strides = set()
+        count = 0
+        for output in self._outputs(image):
+            logits = output.logits.float() if logits is None else logits + output.logits.float()
+            count += 1
+            strides.add(output.stride_zyx)
+            if output.dense is None or len(strides) > 1:
+                maps = None
+            elif maps is not None:
+                # A sum, not a list: at full resolution each map takes a hundred megabytes.
+                maps = [maps[0].add_(output.dense) if maps else output.dense.float().clone()]
+        assert logits is not None
+        if maps:
+            return ModelOutput(logits / count, maps[0].div_(count), strides.pop())
+        return ModelOutput(logits / count)
+
+    def _outputs(self, image: Tensor) -> Iterator[ModelOutput]:
+        mirrored = image.flip(-1) if self.flip else None
+        for member in self.members:
+            yield check_output(member(image), image)
+            if mirrored is not None:
+                yield _mirrored_back(check_output(member(mirrored), image), image)
+
+
+def _mirrored_back(output: ModelOutput, image: Tensor) -> ModelOutput:
+    labels = mirrored_labels(image.device)
+    dense = output.dense
+    if dense is not None:
+        stride = output.stride_zyx[2]
+        if image.shape[-1] % stride:
+            raise UsageError(
+                f"windows {image.shape[-1]} voxels wide can't be mirrored: the model's cells are {stride} voxels wide"
+            )
+        dense = torch.index_select(dense.flip(-1), 1, labels)
+    return ModelOutput(output.logits[:, labels], dense, output.stride_zyx)

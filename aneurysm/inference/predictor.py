@@ -1,0 +1,270 @@
+"""load_predictor(): checkpoints -> Predictor; series -> Prediction, by the code that builds the cache.
+
+A DICOM series is read, resampled and normalised in memory with the checkpoint's own cache spec: its voxels are those
+that `aneurysm precache` would store.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aneurysm.cache.spec import CacheSpec
+from aneurysm.dicom.series import Decision
+from aneurysm.dicom.stack import Stack
+from aneurysm.errors import FAILURES, Reason, SpecMismatchError, UsageError
+from aneurysm.inference.ahead import ahead
+from aneurysm.inference.candidates import Candidate
+from aneurysm.inference.ensemble import Ensemble
+from aneurysm.inference.reading import ReadSeries, read_path
+from aneurysm.inference.series_paths import SeriesPath, find_paths
+from aneurysm.inference.source import MemoryVolume
+from aneurysm.inference.source_pixel import SourcePixel, source_pixel
+from aneurysm.inference.windows import SeriesPrediction, WindowOptions, predict_sources
+from aneurysm.labels import LABELS, SITES
+from aneurysm.reasons import reason_of
+from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
+
+PRECISIONS: Final = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class LocatedCandidate:
+    """
+    A place where there may be an aneurysm.
+
+    Attributes
+    ----------
+    site
+        One of `aneurysm.labels.SITES`.
+    probability
+        From 0 to 1.
+    lps_mm
+        (x, y, z) in patient space.
+    zyx
+        Voxel coordinates in the cached volume.
+    source
+        Where the original series shows it; None for a cached volume, which does not say.
+    """
+
+    site: str
+    probability: float
+    lps_mm: tuple[float, float, float]
+    zyx: tuple[float, float, float]
+    source: SourcePixel | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """
+    The answer for one series. Not for clinical use.
+
+    Attributes
+    ----------
+    series_uid
+        The series.
+    probabilities
+        By label, in the order of `aneurysm.labels.LABELS`.
+    logits
+        (14,) float32: the same, before the sigmoid.
+    candidates
+        The most probable first.
+    decisions
+        What was decided while the series became a volume: slices left out, geometry assumed.
+    """
+
+    series_uid: str
+    probabilities: dict[str, float]
+    logits: NDArray[np.float32]
+    candidates: list[LocatedCandidate]
+    decisions: list[Decision]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A series that could not be read: ``rejected`` for what it is, or ``failed`` for what happened here."""
+
+    series_uid: str
+    status: Literal["rejected", "failed"]
+    reason: Reason
+    detail: str
+
+
+class Predictor:
+    """
+    One model, or several as one; made by `load_predictor`.
+
+    Attributes
+    ----------
+    spec
+        Of the volumes that the model takes.
+    options
+        How windows are laid, run and pooled.
+    """
+
+    def __init__(self, model: torch.nn.Module, spec: CacheSpec, options: WindowOptions) -> None:
+        self._model = model.eval().to(options.device)
+        self.spec, self.options = spec, options
+
+    def __call__(self, series_path: str | Path) -> Prediction:
+        """
+        Predict one series: a folder of its DICOM files, one multi-frame file, or a cached volume.
+
+        Raises
+        ------
+        UsageError
+            There is no such path, or more or less than one series at it.
+        SeriesRejectedError
+            The series can't become a volume.
+        CacheError
+            The cached volume is damaged, or of another spec.
+        """
+        paths = find_paths(Path(series_path))
+        if len(paths) != 1:
+            uids = ", ".join(p.uid for p in paths[:3])
+            raise UsageError(f"{series_path} holds {len(paths)} series ({uids}, ...): name the folder of one")
+        read = read_path(paths[0], self.spec)
+        (answer,) = predict_sources(self._model, [read.volume], self.options)
+        return _prediction(answer, read)
+
+    def predict(self, paths: Iterable[SeriesPath]) -> Iterator[Prediction | Failure]:
+        """
+        Yield an answer for each series, in order; one that can't be read is a `Failure`, and the next one follows.
+
+        While the model runs, the next series are read.
+
+        Parameters
+        ----------
+        paths
+            As `aneurysm.inference.series_paths.find_paths` gives them.
+
+        Raises
+        ------
+        SpecMismatchError
+            A cached volume is of another spec.
+        """
+        order: deque[ReadSeries | Failure] = deque()
+
+        def readable() -> Iterator[MemoryVolume]:
+            for read in ahead(self._read_or_fail, paths, max(1, self.options.workers)):
+                order.append(read)
+                if isinstance(read, ReadSeries):
+                    yield read.volume
+
+        for answer in predict_sources(self._model, readable(), self.options):
+            while isinstance(read := order.popleft(), Failure):
+                yield read
+            yield _prediction(answer, read)
+        for left in order:
+            assert isinstance(left, Failure)
+            yield left
+
+    def _read_or_fail(self, path: SeriesPath) -> ReadSeries | Failure:
+        try:
+            return read_path(path, self.spec)
+        except SpecMismatchError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one series, the others go on
+            reason, detail = reason_of(error)
+            return Failure(path.uid, "failed" if reason in FAILURES else "rejected", reason, detail)
+
+
+def load_predictor(
+    checkpoints: Sequence[str | Path],
+    *,
+    device: str = "auto",
+    flip: bool = False,
+    candidates: int = 10,
+    overlap: float | None = None,
+    batch_size: int | None = None,
+    precision: str | None = None,
+    workers: int = 1,
+    architecture: str | None = None,
+) -> Predictor:
+    """
+    Load one checkpoint, or several to be ensembled.
+
+    Parameters
+    ----------
+    checkpoints
+        Files that `aneurysm train` wrote, of one spec, patch and pooling. No code in them is run.
+    device
+        ``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes a GPU if there is one.
+    flip
+        Average over the head and its mirror image; takes twice as long.
+    candidates
+        How many places to give, at most.
+    overlap, batch_size
+        Of windows; None: as in validation.
+    precision
+        ``fp32``, ``bf16`` or ``fp16``; None: fp32 on a CPU, on a GPU bf16.
+    workers
+        Series that are read ahead.
+    architecture
+        ``module:function``, for a model of one's own: a file does not get to say what code runs.
+
+    Raises
+    ------
+    UsageError
+        A file is missing, damaged, no checkpoint, or of a spec that this version can't reproduce; the checkpoints
+        don't go together; an option has no such value.
+    """
+    if not checkpoints:
+        raise UsageError("no checkpoint is given")
+    loaded = [load_checkpoint(path) for path in checkpoints]
+    first = loaded[0]
+    for other in loaded[1:]:
+        _check_fellow(first, other)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision is None:
+        precision = "fp32" if torch.device(device).type == "cpu" else "bf16"
+    if precision not in PRECISIONS:
+        raise UsageError(f"there is no precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+    validation = first.config.validation
+    options = WindowOptions(
+        patch_shape=first.config.patch,
+        pooling=validation.pooling,
+        overlap=validation.overlap if overlap is None else overlap,
+        batch_size=validation.batch_size if batch_size is None else batch_size,
+        device=device,
+        precision=PRECISIONS[precision],
+        workers=workers,
+        ct_windows_hu=first.config.ct_windows_hu,
+        candidates=candidates,
+    )
+    models = [checkpoint.build_model(architecture) for checkpoint in loaded]
+    return Predictor(models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip), first.spec, options)
+
+
+def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:
+    for what, a, b in (
+        ("cache spec (digest)", first.spec.digest, other.spec.digest),
+        ("patch", first.config.patch, other.config.patch),
+        ("pooling", first.config.validation.pooling, other.config.validation.pooling),
+        ("CT windows", first.config.ct_windows_hu, other.config.ct_windows_hu),
+    ):
+        if a != b:
+            raise UsageError(f"{first.path} and {other.path} can't be ensembled: their {what} is {a} and {b}")
+
+
+def _prediction(answer: SeriesPrediction, read: ReadSeries) -> Prediction:
+    return Prediction(
+        answer.series_uid,
+        dict(zip(LABELS, answer.probabilities.tolist(), strict=True)),
+        answer.logits,
+        [_located(c, read.stack) for c in answer.candidates],
+        read.decisions,
+    )
+
+
+def _located(candidate: Candidate, stack: Stack | None) -> LocatedCandidate:
+    pixel = None if stack is None else source_pixel(stack, candidate.lps_mm)
+    return LocatedCandidate(SITES[candidate.site], candidate.probability, candidate.lps_mm, candidate.zyx, pixel)

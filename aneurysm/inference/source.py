@@ -1,0 +1,145 @@
+"""Source -> Windows: what is needed of a volume, wherever it lies, and what is read of it for a sliding window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm.cache.blocks import Blocks
+from aneurysm.patches.location import Triple
+from aneurysm.patches.samplers import grid_starts
+
+
+class Source(Protocol):
+    """
+    One volume: an `aneurysm.cache.reader.CachedVolume`, or a `MemoryVolume`.
+
+    ``attributes["intensity"]`` has ``unit``, ``scale``, ``offset`` and ``window``, as docs/cache.md explains them.
+    ``read(start, shape)`` returns the stored integers of a box (z, y, x), padded with air outside the volume.
+    """
+
+    @property
+    def uid(self) -> str:
+        """The series."""
+
+    @property
+    def shape(self) -> Triple:
+        """Voxels along (z, y, x)."""
+
+    @property
+    def affine_lps(self) -> NDArray[np.float64]:
+        """(4, 4): (z, y, x, 1) to (x, y, z, 1) in LPS mm, voxel centres."""
+
+    @property
+    def blocks(self) -> Blocks:
+        """Where the head is."""
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """What is known of the volume."""
+
+    def read(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[Any]:
+        """Return the stored integers of a box."""
+
+
+@dataclass(frozen=True)
+class MemoryVolume:
+    """
+    A `Source` in memory.
+
+    ``voxels`` are stored integers (z, y, x), ``fill`` is the stored value of air.
+    """
+
+    uid: str
+    voxels: NDArray[Any]
+    fill: int
+    affine_lps: NDArray[np.float64]
+    blocks: Blocks
+    attributes: Mapping[str, Any]
+
+    @property
+    def shape(self) -> Triple:
+        """Voxels along (z, y, x)."""
+        z, y, x = self.voxels.shape
+        return z, y, x
+
+    def read(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[Any]:
+        """Return the stored integers of a box, as `aneurysm.cache.reader.CachedVolume.read` does."""
+        out = np.full(shape_zyx, self.fill, self.voxels.dtype)
+        inside, box = [], []
+        for start, length, size in zip(start_zyx, shape_zyx, self.shape, strict=True):
+            low, high = min(max(start, 0), size), min(max(start + length, 0), size)
+            inside.append(slice(low, high))
+            box.append(slice(low - start, high - start))
+        out[tuple(box)] = self.voxels[tuple(inside)]
+        return out
+
+
+@dataclass(frozen=True)
+class Windows:
+    """
+    The windows of one volume, and the voxels under them.
+
+    Attributes
+    ----------
+    source
+        Of the volume.
+    starts
+        First voxel (z, y, x) of each window in the volume; may be negative.
+    parts
+        (windows, 2, 3): for each window the first and last (z, y, x) of the part of the volume where it is the most
+        central of the grid's windows, in voxel coordinates of the volume.
+    voxels
+        Stored integers of the box that holds all windows.
+    corner
+        First voxel of that box in the volume.
+    """
+
+    source: Source
+    starts: list[Triple]
+    parts: NDArray[np.float64]
+    voxels: NDArray[Any]
+    corner: Triple
+
+
+def read_windows(source: Source, patch_shape: Triple, overlap: float) -> Windows:
+    """
+    Return the windows of the grid that touch the head, or all if no head was found, and read what is under them.
+
+    Raises
+    ------
+    CacheError
+        The volume can't be read.
+    """
+    grid = grid_starts(source.shape, patch_shape, overlap)
+    starts = [start for start in grid if _touches_head(source.blocks, start, patch_shape)] or grid
+    first = np.min(starts, axis=0)
+    corner, size = _triple(first), _triple(np.max(starts, axis=0) - first + patch_shape)
+    # Once, and all of it: windows that overlap by half would decode every chunk eight times.
+    return Windows(source, starts, _parts(source.shape, grid, starts, patch_shape), source.read(corner, size), corner)
+
+
+def _touches_head(blocks: Blocks, start: Triple, patch_shape: Triple) -> bool:
+    z, y, x = (slice(max(s, 0) // e, -(-(s + p) // e)) for s, p, e in zip(start, patch_shape, blocks.edge, strict=True))
+    return bool(blocks.head[z, y, x].any())
+
+
+def _parts(shape: Triple, grid: list[Triple], starts: list[Triple], patch_shape: Triple) -> NDArray[np.float64]:
+    parts = np.empty((len(starts), 2, 3))
+    for axis in range(3):
+        along = sorted({start[axis] for start in grid})
+        middles = np.array(along) + (patch_shape[axis] - 1) / 2
+        # Halfway between the middles of neighbours; at the ends the outermost voxels, for padding is nobody's.
+        seams = np.concatenate([[0], (middles[1:] + middles[:-1]) / 2, [shape[axis] - 1]])
+        which = np.searchsorted(along, [start[axis] for start in starts])
+        parts[:, 0, axis], parts[:, 1, axis] = seams[which], seams[which + 1]
+    return parts
+
+
+def _triple(values: NDArray[Any]) -> Triple:
+    z, y, x = values.tolist()
+    return z, y, x

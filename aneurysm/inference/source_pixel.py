@@ -1,0 +1,57 @@
+"""A point of the patient -> the pixel of the original series that shows it, for a reader with any viewer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from aneurysm.dicom.geometry import plane_axes
+from aneurysm.dicom.stack import Stack
+
+
+@dataclass(frozen=True)
+class SourcePixel:
+    """
+    A place in a DICOM image.
+
+    Attributes
+    ----------
+    sop_uid
+        SOPInstanceUID of the file.
+    column, row
+        As in train_localizers.csv: 0 is the centre of the first pixel, columns count to the right, rows down.
+    frame
+        0-based, if the file has several; else None.
+    """
+
+    sop_uid: str
+    column: float
+    row: float
+    frame: int | None
+
+
+def source_pixel(stack: Stack, lps_mm: tuple[float, float, float]) -> SourcePixel:
+    """
+    Return the place nearest to a point (LPS mm), in the slice of ``stack`` that lies nearest to it.
+
+    It is the inverse of `aneurysm.annotations.lesions.place_lesions`: each slice by its own position, so that tilt and
+    uneven gaps make no difference.
+    """
+    places = np.array([f.position for f in stack.frames], float)
+    beside = np.array(lps_mm) - places
+    nearest = int(np.abs(beside @ stack.geometry.axes[2]).argmin())
+    frame = stack.frames[nearest]
+    assert frame.orientation is not None
+    assert frame.spacing_mm is not None
+    axes = plane_axes(frame.orientation)
+    assert axes is not None
+    # PixelSpacing is (between rows, between columns); columns go along the first axis.
+    column = float(beside[nearest] @ axes[0]) / frame.spacing_mm[1]
+    row = float(beside[nearest] @ axes[1]) / frame.spacing_mm[0]
+    return SourcePixel(
+        frame.sop_uid,
+        min(max(column, 0.0), frame.format.columns - 1.0),
+        min(max(row, 0.0), frame.format.rows - 1.0),
+        frame.index if frame.frames_in_file > 1 else None,
+    )

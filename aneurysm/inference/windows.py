@@ -1,0 +1,271 @@
+"""Model, volumes -> SeriesPrediction: a sliding window over the head, its answers pooled to those of the series.
+
+Each volume is read once, whole, by a thread that runs ahead; windows are cut from it on the device. Windows of several
+series share batches, so that short series don't leave the device half empty.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from aneurysm.cache.catalog import Cache
+from aneurysm.errors import UsageError
+from aneurysm.inference.ahead import ahead
+from aneurysm.inference.candidates import Candidate, best_candidates, map_peaks, window_peaks
+from aneurysm.inference.source import Source, Windows, read_windows
+from aneurysm.models.output import check_output
+from aneurysm.models.pooling import POOLINGS
+from aneurysm.patches.intensity import WindowsHU, model_units
+from aneurysm.patches.location import Triple
+
+PRECISIONS: dict[str, torch.dtype | None] = {
+    "32-true": None,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+}
+"""By Lightning's names."""
+
+
+@dataclass(frozen=True)
+class SeriesPrediction:
+    """
+    A model's answer for one series.
+
+    Attributes
+    ----------
+    volume
+        Index of the series in the cache, or among the sources given.
+    series_uid
+        The series.
+    probabilities, logits
+        (14,) float32 in the order of `aneurysm.labels.LABELS`, pooled over the windows.
+    candidates
+        Where, the most probable first; as many as were asked for, or fewer.
+    """
+
+    volume: int
+    series_uid: str
+    probabilities: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    candidates: list[Candidate]
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """
+    How windows are laid, run and pooled.
+
+    Attributes
+    ----------
+    patch_shape
+        Voxels (z, y, x) of a window.
+    pooling
+        Key of `aneurysm.models.pooling.POOLINGS`.
+    overlap
+        Share of their length that neighbours have in common, at least.
+    batch_size
+        Windows at once.
+    device
+        That the model is on.
+    precision
+        Key of `PRECISIONS`.
+    workers
+        Threads that read volumes ahead; one even at 0.
+    ct_windows_hu
+        The channels of CT that the model was trained with; see `aneurysm.patches.intensity.model_units`.
+    candidates
+        How many, at most.
+
+    Raises
+    ------
+    UsageError
+        An option has no such value.
+    """
+
+    patch_shape: Triple
+    pooling: str = "max"
+    overlap: float = 0.5
+    batch_size: int = 8
+    device: torch.device | str = "cpu"
+    precision: str = "32-true"
+    workers: int = 0
+    ct_windows_hu: WindowsHU = ()
+    candidates: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("pooling", self.pooling, POOLINGS), ("precision", self.precision, PRECISIONS)):
+            if value not in known:
+                raise UsageError(f"there is no {name} {value!r}; choose from {', '.join(known)}")
+        if not 0 <= self.overlap < 1:
+            raise UsageError(f"windows can't overlap by {self.overlap:g} of their length: give 0 to below 1")
+        if self.batch_size < 1 or min(self.patch_shape) < 1 or self.candidates < 0:
+            raise UsageError(
+                f"windows of {self.patch_shape} voxels, {self.batch_size} at once, {self.candidates} candidates"
+            )
+
+
+def predict_cached(
+    model: nn.Module,
+    cache: Cache,
+    volumes: Sequence[int],
+    *,
+    patch_shape: Triple,
+    pooling: str = "max",
+    overlap: float = 0.5,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+    precision: str = "32-true",
+    workers: int = 0,
+    ct_windows_hu: WindowsHU = (),
+    candidates: int = 0,
+    on_series: Callable[[SeriesPrediction], None] | None = None,
+) -> Iterator[SeriesPrediction]:
+    """
+    Yield the answer for each of ``volumes`` of a cache, in their order. Options are explained at `WindowOptions`.
+
+    Parameters
+    ----------
+    model
+        Maps (B, C, Z, Y, X) in model units to a `aneurysm.models.output.ModelOutput`; in eval mode, and on ``device``.
+    cache, volumes
+        A cache, and indices of its series.
+    on_series
+        Called with each answer, before it is yielded.
+
+    Raises
+    ------
+    UsageError
+        An option has no such value, or the model returns something else than it must.
+    CacheError
+        A volume is missing or damaged.
+    """
+    options = WindowOptions(
+        patch_shape, pooling, overlap, batch_size, device, precision, workers, ct_windows_hu, candidates
+    )
+    return _told(predict_sources(model, (cache[i] for i in volumes), options), volumes, on_series)
+
+
+def _told(
+    predictions: Iterator[SeriesPrediction],
+    volumes: Sequence[int],
+    on_series: Callable[[SeriesPrediction], None] | None,
+) -> Iterator[SeriesPrediction]:
+    for p in predictions:
+        prediction = SeriesPrediction(volumes[p.volume], p.series_uid, p.probabilities, p.logits, p.candidates)
+        if on_series is not None:
+            on_series(prediction)
+        yield prediction
+
+
+def predict_sources(model: nn.Module, sources: Iterable[Source], options: WindowOptions) -> Iterator[SeriesPrediction]:
+    """
+    Yield the answer for each source, in their order; sources are taken as they are needed. See `predict_cached`.
+
+    ``volume`` of an answer counts the sources.
+    """
+    read = partial(read_windows, patch_shape=options.patch_shape, overlap=options.overlap)
+    waiting: deque[_Series] = deque()
+    batch: list[tuple[_Series, int]] = []
+    for number, windows in enumerate(ahead(read, sources, max(1, options.workers))):
+        series = _Series(number, windows, options)
+        waiting.append(series)
+        for k in range(len(windows.starts)):
+            batch.append((series, k))
+            if len(batch) == options.batch_size:
+                _run(model, batch, options)
+                batch = []
+                while waiting and waiting[0].complete:
+                    yield waiting.popleft().prediction()
+    if batch:
+        _run(model, batch, options)
+    for series in waiting:
+        yield series.prediction()
+
+
+@dataclass
+class _Series:
+    """One series on its way: its voxels on the device, and the answers of its windows so far."""
+
+    number: int
+    windows: Windows
+    options: WindowOptions
+    logits: list[Tensor] = field(default_factory=list)
+    peaks: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        affine, intensity = self.windows.source.affine_lps, self.windows.source.attributes["intensity"]
+        self.voxels = torch.from_numpy(self.windows.voxels).to(self.options.device)
+        self.spacing_mm: NDArray[np.float64] = np.linalg.norm(affine[:3, :3], axis=0)
+        self.units = (intensity["scale"], intensity["offset"], *intensity["window"], intensity["unit"] == "HU")
+
+    @property
+    def complete(self) -> bool:
+        return len(self.logits) == len(self.windows.starts)
+
+    def window(self, k: int) -> Tensor:
+        """Return (Z, Y, X) stored integers."""
+        z, y, x = (
+            slice(s - c, s - c + p)
+            for s, c, p in zip(self.windows.starts[k], self.windows.corner, self.options.patch_shape, strict=True)
+        )
+        return self.voxels[z, y, x]
+
+    def take(self, k: int, logits: Tensor, dense: Tensor | None, stride_zyx: tuple[int, int, int]) -> None:
+        """Note the answer of window ``k``, which are taken in order."""
+        self.logits.append(logits)
+        if dense is not None and self.options.candidates:
+            start = np.array(self.windows.starts[k])
+            peaks = map_peaks(dense, stride_zyx, self.spacing_mm, self.windows.parts[k] - start)
+            peaks[:, 2:] += torch.from_numpy(start).to(peaks)
+            self.peaks.append(peaks)
+
+    def prediction(self) -> SeriesPrediction:
+        logits = torch.stack(self.logits).cpu()
+        # In double precision: single has no probabilities between 1 - 6e-8 and 1, and so no order among the surest.
+        pooled = POOLINGS[self.options.pooling](logits.double().sigmoid())
+        return SeriesPrediction(
+            self.number,
+            self.windows.source.uid,
+            pooled.float().numpy(),
+            pooled.logit(1e-15).float().numpy(),
+            self._candidates(logits.numpy()) if self.options.candidates else [],
+        )
+
+    def _candidates(self, logits: NDArray[np.float32]) -> list[Candidate]:
+        source, patch, n = self.windows.source, self.options.patch_shape, self.options.candidates
+        if self.peaks:
+            peaks = torch.cat(self.peaks).cpu().numpy()
+        else:
+            first = np.array(self.windows.starts)
+            shown = np.maximum(first, 0) + np.minimum(first + patch, source.shape) - 1
+            peaks = window_peaks(logits, shown / 2, patch, n)
+        # The last cell of a coarse map reaches beyond the volume.
+        peaks[:, 2:] = peaks[:, 2:].clip(0, np.array(source.shape, np.float32) - 1)
+        return best_candidates(peaks, source.affine_lps, n)
+
+
+@torch.inference_mode()
+def _run(model: nn.Module, batch: list[tuple[_Series, int]], options: WindowOptions) -> None:
+    units = torch.tensor([series.units for series, _ in batch], dtype=torch.float32).to(options.device)
+    scale, offset = units[:, :2, None, None, None, None].unbind(1)
+    physical = torch.stack([series.window(k) for series, k in batch])[:, None].float().mul_(scale).add_(offset)
+    image = model_units(physical, units[:, 2:4], units[:, 4] > 0, options.ct_windows_hu)
+    with _autocast(options):
+        output = check_output(model(image), image)
+    logits = output.logits.float()
+    for row, (series, k) in enumerate(batch):
+        series.take(k, logits[row], None if output.dense is None else output.dense[row], output.stride_zyx)
+
+
+def _autocast(options: WindowOptions) -> AbstractContextManager[object]:
+    dtype = PRECISIONS[options.precision]
+    return nullcontext() if dtype is None else torch.autocast(torch.device(options.device).type, dtype)

@@ -1,0 +1,130 @@
+"""LossWatch: the mean loss of an epoch, read from the device now and then, and the end of a run that diverges."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from aneurysm.errors import DivergedError
+from aneurysm.patches.batch import Batch
+from aneurysm.training.module import PatchModule
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is kept of a step until its losses are read; of the batch, not its voxels."""
+
+    batch_idx: int
+    losses: Tensor
+    series_uid: tuple[str, ...]
+    intensity: tuple[Tensor, Tensor, Tensor]
+
+
+class LossWatch(pl.Callback):
+    """
+    Collects the losses of the steps.
+
+    To read a number from the device is to wait for all that it has in its queue; so it is done for many steps at once.
+
+    Parameters
+    ----------
+    every
+        Read after so many batches.
+
+    Attributes
+    ----------
+    latest
+        The mean loss of the steps that were read last; None at first.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.latest: float | None = None
+        self._names: list[str] = []
+        self._pending: list[_Step] = []
+        self._sums: dict[str, float] = {}
+        self._batches = 0
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: PatchModule,  # type: ignore[override]
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Note the losses of a step; now and then, read them."""
+        # Lightning has divided the one that it steps by.
+        losses = {**outputs, "loss": outputs["loss"] * trainer.accumulate_grad_batches}
+        self._names = list(losses)
+        stacked = torch.stack([losses[name].detach() for name in self._names])
+        self._pending.append(_Step(batch_idx, stacked, batch.series_uid, (batch.scale, batch.offset, batch.window)))
+        if len(self._pending) >= self.every:
+            self.read(trainer, pl_module)
+
+    def read(self, trainer: pl.Trainer, pl_module: PatchModule) -> None:
+        """
+        Read what has not been read yet.
+
+        Raises
+        ------
+        DivergedError
+            A loss is NaN or infinite. What was saved before is sound.
+        """
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        values = torch.stack([step.losses for step in pending]).tolist()
+        for step, losses in zip(pending, values, strict=True):
+            if not all(map(math.isfinite, losses)):
+                named = dict(zip(self._names, losses, strict=True))
+                raise DivergedError(_diverged(step, trainer.current_epoch, named, pl_module))
+            for name, loss in zip(self._names, losses, strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + loss
+        self._batches += len(values)
+        self.latest = sum(losses[0] for losses in values) / len(values)
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each loss over the epoch so far, of what has been read."""
+        return {name: total / self._batches for name, total in self._sums.items()}
+
+    def restart(self) -> None:
+        """Begin an epoch."""
+        self._sums, self._batches = {}, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums so far."""
+        return {"sums": dict(self._sums), "batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the sums of a checkpoint."""
+        self._sums, self._batches = dict(state_dict["sums"]), state_dict["batches"]
+
+
+def _diverged(step: _Step, epoch: int, losses: dict[str, float], module: PatchModule) -> str:
+    at_fault = _not_finite(step)
+    series = at_fault or list(dict.fromkeys(step.series_uid))
+    told = ", ".join(series[:4]) + (f" and {len(series) - 4} more" if len(series) > 4 else "")
+    terms = ", ".join(f"{name} {loss:g}" for name, loss in losses.items())
+    if at_fault:
+        advice = "their intensities are not finite: run aneurysm verify"
+    else:
+        advice = f"try a lower learning rate than {module.config.optimizer.learning_rate:g}"
+        if module.config.precision == "fp16":
+            advice += ", or --precision bf16, which does not overflow"
+    return (
+        f"the loss is not finite in epoch {epoch + 1} at step {step.batch_idx + 1} ({terms}), with patches of the "
+        f"series {told}: {advice}"
+    )
+
+
+def _not_finite(step: _Step) -> list[str]:
+    """Return the series whose voxels have no finite value in model units."""
+    scale, offset, window = (t.cpu() for t in step.intensity)
+    sound = torch.stack([scale, offset, 1 / (window[:, 1] - window[:, 0])]).isfinite().all(0).tolist()
+    return list(dict.fromkeys(uid for uid, fine in zip(step.series_uid, sound, strict=True) if not fine))

@@ -1,0 +1,198 @@
+"""
+Checkpoints: weights with all that predicting with them takes, written so that a full disk leaves the old one whole.
+
+A file is a dict that ``torch.load(weights_only=True)`` reads: it runs no code, whoever made it. Its keys::
+
+    format_version  1
+    package_version of aneurysm
+    model           state dict: the running mean of the weights, which was validated, if the run keeps one
+    config          table of the resolved `aneurysm.training.config.TrainConfig`
+    labels          the 14, in the order of the outputs
+    spec, digest    TOML text of the cache spec, which holds windows and spacing, and its digest
+    epoch           whole epochs that the weights have seen
+    metrics         of that epoch: score, present_auc, site_auc (None: can't be had), loss
+
+``last.ckpt`` also has what Lightning restores a run from: optimiser, schedule, loops, callbacks.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aneurysm import __version__
+from aneurysm.cache.publish import is_disk_full
+from aneurysm.cache.spec import CacheSpec, parse_spec
+from aneurysm.errors import NoSpaceError, SpecError, UsageError
+from aneurysm.labels import LABELS
+from aneurysm.models.registry import build_model, shipped_architecture
+from aneurysm.training.config import ResolvedConfig
+from aneurysm.training.config_file import config_table, parse_resolved
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    What a file holds, checked.
+
+    Attributes
+    ----------
+    weights
+        State dict of the model, on the CPU.
+    config
+        Of the run.
+    spec
+        Of the cache that it was trained on.
+    epoch, metrics
+        See the module's page.
+    """
+
+    path: Path
+    weights: dict[str, Tensor]
+    config: ResolvedConfig
+    spec: CacheSpec
+    epoch: int
+    metrics: dict[str, float | None]
+
+    def build_model(self, architecture: str | None = None) -> nn.Module:
+        """
+        Return the model with its weights, on the CPU, in evaluation mode.
+
+        Parameters
+        ----------
+        architecture
+            Needed if it is one of the user's own: a file does not get to say what code runs.
+
+        Raises
+        ------
+        UsageError
+            The architecture is not of this package and not given, or the weights don't fit it.
+        """
+        name = architecture or shipped_architecture(self.config.model).name
+        model = build_model(name, self.config.in_channels, **self.config.model_options)
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise UsageError(f"{self.path}: the weights don't fit the model {name!r}: {error}") from error
+        return model.eval()
+
+
+def model_entries(
+    weights: Mapping[str, Tensor],
+    config: ResolvedConfig,
+    spec: CacheSpec,
+    epoch: int,
+    metrics: Mapping[str, float | None],
+) -> dict[str, Any]:
+    """Return the entries of a checkpoint that predicting takes."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "package_version": __version__,
+        "model": dict(weights),
+        "config": config_table(config),
+        "labels": list(LABELS),
+        "spec": spec.to_toml(),
+        "digest": spec.digest,
+        "epoch": epoch,
+        "metrics": dict(metrics),
+    }
+
+
+def save_atomically(content: Mapping[str, Any], path: Path) -> None:
+    """
+    Write a checkpoint beside its place, flush it, and rename it in.
+
+    Raises
+    ------
+    NoSpaceError
+        The disk is full; what was at ``path`` is as it was.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch reports a write that failed as a RuntimeError of its own, in the handling of the first.
+        if not is_disk_full(error):
+            raise
+        there = f"{path} is still the one before" if path.exists() else f"there is no {path} yet"
+        raise NoSpaceError(f"the disk of {path.parent} is full: the checkpoint can't be saved; {there}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """
+    Read a checkpoint's dict to the CPU, running no code of it.
+
+    Raises
+    ------
+    UsageError
+        It is missing, damaged, or no checkpoint of this project.
+    """
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no checkpoint {path}") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise UsageError(f"{path} is no checkpoint of aneurysm, or damaged ({type(error).__name__})") from error
+    found: dict[str, Any] = content if isinstance(content, dict) else {}
+    version = found.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UsageError(f"{path} is no checkpoint of aneurysm: its format_version is {version}, not {FORMAT_VERSION}")
+    return found
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """
+    Read a checkpoint to predict with, or to begin from.
+
+    Raises
+    ------
+    UsageError
+        It is missing, damaged, of other labels, or its parts contradict each other.
+    """
+    path = Path(path)
+    content = read_file(path)
+    try:
+        if tuple(content["labels"]) != LABELS:
+            raise UsageError(f"{path} was trained on other labels: {', '.join(map(str, content['labels']))}")
+        spec = parse_spec(content["spec"], f"the spec in {path}")
+        if spec.digest != content["digest"]:
+            raise UsageError(f"{path}: its spec has digest {spec.digest}, not {content['digest']} as it says")
+        config = parse_resolved(content["config"], f"the configuration in {path}")
+        return Checkpoint(path, content["model"], config, spec, int(content["epoch"]), dict(content["metrics"]))
+    except SpecError:
+        raise
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is damaged: {type(error).__name__} {error}") from error
+
+
+def take_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> int:
+    """
+    Put the weights that fit, by name and shape, into ``model``; return how many tensors did.
+
+    Raises
+    ------
+    UsageError
+        None fits.
+    """
+    own = model.state_dict()
+    fitting = {name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}
+    if not fitting:
+        raise UsageError(f"none of the {len(weights)} tensors to begin from fits the model: is it of another kind?")
+    model.load_state_dict({**own, **fitting})
+    return len(fitting)

@@ -1,0 +1,116 @@
+"""TOML file and options -> TrainConfig, with errors that name the key; and back, for config.toml of a run."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from aneurysm.cache.spec import toml_lines
+from aneurysm.errors import UsageError
+from aneurysm.training.config import ResolvedConfig, TrainConfig
+
+_Config = TypeVar("_Config", bound=TrainConfig)
+
+
+def load_config(path: str | Path | None, options: Mapping[str, Any] | None = None) -> TrainConfig:
+    """
+    Return the configuration of a TOML file, in which ``options`` replace what they name.
+
+    Parameters
+    ----------
+    path
+        None: nothing but defaults.
+    options
+        By key as in the file, those of a section with a dot: ``{"epochs": 3, "optimizer.learning_rate": 1e-3}``.
+
+    Raises
+    ------
+    UsageError
+        The file can't be read or is not TOML; a key is unknown, with the nearest that there is; a value is impossible.
+    """
+    content: dict[str, Any] = {} if path is None else _read(Path(path))
+    for key, value in (options or {}).items():
+        *sections, name = key.split(".")
+        table = content
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[name] = value
+    return parse_config(content, "options" if path is None else str(path))
+
+
+def parse_config(content: Mapping[str, Any], source: str) -> TrainConfig:
+    """Check a table of a file or a checkpoint; ``source`` is what errors call it. Raises `UsageError`."""
+    return _validated(TrainConfig, content, source)
+
+
+def parse_resolved(content: Mapping[str, Any], source: str) -> ResolvedConfig:
+    """Check what a run or a checkpoint wrote; ``source`` is what errors call it. Raises `UsageError`."""
+    return _validated(ResolvedConfig, content, source)
+
+
+def read_resolved(path: Path) -> ResolvedConfig:
+    """Read config.toml of a run. Raises `UsageError`."""
+    return parse_resolved(_read(path), str(path))
+
+
+def config_toml(config: TrainConfig) -> str:
+    """Return the configuration as TOML; `read_resolved` or `load_config` gives it back."""
+    return "\n".join(toml_lines(config_table(config), "")).lstrip() + "\n"
+
+
+def config_table(config: TrainConfig) -> dict[str, Any]:
+    """Return the configuration as plain values, what is open left out: for TOML and checkpoints."""
+    return config.model_dump(mode="json", exclude_none=True)
+
+
+def _validated(kind: type[_Config], content: Mapping[str, Any], source: str) -> _Config:
+    try:
+        return kind.model_validate(dict(content))
+    except ValidationError as error:
+        # A union's branches each complain of the same value.
+        problems = dict.fromkeys(_problem(dict(e)) for e in error.errors())
+        raise UsageError(f"{source}: " + "; ".join(problems)) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no configuration file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the configuration file {path} can't be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _problem(error: dict[str, Any]) -> str:
+    parts = [str(part) for part in error["loc"]]
+    key = ".".join(parts)
+    if error["type"] == "extra_forbidden":
+        names = _keys(parts[:-1])
+        near = difflib.get_close_matches(parts[-1], names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        return f"unknown key {key}: {hint}"
+    if error["type"] == "missing":
+        return f"key {key} is missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not key:
+        return message
+    given = "" if isinstance(error["input"], dict) else f" (found {error['input']!r})"
+    return f"{key}: {message}{given}"
+
+
+def _keys(sections: list[str]) -> list[str]:
+    """Return the keys of a section, given by the path to it."""
+    model: type[BaseModel] = TrainConfig
+    for section in sections:
+        found = model.model_fields[section].annotation
+        if not (isinstance(found, type) and issubclass(found, BaseModel)):
+            return []
+        model = found
+    return list(model.model_fields)

@@ -1,0 +1,231 @@
+"""fit: a configuration -> a run's folder with checkpoints, scores and predictions; Lightning's loop in our order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from aneurysm.cache.catalog import Cache
+from aneurysm.errors import DataError, SpecMismatchError, UsageError
+from aneurysm.models.registry import build_model
+from aneurysm.patches.loader import PatchLoader, dead_workers_told
+from aneurysm.training.batches import TimedBatches
+from aneurysm.training.callbacks.ema import Ema
+from aneurysm.training.callbacks.epoch_end import EpochEnd
+from aneurysm.training.callbacks.loss_watch import LossWatch
+from aneurysm.training.checkpoint import load_checkpoint, read_file, take_weights
+from aneurysm.training.config import ResolvedConfig
+from aneurysm.training.config_file import config_toml
+from aneurysm.training.folds import write_folds
+from aneurysm.training.module import PatchModule
+from aneurysm.training.progress import Progress, RunFacts, Silent
+from aneurysm.training.run_folder import RunFolder, log_file
+from aneurysm.training.split import Split, split_series
+from aneurysm.training.stop_signal import StopSignal
+from aneurysm.training.trainer import make_trainer, memory_told, run_trainer
+
+READ_EVERY: Final = 20
+"""Losses are read from the device after so many batches; with several ranks signals are looked for as often."""
+_PRESENT: Final = -1
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """
+    A run that came to its end.
+
+    Attributes
+    ----------
+    epochs
+        Done in all, and of these now.
+    metrics
+        Of the best epoch, as in its checkpoint.
+    """
+
+    folder: Path
+    epochs: int
+    epochs_now: int
+    best_epoch: int
+    metrics: dict[str, float | None]
+    seconds: float
+
+
+def fit(
+    config: ResolvedConfig,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    init: Path | None = None,
+    progress: Progress | None = None,
+) -> FitSummary:
+    """
+    Train, or go on with a run.
+
+    Parameters
+    ----------
+    config
+        Of the run; if it goes on, as it was, but for `epochs`, `cache`, `devices` and `workers`.
+    folder
+        Of the run.
+    resume
+        Go on from ``last.ckpt``.
+    init
+        Checkpoint whose weights to begin with.
+    progress
+        To tell; only the first of several processes does.
+
+    Raises
+    ------
+    UsageError
+        There is nothing to train on, a checkpoint does not fit, or the folder holds a run already.
+    CacheError
+        The cache is missing or damaged, also in validation; or is of another spec than the run.
+    DivergedError, DeviceMemoryError, LoaderError, NoSpaceError
+        In mid-run; ``last.ckpt`` is sound.
+    InterruptedRunError
+        A signal came; ``last.ckpt`` is where it came.
+    """
+    started = time.perf_counter()
+    config = _for_machine(config)
+    cache = Cache.open(config.cache)
+    if resume:
+        _check_resumable(folder, cache)
+        config = config.model_copy(update={"folds_file": str(folder.folds)})
+    split = split_series(cache, config)
+    torch.manual_seed(config.seed)
+    module = PatchModule(build_model(config.model, config.in_channels, **config.model_options), config)
+    if init is not None and not resume:
+        _begin_from(init, module, cache)
+
+    stop = StopSignal()
+    trainer = make_trainer(config)
+    device = trainer.strategy.root_device
+    workers = _workers(config, trainer)
+    loader = PatchLoader(
+        cache,
+        split.train,
+        config.patch,
+        config.batch_size,
+        config.steps_per_epoch,
+        sampling=config.sampling.as_sampling(),
+        seed=config.seed,
+        workers=workers,
+        rank=trainer.global_rank,
+        ranks=trainer.world_size,
+        vessels=module.needs_vessels,
+        pin_memory=device.type == "cuda",
+    )
+    batches = TimedBatches(loader, device)
+    told = progress if progress is not None and trainer.is_global_zero else Silent()
+    ema, watch = Ema(config.optimizer.ema_decay), LossWatch(min(READ_EVERY, config.steps_per_epoch))
+    end = EpochEnd(
+        folder, cache, split, batches=batches, ema=ema, watch=watch, stop=stop, progress=told, workers=workers
+    )
+    # Not to the constructor: the callbacks need the rank, which only the trainer knows.
+    trainer.callbacks.extend([ema, watch, end])  # type: ignore[attr-defined]
+    if trainer.is_global_zero and not resume:
+        folder.create()
+        folder.config.write_text(config_toml(config), encoding="utf-8")
+        write_folds(folder.folds, cache.uids, cache.patient_keys, split.folds)
+    first = int(read_file(folder.last)["epoch"]) if resume else 0
+    with log_file(folder.log, wanted=trainer.is_global_zero), stop.caught(), memory_told(config, device):
+        told.started(_facts(config, folder, cache, split, module, trainer, first))
+        for warning in split.warnings:
+            _log.warning("%s", warning)
+        with closing(loader), dead_workers_told():
+            run_trainer(trainer, module, batches, folder.last if resume else None)
+    best = load_checkpoint(folder.best) if folder.best.exists() else None
+    return FitSummary(
+        folder.root,
+        config.epochs,
+        max(0, config.epochs - first),
+        best.epoch if best else 0,
+        best.metrics if best else {},
+        time.perf_counter() - started,
+    )
+
+
+def _for_machine(config: ResolvedConfig) -> ResolvedConfig:
+    """Decide what depends on the machine, so that the run's config.toml has it."""
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    return config.model_copy(update={"precision": precision})
+
+
+def _workers(config: ResolvedConfig, trainer: pl.Trainer) -> int:
+    if config.workers is not None:
+        return config.workers
+    cpus = len(os.sched_getaffinity(0)) // max(1, trainer.num_devices)
+    # On a CPU the model wants them all; one process keeps up with it.
+    return min(16, max(1, cpus)) if torch.cuda.is_available() else min(1, cpus - 1)
+
+
+def _begin_from(init: Path, module: PatchModule, cache: Cache) -> None:
+    begin = load_checkpoint(init)
+    taken = take_weights(module.model, begin.weights)
+    _log.info("began with %d of %d tensors of %s", taken, len(module.model.state_dict()), init)
+    if begin.spec.digest != cache.spec.digest:
+        _log.warning(
+            "%s was trained on a cache of spec %s (digest %s), this one is of %s (digest %s): voxels differ",
+            init, begin.spec.name, begin.spec.digest, cache.spec.name, cache.spec.digest,
+        )  # fmt: skip
+
+
+def _check_resumable(folder: RunFolder, cache: Cache) -> None:
+    """Make sure that the run would go on with the same patches."""
+    there = load_checkpoint(folder.last)
+    if there.spec.digest != cache.spec.digest:
+        raise SpecMismatchError(
+            f"the run was trained on a cache of digest {there.spec.digest}, but {cache.root} has {cache.spec.digest}"
+        )
+    try:
+        known = {line.split(",", 1)[0] for line in folder.folds.read_text("utf-8").splitlines()[1:]}
+    except OSError as error:
+        raise DataError(f"{folder.folds} can't be read: {error}") from error
+    if differing := known ^ set(cache.uids):
+        raise UsageError(
+            f"{cache.root} has other series than when the run began ({len(differing)} came or went, as "
+            f"{min(differing)}): it can't go on exactly. Begin a new run with --init {folder.last}"
+        )
+
+
+def _facts(
+    config: ResolvedConfig,
+    folder: RunFolder,
+    cache: Cache,
+    split: Split,
+    module: PatchModule,
+    trainer: pl.Trainer,
+    first_epoch: int,
+) -> RunFacts:
+    def counts(series: list[int]) -> tuple[int, int]:
+        return len(series), int(np.sum(cache.labels[series, _PRESENT] == 1))
+
+    if trainer.strategy.root_device.type == "cuda":
+        device = f"{trainer.world_size} x {torch.cuda.get_device_name()}"
+    else:
+        device = f"CPU, {torch.get_num_threads()} threads" + (f" x {trainer.world_size}" * (trainer.world_size > 1))
+    millions = sum(p.numel() for p in module.model.parameters()) / 1e6
+    return RunFacts(
+        folder=folder.root,
+        device=f"{device}, {config.precision}",
+        model=f"{config.model} ({millions:.1f} M parameters)",
+        train=counts(split.train),
+        val=counts(split.val),
+        patch=config.patch,
+        batch_size=config.batch_size * trainer.world_size,
+        epochs=config.epochs,
+        steps_per_epoch=config.steps_per_epoch,
+        first_epoch=first_epoch,
+    )

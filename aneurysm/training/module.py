@@ -1,0 +1,111 @@
+"""PatchModule: one step of training, as Lightning calls it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from aneurysm.errors import UsageError
+from aneurysm.labels import LABELS
+from aneurysm.models.output import ModelOutput, check_output
+from aneurysm.patches.augment import ModelInput, augment
+from aneurysm.patches.batch import Batch
+from aneurysm.patches.dense import lesion_map
+from aneurysm.training.config import ResolvedConfig
+from aneurysm.training.objective import Objective
+from aneurysm.training.schedule import make_optimizer, rate_factor
+
+
+class PatchModule(pl.LightningModule):
+    """
+    Augments a batch on the device, predicts, and returns the loss.
+
+    Randomness of a step follows from the seed and the step's number: nothing of it has to be saved to go on exactly.
+
+    Parameters
+    ----------
+    model
+        Maps (B, C, Z, Y, X) to a `ModelOutput`.
+    config
+        Of the run.
+    """
+
+    def __init__(self, model: nn.Module, config: ResolvedConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        given = config.pos_weight
+        weights = given if isinstance(given, tuple) else None if given is None else (given,) * len(LABELS)
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        if config.compile:
+            model.compile()  # in place: the names in the state dict stay
+        self.objective = Objective(config.losses, pos_weight=None if weights is None else torch.tensor(weights))
+        self._dense = any(term.startswith("dense_") for term in self.objective.weights)
+        self._checked = False
+
+    @property
+    def needs_vessels(self) -> bool:
+        """Whether batches have to bring vessel masks."""
+        return "vessels" in self.objective.weights
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
+        """Move a batch; from pinned memory the copy runs beside the device's work."""
+        return batch.to(device, non_blocking=True)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Seed torch for this step, on this rank."""
+        step = self.trainer.current_epoch * self.config.steps_per_epoch + batch_idx
+        torch.manual_seed(((self.config.seed * 1_000_003 + step) * 4096 + self.global_rank) % (1 << 63))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return the loss, and each of its terms."""
+        with torch.no_grad():
+            given = augment(batch, self.config.augment, ct_windows_hu=self.config.ct_windows_hu)
+        image = given.image
+        if self.config.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last_3d)
+        output = self.model(image)
+        if not self._checked:
+            check_output(output, image)
+            self._checked = True
+        return self.objective(  # type: ignore[no-any-return]
+            output,
+            given.targets,
+            given.ignore,
+            dense=self._lesions(given, output),
+            vessels=given.vessels,
+            has_vessels=given.has_vessels,
+        )
+
+    def _lesions(self, given: ModelInput, output: ModelOutput) -> Tensor | None:
+        if not self._dense or output.dense is None:
+            return None
+        stride, *others = output.stride_zyx
+        if others != [stride, stride]:
+            raise UsageError(f"a lesion map of {output.stride_zyx} voxels per cell: only cubes can be taught")
+        return lesion_map(
+            given.lesion_sample,
+            given.lesion_site,
+            given.lesion_zyx,
+            len(given),
+            self.config.patch,
+            given.spacing_mm,
+            radius_mm=self.config.lesion_radius_mm,
+            kind=self.config.lesion_shape,
+            stride=stride,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser, and its learning rate per step."""
+        config = self.config.optimizer
+        # The fused one takes gradients as the scaler of fp16 left them, before they could be clipped.
+        fused = self.device.type == "cuda" and self.config.precision != "fp16"
+        optimizer = make_optimizer(self.model, config, fused=fused)
+        steps = self.config.optimizer_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate_factor(step, steps, config.warmup, config.final)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

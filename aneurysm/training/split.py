@@ -1,0 +1,111 @@
+"""Cache, configuration -> which series a run trains on, and which it holds out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm.cache.catalog import Cache
+from aneurysm.errors import UsageError
+from aneurysm.training.config import TrainConfig
+from aneurysm.training.folds import assign_folds, read_folds
+
+_PRESENT = -1
+
+
+@dataclass(frozen=True)
+class Split:
+    """
+    Series by index in the `Cache`.
+
+    Attributes
+    ----------
+    train, val
+        To learn from, and held out.
+    folds
+        (n,) int64: the fold of every series of the cache.
+    warnings
+        What the user should know before hours are spent.
+    """
+
+    train: list[int]
+    val: list[int]
+    folds: NDArray[np.int64]
+    warnings: tuple[str, ...]
+
+
+def split_series(cache: Cache, config: TrainConfig) -> Split:
+    """
+    Hold out a fold of patients; leave out other modalities, and what is beyond a limit.
+
+    Raises
+    ------
+    DataError
+        The file of folds is not what it should be.
+    UsageError
+        Nothing is left to train on or to hold out, no series has the modality asked for, or there is no lesion to
+        learn from.
+    """
+    if not len(cache):
+        raise UsageError(f"{cache.root} holds no volumes. Run aneurysm precache")
+    keys, present = cache.patient_keys, cache.labels[:, _PRESENT]
+    if config.folds_file is None:
+        folds = assign_folds(cache.uids, keys, present, cache.modalities, n_folds=config.folds, seed=config.seed)
+    else:
+        folds = read_folds(config.folds_file, cache.uids, keys)
+    if unknown := sorted(set(config.modality) - set(cache.modalities)):
+        there = ", ".join(sorted(set(cache.modalities)))
+        raise UsageError(f"no series in {cache.root} has the modality {unknown[0]!r}; there are {there}")
+    chosen = np.array([not config.modality or m in config.modality for m in cache.modalities])
+    train = np.flatnonzero(chosen & (folds != config.fold))
+    val = np.flatnonzero(chosen & (folds == config.fold))
+    for name, series in (("train on", train), ("hold out", val)):
+        if len(series) == 0:
+            raise UsageError(
+                f"fold {config.fold} of {len(set(folds.tolist()))} leaves no series to {name}: of "
+                f"{len(cache)} series, {int(chosen.sum())} are of the modalities asked for"
+            )
+    train_series = _limited(cache, train, config.limit_train)
+    val_series = _limited(cache, val, config.limit_val)
+    if not np.isin(cache.lesion_volume, train_series).any():
+        raise UsageError(
+            f"none of the {len(train_series)} series to train on has a lesion whose place is known: all patches would "
+            "be negative. Take other folds or modalities, or more series"
+        )
+    return Split(train_series, val_series, folds, _warnings(cache, train_series, val_series, config))
+
+
+def _limited(cache: Cache, series: NDArray[np.int64], most: int | None) -> list[int]:
+    """Return ``most`` series, positive and negative ones in their proportion, at least one of each that there is."""
+    if most is None or most >= len(series):
+        return [int(i) for i in series]
+    order = sorted(series.tolist(), key=lambda i: hashlib.sha256(cache.uids[i].encode()).digest())
+    positive = [i for i in order if cache.labels[i, _PRESENT] == 1]
+    other = [i for i in order if cache.labels[i, _PRESENT] != 1]
+    n = round(most * len(positive) / len(order))
+    n = min(max(n, 1 if positive and most > 1 else 0), most - (1 if other and most > 1 else 0), len(positive))
+    return sorted(positive[:n] + other[: most - n])
+
+
+def _warnings(cache: Cache, train: Sequence[int], val: Sequence[int], config: TrainConfig) -> tuple[str, ...]:
+    found = []
+    known = {int(v) for v in cache.labels[list(val), _PRESENT]} & {0, 1}
+    if len(known) < 2:
+        kind = "no labels" if not known else "only positives" if known == {1} else "only negatives"
+        found.append(
+            f"the {len(val)} held-out series have {kind}: there is no AUC, and the best epoch is that of the lowest "
+            "training loss"
+        )
+    if config.patch is not None:
+        small = [i for i in [*train, *val] if (cache.shapes[i] < np.array(config.patch)).any()]
+        if small:
+            patch, shape = (" x ".join(map(str, s)) for s in (config.patch, cache.shapes[small[0]].tolist()))
+            found.append(
+                f"{len(small)} of {len(train) + len(val)} volumes are smaller than a patch of {patch} voxels, as "
+                f"{cache.uids[small[0]]} of {shape}: they are padded with air"
+            )
+    return tuple(found)

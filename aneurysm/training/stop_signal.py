@@ -1,0 +1,68 @@
+"""StopSignal: Ctrl-C and SIGTERM as a wish that the run looks at between two steps."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+import torch
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_log: Final = logging.getLogger(__name__)
+
+
+class StopSignal:
+    """
+    Remembers the first signal; a second one ends the process at once.
+
+    Attributes
+    ----------
+    wanted
+        Number of the signal that came; None if none did.
+    """
+
+    def __init__(self) -> None:
+        self.wanted: int | None = None
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Catch the signals within, and give them back to whoever had them."""
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        self.catch()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def catch(self) -> None:
+        """Catch the signals from now on; Lightning puts handlers of its own in place when training starts."""
+        for number in _SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.wanted is not None:
+            raise SystemExit(128 + number)
+        self.wanted = number
+        _log.warning("%s: stops after this step, and saves. A second one stops at once", signal.Signals(number).name)
+
+    def agree(self, device: torch.device) -> int | None:
+        """Return the signal that any rank got; all ranks have to ask. Where there are several this waits for them."""
+        if torch.distributed.is_initialized():
+            wanted = torch.tensor(self.wanted or 0, device=device)
+            torch.distributed.all_reduce(wanted, torch.distributed.ReduceOp.MAX)
+            self.wanted = int(wanted) or None
+        return self.wanted
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return the values of all ranks, in their order; of this process alone if there is no other."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values

@@ -1,0 +1,107 @@
+"""Lightning's trainer, set up for our order of things, and what to say when its device has no memory left."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from aneurysm.errors import DeviceMemoryError
+from aneurysm.training.batches import TimedBatches
+from aneurysm.training.checkpoint import read_file, save_atomically
+from aneurysm.training.config import ResolvedConfig
+from aneurysm.training.module import PatchModule
+from aneurysm.training.validation import LIGHTNING_PRECISION
+
+
+class _OurCheckpoints(TorchCheckpointIO):
+    """Lightning's checkpoints, written and read as ours are."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
+        save_atomically(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ARG002
+        return read_file(Path(path))
+
+
+def make_trainer(config: ResolvedConfig) -> pl.Trainer:
+    """Return the trainer for this machine's devices; callbacks are to be added."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    plugins: list[Any] = [_OurCheckpoints()]
+    if SLURMEnvironment.detect():
+        # Its own requeueing would save elsewhere, and start from the beginning.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    several = config.devices not in ("auto", 1) or (config.devices == "auto" and torch.cuda.device_count() > 1)
+    trainer = pl.Trainer(
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        devices=config.devices,
+        strategy="ddp" if several else "auto",
+        precision=LIGHTNING_PRECISION[config.precision],  # type: ignore[arg-type]
+        max_epochs=config.epochs,
+        accumulate_grad_batches=config.optimizer.accumulate,
+        gradient_clip_val=config.optimizer.clip_norm or None,
+        plugins=plugins,
+        # Ours: the loader has its ranks, and validation, tables, checkpoints and progress are callbacks.
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    # Lightning's way to tell ranks of SIGTERM reads a number from the GPU in every step. Ours does in every twentieth.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]  # noqa: SLF001
+    return trainer
+
+
+def run_trainer(trainer: pl.Trainer, module: PatchModule, batches: TimedBatches, last: Path | None) -> None:
+    """
+    Train to the end, or to the first error.
+
+    Parameters
+    ----------
+    last
+        The checkpoint to go on from; None: begin.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Lightning 2.6 with the newest torch.
+            warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+            trainer.fit(module, train_dataloaders=batches, ckpt_path=last, weights_only=True)
+    except BaseException:
+        # Other processes that Lightning started would wait for this one for ever.
+        if (launcher := trainer.strategy.launcher) is not None:
+            launcher.kill(9)
+        raise
+
+
+@contextmanager
+def memory_told(config: ResolvedConfig, device: torch.device) -> Iterator[None]:
+    """Turn a lack of memory into a `DeviceMemoryError`, which says what was used, and what to lower."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        patch = "x".join(map(str, config.patch))
+        has = ""
+        if device.type == "cuda":
+            total = torch.cuda.get_device_properties(device).total_memory / 1e9
+            has = (
+                f", which has {total:.0f} GB, of which {torch.cuda.max_memory_allocated(device) / 1e9:.0f} were in use"
+            )
+        raise DeviceMemoryError(
+            f"out of memory on {device}{has}, with batches of {config.batch_size} patches of {patch} voxels in "
+            f"{config.precision} (in validation: {config.validation.batch_size} at once). Lower --batch-size (with "
+            "optimizer.accumulate the steps stay the same) or --patch"
+            + (", or take --precision bf16" if config.precision == "fp32" and device.type == "cuda" else "")
+        ) from error

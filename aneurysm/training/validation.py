@@ -1,0 +1,123 @@
+"""Held-out series, whole -> predictions of all ranks -> Score."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from aneurysm.cache.catalog import UNKNOWN, Cache
+from aneurysm.errors import AneurysmError, CacheError
+from aneurysm.labels import LABELS
+from aneurysm.training.config import ResolvedConfig
+from aneurysm.training.score import Score, score_series
+from aneurysm.training.stop_signal import gathered
+
+LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""Our names of precisions and Lightning's."""
+
+Probabilities = dict[int, NDArray[np.float32]]
+"""By the series' index in the cache: (14,)."""
+
+
+class StoppedError(AneurysmError):
+    """Validation was left, because a rank is to stop."""
+
+
+def predict_series(
+    model: nn.Module,
+    cache: Cache,
+    volumes: Sequence[int],
+    config: ResolvedConfig,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    workers: int = 0,
+    stopped: Callable[[], bool] = lambda: False,
+    on_series: Callable[[int], None] = lambda _: None,
+) -> Probabilities:
+    """
+    Predict the series, each rank its part; all ranks get all.
+
+    Parameters
+    ----------
+    stopped
+        Asked after each series, whether to leave.
+    on_series
+        Called with the number of series that this rank has done.
+
+    Raises
+    ------
+    StoppedError
+        On all ranks, if one was to stop.
+    CacheError
+        On all ranks, if one found a damaged volume: a score without it would be of other series.
+    """
+    from aneurysm.inference.windows import predict_cached
+
+    found: Probabilities = {}
+    stop, error = False, None
+    predictions = predict_cached(
+        model,
+        cache,
+        volumes[rank::ranks],
+        patch_shape=config.patch,
+        pooling=config.validation.pooling,
+        overlap=config.validation.overlap,
+        batch_size=config.validation.batch_size,
+        device=device,
+        precision=LIGHTNING_PRECISION[config.precision],
+        workers=workers,
+        ct_windows_hu=config.ct_windows_hu,
+    )
+    try:
+        for prediction in predictions:
+            found[prediction.volume] = prediction.probabilities
+            on_series(len(found))
+            if stop := stopped():
+                break
+    except CacheError as caught:
+        error = str(caught)
+    parts: list[tuple[Probabilities, bool, str | None]] = gathered((found, stop, error))
+    for _, _, told in parts:
+        if told is not None:
+            raise CacheError(f"validation can't go on: {told}")
+    if any(left for _, left, _ in parts):
+        raise StoppedError("validation was left")
+    return {volume: values for part, _, _ in parts for volume, values in part.items()}
+
+
+def score_predictions(cache: Cache, predictions: Probabilities) -> Score:
+    """Score the predictions against the labels of the cache, all and by modality."""
+    volumes = sorted(predictions)
+    true, scores = cache.labels[volumes], np.stack([predictions[v] for v in volumes])
+    return score_series(true, scores, [cache.modalities[v] for v in volumes])
+
+
+def write_predictions(path: Path, cache: Cache, predictions: Probabilities, folds: Mapping[int, int]) -> None:
+    """
+    Write ``series_uid, modality, fold``, ``p: <label>`` and ``y: <label>`` of the 14, empty where a label is unknown.
+
+    Parameters
+    ----------
+    folds
+        By the series' index in the cache.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["series_uid", "modality", "fold", *(f"p: {name}" for name in LABELS), *(f"y: {name}" for name in LABELS)]
+        )
+        for volume in sorted(predictions, key=lambda v: cache.uids[v]):
+            labels = ["" if y == UNKNOWN else int(y) for y in cache.labels[volume]]
+            values = [f"{p:.6g}" for p in predictions[volume]]
+            writer.writerow([cache.uids[volume], cache.modalities[volume], folds[volume], *values, *labels])
+    part.replace(path)

@@ -1,0 +1,182 @@
+"""aneurysm train: a cache -> a model, with its scores on held-out patients."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from aneurysm.errors import InterruptedRunError, UsageError
+
+_FOLDER = "ANEURYSM_RUN_FOLDER"
+"""Tells the processes that Lightning starts for further devices which folder the first one chose."""
+_MAY_CHANGE = {"cache", "workers", "devices", "epochs"}
+"""What a run that goes on may be given anew: it draws the same patches in the same order."""
+
+
+def train(
+    cache: Annotated[
+        Path | None, typer.Option(envvar="ANEURYSM_CACHE", help="Folder of the cache.", show_default="cache")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run.", show_default="runs/<time>-<model>-fold<K>")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file (docs/training.md); options win over it.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="resnet3d18, resnet3d34, resnet3d18-dense, unet3d, or module:function.", show_default="resnet3d18"
+        ),
+    ] = None,
+    patch: Annotated[
+        str | None, typer.Option(metavar="Z[,Y,X]", help="Voxels of a patch.", show_default="the model's")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Patches per step and device.", show_default="the model's")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="How many.", show_default="20")] = None,
+    steps_per_epoch: Annotated[int | None, typer.Option(help="Batches of an epoch.", show_default="500")] = None,
+    fold: Annotated[int | None, typer.Option(help="The fold that is held out, from 0.", show_default="0")] = None,
+    folds: Annotated[int | None, typer.Option(help="Folds of patients.", show_default="5")] = None,
+    folds_file: Annotated[
+        Path | None, typer.Option(help="CSV with series_uid and fold, in place of --folds.", show_default=False)
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="Of a patch's labels: bce, focal or asl.", show_default="bce")
+    ] = None,
+    sampling: Annotated[str | None, typer.Option(help="natural, label or stratified.", show_default="natural")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="the model's")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default="auto")] = None,
+    devices: Annotated[
+        str | None, typer.Option(metavar="auto|N", help="GPUs, or processes on a CPU.", show_default="auto")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes per device that read patches.", show_default="what the CPUs allow")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="0")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, or the last one in runs/.")
+    ] = False,
+    init: Annotated[
+        Path | None, typer.Option(help="Checkpoint whose weights to begin with.", show_default=False)
+    ] = None,
+    modality: Annotated[
+        list[str] | None, typer.Option(metavar="M ...", help="Only these modalities.", show_default=False)
+    ] = None,
+    limit_train: Annotated[
+        int | None, typer.Option(help="Train on at most so many series.", show_default=False)
+    ] = None,
+    limit_val: Annotated[int | None, typer.Option(help="Hold out at most so many series.", show_default=False)] = None,
+    more_modalities: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
+) -> None:
+    """Train a model. Ctrl-C or SIGTERM saves after the step; --resume goes on. Exit codes: 130, 143 if so stopped."""
+    if more_modalities and not modality:
+        raise UsageError(f"unexpected argument {more_modalities[0]!r}; modalities follow --modality")
+    given: dict[str, Any] = {
+        "cache": None if cache is None else str(cache),
+        "model": model,
+        "patch": None if patch is None else _edges(patch),
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "steps_per_epoch": steps_per_epoch,
+        "fold": fold,
+        "folds": folds,
+        "folds_file": None if folds_file is None else str(folds_file),
+        "sampling.balance": sampling,
+        "optimizer.learning_rate": lr,
+        "precision": precision,
+        "devices": None if devices is None else int(devices) if devices.isdigit() else devices,
+        "workers": workers,
+        "seed": seed,
+        "modality": [*modality, *(more_modalities or ())] if modality else None,
+        "limit_train": limit_train,
+        "limit_val": limit_val,
+    }
+    options = {key: value for key, value in given.items() if value is not None}
+    _run(options, out, config, loss, init, resume=resume)
+
+
+def _run(
+    options: dict[str, Any], out: Path | None, file: Path | None, loss: str | None, init: Path | None, *, resume: bool
+) -> None:
+    # Here, not above: torch and Lightning take seconds, which the other commands need not wait.
+    from aneurysm.training.config_file import config_table, load_config, parse_resolved, read_resolved
+    from aneurysm.training.run_folder import RunFolder, default_root, newest_run
+
+    root = _root_of_first_process() or out
+    if resume:
+        folder = RunFolder(root or newest_run())
+        if not folder.last.exists():
+            raise UsageError(f"there is nothing to go on from in {folder.root}: it has no checkpoints/last.ckpt")
+        if file is not None or loss is not None or init is not None or set(options) - _MAY_CHANGE:
+            raise UsageError(
+                f"--resume goes on with {folder.config}; besides it only {', '.join(sorted(_MAY_CHANGE))} may be given"
+            )
+        before = config_table(read_resolved(folder.config))
+        resolved = parse_resolved({**before, **options}, "options")
+    else:
+        asked = load_config(file, options)
+        resolved = asked.resolved()
+        if loss is not None:
+            resolved = load_config(file, {**options, "losses": _with_loss(resolved.losses, loss)}).resolved()
+        folder = RunFolder(root or default_root(resolved))
+        if root is None and any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")):
+            raise UsageError("started by torchrun or SLURM, each process would name a folder of its own: give --out")
+    os.environ[_FOLDER] = str(folder.root)
+    from aneurysm.training.fit import fit
+    from cli.train_progress import TrainProgress
+
+    with TrainProgress(Console(stderr=True)) as progress:
+        try:
+            summary = fit(resolved, folder, resume=resume, init=init, progress=progress)
+        except InterruptedRunError as stopped:
+            progress.close()
+            if _is_first_process():
+                typer.echo(
+                    f"aneurysm: stopped, and saved. To go on: aneurysm train --out {folder.root} --resume", err=True
+                )
+            raise typer.Exit(128 + stopped.signal_number) from None
+    if not _is_first_process():
+        return
+    if not summary.epochs_now:
+        typer.echo(f"All {summary.epochs} epochs of {folder.root} are done; --epochs {2 * summary.epochs} would go on.")
+        return
+    best = ", ".join(f"{name} {value:.3f}" for name, value in summary.metrics.items() if value is not None)
+    typer.echo(f"{summary.epochs_now} epochs in {summary.seconds:.0f} s. Best: epoch {summary.best_epoch}, {best}.")
+    typer.echo(f"Model: {folder.best}; predictions of the held-out series: {folder.predictions}")
+    typer.echo(f"Curves: tensorboard --logdir {folder.tensorboard}")
+
+
+def _root_of_first_process() -> Path | None:
+    name = os.environ.get(_FOLDER)
+    return Path(name) if name and not _is_first_process() else None
+
+
+def _is_first_process() -> bool:
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def _edges(text: str) -> list[int]:
+    try:
+        edges = [int(part) for part in text.split(",")]
+    except ValueError:
+        edges = []
+    if len(edges) not in (1, 3):
+        raise UsageError(f"--patch {text!r}: give one edge in voxels, or three as Z,Y,X")
+    return edges * 3 if len(edges) == 1 else edges
+
+
+def _with_loss(losses: dict[str, float], name: str) -> dict[str, float]:
+    """Return the losses with another one of the patch's labels."""
+    kinds = ("bce", "focal", "asl")
+    if name not in kinds:
+        raise UsageError(
+            f"--loss {name!r} is none of {', '.join(kinds)}; others are set in the section losses of --config"
+        )
+    weight = max([losses.get(kind, 0.0) for kind in kinds]) or 1.0
+    return {name: weight, **{term: w for term, w in losses.items() if term not in kinds}}

@@ -1,0 +1,233 @@
+"""From a folder of DICOM files, or a checkpoint from whoever, to an answer: the right place, or a clear error."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import aneurysm
+from aneurysm.cache.build import precache
+from aneurysm.cache.catalog import Cache
+from aneurysm.cache.spec import load_spec
+from aneurysm.dicom.scan import SeriesSource
+from aneurysm.errors import SeriesRejectedError, UsageError
+from aneurysm.inference.predictor import Failure, Prediction, Predictor, load_predictor
+from aneurysm.inference.series_paths import find_paths
+from aneurysm.inference.windows import WindowOptions, predict_cached
+from aneurysm.labels import LABELS
+from aneurysm.models.output import ModelOutput
+from tests.inference.checkpoints import write_checkpoint
+from tests.support.acquisition import acquire, rotation
+from tests.support.pattern import lone_blob
+from tests.support.series import write_multiframe, write_series
+
+SPEC = load_spec("rsna-1mm")
+PATCH = (16, 24, 24)
+
+
+class Brightest(nn.Module):
+    """Sees a left middle cerebral aneurysm wherever it is bright."""
+
+    def forward(self, image):
+        dense = torch.full((len(image), 14, *image.shape[2:]), -9.0)
+        dense[:, 4] = image[:, 0] * 16 - 8
+        return ModelOutput(dense.amax((2, 3, 4)), dense)
+
+
+def brightest(**options):
+    return Predictor(Brightest(), SPEC, WindowOptions(PATCH, **{"candidates": 1, **options}))
+
+
+@pytest.mark.parametrize("stripped", [False, True], ids=["all tags", "the 25 tags of the test set"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param({"plane": "axial", "spacing_mm": (0.9, 0.7)}, id="axial"),
+        pytest.param({"plane": "coronal", "reverse": True}, id="coronal"),
+        pytest.param({"plane": "sagittal", "turn": rotation([1, 2, 3], 17), "gap_mm": 1.3}, id="oblique sagittal"),
+        pytest.param({"plane": "axial", "tilt_deg": 15.0, "gap_mm": 1.5}, id="tilted"),
+    ],
+)
+def test_a_bright_spot_is_found_where_it_was_put(tmp_path, layout, stripped):
+    acquisition = acquire(**layout)
+    index, column, row = 9, 11.3, 20.6
+    point = acquisition.lps(index, column, row)
+    written = write_series(
+        tmp_path / "1.2.3", acquisition, lone_blob(point, height=600.0), uid="1.2.3", stripped=stripped
+    )
+    prediction = brightest()(tmp_path / "1.2.3")
+    assert prediction.series_uid == "1.2.3"
+    assert list(prediction.probabilities) == list(LABELS)
+    (found,) = prediction.candidates
+    assert found.site == "Left Middle Cerebral Artery"
+    assert found.probability == pytest.approx(prediction.probabilities[found.site], abs=1e-6)
+    assert np.linalg.norm(np.subtract(found.lps_mm, point)) < 0.2
+    assert found.source.sop_uid == written.sops[index]
+    assert found.source.frame is None
+    assert (found.source.column, found.source.row) == pytest.approx((column, row), abs=0.3)
+
+
+def test_a_frame_of_a_multiframe_file_is_named(tmp_path):
+    acquisition = acquire("axial")
+    written = write_multiframe(tmp_path / "1.2.3", acquisition, lone_blob(acquisition.lps(7, 12, 15), sigma_mm=2.0))
+    (found,) = brightest()(tmp_path / "1.2.3").candidates
+    assert (found.source.sop_uid, found.source.frame) == (written.sops[0], 7)
+    assert (found.source.column, found.source.row) == pytest.approx((12, 15), abs=0.3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three good series, one of a single slice, one without a file; and their cache."""
+    root = tmp_path_factory.mktemp("data")
+    for k in range(3):
+        acquisition = acquire("axial", slices=20 + 10 * k)
+        write_series(
+            root / "data" / "series" / f"1.2.{k}", acquisition, lone_blob(acquisition.lps(9, 9 + k, 9)), uid=f"1.2.{k}"
+        )
+    write_series(root / "data" / "series" / "1.2.7", acquire(slices=1), lone_blob(np.zeros(3)), uid="1.2.7")
+    (root / "data" / "series" / "1.2.8").mkdir()
+    precache(root / "data", root / "cache", workers=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoints")
+    return [write_checkpoint(root / f"{seed}.ckpt", seed) for seed in range(2)]
+
+
+def test_dicom_cache_and_validation_give_the_same_answer(data, checkpoints):
+    predictor = load_predictor(checkpoints[:1], candidates=3)
+    cache = Cache.open(data / "cache")
+    model = predictor._model
+    validated = predict_cached(
+        model, cache, range(3), patch_shape=(32, 32, 32), pooling="max", overlap=0.25, candidates=3
+    )
+    for expected in validated:
+        of_dicom = predictor(data / "data" / "series" / expected.series_uid)
+        of_cache = predictor(data / "cache" / "volumes" / f"{expected.series_uid}.zarr")
+        for found in (of_dicom, of_cache):
+            assert found.series_uid == expected.series_uid
+            assert np.allclose(found.logits, expected.logits, atol=1e-5)
+            assert np.allclose([c.zyx for c in found.candidates], [c.zyx for c in expected.candidates], atol=1e-3)
+        assert all(c.source is not None for c in of_dicom.candidates)
+        assert all(c.source is None for c in of_cache.candidates)
+
+
+def test_an_ensemble_is_the_mean_of_its_members_logits_in_each_window(data, checkpoints):
+    path = data / "data" / "series" / "1.2.0"  # smaller than a window, so that there is but one
+    alone = [load_predictor([c])(path).logits for c in checkpoints]
+    together = load_predictor(checkpoints)(path).logits
+    assert not np.allclose(alone[0], alone[1])
+    assert np.allclose(together, np.mean(alone, axis=0), atol=1e-4)
+    mirrored = load_predictor(checkpoints[:1], flip=True)(path).logits
+    assert not np.allclose(mirrored, alone[0])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_one_bad_series_is_a_failure_and_the_others_are_answered_in_order(data, workers):
+    answers = list(brightest(workers=workers).predict(find_paths(data / "data")))
+    assert [a.series_uid for a in answers] == ["1.2.0", "1.2.1", "1.2.2", "1.2.7", "1.2.8"]
+    assert [type(a) for a in answers] == [Prediction] * 3 + [Failure] * 2
+    assert (answers[3].status, answers[3].reason) == ("rejected", "too_few_slices")
+    assert (answers[4].status, answers[4].reason) == ("rejected", "no_files")
+    backwards = list(brightest(workers=workers).predict(find_paths(data / "data")[::-1]))
+    assert [a.series_uid for a in backwards] == [a.series_uid for a in answers][::-1]
+
+
+def test_a_damaged_cached_volume_is_a_failure(data, tmp_path):
+    shard = data / "cache" / "volumes" / "1.2.1.zarr" / "0" / "c" / "0" / "0" / "0"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    try:
+        answers = list(brightest().predict(find_paths(data / "cache")))
+    finally:
+        shard.write_bytes(content)
+    assert [type(a) for a in answers] == [Prediction, Failure, Prediction]
+    assert (answers[1].status, answers[1].reason) == ("failed", "read_error")
+
+
+def test_a_fault_in_reading_one_series_is_a_failure(data):
+    class Broken(SeriesSource):
+        def list_files(self):
+            raise RuntimeError("a fault")
+
+    (answer,) = brightest().predict([Broken("1.2.3")])
+    assert (answer.status, answer.reason) == ("failed", "internal_error")
+
+
+def test_one_series_is_asked_for(data):
+    with pytest.raises(UsageError, match="holds 5 series"):
+        brightest()(data / "data")
+    with pytest.raises(SeriesRejectedError, match="too_few_slices"):
+        brightest()(data / "data" / "series" / "1.2.7")
+
+
+def test_checkpoints_that_don_t_go_together_are_refused(checkpoints, tmp_path):
+    other_patch = write_checkpoint(tmp_path / "a.ckpt", 0, patch=(32, 32, 48))
+    with pytest.raises(UsageError, match="their patch is"):
+        load_predictor([checkpoints[0], other_patch])
+    other_spec = write_checkpoint(tmp_path / "b.ckpt", 0, spec="rsna-1mm-u8")
+    with pytest.raises(UsageError, match="cache spec"):
+        load_predictor([checkpoints[0], other_spec])
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"precision": "fp8"}, "no precision 'fp8'"),
+        ({"overlap": 2.0}, "overlap by 2"),
+        ({"batch_size": 0}, "0 at once"),
+    ],
+)
+def test_options_are_checked(checkpoints, options, words):
+    with pytest.raises(UsageError, match=words):
+        load_predictor(checkpoints, **options)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format_version": 1, "model": Evil()}, tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Evil(), protocol=2))
+    for name in ("a.ckpt", "b.ckpt"):
+        with pytest.raises(UsageError, match=name):
+            load_predictor([tmp_path / name])
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_told_apart(checkpoints, tmp_path, share):
+    content = checkpoints[0].read_bytes()
+    path = tmp_path / "cut.ckpt"
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UsageError, match=r"cut\.ckpt"):
+        load_predictor([path])
+
+
+def test_a_spec_of_another_recipe_is_refused(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr("aneurysm.cache.spec.RECIPE_VERSION", 99)
+    with pytest.raises(UsageError, match="digest"):
+        load_predictor(checkpoints[:1])
+
+
+def test_missing_checkpoints_are_told_apart(tmp_path):
+    with pytest.raises(UsageError, match="there is no checkpoint"):
+        load_predictor([tmp_path / "nowhere.ckpt"])
+    with pytest.raises(UsageError, match="no checkpoint is given"):
+        load_predictor([])
+
+
+def test_it_can_be_had_from_the_package():
+    assert aneurysm.load_predictor is load_predictor
+    with pytest.raises(AttributeError, match="no attribute 'predict'"):
+        _ = aneurysm.predict

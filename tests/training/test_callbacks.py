@@ -1,0 +1,90 @@
+"""The mean of the weights, the losses that are read, the waiting that is counted, the signal that is noticed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from aneurysm.patches.loader import PatchLoader
+from aneurysm.training.batches import TimedBatches
+from aneurysm.training.callbacks.ema import Ema
+from aneurysm.training.stop_signal import StopSignal, gathered
+from tests.training.tiny import classifier
+
+
+def stepped(ema: Ema, model: torch.nn.Module, values: list[float]) -> None:
+    module = SimpleNamespace(model=model, device=torch.device("cpu"))
+    if ema.steps == 0:
+        ema.setup(None, module, "fit")
+    for value in values:
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data.fill_(value)
+        trainer = SimpleNamespace(global_step=ema.steps + 1)
+        for _ in range(2):  # the second batch accumulates, and steps nothing
+            ema.on_train_batch_end(trainer, module, None, None, 0)
+
+
+def test_the_mean_follows_closely_at_first_then_with_its_decay():
+    ema, model = Ema(0.9), classifier(1)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(0)
+    values = [float(i % 7) for i in range(200)]
+    stepped(ema, model, values)
+    mean = 0.0
+    for t, value in enumerate(values, 1):
+        d = min(0.9, (1 + t) / (10 + t))
+        mean = d * mean + (1 - d) * value
+    for name, tensor in ema.model.state_dict().items():
+        expected = values[-1] if name.endswith("num_batches_tracked") else mean
+        assert tensor.flatten()[0].item() == pytest.approx(expected, rel=1e-4), name
+    assert not any(p.requires_grad for p in ema.model.parameters())
+    assert not ema.model.training
+
+
+def test_without_decay_the_mean_is_the_weights():
+    ema, model = Ema(0.0), classifier(1)
+    stepped(ema, model, [1.0, 5.0])
+    assert all((tensor == 5).all() for tensor in ema.model.state_dict().values())
+
+
+def test_waiting_for_data_is_counted_and_work_is_not(train_cache, monkeypatch):
+    loader = PatchLoader(train_cache, range(12), (8, 8, 8), 2, 5)
+    slow = loader.dataset.__getitems__
+
+    def read(draws):
+        time.sleep(0.05)
+        return slow(draws)
+
+    monkeypatch.setattr(type(loader.dataset), "__getitems__", lambda _self, draws: read(draws))
+    batches = TimedBatches(loader, torch.device("cpu"))
+    batches.restart()
+    for _ in batches:
+        time.sleep(0.05)
+    assert 0.25 <= batches.idle_s < 0.6
+    assert 0.3 < batches.idle_share < 0.7
+    assert batches.patches == 10
+    assert batches.patches_per_s == pytest.approx(10 / batches.elapsed_s, rel=0.1)
+    batches.restart()
+    assert (batches.patches, batches.idle_s) == (0, 0)
+
+
+def test_the_first_signal_is_noted_and_the_second_ends_the_process():
+    stop = StopSignal()
+    before = signal.getsignal(signal.SIGINT)
+    with stop.caught():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wanted == signal.SIGTERM
+        assert stop.agree(torch.device("cpu")) == signal.SIGTERM
+        with pytest.raises(SystemExit, match="130"):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_one_process_gathers_from_itself():
+    assert gathered("x") == ["x"]

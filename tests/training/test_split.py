@@ -1,0 +1,84 @@
+"""Which series are trained on and held out, and what is refused before hours are spent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from aneurysm.cache.manifest import write_manifest
+from aneurysm.errors import DataError, UsageError
+from aneurysm.training.split import split_series
+from tests.patches.conftest import add_volume, open_cache
+from tests.training.conftest import make_cache, quick
+
+
+def test_a_fold_of_patients_is_held_out(tmp_path):
+    for i in range(12):
+        add_volume(tmp_path, f"1.{i}", shape=(20, 20, 20), sites=(i % 3,) if i % 2 else (), patient=f"p{i // 2}")
+    cache = open_cache(tmp_path)
+    held_out = []
+    for fold in range(3):
+        split = split_series(cache, quick(cache, fold=fold))
+        assert sorted(split.train + split.val) == list(range(12))
+        patients = [{cache.patient_keys[i] for i in side} for side in (split.train, split.val)]
+        assert not patients[0] & patients[1]
+        assert (split.folds[split.val] == fold).all()
+        held_out += split.val
+    assert sorted(held_out) == list(range(12))
+
+
+def test_only_the_modalities_asked_for(train_cache):
+    split = split_series(train_cache, quick(train_cache, modality=["MRA"]))
+    assert {train_cache.modalities[i] for i in split.train + split.val} == {"MRA"}
+    with pytest.raises(UsageError, match=r"no series .* has the modality 'MRI T2'; there are CTA, MRA"):
+        split_series(train_cache, quick(train_cache, modality=["MRI T2"]))
+
+
+def test_limits_keep_positives_and_negatives(train_cache):
+    split = split_series(train_cache, quick(train_cache, limit_train=3, limit_val=2))
+    assert (len(split.train), len(split.val)) == (3, 2)
+    assert sorted(train_cache.labels[split.train, 13]) == [0, 1, 1]
+    assert sorted(train_cache.labels[split.val, 13]) == [0, 1]
+    again = split_series(train_cache, quick(train_cache, limit_train=3))
+    assert again.train == split.train
+
+
+def test_folds_of_a_file(train_cache, tmp_path):
+    path = tmp_path / "folds.csv"
+    path.write_text("series_uid,fold\n" + "".join(f"1.{i},{7 if i < 4 else 2}\n" for i in range(12)))
+    split = split_series(train_cache, quick(train_cache, folds_file=str(path), fold=7))
+    assert sorted(train_cache.uids[i] for i in split.val) == ["1.0", "1.1", "1.2", "1.3"]
+    with pytest.raises(UsageError, match="fold 3 of 2 leaves no series to hold out"):
+        split_series(train_cache, quick(train_cache, folds_file=str(path), fold=3))
+    path.write_text("series_uid,fold\n")
+    with pytest.raises(DataError, match="no fold for"):
+        split_series(train_cache, quick(train_cache, folds_file=str(path)))
+
+
+def test_nothing_to_learn_from_is_refused(tmp_path):
+    cache = make_cache(tmp_path, 6, sites=(), places=None)
+    with pytest.raises(UsageError, match="none of the 4 series to train on has a lesion whose place is known"):
+        split_series(cache, quick(cache))
+
+
+def test_an_empty_cache_is_refused(tmp_path):
+    add_volume(tmp_path, "1.1")
+    cache = open_cache(tmp_path)
+    for path in (tmp_path / "volumes").iterdir():
+        path.rename(tmp_path / "gone")
+    from aneurysm.cache.layout import CacheLayout
+
+    write_manifest(CacheLayout(tmp_path))
+    cache = type(cache).open(tmp_path)
+    with pytest.raises(UsageError, match=r"holds no volumes\. Run aneurysm precache"):
+        split_series(cache, quick(cache))
+
+
+def test_held_out_series_of_one_class_and_small_volumes_are_told(tmp_path):
+    cache = make_cache(tmp_path, 9, sites=(4,), places=[(18, 20, 22)])
+    split = split_series(cache, quick(cache, patch=[40, 40, 40]))
+    one_class, small = split.warnings
+    assert "only positives: there is no AUC, and the best epoch is that of the lowest training loss" in one_class
+    assert "9 of 9 volumes are smaller than a patch of 40 x 40 x 40 voxels" in small
+    assert np.array_equal(np.sort(split.train + split.val), np.arange(9))
+    assert split_series(cache, quick(cache, patch=[36, 40, 44])).warnings == (one_class,)
