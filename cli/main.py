@@ -11,7 +11,7 @@ import typer
 
 from aneurysm import __version__
 from aneurysm.errors import AneurysmError, CacheError, NoSpaceError, UsageError
-from cli import info, phantom, precache, train, verify
+from cli import info, phantom, precache, predict, train, verify
 
 
 class Exit(IntEnum):
@@ -38,6 +38,7 @@ app.command("precache")(precache.precache)
 app.command("verify")(verify.verify)
 app.command("info")(info.info)
 app.command("train")(train.train)
+app.command("predict")(predict.predict)
 app.command("phantom")(phantom.phantom)
 
 

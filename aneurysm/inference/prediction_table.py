@@ -1,0 +1,159 @@
+"""Predictions <-> a CSV or JSON file that a later run goes on with.
+
+The file is replaced as a whole: at every moment it is complete, whatever happens to the run. Every row says by which
+model and options it was made, so that answers of two models never stand in one file.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from aneurysm.cache.publish import is_disk_full, write_atomically
+from aneurysm.errors import NoSpaceError, UsageError
+from aneurysm.inference.predictor import Failure, Prediction
+from aneurysm.labels import LABELS
+
+_COLUMNS: Final = ("series_uid", "status", "reason", "detail", *LABELS, "candidates", "decisions", "model")
+_KINDS: Final = (".csv", ".json")
+
+
+def model_key(checkpoints: Sequence[Path], **options: Any) -> str:
+    """Return a hash of the checkpoints' bytes and of the options that change an answer."""
+    key = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
+    for path in checkpoints:
+        with path.open("rb") as file:
+            key.update(hashlib.file_digest(file, "sha256").digest())
+    return key.hexdigest()[:12]
+
+
+class PredictionTable:
+    """
+    The answers so far, by series, in the order in which they came.
+
+    Parameters
+    ----------
+    path
+        A ``.csv`` or ``.json`` file; what it holds already is read.
+    model
+        As `model_key` gives it.
+
+    Raises
+    ------
+    UsageError
+        The name ends otherwise, there is no such folder, or the file was made by another model or is damaged.
+    """
+
+    def __init__(self, path: Path, model: str) -> None:
+        if path.suffix not in _KINDS:
+            raise UsageError(f"{path}: the name must end in {' or '.join(_KINDS)}")
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"there is no folder {path.absolute().parent}")
+        self.path, self._model = path, model
+        self.rows: dict[str, dict[str, Any]] = {}
+        try:
+            rows = _read(path) if path.exists() else []
+            for row in rows:
+                self.rows[row["series_uid"]] = row
+            others = {row["model"] for row in rows} - {model}
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{path} is not a table of predictions ({error}): name another file") from error
+        if others:
+            raise UsageError(f"{path} holds predictions of another model or other options: name another file")
+
+    def has(self, uid: str, *, retry_failed: bool = False) -> bool:
+        """Say whether there is an answer for a series, or, unless ``retry_failed``, the reason why there is none."""
+        row = self.rows.get(uid)
+        return row is not None and not (retry_failed and row["status"] != "predicted")
+
+    def add(self, answer: Prediction | Failure) -> None:
+        """Take an answer; `write` makes it last."""
+        self.rows[answer.series_uid] = _row(answer, self._model)
+
+    @property
+    def bad(self) -> int:
+        """How many series have no prediction."""
+        return sum(row["status"] != "predicted" for row in self.rows.values())
+
+    def write(self) -> None:
+        """
+        Replace the file.
+
+        Raises
+        ------
+        NoSpaceError
+            The disk is full; the file is as it was.
+        """
+        text = _csv(self.rows.values()) if self.path.suffix == ".csv" else _json(self.rows.values())
+        try:
+            write_atomically(self.path, text)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise NoSpaceError(
+                f"the disk of {self.path} is full. It holds the answers that were written before; free some space, and "
+                "the same command goes on"
+            ) from error
+
+
+def _row(answer: Prediction | Failure, model: str) -> dict[str, Any]:
+    if isinstance(answer, Failure):
+        why = {"status": answer.status, "reason": str(answer.reason), "detail": answer.detail}
+        found: dict[str, Any] = {"probabilities": None, "candidates": [], "decisions": []}
+    else:
+        why = {"status": "predicted", "reason": "", "detail": ""}
+        # Six digits tell a probability of a float32 from its neighbours, as far as anybody ranks by it.
+        probabilities = {label: float(f"{p:.6g}") for label, p in answer.probabilities.items()}
+        candidates = [_rounded(asdict(c)) for c in answer.candidates]
+        found = {
+            "probabilities": probabilities,
+            "candidates": candidates,
+            "decisions": [f"{d.code}: {d.detail}" for d in answer.decisions],
+        }
+    return {"series_uid": answer.series_uid, **why, **found, "model": model}
+
+
+def _rounded(content: Any) -> Any:
+    """Return it with all numbers rounded: positions to micrometres, and so on."""
+    match content:
+        case float():
+            return round(content, 6)
+        case dict():
+            return {k: _rounded(v) for k, v in content.items()}
+        case list() | tuple():
+            return [_rounded(v) for v in content]
+    return content
+
+
+def _json(rows: Iterable[dict[str, Any]]) -> str:
+    return json.dumps({"labels": LABELS, "series": list(rows)}, indent=1) + "\n"
+
+
+def _csv(rows: Iterable[dict[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        lists = {k: json.dumps(row[k], separators=(",", ":")) for k in ("candidates", "decisions")}
+        writer.writerow({**row, **(row["probabilities"] or {}), **lists})
+    return text.getvalue()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".json":
+        content = json.loads(path.read_text("utf-8"))
+        return list(content["series"])
+    rows = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            known: dict[str, Any] = {k: row[k] for k in ("series_uid", "status", "reason", "detail", "model")}
+            there = row["status"] == "predicted"
+            known["probabilities"] = {label: float(row[label]) for label in LABELS} if there else None
+            rows.append({**known, **{k: json.loads(row[k]) for k in ("candidates", "decisions")}})
+    return rows

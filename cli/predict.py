@@ -1,0 +1,202 @@
+"""aneurysm predict: checkpoints and series -> probabilities and places."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from aneurysm.errors import DataError, UsageError
+from aneurysm.labels import LABELS
+
+if TYPE_CHECKING:
+    from aneurysm.inference.prediction_table import PredictionTable
+    from aneurysm.inference.predictor import Failure, LocatedCandidate, Prediction
+    from aneurysm.inference.series_paths import SeriesPath
+
+_EVERY_S: Final = 10.0
+
+
+def predict(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT... SERIES...",
+            help="Checkpoints (*.ckpt, or folders of runs), several to be averaged; then series: a folder of DICOM "
+            "files, a folder of such folders, a cached volume, or a cache.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A .csv or .json file; the same command goes on with it. Else to the terminal."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")] = "auto",
+    flip: Annotated[bool, typer.Option("--flip", help="Average over the head and its mirror image.")] = False,
+    candidates: Annotated[int, typer.Option(help="So many places a series, at most.")] = 10,
+    overlap: Annotated[
+        float | None, typer.Option(help="Of windows; as in validation if not given.", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Windows at once; as in validation if not given.", show_default=False)
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on a GPU, else fp32.", show_default=False)
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Series that are read ahead.")] = 1,
+    model: Annotated[
+        str | None, typer.Option(help="module:function, if the architecture is your own.", show_default=False)
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what had no answer before.")] = False,
+) -> None:
+    """
+    Say for each series how likely an aneurysm is, at which of 13 sites, and where. Not for clinical use.
+
+    Exit code 0: all predicted; 8: some could not be, and their rows say why.
+    """
+    from aneurysm.inference.prediction_table import PredictionTable, model_key
+    from aneurysm.inference.predictor import load_predictor
+
+    signal.signal(signal.SIGTERM, _terminated)
+    started = time.perf_counter()
+    checkpoints, series = _split(paths)
+    options = {"flip": flip, "candidates": candidates, "overlap": overlap, "precision": precision, "model": model}
+    table = None if out is None else PredictionTable(out, model_key(checkpoints, **options))
+    predictor = load_predictor(
+        checkpoints,
+        device=device,
+        flip=flip,
+        candidates=candidates,
+        overlap=overlap,
+        batch_size=batch_size,
+        precision=precision,
+        workers=workers,
+        architecture=model,
+    )
+    found, absent = _find(series)
+    todo = [p for p in found if table is None or not table.has(p.uid, retry_failed=retry_failed)]
+    answers = _shown(chain(absent, predictor.predict(todo)), len(absent) + len(todo))
+    if table is None:
+        bad = sum([_print(answer) for answer in answers])
+    else:
+        _fill(table, answers)
+        bad = table.bad
+        typer.echo(
+            f"{len(todo)} series in {time.perf_counter() - started:.1f} s; {out} holds {len(table.rows)}, "
+            f"{bad} of them without an answer."
+        )
+    typer.echo("For research. Not for clinical use.", err=True)
+    if bad:
+        raise typer.Exit(8)
+
+
+def _split(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Tell checkpoints from series; of a run's folder its best checkpoint is meant."""
+    checkpoints, series = [], []
+    for path in paths:
+        best = path / "checkpoints" / "best.ckpt"
+        if best.is_file():
+            checkpoints.append(best)
+        elif path.suffix == ".ckpt":
+            checkpoints.append(path)
+        else:
+            series.append(path)
+    if not checkpoints or not series:
+        lacking = "series" if checkpoints else "checkpoint (*.ckpt, or a run's folder)"
+        raise UsageError(f"no {lacking} among {', '.join(map(str, paths))}")
+    if missing := [path for path in checkpoints if not path.is_file()]:
+        raise UsageError(f"there is no checkpoint {missing[0]}")
+    return checkpoints, series
+
+
+def _find(paths: list[Path]) -> tuple[list[SeriesPath], list[Failure]]:
+    """Return the series at ``paths``, each once, and a failure for each path that holds none."""
+    from aneurysm.errors import Reason
+    from aneurysm.inference.predictor import Failure
+    from aneurysm.inference.series_paths import find_paths
+
+    found: dict[str, SeriesPath] = {}
+    absent = []
+    for path in paths:
+        try:
+            found.update((p.uid, p) for p in find_paths(path))
+        except DataError as error:
+            absent.append(Failure(path.name, "rejected", Reason.NO_IMAGES, str(error)))
+    return list(found.values()), absent
+
+
+def _shown(answers: Iterator[Prediction | Failure], total: int) -> Iterator[Prediction | Failure]:
+    """Pass answers on, with a bar on a terminal, else a line now and then; name those without an answer."""
+    from aneurysm.inference.predictor import Failure
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("predict"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    told = time.monotonic()
+    with bar:
+        task = bar.add_task("predict", total=total)
+        for done, answer in enumerate(answers, 1):
+            if isinstance(answer, Failure):
+                typer.echo(f"{answer.status} {answer.series_uid}: {answer.reason}: {answer.detail}", err=True)
+            bar.update(task, completed=done)
+            if not console.is_terminal and time.monotonic() - told > _EVERY_S:
+                told = time.monotonic()
+                typer.echo(f"{done} of {total} series", err=True)
+            yield answer
+
+
+def _fill(table: PredictionTable, answers: Iterator[Prediction | Failure]) -> None:
+    written = time.monotonic()
+    try:
+        for answer in answers:
+            table.add(answer)
+            if time.monotonic() - written > _EVERY_S:
+                table.write()
+                written = time.monotonic()
+    except KeyboardInterrupt:
+        typer.echo(f"aneurysm: interrupted. The same command goes on with {table.path}.", err=True)
+        raise
+    finally:
+        table.write()
+
+
+def _print(answer: Prediction | Failure) -> bool:
+    """Write an answer for people to read; say whether it is none."""
+    from aneurysm.inference.predictor import Failure
+
+    if isinstance(answer, Failure):
+        return True
+    typer.echo(answer.series_uid)
+    for label, probability in sorted(answer.probabilities.items(), key=lambda item: (item[0] != LABELS[13], -item[1])):
+        typer.echo(f"  {probability:6.1%}  {label}")
+    for candidate in answer.candidates:
+        typer.echo(f"  {candidate.probability:6.1%}  {candidate.site} at {_place(candidate)}")
+    return False
+
+
+def _place(candidate: LocatedCandidate) -> str:
+    lps = ", ".join(f"{v:.1f}" for v in candidate.lps_mm)
+    source = candidate.source
+    if source is None:
+        return f"LPS ({lps}) mm"
+    frame = "" if source.frame is None else f", frame {source.frame}"
+    return f"LPS ({lps}) mm: image {source.sop_uid}{frame}, column {source.column:.1f}, row {source.row:.1f}"
+
+
+def _terminated(_signum: int, _frame: FrameType | None) -> None:
+    # As Ctrl-C does, so that what is predicted is written before the end.
+    raise SystemExit(143)

@@ -1,0 +1,167 @@
+"""`aneurysm predict` from end to end: rows for all series, also the bad ones; and a run that goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from aneurysm.labels import LABELS, SITES
+from tests.inference.checkpoints import write_checkpoint
+from tests.support.acquisition import acquire
+from tests.support.command import call_cli
+from tests.support.pattern import lone_blob
+from tests.support.series import write_series
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints" / "best.ckpt", 0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for k in range(2):
+        acquisition = acquire("axial", slices=20 + 10 * k)
+        write_series(root / f"1.2.{k}", acquisition, lone_blob(acquisition.lps(9, 9 + k, 9)), uid=f"1.2.{k}")
+    write_series(root / "1.2.7", acquire(slices=1), lone_blob(np.zeros(3)), uid="1.2.7")
+    return root
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_of_all_series(data, checkpoint, tmp_path):
+    out = tmp_path / "found.csv"
+    ran = call_cli("predict", checkpoint, data, "--out", out, "--candidates", 2)
+    assert ran.code == 8
+    assert "rejected 1.2.7: too_few_slices" in ran.err
+    assert "Not for clinical use" in ran.err
+    rows = rows_of(out)
+    assert [r["series_uid"] for r in rows] == ["1.2.0", "1.2.1", "1.2.7"]
+    assert [r["status"] for r in rows] == ["predicted", "predicted", "rejected"]
+    assert list(rows[0])[4:18] == list(LABELS)
+    for row in rows[:2]:
+        assert all(0 <= float(row[label]) <= 1 for label in LABELS)
+        candidates = json.loads(row["candidates"])
+        assert 1 <= len(candidates) <= 2
+        for candidate in candidates:
+            assert candidate["site"] in SITES
+            assert len(candidate["lps_mm"]) == 3
+            assert (data / row["series_uid"] / f"{candidate['source']['sop_uid']}.dcm").is_file()
+    assert rows[2]["reason"] == "too_few_slices"
+    assert rows[2][LABELS[0]] == ""
+
+
+def test_json_holds_the_same_as_csv_and_the_terminal(data, checkpoint, tmp_path):
+    call_cli("predict", checkpoint.parent.parent, data / "1.2.1", "--out", tmp_path / "a.csv")
+    ran = call_cli("predict", checkpoint, data / "1.2.1", "--out", tmp_path / "a.json")
+    assert ran.code == 0
+    (row,) = rows_of(tmp_path / "a.csv")
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["labels"] == list(LABELS)
+    (series,) = content["series"]
+    assert series["probabilities"] == {label: float(row[label]) for label in LABELS}
+    assert series["candidates"] == json.loads(row["candidates"])
+    shown = call_cli("predict", checkpoint, data / "1.2.1")
+    assert shown.code == 0
+    assert "1.2.1" in shown.out
+    assert series["candidates"][0]["source"]["sop_uid"] in shown.out
+    assert f"{series['probabilities'][LABELS[13]]:6.1%}  {LABELS[13]}" in shown.out
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_the_same_command_goes_on(data, checkpoint, tmp_path, suffix):
+    moving, out = tmp_path / "data", tmp_path / f"found.{suffix}"
+    shutil.copytree(data / "1.2.0", moving / "1.2.0")
+    shutil.copytree(data / "1.2.7", moving / "1.2.7")
+    assert call_cli("predict", checkpoint, moving, "--out", out).code == 8
+    first = out.read_text()
+    again = call_cli("predict", checkpoint, moving, "--out", out)
+    assert again.code == 8
+    assert again.out.startswith("0 series in")
+    assert out.read_text() == first
+    shutil.copytree(data / "1.2.1", moving / "1.2.1")
+    more = call_cli("predict", checkpoint, moving, "--out", out, "--retry-failed")
+    assert more.out.startswith("2 series in")
+    assert "holds 3, 1 of them without an answer" in more.out
+    whole = tmp_path / f"whole.{suffix}"
+    call_cli("predict", checkpoint, moving, "--out", whole)
+    # Not to the last digit: convolutions round otherwise in a batch of another size.
+    for mine, theirs in zip(ordered(out), ordered(whole), strict=True):
+        assert (mine["series_uid"], mine["status"], mine["reason"]) == tuple(
+            theirs[k] for k in ("series_uid", "status", "reason")
+        )
+        assert np.allclose(probabilities_of(mine), probabilities_of(theirs), atol=1e-5)
+
+
+def ordered(path):
+    rows = rows_of(path) if path.suffix == ".csv" else json.loads(path.read_text())["series"]
+    return sorted(rows, key=lambda row: row["series_uid"])
+
+
+def probabilities_of(row):
+    values = row if LABELS[0] in row else row["probabilities"] or {}
+    return [float(values.get(label) or "nan") for label in LABELS if row["status"] == "predicted"]
+
+
+def test_answers_of_two_models_don_t_mix(data, checkpoint, tmp_path):
+    out = tmp_path / "found.csv"
+    call_cli("predict", checkpoint, data / "1.2.0", "--out", out)
+    kept = out.read_text()
+    for options in (["--flip"], ["--overlap", "0.5"]):
+        ran = call_cli("predict", checkpoint, data / "1.2.0", "--out", out, *options)
+        assert ran.code == 2
+        assert "another model or other options" in ran.err
+    assert out.read_text() == kept
+
+
+def test_what_is_written_stays_when_a_run_is_interrupted(data, checkpoint, tmp_path, monkeypatch):
+    from aneurysm.inference import predictor
+
+    whole = predictor.Predictor.predict
+
+    def interrupted(self, paths):
+        yield next(iter(whole(self, paths)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predictor.Predictor, "predict", interrupted)
+    out = tmp_path / "found.csv"
+    ran = call_cli("predict", checkpoint, data, "--out", out)
+    assert ran.code == 130
+    assert "goes on with" in ran.err
+    assert [r["series_uid"] for r in rows_of(out)] == ["1.2.0"]
+
+
+def test_an_empty_folder_is_a_row(data, checkpoint, tmp_path):
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "found.csv"
+    ran = call_cli("predict", checkpoint, tmp_path / "empty", data / "1.2.0", "--out", out)
+    assert ran.code == 8
+    assert [(r["series_uid"], r["reason"]) for r in rows_of(out)] == [("empty", "no_images"), ("1.2.0", "")]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["{data}"], "no checkpoint"),
+        (["{checkpoint}"], "no series among"),
+        (["{data}/none.ckpt", "{data}"], "there is no checkpoint"),
+        (["{checkpoint}", "{data}/nowhere"], "there is no"),
+        (["{checkpoint}", "{data}", "--out", "x.xlsx"], "must end in .csv or .json"),
+        (["{checkpoint}", "{data}", "--out", "{data}/nowhere/x.csv"], "there is no folder"),
+        (["{checkpoint}", "{data}", "--out", "{checkpoint}.csv"], "not a table of predictions"),
+        (["{checkpoint}", "{data}", "--precision", "fp8"], "no precision"),
+    ],
+)
+def test_usage_errors(data, checkpoint, arguments, words):
+    checkpoint.with_name("best.ckpt.csv").write_text("a,b\n1,2\n")
+    ran = call_cli("predict", *(a.format(data=data, checkpoint=checkpoint) for a in arguments))
+    assert ran.code == 2
+    assert words in ran.err
