@@ -27,6 +27,8 @@ class Exit(IntEnum):
     TERMINATED = 143
 
 
+_OF_TRAIN = {"torch", "lightning", "monai", "sklearn", "tensorboard"}
+
 app = typer.Typer(
     name="aneurysm",
     help="Brain CTA, MRA and MR DICOM series into one Zarr cache that a GPU can train from.",
@@ -67,6 +69,14 @@ def main() -> NoReturn:
         _fail(error, Exit.CACHE)
     except AneurysmError as error:
         _fail(error, Exit.ERROR)
+    except ModuleNotFoundError as error:
+        # Precaching does without what training needs.
+        if error.name is None or error.name.split(".")[0] not in _OF_TRAIN:
+            raise
+        needed = (
+            f"this needs {error.name}, of the extra train: pip install 'aneurysm[train]', or '.[train]' in a checkout"
+        )
+        _fail(UsageError(needed), Exit.USAGE)
     except KeyboardInterrupt:
         sys.exit(Exit.INTERRUPTED)
     except BrokenPipeError:

@@ -22,3 +22,27 @@ print(*[m for m in {KEPT_OUT} if m in sys.modules])
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == []
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # as if it were not installed
+sys.argv = ["aneurysm", *sys.argv[1:]]
+from cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["predict", "some.ckpt", "series"]])
+def test_without_the_extra_the_command_says_which_one_it_needs(arguments, tmp_path):
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert ran.returncode == 2, ran.stderr
+    assert "extra train" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_other_commands_do_without_it(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_TORCH, "precache", "--help"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
