@@ -10,7 +10,7 @@ import numpy as np
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.errors import UsageError
-from aneurysm.report.bootstrap import Estimate, estimate, patient_weights
+from aneurysm.report.bootstrap import Estimate, Weights, estimate, patient_weights
 from aneurysm.report.calibration import Calibration, calibrate
 from aneurysm.report.combine import Ensemble, combine, combine_candidates, group_runs
 from aneurysm.report.froc import Froc, froc
@@ -85,6 +85,8 @@ class Evaluation:
     ----------
     runs
         Each by itself.
+    weights
+        (samples, n): the bootstrap's.
     groupings
         Rankings by what, then by class: modality, and plane and slice thickness where the cache is there.
     calibration
@@ -100,6 +102,7 @@ class Evaluation:
     options: EvaluateOptions
     runs: tuple[RunResult, ...]
     predictions: Predictions
+    weights: Weights
     ensembled: bool
     ranking: Ranking
     groupings: dict[str, dict[str, Ranking]]
@@ -157,6 +160,7 @@ def evaluate(roots: Sequence[str | Path], options: EvaluateOptions | None = None
         options,
         _each(groups, predictions, options),
         predictions,
+        weights,
         any(len(group) > 1 for group in groups),
         rank(predictions, weights),
         groupings,
