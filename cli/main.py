@@ -11,7 +11,7 @@ import typer
 
 from aneurysm import __version__
 from aneurysm.errors import AneurysmError, CacheError, NoSpaceError, UsageError
-from cli import info, phantom, precache, verify
+from cli import evaluate, info, phantom, precache, verify
 
 
 class Exit(IntEnum):
@@ -38,6 +38,7 @@ app.command("precache")(precache.precache)
 app.command("verify")(verify.verify)
 app.command("info")(info.info)
 app.command("phantom")(phantom.phantom)
+app.command("evaluate")(evaluate.evaluate)
 
 
 def _version(wanted: bool) -> None:

@@ -40,15 +40,28 @@ def patient_weights(patients: NDArray[np.str_], samples: int, seed: int) -> Weig
     return counts[:, patient_of]
 
 
-def estimate(value: float | None, samples: NDArray[np.float64]) -> Estimate:
-    """Return a value with the 2.5th and 97.5th percentile of its samples, NaNs left out."""
+FEWEST = 5
+"""Observations that an interval takes: of one positive, every sample says the same, which looks like certainty."""
+
+
+def estimate(value: float | None, samples: NDArray[np.float64], observations: int = FEWEST) -> Estimate:
+    """
+    Return a value with the 2.5th and 97.5th percentile of its samples, NaNs left out.
+
+    There is no interval if there are fewer than `FEWEST` ``observations`` behind the value, nor if all samples say the
+    same: five of five right is no certainty.
+    """
     if value is None or not np.isfinite(value):
         return Estimate(None)
+    if observations < FEWEST:
+        return Estimate(float(value))
     usable = samples[np.isfinite(samples)]
     # The ends of the interval are tails: a handful of samples has none.
     if len(usable) < 40:
         return Estimate(float(value))
     low, high = np.percentile(usable, [2.5, 97.5])
+    if low == high:
+        return Estimate(float(value))
     return Estimate(float(value), float(low), float(high))
 
 

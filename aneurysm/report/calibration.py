@@ -58,7 +58,7 @@ def fit_temperature(positive: NDArray[np.bool_], probabilities: NDArray[np.float
     return float(1 / found.x)
 
 
-def apply_temperature(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+def apply_temperature(probabilities: NDArray[np.float64] | np.float64, temperature: float) -> NDArray[np.float64]:
     """Return the probabilities of logits divided by ``temperature``."""
     return sigmoid(logit(probabilities) / temperature)
 

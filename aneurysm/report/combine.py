@@ -17,7 +17,7 @@ _EDGE = 1e-6
 """Probabilities are kept so far from 0 and 1, whose logits are infinite."""
 
 
-def logit(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+def logit(probabilities: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
     """Return log-odds, of -13.8 to 13.8: probabilities are kept 1e-6 from 0 and 1."""
     inside = np.clip(probabilities, _EDGE, 1 - _EDGE)
     return np.asarray(np.log(inside) - np.log1p(-inside))

@@ -174,7 +174,10 @@ def _bands(e: Evaluation, i: int) -> _Bands:
     false_rate = np.pad(alarms / drawn.negatives[usable, None], ((0, 0), (1, 1)), constant_values=(0, 1))
     precision = hits / np.maximum(hits + alarms, 1)
     rocs = [np.interp(_GRID, x, y) for x, y in zip(false_rate, sensitivity, strict=True)]
-    precisions = [np.interp(_GRID, x[1:-1], y) for x, y in zip(sensitivity, precision, strict=True)]
+    # Above the first positive drawn, there is no precision.
+    precisions = [
+        np.interp(_GRID, x[1:-1][n > 0], y[n > 0]) for x, y, n in zip(sensitivity, precision, hits, strict=True)
+    ]
     return _Bands(np.percentile(rocs, [2.5, 97.5], axis=0), np.percentile(precisions, [2.5, 97.5], axis=0))
 
 

@@ -207,4 +207,4 @@ def _group(
     hits = detected[chosen].astype(np.float64)
     with np.errstate(invalid="ignore"):
         samples = drawn @ hits / drawn.sum(axis=1)
-    return GroupSensitivity(name, int(chosen.sum()), estimate(float(hits.mean()), samples))
+    return GroupSensitivity(name, int(chosen.sum()), estimate(float(hits.mean()), samples, len(hits)))

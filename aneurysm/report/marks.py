@@ -15,6 +15,8 @@ CANDIDATE_COLOUR = "#38d6ff"
 LESION_RADIUS_MM = 6.0
 _LETTER_COLOUR = "#7fd4ff"
 _CROSS_MM = (3.0, 8.0)
+# With a dark rim, or they are lost on bone.
+_RIM = [withStroke(linewidth=2.6, foreground=PAPER)]
 
 
 def add_circle(axes: Axes, x: float, y: float, *, near: bool) -> None:
@@ -27,6 +29,7 @@ def add_circle(axes: Axes, x: float, y: float, *, near: bool) -> None:
         linewidth=1.2,
         linestyle="-" if near else (0, (2, 2)),
         alpha=1.0 if near else 0.6,
+        path_effects=_RIM,
     )
 
 
@@ -41,6 +44,7 @@ def add_cross(axes: Axes, x: float, y: float, *, near: bool) -> None:
             linewidth=1.6,
             linestyle="-" if near else (0, (1.2, 1.2)),
             alpha=1.0 if near else 0.6,
+            path_effects=_RIM,
         )
 
 
@@ -55,7 +59,6 @@ def add_letters(axes: Axes, letters: tuple[str, str, str, str]) -> None:
 
 
 def write(axes: Axes, x: float, y: float, text: str, colour: str, **style: Any) -> Text:
-    """Write on a picture, with a dark rim: without, it is lost on bone."""
-    rim = [withStroke(linewidth=2.5, foreground=PAPER)]
-    defaults: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "color": colour, "path_effects": rim}
+    """Write on a picture."""
+    defaults: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "color": colour, "path_effects": _RIM}
     return axes.text(x, y, text, **(defaults | style))

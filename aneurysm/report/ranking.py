@@ -91,10 +91,11 @@ def rank(predictions: Predictions, weights: Weights) -> Ranking:
         if found.auc is not None:
             drawn = ranked_samples(predictions.positive(i)[known], predictions.probabilities[known, i], weights, known)
             aucs[i], precisions[i] = drawn.auc(), drawn.average_precision()
+        rarer = min(found.n_positive, found.n - found.n_positive)
         labels.append(
             LabelRanking(
-                found.label, found.n, found.n_positive, estimate(found.auc, aucs[i]),
-                estimate(found.average_precision, precisions[i]),
+                found.label, found.n, found.n_positive, estimate(found.auc, aucs[i], rarer),
+                estimate(found.average_precision, precisions[i], rarer),
             )
         )  # fmt: skip
     site_auc, site_precision = _mean(aucs[:PRESENT]), _mean(precisions[:PRESENT])

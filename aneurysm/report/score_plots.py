@@ -133,13 +133,14 @@ def _site_confusion(e: Evaluation) -> Plot | None:
     figure = new_figure(6.4, 5.6)
     axes = figure.subplots()
     _matrix(axes, cells, SHORT[:PRESENT], SHORT[:PRESENT], fontsize=8)
-    axes.tick_params(axis="x", rotation=55)
+    for text in axes.get_xticklabels():
+        text.set(rotation=55, ha="right", rotation_mode="anchor")
     axes.set_xlabel("Site with the highest score")
     axes.set_ylabel("Site of the aneurysm")
     right = float((true == first).mean())
     caption = (
         f"The {int(single.sum())} series with an aneurysm at one site; of {right:.0%} the highest site score is the "
-        "right one. Shades are shares of the row; cells beside the diagonal in pairs are left and right mixed up."
+        "right one. Shades are shares of the row; right taken for left, or left for right, stands beside the diagonal."
     )
     return Plot("site_confusion", "Which site is taken for which", caption, figure, wide=True)
 

@@ -83,9 +83,9 @@ def open_cache(runs: Sequence[Run], path: Path | None) -> tuple[Cache | None, st
         except CacheNotFoundError:
             if path is not None:
                 raise
-            missing = f"the cache {place} that the configuration names is not there; name its place with --cache"
+            missing = f"the cache of the configuration, {place}, is not there; say with --cache where it is"
     if not opened:
-        return None, missing or "the runs' configurations name no cache; name it with --cache"
+        return None, missing or "the runs' configurations name no cache; say with --cache where it is"
     first = opened[0]
     for cache in opened[1:]:
         if cache.spec.digest != first.spec.digest:
@@ -118,7 +118,7 @@ def acquisitions(cache: Cache, predictions: Predictions) -> Acquisition:
         if not isinstance(value, int | float):
             thickness.append(NOT_KNOWN)
         else:
-            classes = (f"under {low:g} mm", f"{low:g} to {high:g} mm", f"{high:g} mm and more")
+            classes = (f"0 to {low:g} mm", f"{low:g} to {high:g} mm", f"{high:g} mm and more")
             thickness.append(classes[int(np.digitize(value, THICKNESS_MM))])
     return Acquisition(np.array(planes), np.array(thickness))
 

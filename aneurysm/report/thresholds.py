@@ -191,16 +191,17 @@ def _point(
         [positive & decided, positive & ~decided, ~positive & decided, ~positive & ~decided], axis=1
     ) & known[:, None]  # fmt: skip
     row, drawn = cells.sum(axis=0).astype(float), weights.astype(np.float64) @ cells.astype(np.float64)
+    positives, negatives = int(row[0] + row[1]), int(row[2] + row[3])
     point = OperatingPoint(
         label,
         rule,
         choose(known),
         (first, second),
         Counts(*(int(v) for v in row)),
-        estimate(float(_sensitivity(row)), _sensitivity(drawn)),
-        estimate(float(_specificity(row)), _specificity(drawn)),
-        estimate(float(_precision(row)), _precision(drawn)),
-        estimate(float(_f1(row)), _f1(drawn)),
+        estimate(float(_sensitivity(row)), _sensitivity(drawn), positives),
+        estimate(float(_specificity(row)), _specificity(drawn), negatives),
+        estimate(float(_precision(row)), _precision(drawn), positives),
+        estimate(float(_f1(row)), _f1(drawn), positives),
     )
     return point, drawn
 
