@@ -11,7 +11,7 @@ import typer
 
 from aneurysm import __version__
 from aneurysm.errors import AneurysmError, CacheError, NoSpaceError, UsageError
-from cli import info, phantom, precache, predict, train, verify
+from cli import evaluate, info, phantom, precache, predict, train, verify
 
 
 class Exit(IntEnum):
@@ -42,6 +42,7 @@ app.command("info")(info.info)
 app.command("train")(train.train)
 app.command("predict")(predict.predict)
 app.command("phantom")(phantom.phantom)
+app.command("evaluate")(evaluate.evaluate)
 
 
 def _version(wanted: bool) -> None:

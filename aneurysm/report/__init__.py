@@ -1,1 +1,1 @@
-"""CachedVolume -> pictures."""
+"""CachedVolume, Prediction -> pictures, metrics, one HTML page."""

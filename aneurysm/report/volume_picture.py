@@ -13,14 +13,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
-from matplotlib.text import Text
 from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
 from aneurysm.cache.layout import VESSELS
 from aneurysm.errors import CacheError, CacheNotFoundError, UsageError
 from aneurysm.labels import SITES, VESSEL_VALUES
+from aneurysm.report.marks import INK, LESION_COLOUR, LESION_RADIUS_MM, PAPER, add_circle, add_letters, write
 from aneurysm.report.views import View, ViewName, view
 
 _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
@@ -29,15 +28,11 @@ _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
 _CT_SLICE_HU = (-100.0, 600.0)
 _CT_PROJECTION_HU = (50.0, 900.0)
 _MR_BRIGHT_PERCENTILE = 99.5
-_LESION_RADIUS_MM = 6.0
 _NEAR_MM = 5.0  # a lesion farther from the slice that is shown is drawn dashed
-_LESION_COLOUR = "#ffd21e"
-_LETTER_COLOUR = "#7fd4ff"
 # By site; tab20 comes in pairs of one hue, dark and light, as the sites do, left and right.
 _TAB20 = (0, 1, 2, 3, 4, 5, 6, 8, 9, 18, 19, 12, 10)
 _VESSEL_COLOURS = {value: colormaps["tab20"](i) for value, i in zip(VESSEL_VALUES, _TAB20, strict=True)}
 _VESSEL_OPACITY = 0.6
-_INK, _PAPER = "white", "black"
 
 
 def draw_volume(volume: str | Path, png: str | Path) -> None:
@@ -68,7 +63,7 @@ def draw_volume(volume: str | Path, png: str | Path) -> None:
     if not png.parent.is_dir():
         raise UsageError(f"{png}: there is no folder {png.parent} to write the picture into")
     voxels, vessels, attributes = _read(Path(volume))
-    figure = Figure(figsize=(13.5, 9.5), layout="constrained", facecolor=_PAPER)
+    figure = Figure(figsize=(13.5, 9.5), layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)  # registers itself with the figure; pyplot would keep every figure for good
     views = [view(voxels, attributes["affine_lps"], name) for name in _VIEWS]
     widths = [v.size_mm[1] for v in views]
@@ -79,9 +74,9 @@ def draw_volume(volume: str | Path, png: str | Path) -> None:
         mask = None if vessels is None else view(vessels, attributes["affine_lps"], seen.name)
         for row, projected in enumerate((False, True)):
             _draw(axes[row, column], seen, mask, attributes, projected=projected)
-    figure.suptitle(_title(attributes, voxels.shape), color=_INK, fontsize=11)
+    figure.suptitle(_title(attributes, voxels.shape), color=INK, fontsize=11)
     _add_legend(figure, attributes.get("lesions") or [], vessels)
-    figure.savefig(png, format="png", facecolor=_PAPER)
+    figure.savefig(png, format="png", facecolor=PAPER)
 
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None, dict[str, Any]]:
@@ -119,8 +114,8 @@ def _draw(axes: Axes, seen: View, mask: View | None, attributes: dict[str, Any],
     axes.set_axis_off()
     kind = "projection" if projected else "middle slice"
     unit = f" {intensity['unit']}" if intensity["unit"] == "HU" else ""
-    axes.set_title(f"{seen.name}, {kind}, {low:.0f} to {high:.0f}{unit}", color=_INK, fontsize=9, pad=18)
-    _add_letters(axes, seen.letters)
+    axes.set_title(f"{seen.name}, {kind}, {low:.0f} to {high:.0f}{unit}", color=INK, fontsize=9, pad=18)
+    add_letters(axes, seen.letters)
 
 
 def _window(intensity: dict[str, Any], physical: NDArray[np.float32], *, projected: bool) -> tuple[float, float]:
@@ -136,7 +131,7 @@ def _window(intensity: dict[str, Any], physical: NDArray[np.float32], *, project
 def _coloured(mask: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return a mask's values, (rows, columns), as colours, (rows, columns, 4), clear where there is no vessel."""
     colours = np.zeros((256, 4), np.float32)
-    colours[1:] = to_rgba(_INK, _VESSEL_OPACITY)
+    colours[1:] = to_rgba(INK, _VESSEL_OPACITY)
     for value, colour in _VESSEL_COLOURS.items():
         colours[value] = to_rgba(colour, _VESSEL_OPACITY)
     return colours[mask]
@@ -148,42 +143,18 @@ def _mark(axes: Axes, seen: View, lps_mm: list[float], number: int, *, projected
     # Pixel centres lie half a voxel inside the extent that imshow was given.
     x, y = (column + 0.5) * column_mm, (row + 0.5) * row_mm
     near = projected or abs(depth - seen.middle_depth) * depth_mm <= _NEAR_MM
-    t = np.linspace(0, 2 * np.pi, 60)
-    axes.plot(
-        x + _LESION_RADIUS_MM * np.cos(t),
-        y + _LESION_RADIUS_MM * np.sin(t),
-        color=_LESION_COLOUR,
-        linewidth=1.2,
-        linestyle="-" if near else (0, (2, 2)),
-        alpha=1.0 if near else 0.6,
-    )
-    _write(axes, x + _LESION_RADIUS_MM, y - _LESION_RADIUS_MM, str(number), _LESION_COLOUR)
-
-
-def _add_letters(axes: Axes, letters: tuple[str, str, str, str]) -> None:
-    # Beside the picture, not in it: a stack of a few slices, seen from the side, is narrower than a letter.
-    places = ((0.0, 0.5), (1.0, 0.5), (0.5, 1.0), (0.5, 0.0))
-    alignments = (("right", "center"), ("left", "center"), ("center", "bottom"), ("center", "top"))
-    for text, place, (horizontal, vertical) in zip(letters, places, alignments, strict=True):
-        written = _write(axes, *place, f" {text} ", _LETTER_COLOUR, fontsize=12, ha=horizontal, va=vertical)
-        written.set_transform(axes.transAxes)
-
-
-def _write(axes: Axes, x: float, y: float, text: str, colour: str, **style: Any) -> Text:
-    # With a dark rim, or it is lost on bone.
-    rim = [withStroke(linewidth=2.5, foreground=_PAPER)]
-    defaults: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "color": colour, "path_effects": rim}
-    return axes.text(x, y, text, **(defaults | style))
+    add_circle(axes, x, y, near=near)
+    write(axes, x + LESION_RADIUS_MM, y - LESION_RADIUS_MM, str(number), LESION_COLOUR)
 
 
 def _add_legend(figure: Figure, lesions: list[dict[str, Any]], vessels: NDArray[np.uint8] | None) -> None:
-    handles = [_key("o", _LESION_COLOUR, f"{i} {x['location']}") for i, x in enumerate(lesions, start=1)]
+    handles = [_key("o", LESION_COLOUR, f"{i} {x['location']}") for i, x in enumerate(lesions, start=1)]
     if vessels is not None:
         present = set(np.unique(vessels).tolist())
         sites = zip(SITES, VESSEL_VALUES, strict=True)
         handles += [_key("s", _VESSEL_COLOURS[value], site) for site, value in sites if value in present]
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, labelcolor=_INK, frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, labelcolor=INK, frameon=False)
 
 
 def _key(marker: str, colour: ColorType, label: str) -> Line2D:

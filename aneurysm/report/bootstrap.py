@@ -1,0 +1,160 @@
+"""Bootstrap by patient: how often each series counts in a sample, and the ranking metrics of all samples at once.
+
+Patients are drawn with replacement, and with a patient all of its series: two series of one patient are no two
+observations. A sample in which a metric can't be had (only one class was drawn) is left out of that metric's interval.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_THRESHOLDS_AT_ONCE = 512
+"""Bounds the memory of the comparison of all observations with thresholds."""
+
+Weights = NDArray[np.float32]
+"""(samples, n): how often series i was drawn; whole numbers, as float32 for fast products of matrices."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; None where it can't be had."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "can't be had"
+        return f"{self.value:.3f}" if self.low is None else f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def patient_weights(patients: NDArray[np.str_], samples: int, seed: int) -> Weights:
+    """Draw (samples, n) weights: as many patients as there are, with replacement, each with all its series."""
+    names, patient_of = np.unique(patients, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=samples).astype(np.float32)
+    return counts[:, patient_of]
+
+
+FEWEST = 5
+"""Observations that an interval takes: of one positive, every sample says the same, which looks like certainty."""
+
+
+def estimate(value: float | None, samples: NDArray[np.float64], observations: int = FEWEST) -> Estimate:
+    """
+    Return a value with the 2.5th and 97.5th percentile of its samples, NaNs left out.
+
+    There is no interval if there are fewer than `FEWEST` ``observations`` behind the value, nor if all samples say the
+    same: five of five right is no certainty.
+    """
+    if value is None or not np.isfinite(value):
+        return Estimate(None)
+    if observations < FEWEST:
+        return Estimate(float(value))
+    usable = samples[np.isfinite(samples)]
+    # The ends of the interval are tails: a handful of samples has none.
+    if len(usable) < 40:
+        return Estimate(float(value))
+    low, high = np.percentile(usable, [2.5, 97.5])
+    if low == high:
+        return Estimate(float(value))
+    return Estimate(float(value), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class RankedSamples:
+    """
+    Every sample's counts at k thresholds, the distinct scores of the positives, the highest first.
+
+    Attributes
+    ----------
+    at
+        (samples, k) float64: positives of just this score.
+    true_positives, false_positives, above
+        (samples, k): positives, negatives of this score or a higher one; negatives of higher ones only.
+    positives, negatives
+        (samples,): all.
+    """
+
+    at: NDArray[np.float64]
+    true_positives: NDArray[np.float64]
+    false_positives: NDArray[np.float64]
+    above: NDArray[np.float64]
+    positives: NDArray[np.float64]
+    negatives: NDArray[np.float64]
+
+    def auc(self) -> NDArray[np.float64]:
+        """Return each sample's ROC-AUC, ties counted half; NaN where it has one class only."""
+        below = self.negatives[:, None] - 0.5 * (self.false_positives + self.above)
+        with np.errstate(invalid="ignore"):
+            return np.asarray((self.at * below).sum(axis=1) / (self.positives * self.negatives))
+
+    def average_precision(self) -> NDArray[np.float64]:
+        """Return each sample's average precision; NaN where it has one class only."""
+        precision = self.true_positives / np.maximum(self.true_positives + self.false_positives, 1)
+        with np.errstate(invalid="ignore"):
+            values = (self.at * precision).sum(axis=1) / self.positives
+        return np.where(self.negatives > 0, values, np.nan)
+
+
+def ranked_samples(
+    positive: NDArray[np.bool_], scores: NDArray[np.float64], weights: Weights, series: NDArray[np.int64]
+) -> RankedSamples:
+    """
+    Count positives and negatives by threshold in all samples at once.
+
+    AUC and average precision only change at the positives, which are few; so one product of matrices, weights by
+    (series, thresholds), does the work that sorting every sample would.
+
+    Parameters
+    ----------
+    positive, scores
+        (m,) of the observations; at least one is positive.
+    weights
+        (samples, n).
+    series
+        (m,): the series of each observation, an index into the columns of ``weights``.
+    """
+    falling = np.argsort(-scores[positive], kind="stable")
+    ordered = scores[positive][falling]
+    ends = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
+    thresholds = ordered[ends]
+    true_positives = np.cumsum(weights[:, series[positive][falling]], axis=1, dtype=np.float64)[:, ends]
+    negative_scores, negative_series = scores[~positive], series[~positive]
+    reached = _negatives_from(thresholds, negative_scores, negative_series, weights, strictly=False)
+    tied = bool(np.isin(thresholds, negative_scores).any())
+    above = _negatives_from(thresholds, negative_scores, negative_series, weights, strictly=True) if tied else reached
+    per_series = np.bincount(negative_series, minlength=weights.shape[1]).astype(np.float64)
+    return RankedSamples(
+        np.diff(true_positives, axis=1, prepend=0.0),
+        true_positives,
+        reached,
+        above,
+        true_positives[:, -1],
+        weights @ per_series,
+    )
+
+
+def _negatives_from(
+    thresholds: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    series: NDArray[np.int64],
+    weights: Weights,
+    *,
+    strictly: bool,
+) -> NDArray[np.float64]:
+    """Return (samples, thresholds): how many negatives score a threshold or more, or with ``strictly`` more."""
+    parts = []
+    for first in range(0, len(thresholds), _THRESHOLDS_AT_ONCE):
+        some = thresholds[first : first + _THRESHOLDS_AT_ONCE]
+        # Thresholds fall: a negative is counted from the first one that it reaches.
+        start = np.searchsorted(-some, -scores, side="right" if strictly else "left")
+        begins = np.zeros((weights.shape[1], len(some) + 1), np.float32)
+        np.add.at(begins, (series, start), 1.0)
+        # Sums of whole numbers below 2**24 are exact in float32.
+        parts.append(weights @ np.cumsum(begins[:, :-1], axis=1))
+    return np.concatenate(parts, axis=1).astype(np.float64)

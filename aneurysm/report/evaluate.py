@@ -1,0 +1,194 @@
+"""evaluate(): runs -> Evaluation, all that metrics.json, the tables, the plots and the page are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aneurysm.cache.catalog import Cache
+from aneurysm.errors import UsageError
+from aneurysm.report.bootstrap import Estimate, Weights, estimate, patient_weights
+from aneurysm.report.calibration import Calibration, calibrate
+from aneurysm.report.combine import Ensemble, combine, combine_candidates, group_runs
+from aneurysm.report.froc import Froc, froc
+from aneurysm.report.ranking import Ranking, rank, rank_by
+from aneurysm.report.run import Candidates, Predictions, Run, read_run
+from aneurysm.report.source import Lesions, acquisitions, lesions, localisation, open_cache
+from aneurysm.report.thresholds import Operation, operate, patient_halves
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """
+    How runs are evaluated.
+
+    Attributes
+    ----------
+    cache
+        Folder of the cache, if not where the runs' configurations say.
+    truth
+        Table with the lesions' radii (the phantom's truth.csv).
+    ensemble
+        How runs of the same series are averaged.
+    target_precision
+        That the threshold of present has to reach.
+    match_radius_mm
+        How far from a lesion's point a candidate may lie.
+    samples, seed
+        Of the bootstrap; ``seed`` also deals the patients into halves.
+
+    Raises
+    ------
+    UsageError
+        An option has no such value.
+    """
+
+    cache: Path | None = None
+    truth: Path | None = None
+    ensemble: Ensemble = "logits"
+    target_precision: float = 0.80
+    match_radius_mm: float = 5.0
+    samples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ensemble not in ("logits", "ranks"):
+            raise UsageError(f"runs can't be averaged by {self.ensemble!r}: choose logits or ranks")
+        if not 0 < self.target_precision <= 1:
+            raise UsageError(f"a precision of {self.target_precision:g} can't be reached: give more than 0, at most 1")
+        if not 0 < self.match_radius_mm < float("inf"):
+            raise UsageError(f"the match radius is {self.match_radius_mm:g} mm: give more than 0")
+        if not 40 <= self.samples <= 100_000:
+            raise UsageError(f"{self.samples} bootstrap samples: give 40 to 100,000")
+        if self.seed < 0:
+            raise UsageError(f"the seed is {self.seed}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run on its own series; ``gain`` is the score of the ensemble there minus the run's, None if it is alone."""
+
+    run: Run
+    ranking: Ranking
+    gain: Estimate | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    The results.
+
+    Attributes
+    ----------
+    runs
+        Each by itself.
+    weights
+        (samples, n): the bootstrap's.
+    groupings
+        Rankings by what, then by class: modality, and plane and slice thickness where the cache is there.
+    calibration
+        None if scores are no probabilities: means of ranks.
+    cache, no_cache
+        The cache, or why it is not used.
+    lesions, candidates
+        None without a cache, or without candidates.
+    froc, froc_same_site, no_froc
+        Wherever the candidate's site is, and with the site right; or why there is none.
+    """
+
+    options: EvaluateOptions
+    runs: tuple[RunResult, ...]
+    predictions: Predictions
+    weights: Weights
+    ensembled: bool
+    ranking: Ranking
+    groupings: dict[str, dict[str, Ranking]]
+    operation: Operation
+    calibration: Calibration | None
+    cache: Cache | None
+    no_cache: str
+    lesions: Lesions | None
+    candidates: Candidates | None
+    froc: Froc | None
+    froc_same_site: Froc | None
+    no_froc: str
+
+
+def evaluate(roots: Sequence[str | Path], options: EvaluateOptions | None = None) -> Evaluation:
+    """
+    Evaluate the held-out predictions of one or several runs.
+
+    Raises
+    ------
+    DataError
+        A run's folder is not what it should be, or the runs don't go together; see `read_run` and `group_runs`.
+    CacheError
+        The cache can't be read, or the runs' caches are of different specs.
+    """
+    options = options or EvaluateOptions()
+    if not roots:
+        raise UsageError("name at least one run")
+    runs = [read_run(root) for root in roots]
+    groups = group_runs(runs)
+    predictions = combine(groups, options.ensemble)
+    cache, no_cache = open_cache(runs, options.cache)
+    weights = patient_weights(predictions.patients, options.samples, options.seed)
+    second = patient_halves(predictions, options.seed)
+    groupings = {"modality": rank_by(predictions, predictions.modalities, weights)}
+    found: Lesions | None = None
+    if cache is not None:
+        acquired = acquisitions(cache, predictions)
+        groupings["plane"] = rank_by(predictions, acquired.planes, weights)
+        groupings["slice thickness"] = rank_by(predictions, acquired.thickness, weights)
+        found = lesions(cache, predictions, options.truth)
+    candidates = combine_candidates(groups, options.match_radius_mm)
+    no_froc, curves = "", None
+    if cache is None or found is None:
+        no_froc = f"Candidates can't be compared with lesions: {no_cache}."
+    elif candidates is None:
+        no_froc = "There is no candidates_val.csv in every run, so there is nothing to compare with the lesions."
+    else:
+        where = localisation(predictions, found, candidates)
+        if len(where.lesion_scan):
+            curves = [froc(where, weights, options.match_radius_mm, same_site=same) for same in (False, True)]
+        else:
+            no_froc = "The cache has no lesion with a place in these series."
+    return Evaluation(
+        options,
+        _each(groups, predictions, options),
+        predictions,
+        weights,
+        any(len(group) > 1 for group in groups),
+        rank(predictions, weights),
+        groupings,
+        operate(predictions, second, weights, options.target_precision),
+        calibrate(predictions, second, weights) if options.ensemble == "logits" else None,
+        cache,
+        no_cache,
+        found,
+        candidates,
+        curves[0] if curves else None,
+        curves[1] if curves else None,
+        no_froc,
+    )
+
+
+def _each(groups: Sequence[Sequence[Run]], combined: Predictions, options: EvaluateOptions) -> tuple[RunResult, ...]:
+    results = []
+    for group in groups:
+        first = group[0].predictions
+        # The same draws for all of a group: their differences are of models, not of series.
+        weights = patient_weights(first.patients, options.samples, options.seed)
+        together = None
+        if len(group) > 1:
+            together = rank(combined.select(np.searchsorted(combined.uids, first.uids)), weights)
+        for run in group:
+            alone = rank(run.predictions, weights)
+            gain = None
+            if together is not None and together.score.value is not None and alone.score.value is not None:
+                gain = estimate(together.score.value - alone.score.value, together.score_samples - alone.score_samples)
+            results.append(RunResult(run, alone, gain))
+    return tuple(results)

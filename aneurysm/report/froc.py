@@ -1,0 +1,210 @@
+"""Candidates against lesions: sensitivity by false positives per scan (FROC), with intervals by patient.
+
+A candidate finds the nearest lesion of its series within the match radius that no more probable candidate has found.
+One that has only lesions near it that are found already counts neither way; all others are false positives. Each lesion
+is found once at most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm.labels import SITES
+from aneurysm.report.bootstrap import Estimate, Weights, estimate
+
+RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""False positives per scan at which sensitivities are given."""
+BY_GROUP_RATE = 1.0
+"""False positives per scan at which sites and sizes are compared."""
+SIZES_MM = (3.0, 5.0, 7.0)
+"""Edges of the diameters' classes."""
+
+FALSE, AGAIN = -1, -2
+"""Stand for a candidate that found nothing, and for one at a lesion that was found before."""
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """
+    Candidates and lesions of the scans that count.
+
+    Attributes
+    ----------
+    scans
+        (k,) int64: indices of the series, into the predictions.
+    candidate_scan, candidate_site, candidate_probability, candidate_lps_mm
+        Of c candidates: index of the series, index of the site, (c,), (c, 3).
+    lesion_scan, lesion_site, lesion_lps_mm, lesion_diameter_mm
+        Of m lesions, all in ``scans``; NaN where a diameter is not known.
+    """
+
+    scans: NDArray[np.int64]
+    candidate_scan: NDArray[np.int64]
+    candidate_site: NDArray[np.int64]
+    candidate_probability: NDArray[np.float64]
+    candidate_lps_mm: NDArray[np.float64]
+    lesion_scan: NDArray[np.int64]
+    lesion_site: NDArray[np.int64]
+    lesion_lps_mm: NDArray[np.float64]
+    lesion_diameter_mm: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GroupSensitivity:
+    """Of a group of lesions, at one false positive per scan."""
+
+    name: str
+    n_lesions: int
+    sensitivity: Estimate
+
+
+@dataclass(frozen=True)
+class Froc:
+    """
+    One curve.
+
+    Attributes
+    ----------
+    false_positives, sensitivity
+        (points,): at every distinct probability, the highest first; false positives are per scan.
+    band
+        (2, grid) of the sensitivity at ``grid`` false positives per scan: 95 % interval.
+    at
+        Sensitivity by `RATES`: of the lowest threshold that makes no more false positives than that.
+    mean
+        Of ``at``.
+    threshold
+        The probability at `BY_GROUP_RATE` false positives per scan; infinite if the first candidates make more.
+    by_site, by_size
+        Sensitivities there; of sizes empty where no diameter is known.
+    """
+
+    n_scans: int
+    n_lesions: int
+    false_positives: NDArray[np.float64]
+    sensitivity: NDArray[np.float64]
+    grid: NDArray[np.float64]
+    band: NDArray[np.float64]
+    at: dict[float, Estimate]
+    mean: Estimate
+    threshold: float
+    by_site: tuple[GroupSensitivity, ...]
+    by_size: tuple[GroupSensitivity, ...]
+
+
+def match(where: Localisation, radius_mm: float, *, same_site: bool) -> NDArray[np.int64]:
+    """
+    Return (c,): the lesion that each candidate finds, `FALSE` or `AGAIN`.
+
+    With ``same_site``, a candidate can only find lesions of its own site.
+    """
+    found = np.full(len(where.candidate_scan), FALSE, np.int64)
+    taken = np.zeros(len(where.lesion_scan), bool)
+    lesions_of: dict[int, list[int]] = {}
+    for lesion, scan in enumerate(where.lesion_scan):
+        lesions_of.setdefault(int(scan), []).append(lesion)
+    for c in np.argsort(-where.candidate_probability, kind="stable"):
+        lesions = np.array(lesions_of.get(int(where.candidate_scan[c]), []), np.int64)
+        if same_site:
+            lesions = lesions[where.lesion_site[lesions] == where.candidate_site[c]]
+        distance = np.linalg.norm(where.lesion_lps_mm[lesions] - where.candidate_lps_mm[c], axis=1)
+        near = lesions[distance <= radius_mm][np.argsort(distance[distance <= radius_mm], kind="stable")]
+        free = near[~taken[near]]
+        if len(free):
+            found[c] = free[0]
+            taken[free[0]] = True
+        elif len(near):
+            found[c] = AGAIN
+    return found
+
+
+def froc(where: Localisation, weights: Weights, radius_mm: float, *, same_site: bool = False) -> Froc:
+    """
+    Return the curve of the candidates.
+
+    Parameters
+    ----------
+    weights
+        (samples, n) of the predictions' series.
+    radius_mm
+        How far from a lesion's point a candidate may lie to have found it.
+    """
+    found = match(where, radius_mm, same_site=same_site)
+    counts = found != AGAIN
+    order = np.flatnonzero(counts)[np.argsort(-where.candidate_probability[counts], kind="stable")]
+    scan, hit, probability = where.candidate_scan[order], found[order] >= 0, where.candidate_probability[order]
+    # Only thresholds between distinct probabilities are points of the curve.
+    ends = np.flatnonzero(np.r_[probability[1:] != probability[:-1], True]) if len(order) else np.empty(0, np.int64)
+    n_scans, n_lesions = len(where.scans), len(where.lesion_scan)
+    hits, alarms = np.cumsum(hit)[ends], np.cumsum(~hit)[ends]
+    grid = np.geomspace(0.125, 16, 57)
+    at_rates = _at(hits, alarms, np.array(RATES) * n_scans) / n_lesions
+    sampled = np.full((len(weights), len(RATES) + len(grid)), np.nan)
+    limits = np.r_[np.array(RATES), grid]
+    for i, drawn in enumerate(weights):
+        lesions = float(drawn[where.lesion_scan].sum())
+        if lesions:
+            w = drawn[scan].astype(np.float64)
+            sample_hits, sample_alarms = np.cumsum(w * hit)[ends], np.cumsum(w * ~hit)[ends]
+            sampled[i] = _at(sample_hits, sample_alarms, limits * float(drawn[where.scans].sum())) / lesions
+    reach = int(np.searchsorted(alarms, BY_GROUP_RATE * n_scans, side="right"))
+    threshold = float(probability[ends[reach - 1]]) if reach else float("inf")
+    detected = np.zeros(n_lesions, bool)
+    detected[found[order][hit & (probability >= threshold)]] = True
+    rates = sampled[:, : len(RATES)]
+    usable = sampled[np.isfinite(sampled).all(axis=1), len(RATES) :]
+    band = np.percentile(usable, [2.5, 97.5], axis=0) if len(usable) >= 40 else np.empty((2, 0))
+    return Froc(
+        n_scans,
+        n_lesions,
+        alarms / n_scans,
+        hits / n_lesions,
+        grid,
+        band,
+        {rate: estimate(float(at_rates[i]), rates[:, i]) for i, rate in enumerate(RATES)},
+        estimate(float(at_rates.mean()), rates.mean(axis=1)),
+        threshold,
+        _by_site(where, detected, weights),
+        _by_size(where, detected, weights),
+    )
+
+
+def _at(hits: NDArray[Any], alarms: NDArray[Any], limits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the hits of the lowest threshold that makes no more false alarms than each limit."""
+    reach = np.searchsorted(alarms, limits + 1e-9, side="right")
+    return np.asarray(np.r_[0.0, hits][reach])
+
+
+def _by_site(where: Localisation, detected: NDArray[np.bool_], weights: Weights) -> tuple[GroupSensitivity, ...]:
+    groups = ((site, where.lesion_site == i) for i, site in enumerate(SITES))
+    return tuple(_group(name, chosen, where, detected, weights) for name, chosen in groups if chosen.any())
+
+
+def _by_size(where: Localisation, detected: NDArray[np.bool_], weights: Weights) -> tuple[GroupSensitivity, ...]:
+    diameter = where.lesion_diameter_mm
+    known = np.isfinite(diameter)
+    if not known.any():
+        return ()
+    classes = np.digitize(diameter, SIZES_MM)
+    names = [
+        f"under {SIZES_MM[0]:g} mm",
+        *(f"{a:g} to {b:g} mm" for a, b in pairwise(SIZES_MM)),
+        f"{SIZES_MM[-1]:g} mm and more",
+    ]
+    groups = [(name, known & (classes == i)) for i, name in enumerate(names)] + [("size not known", ~known)]
+    return tuple(_group(name, chosen, where, detected, weights) for name, chosen in groups if chosen.any())
+
+
+def _group(
+    name: str, chosen: NDArray[np.bool_], where: Localisation, detected: NDArray[np.bool_], weights: Weights
+) -> GroupSensitivity:
+    drawn = weights[:, where.lesion_scan[chosen]].astype(np.float64)
+    hits = detected[chosen].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        samples = drawn @ hits / drawn.sum(axis=1)
+    return GroupSensitivity(name, int(chosen.sum()), estimate(float(hits.mean()), samples, len(hits)))

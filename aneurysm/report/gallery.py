@@ -1,0 +1,210 @@
+"""The most confident right and wrong answers about "Aneurysm Present", as projections with lesions and candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from aneurysm.errors import CacheError
+from aneurysm.labels import SITES
+from aneurysm.report.evaluate import Evaluation
+from aneurysm.report.marks import INK, PAPER, add_circle, add_cross, add_letters
+from aneurysm.report.plot_style import jpeg, styled
+from aneurysm.report.ranking import PRESENT
+from aneurysm.report.views import View, ViewName, view
+
+KINDS: tuple[tuple[str, str, int, int], ...] = (
+    ("found", "Found: an aneurysm, and called so", 1, 1),
+    ("missed", "Missed: an aneurysm, not called", 1, 0),
+    ("false", "False alarm: called, but there is none", 0, 1),
+    ("clear", "Rightly clear: none, and not called", 0, 0),
+)
+"""Name, title, truth and decision."""
+
+SLAB_MM = 20.0
+"""Thickness of what is projected: through a whole head, the skull hides the vessels of CT."""
+FIELD_MM = 120.0
+"""Edge of what is shown."""
+_VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
+_CT_HU = (0.0, 600.0)
+_MR_PERCENTILES = (2.0, 99.8)
+# Blood is dark in T2: the least signal shows vessels, the most hides them.
+_DARK_BLOOD = "MRI T2"
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    A series of the gallery.
+
+    Attributes
+    ----------
+    called
+        Whether it was called positive.
+    true_sites
+        Where it has aneurysms.
+    top_sites
+        The three highest site scores.
+    candidate, distance_mm
+        Site and probability of the first candidate, and how far it is from the nearest lesion; None where not known.
+    picture
+        JPEG; None if the volume can't be read.
+    problem
+        Why not.
+    """
+
+    uid: str
+    modality: str
+    probability: float
+    called: bool
+    true_sites: tuple[str, ...]
+    top_sites: tuple[tuple[str, float], ...]
+    candidate: tuple[str, float] | None
+    distance_mm: float | None
+    picture: bytes | None
+    problem: str = ""
+
+
+def choose_cases(evaluation: Evaluation, each: int) -> dict[str, list[int]]:
+    """
+    Return for each of `KINDS` up to ``each`` series, the most confident first.
+
+    Decisions are those of the other half's threshold, or of 0.5 where there is none.
+    """
+    p = evaluation.predictions
+    called = evaluation.operation.called[:, PRESENT].copy()
+    called = np.where(called < 0, p.probabilities[:, PRESENT] >= 0.5, called == 1)
+    chosen = {}
+    for kind, _, truth, decision in KINDS:
+        series = np.flatnonzero((p.truth[:, PRESENT] == truth) & (called == bool(decision)))
+        confidence = p.probabilities[series, PRESENT] * (1 if decision else -1)
+        chosen[kind] = series[np.argsort(-confidence, kind="stable")][:each].tolist()
+    return chosen
+
+
+def draw_gallery(evaluation: Evaluation, each: int) -> dict[str, list[Case]]:
+    """Draw the cases of `choose_cases`; nothing if there is no cache."""
+    if evaluation.cache is None:
+        return {}
+    chosen = choose_cases(evaluation, each)
+    return {kind: [_case(evaluation, i, decision == 1) for i in chosen[kind]] for kind, _, _, decision in KINDS}
+
+
+def draw_case(
+    voxels: NDArray[Any],
+    affine_lps: NDArray[np.float64],
+    modality: str,
+    focus_lps_mm: NDArray[np.float64],
+    lesions_lps_mm: NDArray[np.float64],
+    candidate_lps_mm: NDArray[np.float64] | None,
+) -> Figure:
+    """
+    Draw three slabs about a point: projections along the axes of the volume, in mm, in radiological convention.
+
+    Parameters
+    ----------
+    voxels
+        (z, y, x), in HU or the scanner's units.
+    focus_lps_mm
+        (3,): the middle of the slabs.
+    lesions_lps_mm
+        (m, 3): circles, dashed if outside of the slab.
+    candidate_lps_mm
+        (3,): cross hairs, dotted if outside of the slab.
+    """
+    dark = modality == _DARK_BLOOD
+    seen = [view(voxels, affine_lps, name) for name in _VIEWS]
+    with styled():
+        figure = Figure(figsize=(7.5, 2.85), layout="constrained", facecolor=PAPER)
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(1, 3)
+        for axes, one in zip(grid, seen, strict=True):
+            axes.grid(visible=False)
+            _draw_slab(axes, one, focus_lps_mm, modality, dark=dark)
+            for lesion in lesions_lps_mm:
+                x, y, near = _place(one, lesion, focus_lps_mm)
+                add_circle(axes, x, y, near=near)
+            if candidate_lps_mm is not None:
+                x, y, near = _place(one, candidate_lps_mm, focus_lps_mm)
+                add_cross(axes, x, y, near=near)
+            kind = "minimum" if dark else "maximum"
+            axes.set_title(f"{one.name}, {kind} of {SLAB_MM:g} mm", color=INK, fontsize=8, fontweight="normal", pad=16)
+    return figure
+
+
+def _case(evaluation: Evaluation, i: int, called: bool) -> Case:
+    p, found, cache = evaluation.predictions, evaluation.lesions, evaluation.cache
+    assert cache is not None
+    assert found is not None
+    uid = str(p.uids[i])
+    lesions = found.lps_mm[found.of(i)]
+    candidate, candidate_lps, distance = None, None, None
+    if evaluation.candidates is not None:
+        mine = np.flatnonzero(evaluation.candidates.uids == uid)
+        if len(mine):
+            best = mine[np.argmax(evaluation.candidates.probabilities[mine])]
+            candidate = (SITES[evaluation.candidates.sites[best]], float(evaluation.candidates.probabilities[best]))
+            candidate_lps = evaluation.candidates.lps_mm[best]
+            if len(lesions):
+                distance = float(np.linalg.norm(lesions - candidate_lps, axis=1).min())
+    scores = p.probabilities[i, :PRESENT]
+    top = tuple((SITES[s], float(scores[s])) for s in np.argsort(-scores, kind="stable")[:3])
+    true = tuple(SITES[s] for s in np.flatnonzero(p.truth[i, :PRESENT] == 1))
+    picture, problem = None, ""
+    try:
+        volume = cache.volume(uid)
+        affine = volume.affine_lps
+        middle = affine @ [*(np.array(volume.shape) - 1) / 2, 1.0]
+        focus = middle[:3]
+        if candidate_lps is not None:
+            focus = candidate_lps
+        if len(lesions):
+            nearest = 0 if candidate_lps is None else int(np.linalg.norm(lesions - candidate_lps, axis=1).argmin())
+            focus = lesions[nearest]
+        voxels = volume.read_physical((0, 0, 0), volume.shape)
+        picture = jpeg(draw_case(voxels, affine, str(p.modalities[i]), focus, lesions, candidate_lps))
+    except CacheError as error:
+        problem = str(error)
+    return Case(
+        uid, str(p.modalities[i]), float(p.probabilities[i, PRESENT]), called, true, top, candidate, distance, picture,
+        problem,
+    )  # fmt: skip
+
+
+def _draw_slab(axes: Axes, seen: View, focus: NDArray[np.float64], modality: str, *, dark: bool) -> None:
+    depth_mm = seen.spacing_mm[0]
+    count = seen.voxels.shape[0]
+    middle = float(np.clip(seen.place(focus)[0], 0, count - 1))
+    half = SLAB_MM / 2 / depth_mm
+    slab = seen.voxels[max(0, round(middle - half)) : min(count, round(middle + half) + 1)]
+    projection = slab.min(axis=0) if dark else slab.max(axis=0)
+    if modality.startswith("CT"):
+        low, high = _CT_HU
+    else:
+        shown = projection[projection > projection.min()]  # air would take all of the range
+        low, high = (float(v) for v in np.percentile(shown if shown.size else projection, _MR_PERCENTILES))
+    height_mm, width_mm = seen.size_mm
+    axes.imshow(
+        projection, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), extent=(0.0, width_mm, height_mm, 0.0),
+        interpolation="bilinear",
+    )  # fmt: skip
+    x, y, _ = _place(seen, focus, focus)
+    axes.set_xlim(x - FIELD_MM / 2, x + FIELD_MM / 2)
+    axes.set_ylim(y + FIELD_MM / 2, y - FIELD_MM / 2)
+    axes.set_axis_off()
+    add_letters(axes, seen.letters)
+
+
+def _place(seen: View, lps_mm: NDArray[np.float64], focus: NDArray[np.float64]) -> tuple[float, float, bool]:
+    """Return where a point falls, x and y in mm of the picture, and whether it lies in the slab."""
+    depth, row, column = seen.place(lps_mm)
+    depth_mm, row_mm, column_mm = seen.spacing_mm
+    near = abs(depth - seen.place(focus)[0]) * depth_mm <= SLAB_MM / 2
+    # Pixel centres lie half a voxel inside the extent that imshow was given.
+    return (column + 0.5) * column_mm, (row + 0.5) * row_mm, bool(near)

@@ -1,0 +1,202 @@
+"""Cache, Predictions -> how each series was acquired, and where its lesions are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from aneurysm.cache.catalog import Cache
+from aneurysm.errors import CacheError, CacheNotFoundError, DataError, SpecMismatchError
+from aneurysm.labels import SITES
+from aneurysm.report.froc import Localisation
+from aneurysm.report.run import Candidates, Predictions, Run
+
+NOT_KNOWN = "not known"
+THICKNESS_MM = (1.0, 3.0)
+"""Edges of the classes of slice thickness."""
+_TRUTH_COLUMNS = ["series_uid", "location", "x_mm", "y_mm", "z_mm", "radius_mm"]
+_SAME_LESION_MM = 30.0
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """(n,) names of classes: plane, and slice thickness (SliceThickness, or else the distance of slices)."""
+
+    planes: NDArray[np.str_]
+    thickness: NDArray[np.str_]
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """
+    Placed lesions of the series, m of them.
+
+    Attributes
+    ----------
+    series
+        (m,) int64: index into the predictions.
+    sites, lps_mm, diameter_mm
+        (m,), (m, 3), (m,): NaN where a diameter is not known.
+    settled
+        (n,): series of which the place of every lesion is known, so that a candidate elsewhere is false.
+    """
+
+    series: NDArray[np.int64]
+    sites: NDArray[np.int64]
+    lps_mm: NDArray[np.float64]
+    diameter_mm: NDArray[np.float64]
+    settled: NDArray[np.bool_]
+
+    def of(self, series: int) -> NDArray[np.int64]:
+        """Return the lesions of a series."""
+        return np.flatnonzero(self.series == series)
+
+
+def open_cache(runs: Sequence[Run], path: Path | None) -> tuple[Cache | None, str]:
+    """
+    Return the cache of the runs, or None and why there is none.
+
+    Parameters
+    ----------
+    path
+        The cache, wherever the runs' configurations say it is.
+
+    Raises
+    ------
+    SpecMismatchError
+        The runs were trained on caches of different specs.
+    CacheError
+        ``path`` is none, or a cache is damaged.
+    DataError
+        A series predicted is not in it.
+    """
+    places = [path] if path is not None else list(dict.fromkeys(run.cache for run in runs if run.cache is not None))
+    opened, missing = [], ""
+    for place in places:
+        try:
+            opened.append(Cache.open(place))
+        except CacheNotFoundError:
+            if path is not None:
+                raise
+            missing = f"the cache of the configuration, {place}, is not there; say with --cache where it is"
+    if not opened:
+        return None, missing or "the runs' configurations name no cache; say with --cache where it is"
+    first = opened[0]
+    for cache in opened[1:]:
+        if cache.spec.digest != first.spec.digest:
+            raise SpecMismatchError(
+                f"the runs were trained on caches of different specs: {first.root} is of {first.spec.name!r} (digest "
+                f"{first.spec.digest}), {cache.root} of {cache.spec.name!r} ({cache.spec.digest})"
+            )
+    there = set(first.uids)
+    for run in runs:
+        if strange := [uid for uid in run.predictions.uids.tolist() if uid not in there]:
+            raise DataError(
+                f"{run.root} predicted {len(strange)} series that are not in {first.root}: {strange[0]} ..."
+            )
+    return first, ""
+
+
+def acquisitions(cache: Cache, predictions: Predictions) -> Acquisition:
+    """Read plane and slice thickness from the volumes' attributes; a damaged volume's are not known."""
+    planes, thickness = [], []
+    low, high = THICKNESS_MM
+    for uid in predictions.uids.tolist():
+        try:
+            source = cache.volume(uid).attributes.get("source") or {}
+        except CacheError:
+            source = {}
+        planes.append(str(source.get("plane") or NOT_KNOWN))
+        value = (source.get("acquisition") or {}).get("SliceThickness")
+        if not isinstance(value, int | float) or value <= 0:
+            value = (source.get("spacing_mm") or [None])[0]
+        if not isinstance(value, int | float):
+            thickness.append(NOT_KNOWN)
+        else:
+            classes = (f"0 to {low:g} mm", f"{low:g} to {high:g} mm", f"{high:g} mm and more")
+            thickness.append(classes[int(np.digitize(value, THICKNESS_MM))])
+    return Acquisition(np.array(planes), np.array(thickness))
+
+
+def lesions(cache: Cache, predictions: Predictions, truth: Path | None) -> Lesions:
+    """
+    Return the placed lesions of the predicted series.
+
+    Parameters
+    ----------
+    truth
+        A table with the lesions' places and radii, as the phantom's truth.csv; None: no diameter is known.
+
+    Raises
+    ------
+    DataError
+        The table can't be read or lacks a column.
+    CacheError
+        A volume with lesions is damaged.
+    """
+    volume_of = {uid: i for i, uid in enumerate(cache.uids)}
+    series, sites, places = [], [], []
+    settled = np.zeros(len(predictions), bool)
+    for i, uid in enumerate(predictions.uids.tolist()):
+        volume = volume_of[uid]
+        settled[i] = not cache.unlocated[volume].any()
+        rows = cache.lesions_of(volume)
+        if rows.start == rows.stop:
+            continue
+        affine = cache[volume].affine_lps
+        series += [i] * (rows.stop - rows.start)
+        sites += cache.lesion_site[rows].tolist()
+        places += (cache.lesion_zyx[rows].astype(np.float64) @ affine[:3, :3].T + affine[:3, 3]).tolist()
+    lps_mm = np.array(places, np.float64).reshape(-1, 3)
+    found = np.array(series, np.int64), np.array(sites, np.int64)
+    diameter = np.full(len(lps_mm), np.nan)
+    if truth is not None:
+        diameter = _diameters(truth, predictions.uids[found[0]], found[1], lps_mm)
+    return Lesions(*found, lps_mm, diameter, settled)
+
+
+def localisation(predictions: Predictions, found: Lesions, candidates: Candidates) -> Localisation:
+    """Return what can be compared: candidates and lesions of the series in which every lesion's place is known."""
+    number = {uid: i for i, uid in enumerate(predictions.uids.tolist())}
+    scan = np.array([number[uid] for uid in candidates.uids.tolist()], np.int64)
+    counts, lesion_counts = found.settled[scan], found.settled[found.series]
+    return Localisation(
+        np.flatnonzero(found.settled),
+        scan[counts],
+        candidates.sites[counts],
+        candidates.probabilities[counts],
+        candidates.lps_mm[counts],
+        found.series[lesion_counts],
+        found.sites[lesion_counts],
+        found.lps_mm[lesion_counts],
+        found.diameter_mm[lesion_counts],
+    )
+
+
+def _diameters(
+    path: Path, uids: NDArray[np.str_], sites: NDArray[np.int64], lps_mm: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    try:
+        table = pd.read_csv(path, usecols=_TRUTH_COLUMNS, dtype={"series_uid": str, "location": str})
+    except (OSError, ValueError) as error:
+        raise DataError(f"the table of lesions' sizes {path} can't be read: {error}") from error
+    table = table.dropna()
+    rows: dict[tuple[str, str], list[tuple[NDArray[np.float64], float]]] = {}
+    try:
+        numbers = table[["x_mm", "y_mm", "z_mm", "radius_mm"]].to_numpy(np.float64)
+    except ValueError as error:
+        raise DataError(f"the table of lesions' sizes {path} is damaged: {error}") from error
+    for uid, location, values in zip(table["series_uid"], table["location"], numbers, strict=True):
+        rows.setdefault((uid, location), []).append((values[:3], values[3]))
+    diameters = np.full(len(uids), np.nan)
+    for i, (uid, site) in enumerate(zip(uids.tolist(), sites, strict=True)):
+        near = [(float(np.linalg.norm(p - lps_mm[i])), r) for p, r in rows.get((uid, SITES[site]), [])]
+        # Two lesions of one site: the nearer is meant. Far off, the table is of other data.
+        if near and min(near)[0] <= _SAME_LESION_MM:
+            diameters[i] = 2 * min(near)[1]
+    return diameters
