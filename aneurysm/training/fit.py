@@ -100,8 +100,7 @@ def fit(
     cache = Cache.open(config.cache)
     if resume:
         _check_resumable(folder, cache)
-        config = config.model_copy(update={"folds_file": str(folder.folds)})
-    split = split_series(cache, config)
+    split = split_series(cache, config, folds_file=folder.folds if resume else None)
     torch.manual_seed(config.seed)
     module = PatchModule(build_model(config.model, config.in_channels, **config.model_options), config)
     if init is not None and not resume:
