@@ -28,7 +28,7 @@ from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import write_folds
 from aneurysm.training.module import PatchModule
 from aneurysm.training.progress import Progress, RunFacts, Silent
-from aneurysm.training.run_folder import RunFolder, log_file
+from aneurysm.training.run_folder import RunFolder, full_disk_told, log_file
 from aneurysm.training.split import Split, split_series
 from aneurysm.training.stop_signal import StopSignal
 from aneurysm.training.trainer import make_trainer, memory_told, run_trainer
@@ -100,8 +100,7 @@ def fit(
     cache = Cache.open(config.cache)
     if resume:
         _check_resumable(folder, cache)
-        config = config.model_copy(update={"folds_file": str(folder.folds)})
-    split = split_series(cache, config)
+    split = split_series(cache, config, folds_file=folder.folds if resume else None)
     torch.manual_seed(config.seed)
     module = PatchModule(build_model(config.model, config.in_channels, **config.model_options), config)
     if init is not None and not resume:
@@ -142,7 +141,7 @@ def fit(
         told.started(_facts(config, folder, cache, split, module, trainer, first))
         for warning in split.warnings:
             _log.warning("%s", warning)
-        with closing(loader), dead_workers_told():
+        with closing(loader), full_disk_told(folder), dead_workers_told():
             run_trainer(trainer, module, batches, folder.last if resume else None)
     best = load_checkpoint(folder.best) if folder.best.exists() else None
     return FitSummary(

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aneurysm.errors import UsageError
+from aneurysm.cache.publish import is_disk_full
+from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.training.config import TrainConfig
 
 
@@ -80,6 +81,22 @@ class RunFolder:
             self.last.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"the folder {self.root} can't be made: {error.strerror}") from error
+
+
+@contextmanager
+def full_disk_told(folder: RunFolder) -> Iterator[None]:
+    """Turn the operating system's error of a full disk into a `NoSpaceError`."""
+    try:
+        yield
+    except NoSpaceError:
+        raise
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise NoSpaceError(
+            f"the disk of {folder.root} is full. The last checkpoint is whole: free some space, and go on with "
+            f"--out {folder.root} --resume"
+        ) from error
 
 
 def default_root(config: TrainConfig) -> Path:

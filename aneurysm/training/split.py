@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +39,14 @@ class Split:
     warnings: tuple[str, ...]
 
 
-def split_series(cache: Cache, config: TrainConfig) -> Split:
+def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None = None) -> Split:
     """
     Hold out a fold of patients; leave out other modalities, and what is beyond a limit.
+
+    Parameters
+    ----------
+    folds_file
+        In place of the configuration's, for a run that goes on with the folds that it wrote.
 
     Raises
     ------
@@ -53,10 +59,11 @@ def split_series(cache: Cache, config: TrainConfig) -> Split:
     if not len(cache):
         raise UsageError(f"{cache.root} holds no volumes. Run aneurysm precache")
     keys, present = cache.patient_keys, cache.labels[:, _PRESENT]
-    if config.folds_file is None:
+    given = folds_file or config.folds_file
+    if given is None:
         folds = assign_folds(cache.uids, keys, present, cache.modalities, n_folds=config.folds, seed=config.seed)
     else:
-        folds = read_folds(config.folds_file, cache.uids, keys)
+        folds = read_folds(given, cache.uids, keys)
     if unknown := sorted(set(config.modality) - set(cache.modalities)):
         there = ", ".join(sorted(set(cache.modalities)))
         raise UsageError(f"no series in {cache.root} has the modality {unknown[0]!r}; there are {there}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,11 +40,13 @@ def make_trainer(config: ResolvedConfig) -> pl.Trainer:
     if SLURMEnvironment.detect():
         # Its own requeueing would save elsewhere, and start from the beginning.
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    several = config.devices not in ("auto", 1) or (config.devices == "auto" and torch.cuda.device_count() > 1)
+    nodes = _nodes()
+    devices = max(1, torch.cuda.device_count()) if config.devices == "auto" else config.devices
     trainer = pl.Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=config.devices,
-        strategy="ddp" if several else "auto",
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
         precision=LIGHTNING_PRECISION[config.precision],  # type: ignore[arg-type]
         max_epochs=config.epochs,
         accumulate_grad_batches=config.optimizer.accumulate,
@@ -61,6 +64,13 @@ def make_trainer(config: ResolvedConfig) -> pl.Trainer:
     # Lightning's way to tell ranks of SIGTERM reads a number from the GPU in every step. Ours does in every twentieth.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]  # noqa: SLF001
     return trainer
+
+
+def _nodes() -> int:
+    """Return over how many machines torchrun or SLURM has spread this run; Lightning wants to be told."""
+    if "GROUP_WORLD_SIZE" in os.environ:
+        return int(os.environ["GROUP_WORLD_SIZE"])
+    return int(os.environ.get("SLURM_NNODES", "1")) if SLURMEnvironment.detect() else 1
 
 
 def run_trainer(trainer: pl.Trainer, module: PatchModule, batches: TimedBatches, last: Path | None) -> None:

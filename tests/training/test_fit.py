@@ -330,6 +330,14 @@ class TestErrors:
         assert folder.last.read_bytes() == before
         assert sorted(p.name for p in folder.last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
 
+    def test_a_full_disk_while_tables_are_written_is_told(self, train_cache, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("aneurysm.training.metrics_table.MetricsTable.add", full)
+        with pytest.raises(NoSpaceError, match=r"is full\. The last checkpoint is whole"):
+            fit(quick(train_cache), RunFolder(tmp_path / "run"))
+
     @pytest.mark.parametrize(
         "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator")]
     )

@@ -32,6 +32,8 @@ from aneurysm.training.validation import (
 
 _log: Final = logging.getLogger(__name__)
 _TELL_IDLE_ABOVE: Final = 0.05
+_TELL_IDLE_AFTER_S: Final = 10.0
+"""In less time most of the waiting is for workers that start."""
 
 
 class EpochEnd(pl.Callback):
@@ -259,7 +261,8 @@ class EpochEnd(pl.Callback):
         )
         self._tell_all = self._tell_all and score is None
         self._progress.epoch(row, score, best=best)
-        if (idle := float(row["idle_share"] or 0.0)) > _TELL_IDLE_ABOVE:
+        idle = float(row["idle_share"] or 0.0)
+        if idle > _TELL_IDLE_ABOVE and float(row["train_s"] or 0.0) > _TELL_IDLE_AFTER_S:
             _log.warning(
                 "the device waited for data %.0f %% of the time: take more --workers (now %d), as long as there are "
                 "CPUs; then a cache on a local disk, or of fewer bytes (--spec rsna-1mm-u8)",
