@@ -35,7 +35,7 @@ def evaluate(
     match_radius: Annotated[float, typer.Option(help="How far a candidate may lie from a lesion, in mm.")] = 5.0,
     samples: Annotated[int, typer.Option(help="Bootstrap samples.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the samples and of the patients' halves.")] = 0,
-    cases: Annotated[int, typer.Option(min=0, help="Series of each kind in the gallery.")] = 3,
+    cases: Annotated[int, typer.Option(min=0, help="Series of each kind in the gallery.")] = 4,
 ) -> None:
     """
     Evaluate the held-out predictions of runs: scores with intervals, calibration, localisation, plots, one page.

@@ -17,6 +17,7 @@ from aneurysm.report.evaluate import Evaluation
 from aneurysm.report.marks import INK, PAPER, add_circle, add_cross, add_letters
 from aneurysm.report.plot_style import jpeg, styled
 from aneurysm.report.ranking import PRESENT
+from aneurysm.report.results import NOTICE
 from aneurysm.report.views import View, ViewName, view
 
 KINDS: tuple[tuple[str, str, int, int], ...] = (
@@ -33,6 +34,7 @@ FIELD_MM = 120.0
 """Edge of what is shown."""
 _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
 _CT_HU = (0.0, 600.0)
+_FAINT = "#b8b8b8"
 _MR_PERCENTILES = (2.0, 99.8)
 # Blood is dark in T2: the least signal shows vessels, the most hides them.
 _DARK_BLOOD = "MRI T2"
@@ -121,7 +123,7 @@ def draw_case(
     dark = modality == _DARK_BLOOD
     seen = [view(voxels, affine_lps, name) for name in _VIEWS]
     with styled():
-        figure = Figure(figsize=(7.5, 2.85), layout="constrained", facecolor=PAPER)
+        figure = Figure(figsize=(7.5, 2.8), layout="constrained", facecolor=PAPER)
         FigureCanvasAgg(figure)
         grid = figure.subplots(1, 3)
         for axes, one in zip(grid, seen, strict=True):
@@ -135,6 +137,7 @@ def draw_case(
                 add_cross(axes, x, y, near=near)
             kind = "minimum" if dark else "maximum"
             axes.set_title(f"{one.name}, {kind} of {SLAB_MM:g} mm", color=INK, fontsize=8, fontweight="normal", pad=16)
+        figure.supxlabel(NOTICE, fontsize=7, color=_FAINT)  # pictures go astray from their page
     return figure
 
 

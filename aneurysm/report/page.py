@@ -33,7 +33,7 @@ class _Drawn:
     wide: bool
 
 
-def write_report(evaluation: Evaluation, out: str | Path, *, cases: int = 3) -> Path:
+def write_report(evaluation: Evaluation, out: str | Path, *, cases: int = 4) -> Path:
     """
     Write report.html, metrics.json, per_label.csv, calibration.json and plots/ into ``out``; what is there is replaced.
 

@@ -28,7 +28,7 @@ def _auc_by_label(e: Evaluation) -> Plot:
         colour = ORANGE if label.label == LABELS[PRESENT] else BLUE
         auc = label.auc
         if auc.value is None:
-            axes.text(0.5, row, "one class only", va="center", ha="center", fontsize=8, color=MUTED)
+            axes.text(0.52, row, "one class only", va="center", fontsize=8, color=MUTED)
             continue
         if auc.low is not None and auc.high is not None:
             axes.plot([auc.low, auc.high], [row, row], color=colour, solid_capstyle="round")

@@ -1,0 +1,91 @@
+"""Metrics of all samples at once are scikit-learn's of each, drawn one by one."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from aneurysm.report.bootstrap import FEWEST, Estimate, estimate, patient_weights, ranked_samples
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 40), st.integers(1, 6))
+def test_samples_are_scored_as_scikit_learn_does_with_ties(seed, n, distinct):
+    rng = np.random.default_rng(seed)
+    positive = rng.random(n) < 0.5
+    positive[0] = True
+    scores = rng.integers(0, distinct, n) / 7
+    weights = rng.integers(0, 3, (5, n)).astype(np.float32)
+    drawn = ranked_samples(positive, scores, weights, np.arange(n))
+    for w, auc, precision in zip(weights, drawn.auc(), drawn.average_precision()):
+        y, p = np.repeat(positive, w.astype(int)), np.repeat(scores, w.astype(int))
+        if y.all() or not y.any():
+            assert np.isnan(auc)
+            assert np.isnan(precision)
+        else:
+            assert np.isclose(auc, roc_auc_score(y, p))
+            assert np.isclose(precision, average_precision_score(y, p))
+
+
+def test_many_thresholds_are_counted_in_chunks_as_in_one():
+    rng = np.random.default_rng(0)
+    positive, scores = rng.random(1500) < 0.6, rng.random(1500)
+    drawn = ranked_samples(positive, scores, np.ones((1, 1500), np.float32), np.arange(1500))
+    assert drawn.true_positives.shape[1] > 512
+    assert np.isclose(drawn.auc()[0], roc_auc_score(positive, scores))
+
+
+def test_several_observations_of_one_series_are_drawn_together():
+    positive, scores = np.array([True, False, True, False]), np.array([0.9, 0.5, 0.4, 0.6])
+    weights = np.array([[1, 0], [0, 1], [2, 1]], np.float32)
+    drawn = ranked_samples(positive, scores, weights, np.array([0, 0, 1, 1]))
+    # Pairs right: (0.9 over 0.5), (0.4 over 0.6: wrong); in the third, 2 x 2 + 2 x 1 of the 3 x 3 pairs.
+    np.testing.assert_allclose(drawn.auc(), [1, 0, 6 / 9])
+
+
+def test_a_patient_is_drawn_with_all_series():
+    patients = np.array(["a", "b", "a", "c", "b"])
+    weights = patient_weights(patients, 200, seed=1)
+    assert weights.shape == (200, 5)
+    np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
+    np.testing.assert_array_equal(weights[:, 1], weights[:, 4])
+    np.testing.assert_array_equal(weights[:, [0, 1, 3]].sum(axis=1), 3)
+    np.testing.assert_array_equal(weights, patient_weights(patients, 200, seed=1))
+    assert (weights != patient_weights(patients, 200, seed=2)).any()
+
+
+def test_two_series_of_each_patient_give_wider_intervals_than_as_many_patients():
+    rng = np.random.default_rng(0)
+    positive = np.repeat(rng.random(100) < 0.5, 2)
+    scores = np.repeat(rng.normal(positive[::2] * 1.0), 2)
+    widths = []
+    for patients in (np.repeat(np.arange(100), 2).astype(str), np.arange(200).astype(str)):
+        drawn = ranked_samples(positive, scores, patient_weights(patients, 500, 0), np.arange(200))
+        found = estimate(0.5, drawn.auc())
+        widths.append(found.high - found.low)
+    assert widths[0] > 1.2 * widths[1]
+
+
+def test_interval_holds_the_truth_as_often_as_it_says():
+    # Scores of two normal distributions, one standard deviation apart: the true AUC is Phi(1 / sqrt(2)).
+    rng, held = np.random.default_rng(3), 0
+    for i in range(100):
+        positive = np.arange(120) < 60
+        drawn = ranked_samples(
+            positive, rng.normal(positive), patient_weights(np.arange(120).astype(str), 200, i), np.arange(120)
+        )
+        found = estimate(0.5, drawn.auc())
+        held += found.low <= 0.7602 <= found.high
+    assert 87 <= held <= 99
+
+
+def test_no_interval_from_too_little():
+    samples = np.linspace(0, 1, 101)
+    assert estimate(None, samples) == Estimate(None)
+    assert estimate(float("nan"), samples) == Estimate(None)
+    assert estimate(0.5, samples, FEWEST - 1) == Estimate(0.5)
+    assert estimate(1.0, np.ones(100)) == Estimate(1.0)
+    assert estimate(0.5, np.full(100, np.nan)) == Estimate(0.5)
+    found = estimate(0.5, np.r_[samples, np.nan])
+    np.testing.assert_allclose((found.low, found.high), (0.025, 0.975))
+    assert str(found) == "0.500 (0.025 to 0.975)"

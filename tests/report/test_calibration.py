@@ -1,0 +1,65 @@
+"""Temperatures: found again where they are known, and the error they are to mend."""
+
+import numpy as np
+import pytest
+
+from aneurysm.report.bootstrap import patient_weights
+from aneurysm.report.calibration import TEMPERATURES, apply_temperature, calibrate, calibration_error, fit_temperature
+from aneurysm.report.combine import logit, sigmoid
+from aneurysm.report.run import Predictions
+from aneurysm.report.thresholds import patient_halves
+
+
+def overconfident(n, temperature, seed=0):
+    """True probabilities, and what a model makes of them that divides by too little."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(-0.5, 1.5, n)
+    return rng.random(n) < sigmoid(logits), sigmoid(logits * temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_a_known_temperature_is_found(temperature):
+    positive, given = overconfident(20_000, temperature)
+    assert fit_temperature(positive, given) == pytest.approx(temperature, rel=0.05)
+
+
+def test_classes_apart_end_at_the_bound_and_one_class_has_none():
+    positive = np.arange(20) < 10
+    assert fit_temperature(positive, np.where(positive, 0.6, 0.4)) == pytest.approx(TEMPERATURES[0], rel=0.01)
+    assert fit_temperature(np.zeros(5, bool), np.linspace(0, 1, 5)) is None
+
+
+def test_applying_a_temperature_keeps_the_order_and_a_half():
+    p = np.array([0.0, 0.1, 0.5, 0.9, 1.0])
+    cooled = apply_temperature(p, 2.0)
+    assert (np.diff(cooled) > 0).all()
+    assert cooled[2] == 0.5
+    np.testing.assert_allclose(logit(cooled[1:4]), logit(p[1:4]) / 2)
+
+
+def test_the_error_of_a_case_worked_by_hand():
+    # Two bins: 0.1 and 0.2 share one or not by 1/15 steps; here 0.03, 0.05 are together, 0.97 alone.
+    positive, p = np.array([True, False, True]), np.array([0.03, 0.05, 0.97])
+    weights = np.ones((50, 3), np.float32)
+    assert calibration_error(positive, p, weights).value == pytest.approx((abs(0.08 - 1) + abs(0.97 - 1)) / 3)
+
+
+def test_calibrating_mends_what_is_too_sure_with_the_other_half():
+    n = 4000
+    truth, given = np.full((n, 14), 255, np.uint8), np.full((n, 14), 0.5)
+    positive, given[:, 13] = overconfident(n, 3.0)
+    truth[:, 13] = positive
+    truth[:, 0], given[:, 0] = 0, 0.1
+    names = np.arange(n).astype(str)
+    predictions = Predictions(names, names, names, np.zeros(n, np.int64), given, truth)
+    second = patient_halves(predictions, 0)
+    found = calibrate(predictions, second, patient_weights(names, 100, 0))
+    present, one_class, unknown = found.labels[13], found.labels[0], found.labels[1]
+    assert present.temperature == pytest.approx(3.0, rel=0.1)
+    assert present.ece_after.value < 0.3 * present.ece_before.value
+    first = fit_temperature(positive[~second], given[~second, 13])
+    np.testing.assert_allclose(found.probabilities[second, 13], apply_temperature(given[second, 13], first))
+    assert one_class.temperature is None
+    assert one_class.ece_before.value == pytest.approx(0.1)
+    assert unknown.ece_before.value is None
+    np.testing.assert_array_equal(found.probabilities[:, 0], given[:, 0])
