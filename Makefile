@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench bench-install bench-patches bench-chunks clean
+.PHONY: help install demo test test-slow lint format bench bench-install bench-patches bench-loader bench-chunks clean
 
 help:  ## list the tasks
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,14 +18,17 @@ $(VENV)/.installed: pyproject.toml
 
 install: $(VENV)/.installed  ## make the virtual environment
 
-demo: install  ## make a small data set, precache it, verify it, and show what came out
-	$(BIN)/aneurysm phantom $(DEMO)/data --series 12 --overwrite
+demo: install  ## make a small data set, precache it, train on it for two minutes, and report
+	$(BIN)/aneurysm phantom $(DEMO)/data --series 24 --overwrite
 	@# 8: some of the phantom's series are made to be rejected.
 	$(BIN)/aneurysm precache --data $(DEMO)/data --cache $(DEMO)/cache || test $$? -eq 8
 	$(BIN)/aneurysm verify --cache $(DEMO)/cache --deep
 	$(BIN)/aneurysm info --cache $(DEMO)/cache
 	$(BIN)/aneurysm info --cache $(DEMO)/cache --png $(DEMO)/volume.png \
 	    "$$(grep -m1 ',placed,' $(DEMO)/cache/lesions.csv | cut -d, -f1)"
+	rm -rf $(DEMO)/run
+	$(BIN)/aneurysm train --cache $(DEMO)/cache --config examples/small.toml --out $(DEMO)/run
+	$(BIN)/aneurysm evaluate $(DEMO)/run --cache $(DEMO)/cache --truth $(DEMO)/data/truth.csv
 
 test: install lint  ## lint, types and the fast tests
 	$(BIN)/python -m pytest -n auto -m 'not slow'
@@ -48,6 +51,9 @@ bench: bench-install  ## precaching and reading patches, beside other tools (ins
 
 bench-patches: bench-install  ## of these, reading patches alone
 	$(BIN)/python -m benchmarks.patches
+
+bench-loader: bench-install  ## whole loaders beside MONAI's and TorchIO's
+	$(BIN)/python -m benchmarks.loader
 
 bench-chunks: bench-install  ## what chunks, codecs and shuffles cost and save (half an hour)
 	$(BIN)/python -m benchmarks.chunks
