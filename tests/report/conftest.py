@@ -18,8 +18,11 @@ def report_cache(tmp_path_factory):
     for i in range(40):
         sites = () if i % 2 else ((i // 2 % 13,) if i % 4 else (i // 2 % 13, 6))
         places = np.array([[20.0, 24, 18], [28, 12, 30]])[: len(sites)]
-        add_volume(root, f"1.2.{i + 1}", shape=(40, 44, 48), modality=MODALITIES[i % 4], sites=tuple(dict.fromkeys(sites)),
-                   places=places[: len(dict.fromkeys(sites))], patient=f"p{i // 2 if i > 35 else i}")  # fmt: skip
+        sites = tuple(dict.fromkeys(sites))
+        patient = f"p{i // 2 if i > 35 else i}"
+        shape, modality = (40, 44, 48), MODALITIES[i % 4]
+        add_volume(root, f"1.2.{i + 1}", shape=shape, modality=modality, sites=sites, places=places[: len(sites)],
+                   patient=patient)  # fmt: skip
     return open_cache(root)
 
 
