@@ -26,7 +26,7 @@ def test_from_a_run_to_a_page(cached_run, report, tmp_path):
 
 def test_the_options_get_there(cached_run, report_cache, tmp_path):
     out, cache = tmp_path / "out", report_cache.root
-    given = "--samples 50 --cases 0 --match-radius 1 --precision 0.5 --seed 3 --ensemble ranks".split()
+    given = ("--samples", 50, "--cases", 0, "--match-radius", 1, "--precision", 0.5, "--seed", 3, "--ensemble", "ranks")
     ran = call_cli("evaluate", cached_run, "--out", out, "--cache", cache, *given)
     assert ran.code == 0, ran.err
     options = json.loads((out / "metrics.json").read_text())["options"]
