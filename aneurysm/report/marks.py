@@ -21,7 +21,7 @@ _RIM = [withStroke(linewidth=2.6, foreground=PAPER)]
 
 def add_circle(axes: Axes, x: float, y: float, *, near: bool) -> None:
     """Draw a lesion's circle about (x, y), in mm of the picture; dashed if it is not ``near`` what is shown."""
-    t = np.linspace(0, 2 * np.pi, 60)
+    t = np.linspace(0, 2 * np.pi, 61)
     axes.plot(
         x + LESION_RADIUS_MM * np.cos(t),
         y + LESION_RADIUS_MM * np.sin(t),

@@ -111,8 +111,10 @@ def save(plot: Plot, folder: Path) -> str:
     written = StringIO()
     with styled(plot.name):
         # The layout is worked out once; each file would do so twice.
-        plot.figure.draw_without_rendering()
-        plot.figure.set_layout_engine("none")
+        layout = plot.figure.get_layout_engine()
+        if layout is not None:
+            layout.execute(plot.figure)
+            plot.figure.set_layout_engine("none")
         plot.figure.savefig(folder / f"{plot.name}.png", dpi=144, metadata={"Software": None})
         plot.figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
     text = written.getvalue()

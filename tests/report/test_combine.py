@@ -1,0 +1,130 @@
+"""Several runs: folds put together, models averaged, and what must not be mixed."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from aneurysm.errors import DataError, SpecMismatchError
+from aneurysm.report.combine import combine, combine_candidates, group_runs, logit, sigmoid
+from aneurysm.report.evaluate import EvaluateOptions, evaluate
+from aneurysm.report.run import read_run
+from tests.patches.conftest import add_volume, open_cache
+from tests.report.fake_runs import fake_series, of_cache, write_run
+
+
+def test_folds_are_put_together_out_of_fold(tmp_path):
+    series = fake_series(100)
+    runs = [read_run(write_run(tmp_path / f"{k}", series, fold=k, n_folds=3)) for k in range(3)]
+    groups = group_runs(runs)
+    assert [len(g) for g in groups] == [1, 1, 1]
+    found = combine(groups)
+    assert found.uids.tolist() == sorted(series.uids)
+    for run in runs:
+        at = np.searchsorted(found.uids, run.predictions.uids)
+        np.testing.assert_array_equal(found.probabilities[at], run.predictions.probabilities)
+        np.testing.assert_array_equal(found.truth[at], run.predictions.truth)
+        np.testing.assert_array_equal(found.folds[at], run.predictions.folds)
+
+
+def test_runs_of_one_fold_are_averaged(tmp_path):
+    series = fake_series(60)
+    runs = [read_run(write_run(tmp_path / f"{s}", series, fold=0, n_folds=2, seed=s)) for s in range(3)]
+    groups = group_runs(runs)
+    assert [len(g) for g in groups] == [3]
+    given = np.stack([r.predictions.probabilities for r in runs])
+    np.testing.assert_allclose(combine(groups).probabilities, sigmoid(logit(given).mean(axis=0)))
+    ranked = combine(groups, "ranks").probabilities
+    n = given.shape[1]
+    expected = np.mean([[(g < g[i]).sum() + 0.5 for i in range(n)] for g in given[:, :, 13]], axis=0) / n
+    np.testing.assert_allclose(ranked[:, 13], expected)
+
+
+def test_the_average_is_compared_with_each_run(tmp_path):
+    series = fake_series(250)
+    roots = [write_run(tmp_path / f"{s}", series, n_folds=1, seed=s) for s in range(2)]
+    found = evaluate(roots, EvaluateOptions(samples=100))
+    assert found.ensembled
+    for result in found.runs:
+        assert result.gain.value == pytest.approx(found.ranking.score.value - result.ranking.score.value)
+        # Each run has noise of its own, which averaging takes away.
+        assert result.gain.low > 0
+    assert evaluate(roots[:1], EvaluateOptions(samples=100)).runs[0].gain is None
+
+
+def test_candidates_of_several_runs_become_one_where_they_meet(tmp_path):
+    series = fake_series(20)
+    roots = [write_run(tmp_path / f"{s}", series, n_folds=1, seed=s) for s in range(2)]
+    rows = (
+        [("Basilar Tip", 0.8, 0), ("Left Anterior Cerebral Artery", 0.5, 0)],
+        [("Basilar Tip", 0.4, 3), ("Basilar Tip", 0.2, 40)],
+    )
+    for root, found in zip(roots, rows):
+        with (root / "candidates_val.csv").open("w", newline="") as file:
+            csv.writer(file).writerow(("series_uid", "site", "probability", "x_mm", "y_mm", "z_mm"))
+            csv.writer(file).writerows([(series.uids[0], site, p, x, 0, 0) for site, p, x in found])
+    groups = group_runs([read_run(root) for root in roots])
+    merged = combine_candidates(groups, 5.0)
+    assert merged.sites.tolist() == [11, 7, 11]
+    np.testing.assert_allclose(merged.probabilities, [0.6, 0.25, 0.1])
+    np.testing.assert_allclose(merged.lps_mm[:, 0], [0, 0, 40])
+    (roots[1] / "candidates_val.csv").unlink()
+    assert combine_candidates(group_runs([read_run(root) for root in roots]), 5.0) is None
+
+
+def both(tmp_path, **second):
+    series = fake_series(60)
+    write_run(tmp_path / "a", series, fold=0, n_folds=2)
+    write_run(tmp_path / "b", second.pop("series", series), **({"fold": 0, "n_folds": 2, "seed": 1} | second))
+    return [tmp_path / "a", tmp_path / "b"]
+
+
+def other_folds(tmp_path):
+    return both(tmp_path, n_folds=3, fold=1)
+
+
+def some_in_common(tmp_path):
+    roots = both(tmp_path)
+    path = roots[1] / "predictions_val.csv"
+    path.write_text("\n".join(path.read_text().splitlines()[:-5]) + "\n")
+    return roots
+
+
+def other_labels(tmp_path):
+    series = fake_series(60)
+    series.labels[:, 3] = 1 - series.labels[:, 3]
+    return both(tmp_path, series=series)
+
+
+def named_twice(tmp_path):
+    return both(tmp_path)[:1] * 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (other_folds, "were dealt into other folds"),
+        (some_in_common, "both predicted .* but not the same series"),
+        (other_labels, "know other labels of"),
+        (named_twice, "named twice"),
+    ],
+    ids=["other folds", "some series in common", "other labels", "named twice"],
+)
+def test_runs_that_don_t_go_together(tmp_path, make, message):
+    with pytest.raises(DataError, match=message):
+        group_runs([read_run(root) for root in make(tmp_path)])
+
+
+def test_runs_of_other_specs(tmp_path):
+    caches = []
+    for spec in ("rsna-1mm", "rsna-head-0.5mm"):
+        (tmp_path / spec).mkdir()
+        for i in range(6):
+            add_volume(tmp_path / spec, f"1.{i}", sites=(i,) if i % 2 else (), spec=spec, patient=f"p{i}")
+        caches.append(open_cache(tmp_path / spec, spec))
+    roots = [
+        write_run(tmp_path / f"run{i}", of_cache(cache), n_folds=1, seed=i, cache=cache.root)
+        for i, cache in enumerate(caches)
+    ]
+    with pytest.raises(SpecMismatchError, match=r"different specs: .*'rsna-1mm' .*'rsna-head-0.5mm'"):
+        evaluate(roots, EvaluateOptions(samples=50))

@@ -1,0 +1,46 @@
+"""`aneurysm evaluate`: what it prints, writes and returns."""
+
+import json
+import shutil
+
+from tests.report.fake_runs import fake_series, write_run
+from tests.support.command import call_cli, run_cli
+
+
+def test_from_a_run_to_a_page(cached_run, report, tmp_path):
+    run = tmp_path / cached_run.name
+    shutil.copytree(cached_run, run)
+    ran = run_cli("evaluate", run, "--samples", 100, "--cases", 1)
+    assert ran.code == 0, ran.err
+    assert ran.err == ""
+    assert f"score        {report[0].ranking.score}" in ran.out
+    assert "Not for clinical use" in ran.out
+    assert "lesions found at 1 false positive a scan" in ran.out
+    # From Python or the command line, in this process or another: the same bytes.
+    written = sorted(p.relative_to(report[1]) for p in report[1].rglob("*") if p.is_file())
+    out = run / "evaluation"
+    assert sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file()) == written
+    for path in written:
+        assert (out / path).read_bytes() == (report[1] / path).read_bytes(), path
+
+
+def test_the_options_get_there(cached_run, report_cache, tmp_path):
+    out, cache = tmp_path / "out", report_cache.root
+    given = ("--samples", 50, "--cases", 0, "--match-radius", 1, "--precision", 0.5, "--seed", 3, "--ensemble", "ranks")
+    ran = call_cli("evaluate", cached_run, "--out", out, "--cache", cache, *given)
+    assert ran.code == 0, ran.err
+    options = json.loads((out / "metrics.json").read_text())["options"]
+    assert options == {
+        "ensemble": "ranks", "target_precision": 0.5, "match_radius_mm": 1.0, "samples": 50, "seed": 3
+    }  # fmt: skip
+    assert not (cached_run / "evaluation").exists()
+
+
+def test_what_is_wrong_is_one_line(tmp_path):
+    write_run(tmp_path / "run", fake_series(30), n_folds=1)
+    for arguments in (("none",), ("run", "run"), ("run", "--precision", 2), ("run", "--samples", 5)):
+        ran = call_cli("evaluate", *arguments, cwd=tmp_path)
+        assert ran.code == 2
+        assert ran.err.startswith("aneurysm: ")
+        assert len(ran.err.splitlines()) == 1
+    assert call_cli("evaluate", "run", "--cache", "none", cwd=tmp_path).code == 3

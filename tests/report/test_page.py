@@ -1,0 +1,134 @@
+"""The report's files: they agree with each other, hold on their own, and let nothing in from names."""
+
+import csv
+import json
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aneurysm.errors import UsageError
+from aneurysm.labels import LABELS
+from aneurysm.report.evaluate import EvaluateOptions, evaluate
+from aneurysm.report.page import write_report
+from tests.report.fake_runs import fake_series, write_run
+
+PLOTS = (
+    "auc", "calibration", "confusion", "froc", "histogram", "precision_recall", "precision_recall_sites", "roc",
+    "roc_sites", "site_confusion", "training",
+)  # fmt: skip
+
+
+class _Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.targets, self.ids, self.tags = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+                self.targets.append(value)
+            if name == "id":
+                self.ids.append(value)
+
+
+def parsed(page):
+    links = _Links()
+    links.feed(page.read_text("utf-8"))
+    return links
+
+
+def test_the_page_needs_nothing_but_itself(report):
+    page = report[1] / "report.html"
+    links, text = parsed(page), page.read_text("utf-8")
+    assert links.targets
+    assert all(target.startswith(("data:image/jpeg;base64,", "#")) for target in links.targets)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(links.tags)
+    assert not re.findall(r"url\((?!#)|@import", text)
+    assert len(set(links.ids)) == len(links.ids)
+    assert {t[1:] for t in links.targets if t.startswith("#")} <= set(links.ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(links.ids)
+
+
+def test_it_says_what_it_is_not_for_before_anything_else(report):
+    body = (report[1] / "report.html").read_text("utf-8").split("<body>")[1]
+    assert re.sub(r"<[^>]*>", "", body).strip().startswith("Not for clinical use")
+
+
+def test_plots_are_there_as_png_and_svg(report):
+    folder = report[1] / "plots"
+    assert sorted(p.stem for p in folder.glob("*.png")) == sorted(PLOTS)
+    for name in PLOTS:
+        picture = np.asarray(Image.open(folder / f"{name}.png").convert("L"))
+        assert picture.std() > 5
+        assert ET.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_the_pages_plots_turn_dark_with_it(report):
+    page = (report[1] / "report.html").read_text("utf-8")
+    plots = re.findall(r"<svg .*?</svg>", page, re.DOTALL)
+    assert len(plots) == len(PLOTS)
+    for plot in plots:
+        assert "var(--ink)" in plot
+        # Other colours would stay as they are; white ones are only used to clip.
+        assert set(re.findall(r"(?:fill|stroke): (#\w+)", plot)) <= {"#ffffff"}
+
+
+def test_tables_agree(report):
+    found, out = report
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["notice"] == "Not for clinical use"
+    assert metrics["overall"]["score"]["value"] == found.ranking.score.value
+    assert list(metrics["labels"]) == list(LABELS)
+    assert set(metrics["by"]) == {"modality", "plane", "slice thickness"}
+    assert set(metrics["froc"]["any_site"]["sensitivity_at"]) == {"0.25", "0.5", "1", "2", "4", "8"}
+    with (out / "per_label.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == list(LABELS)
+    for row in rows:
+        label = metrics["labels"][row["label"]]
+        assert int(row["n_positive"]) == label["n_positive"]
+        for key in ("auc", "sensitivity", "ece_before"):
+            value = label[key]["value"]
+            assert row[key] == ("" if value is None else f"{value:.6g}")
+        if label["counts"] is not None:
+            assert int(row["true_positive"]) + int(row["false_negative"]) == int(row["n_positive"])
+    calibration = json.loads((out / "calibration.json").read_text())
+    present = calibration["labels"]["Aneurysm Present"]
+    assert present["temperature"] == metrics["labels"]["Aneurysm Present"]["temperature"]
+    logit = np.log(present["threshold"] / (1 - present["threshold"])) / present["temperature"]
+    assert present["calibrated_threshold"] == pytest.approx(1 / (1 + np.exp(-logit)))
+    assert calibration["digest"] == found.cache.spec.digest
+
+
+def test_names_are_no_markup(tmp_path):
+    series = fake_series(60)
+    series.modalities[:] = ["<b>$x^$</b>"] * 60
+    roots = [write_run(tmp_path / f"<img src=x>$_${k}", series, fold=k, n_folds=2, cache="<script>") for k in range(2)]
+    page = write_report(evaluate(roots, EvaluateOptions(samples=50)), tmp_path / "out")
+    links = parsed(page)
+    assert "img" not in links.tags
+    assert "script" not in links.tags
+    assert "&lt;b&gt;$x^$&lt;/b&gt;" in page.read_text()
+
+
+def test_little_data_makes_a_report_nonetheless(tmp_path):
+    series = fake_series(6, prevalence=0.3)
+    series.labels[:] = 0
+    run = write_run(tmp_path / "run", series, n_folds=1)
+    (run / "metrics.csv").unlink()
+    found = evaluate([run], EvaluateOptions(samples=50, ensemble="ranks"))
+    assert found.ranking.score.value is None
+    page = write_report(found, tmp_path / "out").read_text()
+    assert "Aneurysm Present (0 of 6 positive)" in page
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["overall"]["score"]["value"] is None
+
+
+def test_a_place_that_can_t_be_written(report, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="can't be written"):
+        write_report(report[0], tmp_path / "file")

@@ -1,0 +1,138 @@
+"""What a run's folder holds, and what is said if it is not what it should be."""
+
+import numpy as np
+import pytest
+
+from aneurysm.errors import DataError
+from aneurysm.labels import LABELS, SITES
+from aneurysm.report.run import read_run
+from tests.report.fake_runs import fake_series, folds_of, write_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run", fake_series(40, unknown=0.1), fold=1, n_folds=2)
+
+
+def change(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_a_run_comes_back_as_it_was_written(run):
+    series = fake_series(40, unknown=0.1)
+    held = np.flatnonzero(folds_of(series, 2) == 1)
+    found = read_run(run)
+    p = found.predictions
+    assert p.uids.tolist() == sorted(series.uids[i] for i in held)
+    index = [series.uids.index(uid) for uid in p.uids]
+    np.testing.assert_array_equal(p.truth, series.labels[index])
+    assert p.patients.tolist() == [series.patients[i] for i in index]
+    assert p.modalities.tolist() == [series.modalities[i] for i in index]
+    assert set(p.folds.tolist()) == {1}
+    assert len(found.assigned) == 40
+    assert found.name == "run"
+    assert found.config["model"] == "resnet3d18-dense"
+    assert str(found.cache) == "cache"
+    assert found.candidates is None
+    assert len(found.epochs) == 8
+
+
+def test_columns_may_stand_in_any_order(tmp_path):
+    series = fake_series(40)
+    straight = read_run(write_run(tmp_path / "a", series, n_folds=1)).predictions
+    path = tmp_path / "a" / "predictions_val.csv"
+    header, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    order = sorted(range(len(header)), key=lambda i: header[i])
+    path.write_text("\n".join(",".join(row[i] for i in order) for row in [header, *rows]) + "\n")
+    turned = read_run(tmp_path / "a").predictions
+    np.testing.assert_array_equal(turned.probabilities, straight.probabilities)
+    np.testing.assert_array_equal(turned.truth, straight.truth)
+
+
+def test_series_without_a_patients_key_are_patients_of_their_own(run):
+    uid = read_run(run).predictions.uids[0]
+    path = run / "folds.csv"
+    path.write_text("\n".join(f"{uid},,1" if line.startswith(f"{uid},") else line for line in path.read_text().split()))
+    assert read_run(run).predictions.patients[0] == f"series {uid}"
+
+
+def test_only_predictions_and_folds_are_needed(run):
+    (run / "config.toml").unlink()
+    (run / "metrics.csv").unlink()
+    found = read_run(run)
+    assert (found.config, found.config_text, found.cache, len(found.epochs)) == ({}, "", None, 0)
+
+
+def rewritten(name, old, new):
+    def damage(run):
+        change(run / name, old, new)
+
+    return damage
+
+
+def repeated(run):
+    path = run / "predictions_val.csv"
+    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+
+
+def emptied(run):
+    path = run / "predictions_val.csv"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+
+
+def diverged(run):
+    path = run / "predictions_val.csv"
+    lines = path.read_text().splitlines()
+    fields = lines[1].split(",")
+    fields[4] = "nan"
+    path.write_text("\n".join([lines[0], ",".join(fields), *lines[2:]]) + "\n")
+
+
+def with_candidate(row):
+    def write(run):
+        (run / "candidates_val.csv").write_text(f"series_uid,site,probability,z,y,x,x_mm,y_mm,z_mm\n{row}\n")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "predictions_val.csv").unlink(), "has no predictions_val.csv"),
+        (lambda run: (run / "folds.csv").unlink(), "folds.csv is missing or damaged"),
+        (rewritten("predictions_val.csv", "p: Basilar Tip", "p: Circle of Willis"), "another set of labels.*Circle of"),
+        (rewritten("predictions_val.csv", "modality", "kind"), "has no column modality"),
+        (rewritten("folds.csv", "series_uid", "uid"), "has no column series_uid"),
+        (lambda run: (run / "folds.csv").write_text("series_uid,patient_key,fold\n"), "lacks .* of the series"),
+        (repeated, "is there twice"),
+        (emptied, "has no series"),
+        (diverged, "no probability. Has the run diverged"),
+        (rewritten("config.toml", "model =", "model"), "config.toml is damaged"),
+        (with_candidate("9.9.9,Basilar Tip,0.5,1,1,1,1,1,1"), "9.9.9 is none of the series"),
+        (with_candidate("9.9.9,Elbow,0.5,1,1,1,1,1,1"), "no site 'Elbow'"),
+    ],
+    ids=[
+        "no predictions", "no folds", "another label", "no modality", "no uid in folds", "series not in folds",
+        "a series twice", "no series", "diverged", "no toml", "a candidate of another series", "an unknown site",
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(run, damage, message):
+    damage(run)
+    with pytest.raises(DataError, match=message):
+        read_run(run)
+
+
+def test_no_such_run(tmp_path):
+    with pytest.raises(DataError, match="there is no run"):
+        read_run(tmp_path / "none")
+
+
+def test_candidates_come_back(run):
+    uid = read_run(run).predictions.uids[0]
+    with_candidate(f"{uid},{SITES[4]},0.25,1,2,3,-30.5,20,10")(run)
+    found = read_run(run).candidates
+    assert found.uids.tolist() == [uid]
+    assert found.sites.tolist() == [LABELS.index("Left Middle Cerebral Artery")]
+    np.testing.assert_allclose(found.lps_mm, [[-30.5, 20, 10]])
