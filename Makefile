@@ -18,8 +18,8 @@ $(VENV)/.installed: pyproject.toml
 
 install: $(VENV)/.installed  ## make the virtual environment
 
-demo: install  ## make a small data set, precache it, train on it for two minutes, and report
-	$(BIN)/aneurysm phantom $(DEMO)/data --series 24 --overwrite
+demo: install  ## make a small data set, precache it, train on it for minutes, and report
+	$(BIN)/aneurysm phantom $(DEMO)/data --series 90 --overwrite
 	@# 8: some of the phantom's series are made to be rejected.
 	$(BIN)/aneurysm precache --data $(DEMO)/data --cache $(DEMO)/cache || test $$? -eq 8
 	$(BIN)/aneurysm verify --cache $(DEMO)/cache --deep

@@ -78,7 +78,10 @@ def main() -> None:
             output = model(torch.zeros(1, 1, 32, 32, 32))
         stride = output.stride_zyx[0] if output.dense is not None else "-"
         costs = "".join(f" {macs / 1e9:.0f} | {kept / 1e6:.0f} |" for macs, kept in (cost(name, s) for s in SHAPES))
-        print(f"| `{name}` | {parameters:.1f} | {stride} |{costs} {seconds(name):.1f} |", flush=True)
+        print(
+            f"| `{name}` | {parameters:.{1 if parameters > 1 else 2}f} | {stride} |{costs} {seconds(name):.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

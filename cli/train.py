@@ -30,7 +30,8 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            help="resnet3d18, resnet3d34, resnet3d18-dense, unet3d, or module:function.", show_default="resnet3d18"
+            help="resnet3d18, resnet3d34, resnet3d18-dense, cnn3d, unet3d, or module:function.",
+            show_default="resnet3d18",
         ),
     ] = None,
     patch: Annotated[

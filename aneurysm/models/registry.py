@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from aneurysm.errors import UsageError
+from aneurysm.models.cnn3d import CNN3d
 from aneurysm.models.resnet3d import ResNet3d
 from aneurysm.models.resnet3d_dense import ResNet3dDense
 from aneurysm.models.unet3d import UNet3d
@@ -59,6 +60,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "resnet3d34", partial(ResNet3d, depth=34), (64, 64, 64), 32, losses={"bce": 1.0, "consistency": 0.1}
         ),
         Architecture("resnet3d18-dense", ResNet3dDense, batch_size=8, losses=_MAP_LOSSES),
+        Architecture("cnn3d", CNN3d, (32, 32, 32), 16, learning_rate=4e-3, losses={"bce": 1.0, "dense_top_k": 1.0}),
         Architecture("unet3d", UNet3d, (64, 128, 128), 4, learning_rate=1e-3, losses=_MAP_LOSSES),
     )
 }

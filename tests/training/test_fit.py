@@ -241,6 +241,23 @@ def test_dense_losses_vessels_and_windows_train(tmp_path):
     assert float(row["loss"]) == pytest.approx(weighted, rel=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_other_precisions_and_optimisers_learn(train_cache, tmp_path, precision, name):
+    folder = RunFolder(tmp_path / "run")
+    config = quick(
+        train_cache, model="cnn3d", precision=precision, optimizer__name=name, channels_last=precision == "bf16",
+        optimizer__learning_rate=0.01 if name == "adamw" else 0.1, steps_per_epoch=8, optimizer__clip_norm=0,
+        optimizer__ema_decay=0,
+    )  # fmt: skip
+    fit(config, folder)
+    losses = [float(row["loss"]) for row in table(folder.metrics)]
+    assert losses[1] < losses[0]
+    weights = load_checkpoint(folder.last).weights
+    assert all(w.isfinite().all() for w in weights.values())
+    assert_same(weights, {k.removeprefix("model."): v for k, v in read_file(folder.last)["state_dict"].items()})
+
+
 def test_a_run_begins_from_the_weights_of_another(train_cache, straight, tmp_path):
     folder = RunFolder(tmp_path / "run")
     config = quick(train_cache, epochs=1, steps_per_epoch=1, optimizer__learning_rate=1e-12)
