@@ -29,7 +29,7 @@ from aneurysm.cache.spec import Storage, load_spec
 from aneurysm.cache.writer import write_volume
 from aneurysm.threads import limit_threads
 from benchmarks.patch_data import make_cache, random_boxes, size_mb, that_hold
-from benchmarks.table import machine, write_section
+from benchmarks.table import command_line, machine, write_section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,7 +178,7 @@ def _markdown(tables: dict[str, list[Choice]], options: argparse.Namespace) -> s
     lines += [f"- {key}: {value}" for key, value in machine(_PACKAGES).items()]
     lines += [
         f"- volumes: one of each modality of {options.series} phantom series ({options.size})",
-        f"- command: `{' '.join(['python -m benchmarks.chunks', *sys.argv[1:]])}`",
+        f"- command: `{command_line('benchmarks.chunks')}`",
         "",
         _NOTES.format(count=options.count, rounds=options.rounds),
     ]

@@ -21,7 +21,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.patch_data import ROOT, cached_volumes, make_cache, that_hold
-from benchmarks.table import Target, aims, machine, write_section
+from benchmarks.table import Target, aims, command_line, machine, write_section
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -297,7 +297,7 @@ def _markdown(
     lines += [
         f"- volumes: {len(volumes)} phantom series ({options.size}), of "
         + ", ".join("x".join(map(str, v.shape)) for v in volumes),
-        f"- command: `{' '.join(['python -m benchmarks.loader', *sys.argv[1:]])}`",
+        f"- command: `{command_line('benchmarks.loader')}`",
         f"- {options.rounds} rounds, in each {options.seconds:g} s of every loader",
         "",
         _NOTES,

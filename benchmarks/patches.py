@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.patch_data import cached_volumes, make_cache, random_boxes
 from benchmarks.patch_worker import CONTENDERS, Round, Worker, digest_of
-from benchmarks.table import Target, aims, machine, write_section
+from benchmarks.table import Target, aims, command_line, machine, write_section
 
 if TYPE_CHECKING:
     from aneurysm.cache.reader import CachedVolume
@@ -221,7 +221,7 @@ def _markdown(results: Results, targets: list[Target], volumes: list[CachedVolum
     lines += [
         f"- volumes: {len(volumes)} phantom series ({options.size}), {raw_mb:.0f} MB of int16, of "
         + ", ".join("x".join(map(str, v.shape)) for v in volumes),
-        f"- command: `{' '.join(['python -m benchmarks.patches', *sys.argv[1:]])}`",
+        f"- command: `{command_line('benchmarks.patches')}`",
         f"- {options.rounds} warm and {options.cold_rounds} cold rounds; MONAI and TorchIO in every {_RARE}th",
         "",
         _NOTES.format(patches=options.count),

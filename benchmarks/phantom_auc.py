@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.patch_data import make_cache
-from benchmarks.table import Target, aims, machine, write_section
+from benchmarks.table import Target, aims, command_line, machine, write_section
 
 if TYPE_CHECKING:
     from aneurysm.cache.catalog import Cache
@@ -53,7 +53,7 @@ def main() -> int:
     lines += [f"- {key}: {value}" for key, value in machine(("aneurysm", "torch", "numpy")).items()]
     lines += [f"- {len(cache)} series, {len(cache.lesion_site)} lesions, default difficulty"]
     lines += [
-        f"- command: `{' '.join(['python -m benchmarks.phantom_auc', *sys.argv[1:]])}`",
+        f"- command: `{command_line('benchmarks.phantom_auc')}`",
         "",
         _NOTES,
         *aims(targets),

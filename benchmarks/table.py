@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -79,6 +80,15 @@ def aims(targets: list[Target]) -> list[str]:
     lines = ["## Aims", "", "| aim | found | |", "|---|---|---|"]
     lines += [f"| {target.aim} | {target.found} | {'met' if target.met else '**missed**'} |" for target in targets]
     return [*lines, ""]
+
+
+def command_line(module: str) -> str:
+    """Return how this run was started, without the folder that it works in: that is this machine's alone."""
+    arguments = sys.argv[1:]
+    while "--work" in arguments:
+        at = arguments.index("--work")
+        del arguments[at : at + 2]
+    return " ".join([f"python -m {module}", *arguments])
 
 
 def write_section(text: str) -> None:
