@@ -28,13 +28,10 @@ from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 
 
 class _ZarrArray:
-    """An array that the fast path can't read, read by zarr-python: other codecs, no shards, several of them."""
+    """An array that the fast path can't read, read by zarr-python: other codecs, no shards, several, remote ones."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        import zarr
-
-        self._name = name
-        self._array: Any = zarr.open_array(path, mode="r")
+    def __init__(self, array: Any, name: str) -> None:
+        self._name, self._array = name, array
         z, y, x = self._array.shape
         self.shape: Triple = (z, y, x)
         self.dtype, self.fill = self._array.dtype, int(self._array.fill_value)
@@ -60,13 +57,13 @@ class _Handles:
     """Open volumes, the least recently used let go beyond a bound; what is in use stays open until it is done."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Path, _Open] = OrderedDict()
+        self._open: OrderedDict[Path | str, _Open] = OrderedDict()
         self._lock = threading.Lock()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Two files a volume; the process needs descriptors for other things, too.
         self.most = max(4, min(512, (soft if soft > 0 else 1024) // 8))
 
-    def get(self, path: Path) -> _Open:
+    def get(self, path: Path | str) -> _Open:
         with self._lock:
             found = self._open.get(path)
             if found is not None:
@@ -97,7 +94,9 @@ def close_volumes() -> None:
     _handles.clear()
 
 
-def _open_volume(path: Path) -> _Open:
+def _open_volume(path: Path | str) -> _Open:
+    if isinstance(path, str):
+        return _open_remote(path)
     name = path.name.removesuffix(".zarr")
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -117,7 +116,28 @@ def _open_volume(path: Path) -> _Open:
 def _open_array(path: Path, folder: int, array: str, name: str) -> ShardReader | _ZarrArray:
     called = f"volume {name}, array {array}"
     layout = shard_layout(_read_json(folder, f"{array}/zarr.json", called))
-    return _ZarrArray(path / array, called) if layout is None else ShardReader(array, layout, called, folder)
+    if layout is not None:
+        return ShardReader(array, layout, called, folder)
+    import zarr
+
+    return _ZarrArray(zarr.open_array(path / array, mode="r"), called)
+
+
+def _open_remote(url: str) -> _Open:
+    import zarr
+
+    name = url.rsplit("/", 1)[-1].removesuffix(".zarr")
+    try:
+        group: Any = zarr.open_group(url, mode="r")
+        image, attributes = group[IMAGE], group.attrs.get("aneurysm")
+        vessels = group.get(VESSELS, None)
+    except (FileNotFoundError, KeyError) as error:
+        raise CacheNotFoundError(f"there is no volume {url}") from error
+    if not isinstance(attributes, dict):
+        raise DamagedCacheError(f"volume {name}: zarr.json lacks the attribute aneurysm")
+    called = f"volume {name}, array "
+    masked = None if vessels is None else _ZarrArray(vessels, called + VESSELS)
+    return _Open(attributes, _ZarrArray(image, called + IMAGE), masked)
 
 
 def _exists(folder: int, name: str) -> bool:
@@ -147,7 +167,7 @@ class CachedVolume:
     Parameters
     ----------
     root
-        The cache's folder.
+        The cache's folder, or a URL that fsspec knows (``s3://bucket/cache``); zarr-python reads those.
     uid
         The series.
     """
@@ -156,14 +176,20 @@ class CachedVolume:
 
     def __init__(self, root: str | Path, uid: str) -> None:
         self.uid = uid
-        self._path = CacheLayout(Path(root).absolute()).volume(uid)
+        self._path: Path | str
+        if "://" in str(root):
+            self._path = f"{str(root).rstrip('/')}/volumes/{uid}.zarr"
+        else:
+            self._path = CacheLayout(Path(root).absolute()).volume(uid)
 
     def __repr__(self) -> str:
         return f"CachedVolume({str(self._path)!r})"
 
     @property
     def path(self) -> Path:
-        """The volume's folder."""
+        """The volume's folder. Raises `CacheNotFoundError` if it is remote, and so has none."""
+        if isinstance(self._path, str):
+            raise CacheNotFoundError(f"{self._path} is no folder of this machine")
         return self._path
 
     @property
