@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from aneurysm.patches.augment_config import Affine, AugmentConfig, Elastic, Flip
@@ -164,8 +164,10 @@ def test_a_blob_stays_on_its_coordinate_under_affine_maps(seed, spacing_mm, off_
     image = _blob(at, shape, spacing_mm, sigma_mm=1.5).round().short()
     moved = geometry.image(image, torch.zeros(1))
     expected = geometry.points(torch.tensor([0]), torch.tensor([at]))[0]
-    # Where the blob comes near a face, that cuts off some of its tail.
-    assert (_centre_of_mass(moved) - expected).abs().max() < 0.3
+    # A face that cuts off some of the blob's tail moves its centre of mass.
+    room_mm = torch.minimum(expected + 0.5, torch.tensor(out_shape) - 0.5 - expected) * torch.tensor(spacing_mm)
+    assume(bool((room_mm > 5.5).all()))
+    assert (_centre_of_mass(moved) - expected).abs().max() < 0.1
 
 
 @given(seed=st.integers(0, 2**63 - 1), spacing_mm=SPACINGS, off_mm=MIDDLE)
