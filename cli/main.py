@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import IntEnum
 from typing import NoReturn
 
 import typer
@@ -12,20 +11,7 @@ import typer
 from aneurysm import __version__
 from aneurysm.errors import AneurysmError, CacheError, NoSpaceError, UsageError
 from cli import evaluate, info, phantom, precache, predict, train, verify
-
-
-class Exit(IntEnum):
-    """Exit codes. 8 is dcm2niix's for the same thing."""
-
-    OK = 0
-    ERROR = 1
-    USAGE = 2
-    CACHE = 3
-    NO_SPACE = 5
-    SOME_FAILED = 8
-    INTERRUPTED = 130
-    TERMINATED = 143
-
+from cli.exits import Exit
 
 _OF_TRAIN = {"torch", "lightning", "monai", "sklearn", "tensorboard"}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cli.exits import end_on_sigterm
 
 
 def phantom(
@@ -34,7 +34,7 @@ def phantom(
     from aneurysm.cache.build import usable_cpus
     from aneurysm.phantom.dataset import write_dataset
 
-    signal.signal(signal.SIGTERM, _terminated)
+    end_on_sigterm()
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("phantom"),
@@ -63,8 +63,3 @@ def phantom(
             raise
     resumed = f" ({summary.resumed} were there already)" if summary.resumed else ""
     typer.echo(f"{summary.series} series{resumed}, {summary.bytes / 1e6:,.0f} MB in {out}, {summary.seconds:.1f} s.")
-
-
-def _terminated(_signum: int, _frame: FrameType | None) -> None:
-    # As Ctrl-C does, so that a batch system's SIGTERM leaves what is done for the next run.
-    raise SystemExit(143)

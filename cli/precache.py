@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from aneurysm.errors import UsageError
+from cli.exits import Exit, end_on_sigterm
 
 
 def precache(
@@ -38,7 +37,7 @@ def precache(
 
     if more_series and not series:
         raise UsageError(f"unexpected argument {more_series[0]!r}; UIDs follow --series")
-    signal.signal(signal.SIGTERM, _terminated)
+    end_on_sigterm()
     console = Console(stderr=True)
     with PrecacheProgress(console) as progress:
         try:
@@ -64,9 +63,4 @@ def precache(
     )
     if bad:
         typer.echo(f"{bad} series are not cached; {cache / 'manifest.csv'} says why.")
-        raise typer.Exit(8)
-
-
-def _terminated(_signum: int, _frame: FrameType | None) -> None:
-    # As Ctrl-C does, so that a batch system's SIGTERM leaves the same tidy state.
-    raise SystemExit(143)
+        raise typer.Exit(Exit.SOME_FAILED)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -16,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from aneurysm.errors import DataError, UsageError
 from aneurysm.labels import LABELS
+from cli.exits import Exit, end_on_sigterm
 
 if TYPE_CHECKING:
     from aneurysm.inference.prediction_table import PredictionTable
@@ -65,7 +64,7 @@ def predict(
     from aneurysm.inference.prediction_table import PredictionTable, model_key
     from aneurysm.inference.predictor import load_predictor
 
-    signal.signal(signal.SIGTERM, _terminated)
+    end_on_sigterm()
     started = time.perf_counter()
     checkpoints, series = _split(paths)
     options = {"flip": flip, "candidates": candidates, "overlap": overlap, "precision": precision, "model": model}
@@ -95,7 +94,7 @@ def predict(
         )
     typer.echo("For research. Not for clinical use.", err=True)
     if bad:
-        raise typer.Exit(8)
+        raise typer.Exit(Exit.SOME_FAILED)
 
 
 def _split(paths: list[Path]) -> tuple[list[Path], list[Path]]:
@@ -195,8 +194,3 @@ def _place(candidate: LocatedCandidate) -> str:
         return f"LPS ({lps}) mm"
     frame = "" if source.frame is None else f", frame {source.frame}"
     return f"LPS ({lps}) mm: image {source.sop_uid}{frame}, column {source.column:.1f}, row {source.row:.1f}"
-
-
-def _terminated(_signum: int, _frame: FrameType | None) -> None:
-    # As Ctrl-C does, so that what is predicted is written before the end.
-    raise SystemExit(143)

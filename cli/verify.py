@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cli.exits import Exit
+
 
 def verify(
     cache: Annotated[Path, typer.Option(envvar="ANEURYSM_CACHE", help="Folder of the cache.")] = Path("cache"),
@@ -25,5 +27,5 @@ def verify(
     checked = f"{report.volumes} volumes, {report.bytes_read / 1e6:,.0f} MB" + (" and every chunk" if deep else "")
     if report.faults:
         typer.echo(f"{len(report.faults)} faults in {cache}; checked {checked}.")
-        raise typer.Exit(3)
+        raise typer.Exit(Exit.CACHE)
     typer.echo(f"{cache} is sound; checked {checked}.")

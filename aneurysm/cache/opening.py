@@ -5,30 +5,18 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.publish import is_disk_full, write_atomically
+from aneurysm.cache.publish import is_disk_full, no_space_told, write_atomically
 from aneurysm.cache.spec import CacheSpec, parse_spec
-from aneurysm.errors import CacheError, CacheNotFoundError, NoSpaceError, SpecError, SpecMismatchError, UsageError
+from aneurysm.errors import CacheError, CacheNotFoundError, SpecError, SpecMismatchError, UsageError
 
 
-@contextmanager
-def full_disk_told(cache: Path) -> Iterator[None]:
-    """Turn the operating system's error of a full disk into ours, which says what to do."""
-    try:
-        yield
-    except NoSpaceError:
-        raise
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise NoSpaceError(
-            f"the disk of {cache} is full. What is cached is complete; free some space and run the same command again "
-            "to go on"
-        ) from error
+def full_disk_told(cache: Path) -> AbstractContextManager[None]:
+    """Turn the operating system's error of a full disk into ours, which says what to do with the cache."""
+    return no_space_told(cache, "What is cached is complete; free some space and run the same command again to go on")
 
 
 def is_done(layout: CacheLayout, uid: str) -> bool:

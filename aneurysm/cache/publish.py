@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aneurysm.cache.layout import CacheLayout
+from aneurysm.errors import NoSpaceError
 
 _TEMPORARY = ".tmp"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -147,6 +148,19 @@ def write_atomically(path: Path, content: str) -> None:
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write ``record`` as JSON, atomically."""
     write_atomically(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def no_space_told(folder: Path, advice: str) -> Iterator[None]:
+    """Turn the operating system's error of a full disk into a `NoSpaceError` with ``advice`` on what to do."""
+    try:
+        yield
+    except NoSpaceError:
+        raise
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise NoSpaceError(f"the disk of {folder} is full. {advice}") from error
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -193,11 +193,12 @@ def parse_spec(content: str, source: str) -> CacheSpec:
     try:
         return CacheSpec.model_validate(table)
     except ValidationError as error:
-        problems = [_problem(dict(e)) for e in error.errors()]
+        problems = [problem_told(dict(e)) for e in error.errors()]
         raise SpecError(f"{source}: " + "; ".join(problems)) from error
 
 
-def _problem(error: dict[str, Any]) -> str:
+def problem_told(error: dict[str, Any]) -> str:
+    """Return one of pydantic's errors as a user wants to read it: the key first."""
     key = ".".join(str(part) for part in error["loc"])
     match error["type"]:
         case "extra_forbidden":

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from aneurysm.cache.spec import toml_lines
+from aneurysm.cache.spec import problem_told, toml_lines
 from aneurysm.errors import UsageError
 from aneurysm.training.config import ResolvedConfig, TrainConfig
 
@@ -89,20 +89,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _problem(error: dict[str, Any]) -> str:
-    parts = [str(part) for part in error["loc"]]
-    key = ".".join(parts)
-    if error["type"] == "extra_forbidden":
-        names = _keys(parts[:-1])
-        near = difflib.get_close_matches(parts[-1], names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        return f"unknown key {key}: {hint}"
-    if error["type"] == "missing":
-        return f"key {key} is missing"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if not key:
-        return message
-    given = "" if isinstance(error["input"], dict) else f" (found {error['input']!r})"
-    return f"{key}: {message}{given}"
+    told = problem_told(error)
+    if error["type"] != "extra_forbidden":
+        return told
+    *sections, key = (str(part) for part in error["loc"])
+    names = _keys(sections)
+    near = difflib.get_close_matches(key, names, n=1)
+    return f"{told}: did you mean {near[0]}?" if near else f"{told}: there are {', '.join(names)}"
 
 
 def _keys(sections: list[str]) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aneurysm.cache.publish import is_disk_full
-from aneurysm.errors import NoSpaceError, UsageError
+from aneurysm.cache.publish import no_space_told
+from aneurysm.errors import UsageError
 from aneurysm.training.config import TrainConfig
 
 
@@ -83,20 +83,10 @@ class RunFolder:
             raise UsageError(f"the folder {self.root} can't be made: {error.strerror}") from error
 
 
-@contextmanager
-def full_disk_told(folder: RunFolder) -> Iterator[None]:
+def full_disk_told(folder: RunFolder) -> AbstractContextManager[None]:
     """Turn the operating system's error of a full disk into a `NoSpaceError`."""
-    try:
-        yield
-    except NoSpaceError:
-        raise
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise NoSpaceError(
-            f"the disk of {folder.root} is full. The last checkpoint is whole: free some space, and go on with "
-            f"--out {folder.root} --resume"
-        ) from error
+    go_on = f"free some space, and go on with --out {folder.root} --resume"
+    return no_space_told(folder.root, f"The last checkpoint is whole: {go_on}")
 
 
 def default_root(config: TrainConfig) -> Path:

@@ -1,0 +1,29 @@
+"""Exit codes, and SIGTERM as one of them."""
+
+from __future__ import annotations
+
+import signal
+from enum import IntEnum
+from types import FrameType
+
+
+class Exit(IntEnum):
+    """Exit codes. 8 is dcm2niix's for the same thing."""
+
+    OK = 0
+    ERROR = 1
+    USAGE = 2
+    CACHE = 3
+    NO_SPACE = 5
+    SOME_FAILED = 8
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM unwind the program as Ctrl-C does, so that a batch system's leaves the same tidy state."""
+    signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(_signum: int, _frame: FrameType | None) -> None:
+    raise SystemExit(Exit.TERMINATED)
