@@ -96,7 +96,7 @@ def fit(
         A signal came; ``last.ckpt`` is where it came.
     """
     started = time.perf_counter()
-    config = _for_machine(config)
+    config = for_machine(config)
     cache = Cache.open(config.cache)
     if resume:
         _check_resumable(folder, cache)
@@ -109,7 +109,7 @@ def fit(
     stop = StopSignal()
     trainer = make_trainer(config)
     device = trainer.strategy.root_device
-    workers = _workers(config, trainer)
+    workers = usual_workers(config, trainer)
     loader = PatchLoader(
         cache,
         split.train,
@@ -154,7 +154,7 @@ def fit(
     )
 
 
-def _for_machine(config: ResolvedConfig) -> ResolvedConfig:
+def for_machine(config: ResolvedConfig) -> ResolvedConfig:
     """Decide what depends on the machine, so that the run's config.toml has it."""
     precision = config.precision
     if precision == "auto":
@@ -162,7 +162,8 @@ def _for_machine(config: ResolvedConfig) -> ResolvedConfig:
     return config.model_copy(update={"precision": precision})
 
 
-def _workers(config: ResolvedConfig, trainer: pl.Trainer) -> int:
+def usual_workers(config: ResolvedConfig, trainer: pl.Trainer) -> int:
+    """Return how many processes are to read for each device, if the configuration leaves it open."""
     if config.workers is not None:
         return config.workers
     cpus = len(os.sched_getaffinity(0)) // max(1, trainer.num_devices)
