@@ -18,6 +18,8 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.errors import DataError, SpecMismatchError, UsageError
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader, dead_workers_told
+from aneurysm.patches.plan import Plan
+from aneurysm.training.balance import positive_weights
 from aneurysm.training.batches import TimedBatches
 from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.callbacks.epoch_end import EpochEnd
@@ -101,6 +103,8 @@ def fit(
     if resume:
         _check_resumable(folder, cache)
     split = split_series(cache, config, folds_file=folder.folds if resume else None)
+    if config.pos_weight == "auto":
+        config = config.model_copy(update={"pos_weight": _positive_weights(config, cache, split)})
     torch.manual_seed(config.seed)
     module = PatchModule(build_model(config.model, config.in_channels, **config.model_options), config)
     if init is not None and not resume:
@@ -160,6 +164,12 @@ def for_machine(config: ResolvedConfig) -> ResolvedConfig:
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
     return config.model_copy(update={"precision": precision})
+
+
+def _positive_weights(config: ResolvedConfig, cache: Cache, split: Split) -> tuple[float, ...]:
+    samples = config.steps_per_epoch * config.batch_size
+    plan = Plan(cache, split.train, config.sampling.as_sampling(), samples, config.batch_size, config.seed)
+    return positive_weights(cache, plan)
 
 
 def usual_workers(config: ResolvedConfig, trainer: pl.Trainer) -> int:

@@ -202,6 +202,37 @@ def test_accumulated_gradients_are_not_cut_by_a_stop(train_cache, tmp_path):
         assert_same(left[key], right[key], key)
 
 
+@pytest.mark.parametrize("accumulate, saved_step", [(1, 3), (2, 4)])
+def test_a_run_whose_power_failed_goes_on_from_within_the_epoch(train_cache, tmp_path, accumulate, saved_step):
+    class PowerFails(Silent):
+        def step(self, facts):
+            if (facts.epoch, facts.step) == (2, 5):
+                raise SystemError("no power")
+
+    config = quick(train_cache, steps_per_epoch=6, save_every=3, optimizer__accumulate=accumulate)
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    fit(config, one)
+    with pytest.raises(SystemError):
+        fit(config, two, progress=PowerFails())
+    there = read_file(two.last)
+    assert (there["epoch"], there["loader"]["step"]) == (1, saved_step)
+    fit(config, two, resume=True)
+    left, right = read_file(one.last), read_file(two.last)
+    for key in LEARNT:
+        assert_same(left[key], right[key], key)
+    assert timeless(table(one.metrics)) == timeless(table(two.metrics))
+
+
+def test_weights_of_the_positives_follow_from_the_patches(train_cache, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    fit(quick(train_cache, epochs=1, pos_weight="auto"), folder)
+    weights = read_resolved(folder.config).pos_weight
+    assert isinstance(weights, tuple)
+    assert all(1 <= w <= 100 for w in weights)
+    assert weights[-1] == min(weights)
+    assert load_checkpoint(folder.last).config.pos_weight == weights
+
+
 def test_a_run_that_is_through_has_nothing_to_do_but_can_be_made_longer(train_cache, tmp_path):
     folder = RunFolder(tmp_path / "run")
     fit(quick(train_cache, epochs=1), folder)

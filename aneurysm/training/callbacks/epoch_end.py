@@ -112,16 +112,20 @@ class EpochEnd(pl.Callback):
         batch: Any,  # noqa: ARG002
         batch_idx: int,
     ) -> None:
-        """Show the step; save and leave, if a signal came."""
+        """Show the step; save now and then; save and leave, if a signal came."""
         config = pl_module.config
         if trainer.is_global_zero:
             self._show(trainer, pl_module, batch_idx)
         stepped = (batch_idx + 1) % config.optimizer.accumulate == 0 and batch_idx + 1 < config.steps_per_epoch
         # With several ranks to ask is to wait, and all have to ask at the same step.
         asked = trainer.world_size == 1 or (batch_idx + 1) % self._watch.every == 0
-        if stepped and asked and self._stop.agree(pl_module.device) is not None:
+        leaves = stepped and asked and self._stop.agree(pl_module.device) is not None
+        # Of the batches since the last step one is the n-th, 2n-th, ...: with accumulation n may fall between steps.
+        due = (batch_idx + 1) % config.save_every < config.optimizer.accumulate
+        if leaves or (stepped and due):
             self._watch.read(trainer, pl_module)
             trainer.save_checkpoint(self._folder.last)
+        if leaves:
             self._leave()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PatchModule) -> None:  # type: ignore[override]
