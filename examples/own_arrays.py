@@ -20,7 +20,7 @@ from aneurysm import CacheWriter
 from aneurysm.training.folds import write_folds
 
 FOLDS = {"train": 0, "val": 1, "test": 2}
-SYNTHETIC = {"train": 160, "val": 60, "test": 60}
+SYNTHETIC = {"train": 120, "val": 40, "test": 40}
 
 
 def read_npz(path: Path) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.int64]]]:
