@@ -205,10 +205,11 @@ def _checked(uid: str, voxels: ArrayLike) -> NDArray[Any]:
         raise DataError(f"volume {uid} has the shape {values.shape}, expected three axes: one volume, of one channel")
     if values.dtype.kind not in "buif":
         raise DataError(f"volume {uid} is of {values.dtype}, expected integers or floats")
-    if values.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
+    # Written so that NaN is beyond it, too.
+    if values.dtype.kind == "f" and not (finite := np.abs(values) <= np.finfo(np.float32).max).all():
         first = tuple(int(i) for i in np.argwhere(~finite)[0])
         n = values.size - int(np.count_nonzero(finite))
-        raise DataError(f"volume {uid}: {n} voxels are NaN or infinite, the first at {first}")
+        raise DataError(f"volume {uid}: {n} voxels are NaN, infinite or beyond 32 bits, the first at {first}")
     return values
 
 

@@ -101,10 +101,9 @@ def grid_array(
     for axis in range(3):
         physical = _resampled(physical, axis, float(steps[axis]), grid)
     intensity = known or mr_intensity(spec.intensity.MR, spec.storage, physical)
+    voxels = intensity.store(_in_order(physical, grid))
     placed = None if vessels is None else _in_order(_nearest(vessels, steps, grid), grid)
-    return GriddedArray(
-        intensity.store(_in_order(physical, grid)), grid.affine_lps, intensity, placed, grid.cropped
-    )  # fmt: skip
+    return GriddedArray(voxels, grid.affine_lps, intensity, placed, grid.cropped)
 
 
 def _grid(

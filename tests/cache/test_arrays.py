@@ -18,6 +18,7 @@ import pytest
 from aneurysm import CacheWriter
 from aneurysm.cache.catalog import UNKNOWN, Cache
 from aneurysm.cache.spec import load_spec
+from aneurysm.cache.summary import describe_cache
 from aneurysm.cache.verify import verify_cache
 from aneurysm.errors import AneurysmError, DataError, SpecMismatchError, UsageError
 from aneurysm.labels import LABELS, SITES
@@ -74,6 +75,8 @@ def test_what_is_known_of_labels_and_patients_and_nothing_else_stands_in_the_tab
     expected[1, [4, 5, 13]] = 1, 0, 1
     expected[2, [6, 13]] = 1
     assert np.array_equal(cache.labels, expected)
+    facts = describe_cache(tmp_path)
+    assert facts["labels"] == {SITES[4]: 1, SITES[5]: 0, SITES[6]: 1, PRESENT: 2}
     assert cache.modalities == ["unknown", "CTA", "unknown", "unknown"]
     key = hmac.new(b"secret", b"Mary Smith", hashlib.sha256).hexdigest()[:16]
     assert cache.patient_keys == [key, key, "", ""]
@@ -179,7 +182,8 @@ SKEWED = np.array([[1.0, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
         pytest.param(GOOD[0], {}, DataError, r"volume a has the shape \(8, 8\), expected three axes", id="2D"),
         pytest.param(GOOD[None], {}, DataError, "expected three axes: one volume, of one channel", id="channel"),
         pytest.param(GOOD[:0], {}, DataError, r"\(0, 8, 8\)", id="empty"),
-        pytest.param(NAN, {}, DataError, r"volume a: 1 voxels are NaN or infinite, the first at \(0, 1, 1\)", id="NaN"),
+        pytest.param(NAN, {}, DataError, r"volume a: 1 voxels are NaN, .* the first at \(0, 1, 1\)", id="NaN"),
+        pytest.param(GOOD + 1e39, {}, DataError, "512 voxels are NaN, infinite or beyond 32 bits", id="1e39"),
         pytest.param(GOOD.astype(str), {}, DataError, "is of <U3, expected integers or floats", id="text"),
         pytest.param(
             GOOD, {"labels": {"Aneurism Present": 1}}, UsageError, "no label 'Aneurism Present'. Did you mean 'Aneu",
