@@ -91,6 +91,8 @@ class TrainConfig(_Section):
         Within an epoch ``last.ckpt`` is saved after so many batches, for the day when the power fails.
     fold, folds, folds_file
         Held out is fold ``fold`` of ``folds``, or of the file's.
+    test_fold
+        The fold that is neither trained on nor held out, but kept for a test.
     modality
         Only series of these modalities; all if empty.
     limit_train, limit_val
@@ -127,6 +129,7 @@ class TrainConfig(_Section):
     fold: Annotated[int, Field(ge=0)] = 0
     folds: Annotated[int, Field(ge=2)] = 5
     folds_file: str | None = None
+    test_fold: Annotated[int, Field(ge=0)] | None = None
     modality: tuple[str, ...] = ()
     limit_train: _Count | None = None
     limit_val: _Count | None = None
@@ -158,6 +161,8 @@ class TrainConfig(_Section):
             raise ValueError(f"pos_weight: {len(self.pos_weight)} values, expected 1 or {len(LABELS)}")
         if self.folds_file is None and self.fold >= self.folds:
             raise ValueError(f"fold: there is no fold {self.fold} of {self.folds}; they count from 0")
+        if self.fold == self.test_fold:
+            raise ValueError(f"test_fold: fold {self.fold} can't be held out and kept for a test, too")
         return self
 
     def resolved(self) -> ResolvedConfig:

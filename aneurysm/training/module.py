@@ -78,6 +78,7 @@ class PatchModule(pl.LightningModule):
             given.targets,
             given.ignore,
             dense=self._lesions(given, output),
+            unmapped=given.certain,
             vessels=given.vessels,
             has_vessels=given.has_vessels,
         )
