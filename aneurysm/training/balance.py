@@ -14,14 +14,20 @@ MOST: Final = 100.0
 """A label of a handful of lesions would otherwise make the loss jump whenever one of them is drawn."""
 
 
-def positive_weights(cache: Cache, plan: Plan) -> tuple[float, ...]:
+def positive_weights(cache: Cache, plan: Plan, patch: tuple[int, int, int]) -> tuple[float, ...]:
     """
     Return for the 14 labels the patches without over the patches with, in the plan's first epoch: 1 to `MOST`.
 
-    Counted as patches with a label are those drawn about its lesions: of the others, few hold a lesion by chance.
-    Labels that have no lesion to draw about get `MOST`.
+    Counted as patches with a label are those drawn about its lesions (of the others, few hold a lesion by chance),
+    and those of volumes so small that the patch holds all of them, if the series has the label. Labels that no patch
+    has get `MOST`.
     """
-    drawn = np.bincount([cache.lesion_site[d.lesion] for d in plan.epoch(0) if d.lesion >= 0], minlength=len(LABELS))
-    drawn[-1] = drawn.sum()
-    weights = (plan.samples - drawn) / np.maximum(drawn, 1)
+    whole = (cache.shapes <= np.array(patch)).all(axis=1)
+    positive = np.zeros(len(LABELS))
+    for draw in plan.epoch(0):
+        if whole[draw.volume]:
+            positive += cache.labels[draw.volume] == 1
+        elif draw.lesion >= 0:
+            positive[[cache.lesion_site[draw.lesion], -1]] += 1
+    weights = (plan.samples - positive) / np.maximum(positive, 1)
     return tuple(float(w) for w in weights.clip(1.0, MOST).round(2))

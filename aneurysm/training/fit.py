@@ -169,7 +169,7 @@ def for_machine(config: ResolvedConfig) -> ResolvedConfig:
 def _positive_weights(config: ResolvedConfig, cache: Cache, split: Split) -> tuple[float, ...]:
     samples = config.steps_per_epoch * config.batch_size
     plan = Plan(cache, split.train, config.sampling.as_sampling(), samples, config.batch_size, config.seed)
-    return positive_weights(cache, plan)
+    return positive_weights(cache, plan, config.patch)
 
 
 def usual_workers(config: ResolvedConfig, trainer: pl.Trainer) -> int:
