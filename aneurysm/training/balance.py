@@ -22,7 +22,7 @@ def positive_weights(cache: Cache, plan: Plan, patch: tuple[int, int, int]) -> t
     and those of volumes so small that the patch holds all of them, if the series has the label. Labels that no patch
     has get `MOST`.
     """
-    whole = (cache.shapes <= np.array(patch)).all(axis=1)
+    whole = np.all(cache.shapes <= np.array(patch), axis=1)
     positive = np.zeros(len(LABELS))
     for draw in plan.epoch(0):
         if whole[draw.volume]:
