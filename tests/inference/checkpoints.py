@@ -12,8 +12,13 @@ from aneurysm.training.checkpoint import model_entries, save_atomically
 from aneurysm.training.config_file import parse_config
 
 
-def write_checkpoint(path: Path, seed: int, *, patch=(32, 32, 32), spec="rsna-1mm") -> Path:
-    """As `aneurysm train` writes them."""
+PREVALENCE = [0.01 * (k + 1) for k in range(13)] + [0.43]
+
+
+def write_checkpoint(
+    path: Path, seed: int, *, patch=(32, 32, 32), spec="rsna-1mm", prevalence=PREVALENCE, **changes
+) -> Path:
+    """As `aneurysm train` writes them; ``changes`` replace entries, or take them out if they are None."""
     config = parse_config(
         {"model": "resnet3d18-dense", "model_options": {"width": 0.0625}, "patch": patch}, "test"
     ).resolved()
@@ -21,5 +26,6 @@ def write_checkpoint(path: Path, seed: int, *, patch=(32, 32, 32), spec="rsna-1m
     model = build_model(config.model, config.in_channels, **config.model_options)
     # As after training: a head that answers differently from place to place.
     torch.nn.init.normal_(model.head.weight)
-    save_atomically(model_entries(model.state_dict(), config, load_spec(spec), 1, {"score": 0.5}), path)
+    entries = model_entries(model.state_dict(), config, load_spec(spec), 1, {"score": 0.5}, prevalence) | changes
+    save_atomically({key: value for key, value in entries.items() if value is not None}, path)
     return path
