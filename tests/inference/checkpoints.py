@@ -11,7 +11,6 @@ from aneurysm.models.registry import build_model
 from aneurysm.training.checkpoint import model_entries, save_atomically
 from aneurysm.training.config_file import parse_config
 
-
 PREVALENCE = [0.01 * (k + 1) for k in range(13)] + [0.43]
 
 
