@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.series import Decision
 from aneurysm.dicom.stack import Stack
-from aneurysm.errors import FAILURES, Reason, SpecMismatchError, UsageError
-from aneurysm.inference.ahead import ahead
+from aneurysm.errors import UsageError
 from aneurysm.inference.candidates import Candidate
 from aneurysm.inference.ensemble import Ensemble
+from aneurysm.inference.failure import Failure as Failure
+from aneurysm.inference.read_ahead import read_ahead
 from aneurysm.inference.reading import ReadSeries, read_path
 from aneurysm.inference.series_paths import SeriesPath, find_paths
 from aneurysm.inference.source import MemoryVolume
 from aneurysm.inference.source_pixel import SourcePixel, source_pixel
 from aneurysm.inference.windows import SeriesPrediction, WindowOptions, predict_sources
 from aneurysm.labels import LABELS, SITES
-from aneurysm.reasons import reason_of
 from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
 
 PRECISIONS: Final = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -87,16 +87,6 @@ class Prediction:
     decisions: list[Decision]
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A series that could not be read: ``rejected`` for what it is, or ``failed`` for what happened here."""
-
-    series_uid: str
-    status: Literal["rejected", "failed"]
-    reason: Reason
-    detail: str
-
-
 class Predictor:
     """
     One model, or several as one; made by `load_predictor`.
@@ -138,7 +128,8 @@ class Predictor:
         """
         Yield an answer for each series, in order; one that can't be read is a `Failure`, and the next one follows.
 
-        While the model runs, the next series are read.
+        While the model runs, the next series are read: DICOM in processes of its own, so that a decoder that crashes
+        costs one series.
 
         Parameters
         ----------
@@ -153,7 +144,7 @@ class Predictor:
         order: deque[ReadSeries | Failure] = deque()
 
         def readable() -> Iterator[MemoryVolume]:
-            for read in ahead(self._read_or_fail, paths, max(1, self.options.workers)):
+            for read in read_ahead(paths, self.spec, max(1, self.options.workers)):
                 order.append(read)
                 if isinstance(read, ReadSeries):
                     yield read.volume
@@ -165,15 +156,6 @@ class Predictor:
         for left in order:
             assert isinstance(left, Failure)
             yield left
-
-    def _read_or_fail(self, path: SeriesPath) -> ReadSeries | Failure:
-        try:
-            return read_path(path, self.spec)
-        except SpecMismatchError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one series, the others go on
-            reason, detail = reason_of(error)
-            return Failure(path.uid, "failed" if reason in FAILURES else "rejected", reason, detail)
 
 
 def load_predictor(
