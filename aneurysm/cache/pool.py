@@ -85,11 +85,11 @@ def _alone(job: SeriesJob, layout: CacheLayout) -> Outcome:
         return Outcome(uid, status, Reason.WORKER_KILLED, _KILLED)
 
 
-def start_worker(parent: int) -> None:
+def start_worker(parent: int, threads: int = 1) -> None:
     """Prepare this worker before its first job. ``parent`` is told: it may be dead by now, and getppid() another's."""
     # Ctrl-C reaches every process of the terminal's group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    limit_threads(1)
+    limit_threads(threads)
 
     def watch() -> None:
         # A killed parent can't end its workers: they would wait for the next job for minutes.

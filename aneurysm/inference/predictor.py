@@ -20,6 +20,8 @@ from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.series import Decision
 from aneurysm.dicom.stack import Stack
 from aneurysm.errors import UsageError
+from aneurysm.inference.adjustment import Adjustment
+from aneurysm.inference.calibration import read_calibration
 from aneurysm.inference.candidates import Candidate
 from aneurysm.inference.ensemble import Ensemble
 from aneurysm.inference.failure import Failure as Failure
@@ -71,9 +73,9 @@ class Prediction:
     series_uid
         The series.
     probabilities
-        By label, in the order of `aneurysm.labels.LABELS`.
+        By label, in the order of `aneurysm.labels.LABELS`; calibrated and gated, if the predictor does that.
     logits
-        (14,) float32: the same, before the sigmoid.
+        (14,) float32, as the model gives them: neither calibrated nor gated.
     candidates
         The most probable first.
     decisions
@@ -97,11 +99,16 @@ class Predictor:
         Of the volumes that the model takes.
     options
         How windows are laid, run and pooled.
+    adjustment
+        What is done to the probabilities of a series.
     """
 
-    def __init__(self, model: torch.nn.Module, spec: CacheSpec, options: WindowOptions) -> None:
+    def __init__(
+        self, model: torch.nn.Module, spec: CacheSpec, options: WindowOptions, adjustment: Adjustment | None = None
+    ) -> None:
         self._model = model.eval().to(options.device)
         self.spec, self.options = spec, options
+        self.adjustment = adjustment or Adjustment()
 
     def __call__(self, series_path: str | Path) -> Prediction:
         """
@@ -122,7 +129,7 @@ class Predictor:
             raise UsageError(f"{series_path} holds {len(paths)} series ({uids}, ...): name the folder of one")
         read = read_path(paths[0], self.spec)
         (answer,) = predict_sources(self._model, [read.volume], self.options)
-        return _prediction(answer, read)
+        return _prediction(answer, read, self.adjustment)
 
     def predict(self, paths: Iterable[SeriesPath]) -> Iterator[Prediction | Failure]:
         """
@@ -152,7 +159,7 @@ class Predictor:
         for answer in predict_sources(self._model, readable(), self.options):
             while isinstance(read := order.popleft(), Failure):
                 yield read
-            yield _prediction(answer, read)
+            yield _prediction(answer, read, self.adjustment)
         for left in order:
             assert isinstance(left, Failure)
             yield left
@@ -169,6 +176,8 @@ def load_predictor(
     precision: str | None = None,
     workers: int = 1,
     architecture: str | None = None,
+    calibration: str | Path | None = None,
+    gate: float = 0.0,
 ) -> Predictor:
     """
     Load one checkpoint, or several to be ensembled.
@@ -191,15 +200,23 @@ def load_predictor(
         Series that are read ahead.
     architecture
         ``module:function``, for a model of one's own: a file does not get to say what code runs.
+    calibration
+        A calibration.json of `aneurysm evaluate`, or the folder of its report.
+    gate
+        See `aneurysm.inference.adjustment.Adjustment`; 0: off.
 
     Raises
     ------
     UsageError
         A file is missing, damaged, no checkpoint, or of a spec that this version can't reproduce; the checkpoints
-        don't go together; an option has no such value.
+        don't go together; the calibration is of others; an option has no such value.
     """
     if not checkpoints:
         raise UsageError("no checkpoint is given")
+    fitted = None if calibration is None else read_calibration(calibration)
+    if fitted is not None:
+        fitted.check([Path(path) for path in checkpoints])
+    adjustment = Adjustment(fitted, gate)
     loaded = [load_checkpoint(path) for path in checkpoints]
     first = loaded[0]
     for other in loaded[1:]:
@@ -223,7 +240,8 @@ def load_predictor(
         candidates=candidates,
     )
     models = [checkpoint.build_model(architecture) for checkpoint in loaded]
-    return Predictor(models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip), first.spec, options)
+    model = models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip)
+    return Predictor(model, first.spec, options, adjustment)
 
 
 def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:
@@ -237,10 +255,10 @@ def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:
             raise UsageError(f"{first.path} and {other.path} can't be ensembled: their {what} is {a} and {b}")
 
 
-def _prediction(answer: SeriesPrediction, read: ReadSeries) -> Prediction:
+def _prediction(answer: SeriesPrediction, read: ReadSeries, adjust: Adjustment) -> Prediction:
     return Prediction(
         answer.series_uid,
-        dict(zip(LABELS, answer.probabilities.tolist(), strict=True)),
+        dict(zip(LABELS, adjust(answer.probabilities, answer.logits), strict=True)),
         answer.logits,
         [_located(c, read.stack) for c in answer.candidates],
         read.decisions,
