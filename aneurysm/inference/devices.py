@@ -90,8 +90,10 @@ def predict_on(
     """
     todo = deque(paths)
     suspects: deque[SeriesPath] = deque()
-    lanes = [_Lane(device, len(devices), checkpoints, options) for device in devices[: len(todo)]]
+    lanes: list[_Lane] = []
     try:
+        # One by one: should a signal end this, those that were started are ended, too.
+        lanes.extend(_Lane(device, len(devices), checkpoints, options) for device in devices[: len(todo)])
         while lanes:
             ready = wait([lane.connection for lane in lanes])
             for lane in [lane for lane in lanes if lane.connection in ready]:
@@ -213,6 +215,8 @@ def _work(
             more = connection.recv()
     except AneurysmError as error:
         tell("error", error)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent has gone
     except Exception as error:  # noqa: BLE001 - the parent ends, and says why
         traceback.print_exc()
         tell("error", AneurysmError(f"the process on {options['device']} failed: {type(error).__name__}: {error}"))
