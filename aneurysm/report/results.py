@@ -51,7 +51,7 @@ def metrics_table(e: Evaluation) -> dict[str, Any]:
             "spec": None if e.cache is None else {"name": e.cache.spec.name, "digest": e.cache.spec.digest},
         },
         "runs": [
-            {"name": r.run.name, "folds": sorted({int(f) for f in r.run.predictions.folds}),
+            {"name": r.run.name, "folds": sorted({int(f) for f in r.run.predictions.folds}), "fresh": r.run.fresh,
              **_ranking(r.ranking), "ensemble_gain": None if r.gain is None else asdict(r.gain)}
             for r in e.runs
         ],

@@ -111,6 +111,8 @@ class Run:
         The fold of every series in folds.csv, by UID.
     checkpoint
         SHA-256 of checkpoints/best.ckpt, whose predictions these are; None if it is not there.
+    fresh
+        What was predicted anew (see `aneurysm.report.fresh`); empty if these are the predictions of training.
     """
 
     name: str
@@ -122,6 +124,7 @@ class Run:
     epochs: pd.DataFrame
     assigned: dict[str, int]
     checkpoint: str | None
+    fresh: str = ""
 
     @property
     def cache(self) -> Path | None:
