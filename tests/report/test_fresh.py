@@ -88,7 +88,7 @@ def test_a_cache_without_the_held_out_series_or_of_another_spec(trained, other, 
         predict_fresh(trained[:1], tmp_path, FreshOptions(other.root, None, "cpu", MODEL))
     add_volume(tmp_path / "fine", "9.1", shape=(36, 40, 44), spec="rsna-head-0.5mm")
     open_cache(tmp_path / "fine", "rsna-head-0.5mm")
-    with pytest.raises(SpecMismatchError, match="is of spec 'rsna-head-0.5mm'"):
+    with pytest.raises(SpecMismatchError, match=r"is of spec 'rsna-head-0\.5mm'"):
         predict_fresh(trained[:1], tmp_path, FreshOptions(tmp_path / "fine", "all", "cpu", MODEL))
     with pytest.raises(UsageError, match="have one name"):
         predict_fresh([trained[0], tmp_path / "x" / "fold0"], tmp_path, FreshOptions())
