@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from aneurysm.cache.catalog import Cache
+from aneurysm.cache.publish import no_space_told
 from aneurysm.errors import SpecMismatchError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.report.run import Run, read_run
@@ -74,13 +75,17 @@ def predict_fresh(
         The cache is of another spec than the checkpoint.
     CacheError
         The cache, or a volume in it, is missing or damaged.
+    NoSpaceError
+        The disk is full.
     """
     names = [root.resolve().name for root in roots]
     if len(set(names)) < len(names):
         raise UsageError("two of the runs have one name: evaluate them one by one")
-    return [
-        _predict(RunFolder(root), out / name, options, tell, on_series) for root, name in zip(roots, names, strict=True)
-    ]
+    with no_space_told(out, "Free some, and evaluate again"):
+        return [
+            _predict(RunFolder(root), out / name, options, tell, on_series)
+            for root, name in zip(roots, names, strict=True)
+        ]
 
 
 def _predict(
@@ -99,6 +104,10 @@ def _predict(
             f"{checkpoint.spec.name!r} ({checkpoint.spec.digest})"
         )
     volumes = _unseen(cache, run, checkpoint) if options.fold == "all" else _held_out(cache, run, checkpoint, options)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the folder {out} can't be made: {error.strerror}") from error
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -116,7 +125,6 @@ def _predict(
         on_series=lambda done: on_series(done, len(volumes)),
     )
     new = RunFolder(out)
-    out.mkdir(parents=True, exist_ok=True)
     text = config_toml(checkpoint.config.model_copy(update={"cache": str(cache.root)}))
     name = run.root.resolve().name
     new.config.write_text(f"# Predicted anew: {what}, with the best checkpoint of {name}.\n{text}", encoding="utf-8")

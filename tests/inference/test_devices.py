@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from aneurysm.cache.build import precache
 from aneurysm.errors import UsageError
 from aneurysm.inference.devices import device_names, predict_on
 from aneurysm.inference.failure import Failure
@@ -92,6 +93,18 @@ def test_no_process_outlives_a_command_that_is_stopped(data, checkpoint, tmp_pat
         assert_group_ends(process)
     finally:
         end_all()
+
+
+def test_cached_volumes_and_what_is_asked_for_get_to_the_process(data, checkpoint, tmp_path):
+    precache(data, tmp_path / "cache", workers=1)
+    paths = find_paths(tmp_path / "cache")
+    answers = list(predict_on(["cpu"], [checkpoint], {"gate": 1.0, "candidates": 1}, paths))
+    assert [a.series_uid for a in answers] == [p.uid for p in paths]
+    for answer in answers:
+        expected = 1 / (1 + np.exp(-answer.logits.astype(float)))
+        expected[:13] *= expected[13]
+        assert list(answer.probabilities.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+        assert len(answer.candidates) == 1
 
 
 def test_what_is_wrong_with_the_checkpoint_is_said(data, tmp_path):

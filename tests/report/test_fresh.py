@@ -90,6 +90,9 @@ def test_a_cache_without_the_held_out_series_or_of_another_spec(trained, other, 
     open_cache(tmp_path / "fine", "rsna-head-0.5mm")
     with pytest.raises(SpecMismatchError, match=r"is of spec 'rsna-head-0\.5mm'"):
         predict_fresh(trained[:1], tmp_path, FreshOptions(tmp_path / "fine", "all", "cpu", MODEL))
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="can't be made"):
+        predict_fresh(trained[:1], tmp_path / "file", FreshOptions(None, None, "cpu", MODEL))
     with pytest.raises(UsageError, match="have one name"):
         predict_fresh([trained[0], tmp_path / "x" / "fold0"], tmp_path, FreshOptions())
 
