@@ -156,18 +156,16 @@ def _calibration(checkpoints: list[Path], given: Path | None, *, off: bool) -> C
 
     if off and given is not None:
         raise UsageError("--calibration and --no-calibration exclude each other")
-    if off:
-        return None
+    found: Calibration | None = None
     if given is not None:
-        found: Calibration | None = read_calibration(given)
-    else:
+        found = read_calibration(given)
+        found.check(checkpoints)
+    elif not off and len(checkpoints) == 1:
         try:
-            found = own_calibration(checkpoints[0]) if len(checkpoints) == 1 else None
+            found = own_calibration(checkpoints[0])
         except UsageError as error:
             typer.echo(f"not calibrated: {error}", err=True)
-            return None
     if found is not None:
-        found.check(checkpoints)
         typer.echo(f"calibrated with {found.path}; --no-calibration leaves probabilities as they are", err=True)
     return found
 

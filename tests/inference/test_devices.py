@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -81,14 +83,22 @@ def test_a_series_that_kills_its_process_costs_no_other(data, deadly):
     assert all(isinstance(a, Prediction) for a in answers.values())
 
 
-def test_no_process_outlives_a_command_that_is_stopped(data, checkpoint, tmp_path):
-    process = start_cli("predict", checkpoint, data, "--out", tmp_path / "x.csv", "--devices", 2, "--device", "cpu")
+@pytest.mark.parametrize(
+    "devices, members, number, code",
+    [
+        # The command, joblib's tracker, and one that reads; or, of two devices, two that predict, too.
+        pytest.param(1, 3, signal.SIGINT, 130, id="one device, Ctrl-C"),
+        pytest.param(2, 5, signal.SIGTERM, 143, id="two devices, SIGTERM"),
+    ],
+)
+def test_no_process_outlives_a_command_that_is_stopped(data, checkpoint, tmp_path, devices, members, number, code):
+    given = (checkpoint, data, "--out", tmp_path / "x.csv", "--devices", devices, "--device", "cpu")
+    process = start_cli("predict", *given)
     try:
-        # Beside the command two processes that predict, and at least one that reads.
-        assert wait_until(lambda: len(group_members(process)) >= 5, process)
-        process.terminate()
+        assert wait_until(lambda: len(group_members(process)) >= members, process)
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         _, err = process.communicate(timeout=60)
-        assert process.returncode == 143, err
+        assert process.returncode == code, err
         assert "Traceback" not in err
         assert_group_ends(process)
     finally:
@@ -129,9 +139,9 @@ sys.addaudithook(die_at_the_poisoned_series)
 """
 
 
-@pytest.mark.parametrize("signal", ["SIGKILL", pytest.param("SIGSEGV", marks=pytest.mark.slow)])
-def test_a_reader_that_dies_costs_one_series_and_not_the_command(data, checkpoint, tmp_path, signal):
-    (tmp_path / "sitecustomize.py").write_text(READ_POISON.replace("{uid}", BRIGHT).replace("{signal}", signal))
+@pytest.mark.parametrize("number", ["SIGKILL", pytest.param("SIGSEGV", marks=pytest.mark.slow)])
+def test_a_reader_that_dies_costs_one_series_and_not_the_command(data, checkpoint, tmp_path, number):
+    (tmp_path / "sitecustomize.py").write_text(READ_POISON.replace("{uid}", BRIGHT).replace("{signal}", number))
     out = tmp_path / "found.csv"
     ran = run_cli(
         "predict", checkpoint, data, "--out", out, "--fallback", "prevalence", "--workers", 2,
