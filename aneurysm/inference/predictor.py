@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
@@ -19,17 +19,19 @@ from numpy.typing import NDArray
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.series import Decision
 from aneurysm.dicom.stack import Stack
-from aneurysm.errors import FAILURES, Reason, SpecMismatchError, UsageError
-from aneurysm.inference.ahead import ahead
+from aneurysm.errors import UsageError
+from aneurysm.inference.adjustment import Adjustment
+from aneurysm.inference.calibration import read_calibration
 from aneurysm.inference.candidates import Candidate
 from aneurysm.inference.ensemble import Ensemble
+from aneurysm.inference.failure import Failure as Failure
+from aneurysm.inference.read_ahead import read_ahead
 from aneurysm.inference.reading import ReadSeries, read_path
 from aneurysm.inference.series_paths import SeriesPath, find_paths
 from aneurysm.inference.source import MemoryVolume
 from aneurysm.inference.source_pixel import SourcePixel, source_pixel
 from aneurysm.inference.windows import SeriesPrediction, WindowOptions, predict_sources
 from aneurysm.labels import LABELS, SITES
-from aneurysm.reasons import reason_of
 from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
 
 PRECISIONS: Final = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -71,9 +73,9 @@ class Prediction:
     series_uid
         The series.
     probabilities
-        By label, in the order of `aneurysm.labels.LABELS`.
+        By label, in the order of `aneurysm.labels.LABELS`; calibrated and gated, if the predictor does that.
     logits
-        (14,) float32: the same, before the sigmoid.
+        (14,) float32, as the model gives them: neither calibrated nor gated.
     candidates
         The most probable first.
     decisions
@@ -87,16 +89,6 @@ class Prediction:
     decisions: list[Decision]
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A series that could not be read: ``rejected`` for what it is, or ``failed`` for what happened here."""
-
-    series_uid: str
-    status: Literal["rejected", "failed"]
-    reason: Reason
-    detail: str
-
-
 class Predictor:
     """
     One model, or several as one; made by `load_predictor`.
@@ -107,11 +99,16 @@ class Predictor:
         Of the volumes that the model takes.
     options
         How windows are laid, run and pooled.
+    adjustment
+        What is done to the probabilities of a series.
     """
 
-    def __init__(self, model: torch.nn.Module, spec: CacheSpec, options: WindowOptions) -> None:
+    def __init__(
+        self, model: torch.nn.Module, spec: CacheSpec, options: WindowOptions, adjustment: Adjustment | None = None
+    ) -> None:
         self._model = model.eval().to(options.device)
         self.spec, self.options = spec, options
+        self.adjustment = adjustment or Adjustment()
 
     def __call__(self, series_path: str | Path) -> Prediction:
         """
@@ -132,13 +129,14 @@ class Predictor:
             raise UsageError(f"{series_path} holds {len(paths)} series ({uids}, ...): name the folder of one")
         read = read_path(paths[0], self.spec)
         (answer,) = predict_sources(self._model, [read.volume], self.options)
-        return _prediction(answer, read)
+        return _prediction(answer, read, self.adjustment)
 
     def predict(self, paths: Iterable[SeriesPath]) -> Iterator[Prediction | Failure]:
         """
         Yield an answer for each series, in order; one that can't be read is a `Failure`, and the next one follows.
 
-        While the model runs, the next series are read.
+        While the model runs, the next series are read: DICOM in processes of its own, so that a decoder that crashes
+        costs one series.
 
         Parameters
         ----------
@@ -153,7 +151,7 @@ class Predictor:
         order: deque[ReadSeries | Failure] = deque()
 
         def readable() -> Iterator[MemoryVolume]:
-            for read in ahead(self._read_or_fail, paths, max(1, self.options.workers)):
+            for read in read_ahead(paths, self.spec, max(1, self.options.workers)):
                 order.append(read)
                 if isinstance(read, ReadSeries):
                     yield read.volume
@@ -161,19 +159,10 @@ class Predictor:
         for answer in predict_sources(self._model, readable(), self.options):
             while isinstance(read := order.popleft(), Failure):
                 yield read
-            yield _prediction(answer, read)
+            yield _prediction(answer, read, self.adjustment)
         for left in order:
             assert isinstance(left, Failure)
             yield left
-
-    def _read_or_fail(self, path: SeriesPath) -> ReadSeries | Failure:
-        try:
-            return read_path(path, self.spec)
-        except SpecMismatchError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one series, the others go on
-            reason, detail = reason_of(error)
-            return Failure(path.uid, "failed" if reason in FAILURES else "rejected", reason, detail)
 
 
 def load_predictor(
@@ -187,6 +176,8 @@ def load_predictor(
     precision: str | None = None,
     workers: int = 1,
     architecture: str | None = None,
+    calibration: str | Path | None = None,
+    gate: float = 0.0,
 ) -> Predictor:
     """
     Load one checkpoint, or several to be ensembled.
@@ -209,15 +200,23 @@ def load_predictor(
         Series that are read ahead.
     architecture
         ``module:function``, for a model of one's own: a file does not get to say what code runs.
+    calibration
+        A calibration.json of `aneurysm evaluate`, or the folder of its report.
+    gate
+        See `aneurysm.inference.adjustment.Adjustment`; 0: off.
 
     Raises
     ------
     UsageError
         A file is missing, damaged, no checkpoint, or of a spec that this version can't reproduce; the checkpoints
-        don't go together; an option has no such value.
+        don't go together; the calibration is of others; an option has no such value.
     """
     if not checkpoints:
         raise UsageError("no checkpoint is given")
+    fitted = None if calibration is None else read_calibration(calibration)
+    if fitted is not None:
+        fitted.check([Path(path) for path in checkpoints])
+    adjustment = Adjustment(fitted, gate)
     loaded = [load_checkpoint(path) for path in checkpoints]
     first = loaded[0]
     for other in loaded[1:]:
@@ -241,7 +240,8 @@ def load_predictor(
         candidates=candidates,
     )
     models = [checkpoint.build_model(architecture) for checkpoint in loaded]
-    return Predictor(models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip), first.spec, options)
+    model = models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip)
+    return Predictor(model, first.spec, options, adjustment)
 
 
 def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:
@@ -255,10 +255,10 @@ def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:
             raise UsageError(f"{first.path} and {other.path} can't be ensembled: their {what} is {a} and {b}")
 
 
-def _prediction(answer: SeriesPrediction, read: ReadSeries) -> Prediction:
+def _prediction(answer: SeriesPrediction, read: ReadSeries, adjust: Adjustment) -> Prediction:
     return Prediction(
         answer.series_uid,
-        dict(zip(LABELS, answer.probabilities.tolist(), strict=True)),
+        dict(zip(LABELS, adjust(answer.probabilities, answer.logits), strict=True)),
         answer.logits,
         [_located(c, read.stack) for c in answer.candidates],
         read.decisions,

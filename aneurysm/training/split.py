@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.catalog import UNKNOWN, Cache
 from aneurysm.errors import UsageError
 from aneurysm.training.config import TrainConfig
 from aneurysm.training.folds import assign_folds, read_folds
@@ -37,6 +37,12 @@ class Split:
     val: list[int]
     folds: NDArray[np.int64]
     warnings: tuple[str, ...]
+
+    def prevalence(self, cache: Cache) -> list[float | None]:
+        """Return the share of positives of each label among the series to learn from of which it is known."""
+        labels = cache.labels[self.train]
+        known, positive = (labels != UNKNOWN).sum(axis=0), (labels == 1).sum(axis=0)
+        return [int(p) / int(n) if n else None for p, n in zip(positive, known, strict=True)]
 
 
 def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None = None) -> Split:

@@ -110,3 +110,16 @@ def test_held_out_series_of_one_class_and_small_volumes_are_told(tmp_path):
     assert "9 of 9 volumes are smaller than a patch of 40 x 40 x 40 voxels" in small
     assert np.array_equal(np.sort(split.train + split.val), np.arange(9))
     assert split_series(cache, quick(cache, patch=[36, 40, 44])).warnings == (one_class,)
+
+
+def test_prevalence_is_of_the_series_to_learn_from_whose_label_is_known(tmp_path):
+    cache = make_cache(tmp_path, 9)
+    cache.labels[:, 0] = 255
+    split = split_series(cache, quick(cache))
+    cache.labels[split.train[:2], 13] = 255
+    expected = cache.labels[split.train[2:], 13].mean()
+    cache.labels[split.val] = 1
+    found = split.prevalence(cache)
+    assert (len(found), found[0], found[12]) == (14, None, 0.0)
+    assert found[13] == pytest.approx(expected)
+    assert 0 < expected < 1
