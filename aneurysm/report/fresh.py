@@ -18,7 +18,8 @@ from aneurysm.cache.publish import no_space_told
 from aneurysm.errors import SpecMismatchError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.report.run import Run, read_run
-from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
+from aneurysm.training.checkpoint import load_checkpoint
+from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import fold_rows, write_folds
 from aneurysm.training.run_folder import RunFolder
@@ -35,8 +36,8 @@ class FreshOptions:
     cache
         Folder of the cache, if not the one that each run was trained on.
     fold
-        The fold to predict: it must be the one that the run held out, which is what None means. ``all``: the whole
-        cache, which may hold no series and no patient that the run was trained on.
+        The fold to predict: the one that the run held out, which is what None means, or the one that it kept for a
+        test. ``all``: the whole cache, which may hold no series and no patient that the run was trained on.
     device
         ``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes a GPU if there is one.
     architecture
@@ -103,7 +104,11 @@ def _predict(
             f"{cache.root} is of spec {cache.spec.name!r} (digest {cache.spec.digest}), {run.root} was trained on "
             f"{checkpoint.spec.name!r} ({checkpoint.spec.digest})"
         )
-    volumes = _unseen(cache, run, checkpoint) if options.fold == "all" else _held_out(cache, run, checkpoint, options)
+    if options.fold == "all":
+        volumes, fold, what = _unseen(cache, run, config), 0, "all series"
+    else:
+        fold = config.fold if options.fold is None else options.fold
+        volumes, what = _of_fold(cache, run, config, fold), f"fold {fold}"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -113,7 +118,6 @@ def _predict(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if torch.device(device).type == "cpu":
         config = config.model_copy(update={"precision": "fp32"})
-    what = "all series" if options.fold == "all" else f"fold {config.fold}"
     tell(f"predicting {what} of {cache.root} ({len(volumes)} series) with {run.best}")
     predictions = predict_series(
         checkpoint.build_model(options.architecture).to(device),
@@ -125,31 +129,33 @@ def _predict(
         on_series=lambda done: on_series(done, len(volumes)),
     )
     new = RunFolder(out)
-    text = config_toml(checkpoint.config.model_copy(update={"cache": str(cache.root)}))
+    text = config_toml(checkpoint.config.model_copy(update={"cache": str(cache.root), "fold": fold, "test_fold": None}))
     name = run.root.resolve().name
     new.config.write_text(f"# Predicted anew: {what}, with the best checkpoint of {name}.\n{text}", encoding="utf-8")
     if options.fold == "all":
         # Runs that never saw a series agree on its fold, so that they can be averaged.
-        folds = dict.fromkeys(volumes, 0)
-        write_folds(new.folds, cache.uids, cache.patient_keys, [0] * len(cache))
+        write_folds(new.folds, cache.uids, cache.patient_keys, [fold] * len(cache))
     else:
-        folds = dict.fromkeys(volumes, config.fold)
         shutil.copyfile(run.folds, new.folds)
-    write_predictions(new.predictions, cache, predictions, folds)
+    write_predictions(new.predictions, cache, predictions, dict.fromkeys(volumes, fold))
     write_candidates(new.candidates, cache, predictions)
     if run.metrics.exists():
         shutil.copyfile(run.metrics, new.metrics)
     return replace(read_run(out), name=name, checkpoint=checkpoint_digest(run.best), fresh=what)
 
 
-def _held_out(cache: Cache, run: RunFolder, checkpoint: Checkpoint, options: FreshOptions) -> list[int]:
-    config = checkpoint.config
-    if options.fold not in (None, config.fold):
+def _not_trained_on(config: ResolvedConfig) -> set[int | None]:
+    return {config.fold, config.test_fold} - {None}
+
+
+def _of_fold(cache: Cache, run: RunFolder, config: ResolvedConfig, fold: int) -> list[int]:
+    if fold not in _not_trained_on(config):
         raise UsageError(
-            f"{run.root} was trained on fold {options.fold}: it held out fold {config.fold}. For a cache of other "
+            f"{run.root} was trained on fold {fold}: it held out "
+            f"{' and '.join(f'fold {k}' for k in sorted(_not_trained_on(config), key=str))}. For a cache of other "
             "patients give --fold all"
         )
-    held_out = {uid for uid, (_, fold) in fold_rows(run.folds).items() if fold == config.fold}
+    held_out = {uid for uid, (_, at) in fold_rows(run.folds).items() if at == fold}
     volumes = [
         i
         for i, (uid, modality) in enumerate(zip(cache.uids, cache.modalities, strict=True))
@@ -157,17 +163,18 @@ def _held_out(cache: Cache, run: RunFolder, checkpoint: Checkpoint, options: Fre
     ]
     if not volumes:
         raise UsageError(
-            f"none of the {len(held_out)} series that {run.root} held out is in {cache.root}. For a cache of other "
+            f"none of the {len(held_out)} series in fold {fold} of {run.root} is in {cache.root}. For a cache of other "
             "patients give --fold all"
         )
     return volumes
 
 
-def _unseen(cache: Cache, run: RunFolder, checkpoint: Checkpoint) -> list[int]:
-    rows = fold_rows(run.folds)
-    trained = {uid for uid, (_, fold) in rows.items() if fold != checkpoint.config.fold}
-    patients = {key for key, fold in rows.values() if fold != checkpoint.config.fold and key}
-    seen = [uid for uid, key in zip(cache.uids, cache.patient_keys, strict=True) if uid in trained or key in patients]
+def _unseen(cache: Cache, run: RunFolder, config: ResolvedConfig) -> list[int]:
+    trained_on = {uid: key for uid, (key, at) in fold_rows(run.folds).items() if at not in _not_trained_on(config)}
+    patients = set(trained_on.values()) - {""}
+    seen = [
+        uid for uid, key in zip(cache.uids, cache.patient_keys, strict=True) if uid in trained_on or key in patients
+    ]
     if seen:
         raise UsageError(
             f"{run.root} was trained on {len(seen)} of the {len(cache)} series in {cache.root}, or on others of their "

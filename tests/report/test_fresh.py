@@ -84,7 +84,7 @@ def test_a_patient_that_was_trained_on_is_refused(trained, cache, tmp_path):
 
 
 def test_a_cache_without_the_held_out_series_or_of_another_spec(trained, other, tmp_path):
-    with pytest.raises(UsageError, match=r"none of the 4 series that .*fold0 held out is in .* give --fold all"):
+    with pytest.raises(UsageError, match=r"none of the 4 series in fold 0 of .*fold0 is in .* give --fold all"):
         predict_fresh(trained[:1], tmp_path, FreshOptions(other.root, None, "cpu", MODEL))
     add_volume(tmp_path / "fine", "9.1", shape=(36, 40, 44), spec="rsna-head-0.5mm")
     open_cache(tmp_path / "fine", "rsna-head-0.5mm")
