@@ -19,7 +19,8 @@ $(VENV)/.installed: pyproject.toml
 install: $(VENV)/.installed  ## make the virtual environment
 
 demo: install  ## make a small data set, precache it, train on it for minutes, and report
-	$(BIN)/aneurysm phantom $(DEMO)/data --series 90 --overwrite
+	@# The least difficulty: of what a CPU sees in minutes, large aneurysms can be learnt.
+	$(BIN)/aneurysm phantom $(DEMO)/data --series 140 --difficulty 0.25 --overwrite
 	@# 8: some of the phantom's series are made to be rejected.
 	$(BIN)/aneurysm precache --data $(DEMO)/data --cache $(DEMO)/cache || test $$? -eq 8
 	$(BIN)/aneurysm verify --cache $(DEMO)/cache --deep
