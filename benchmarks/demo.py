@@ -1,7 +1,7 @@
 """`python -m benchmarks.demo`: how far the demo's score varies with the seed.
 
-Takes the cache that `make demo` has made, and trains as the demo does, with other seeds: these decide on folds, weights,
-patches and augmentation. Prints Markdown; `--write` puts it into benchmarks/RESULTS.md.
+Takes the cache that `make demo` has made, and trains as the demo does, with other seeds: these decide on folds,
+weights, patches and augmentation. Prints Markdown; `--write` puts it into benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
