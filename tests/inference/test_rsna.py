@@ -249,7 +249,7 @@ def test_what_is_wrong_at_the_start_is_told_there(checkpoint, tmp_path):
 
 def test_the_code_in_the_readme(checkpoint, good, tmp_path, monkeypatch):
     """In a notebook of the host: in its rerun the server serves, before that it asks itself."""
-    (block,) = [b for b in re.findall(r"^```python\n(.*?)^```", README, re.M | re.S) if "kaggle" in b]
+    (block,) = [b for b in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "kaggle" in b]
     answers = {}
 
     class Server:
