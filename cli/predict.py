@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -17,6 +18,7 @@ from aneurysm.labels import LABELS
 from cli.exits import Exit, end_on_sigterm
 
 if TYPE_CHECKING:
+    from aneurysm.inference.overlays import Overlays
     from aneurysm.inference.prediction_table import PredictionTable
     from aneurysm.inference.predictor import Failure, LocatedCandidate, Prediction
     from aneurysm.inference.series_paths import SeriesPath
@@ -55,12 +57,19 @@ def predict(
         str | None, typer.Option(help="module:function, if the architecture is your own.", show_default=False)
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what had no answer before.")] = False,
+    overlay: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write maps of lesions there, as NIfTI; see docs/overlays.md."),
+    ] = None,
+    overlay_label: Annotated[str, typer.Option(help="What the maps show.")] = LABELS[13],
+    cam: Annotated[bool, typer.Option("--cam", help="Make the maps by Grad-CAM, for a model that has none.")] = False,
 ) -> None:
     """
     Say for each series how likely an aneurysm is, at which of 13 sites, and where. Not for clinical use.
 
     Exit code 0: all predicted; 8: some could not be, and their rows say why.
     """
+    from aneurysm.inference.overlays import Overlays
     from aneurysm.inference.prediction_table import PredictionTable, model_key
     from aneurysm.inference.predictor import load_predictor
 
@@ -79,10 +88,21 @@ def predict(
         precision=precision,
         workers=workers,
         architecture=model,
+        map_label=None if overlay is None else overlay_label,
+        cam=cam,
     )
+    overlays = None if overlay is None else Overlays(overlay)
     found, absent = _find(series)
-    todo = [p for p in found if table is None or not table.has(p.uid, retry_failed=retry_failed)]
+    todo = [
+        p
+        for p in found
+        if table is None
+        or not table.has(p.uid, retry_failed=retry_failed)
+        or (overlays is not None and table.rows[p.uid]["status"] == "predicted" and not overlays.has(p.uid))
+    ]
     answers = _shown(chain(absent, predictor.predict(todo)), len(absent) + len(todo))
+    if overlays is not None:
+        answers = _laid_over(answers, overlays)
     if table is None:
         bad = sum([_print(answer) for answer in answers])
     else:
@@ -155,6 +175,18 @@ def _shown(answers: Iterator[Prediction | Failure], total: int) -> Iterator[Pred
             if not console.is_terminal and time.monotonic() - told > _EVERY_S:
                 told = time.monotonic()
                 typer.echo(f"{done} of {total} series", err=True)
+            yield answer
+
+
+def _laid_over(answers: Iterator[Prediction | Failure], overlays: Overlays) -> Iterator[Prediction | Failure]:
+    """Pass answers on once their maps are written, without them: they are as large as a volume."""
+    from aneurysm.inference.predictor import Prediction
+
+    for answer in answers:
+        if isinstance(answer, Prediction) and answer.lesion_map is not None:
+            overlays.write(answer.series_uid, answer.lesion_map)
+            yield replace(answer, lesion_map=None)
+        else:
             yield answer
 
 

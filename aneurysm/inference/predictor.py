@@ -23,6 +23,8 @@ from aneurysm.errors import FAILURES, Reason, SpecMismatchError, UsageError
 from aneurysm.inference.ahead import ahead
 from aneurysm.inference.candidates import Candidate
 from aneurysm.inference.ensemble import Ensemble
+from aneurysm.inference.grad_cam import GradCam
+from aneurysm.inference.lesion_map import LesionMap
 from aneurysm.inference.reading import ReadSeries, read_path
 from aneurysm.inference.series_paths import SeriesPath, find_paths
 from aneurysm.inference.source import MemoryVolume
@@ -78,6 +80,8 @@ class Prediction:
         The most probable first.
     decisions
         What was decided while the series became a volume: slices left out, geometry assumed.
+    lesion_map
+        Of the label that was asked for; None if none was.
     """
 
     series_uid: str
@@ -85,6 +89,7 @@ class Prediction:
     logits: NDArray[np.float32]
     candidates: list[LocatedCandidate]
     decisions: list[Decision]
+    lesion_map: LesionMap | None = None
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,8 @@ def load_predictor(
     precision: str | None = None,
     workers: int = 1,
     architecture: str | None = None,
+    map_label: str | None = None,
+    cam: bool = False,
 ) -> Predictor:
     """
     Load one checkpoint, or several to be ensembled.
@@ -209,6 +216,10 @@ def load_predictor(
         Series that are read ahead.
     architecture
         ``module:function``, for a model of one's own: a file does not get to say what code runs.
+    map_label
+        One of `aneurysm.labels.LABELS`, of which each answer shall bring the map.
+    cam
+        Make the map by Grad-CAM, for a model that has none.
 
     Raises
     ------
@@ -228,6 +239,11 @@ def load_predictor(
         precision = "fp32" if torch.device(device).type == "cpu" else "bf16"
     if precision not in PRECISIONS:
         raise UsageError(f"there is no precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+    if map_label is not None and map_label not in LABELS:
+        raise UsageError(f"there is no label {map_label!r}; choose from {', '.join(LABELS)}")
+    if cam and map_label is None:
+        raise UsageError("Grad-CAM (--cam) makes a map (--overlay): say of which label")
+    label = None if map_label is None else LABELS.index(map_label)
     validation = first.config.validation
     options = WindowOptions(
         patch_shape=first.config.patch,
@@ -239,8 +255,12 @@ def load_predictor(
         workers=workers,
         ct_windows_hu=first.config.ct_windows_hu,
         candidates=candidates,
+        map_label=label,
+        cam=cam,
     )
     models = [checkpoint.build_model(architecture) for checkpoint in loaded]
+    if cam and label is not None:
+        models = [GradCam(model, label) for model in models]
     return Predictor(models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip), first.spec, options)
 
 
@@ -262,6 +282,7 @@ def _prediction(answer: SeriesPrediction, read: ReadSeries) -> Prediction:
         answer.logits,
         [_located(c, read.stack) for c in answer.candidates],
         read.decisions,
+        None if answer.lesion_map is None else LesionMap(answer.lesion_map, read.volume.affine_lps, read.stack),
     )
 
 

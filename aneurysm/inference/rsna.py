@@ -4,7 +4,7 @@ RsnaPredictor: the function that the RSNA Intracranial Aneurysm Detection host c
 One exception ends a submission there, and so do a crash, a hang and a full disk. So reading and model run in a process
 of their own: it alone loads torch and decoders, it can be killed when a series takes too long, and when it dies the
 next one is started. A thread could be given up but not ended, and what crashes in it takes the server along. The price
-is measured at below a millisecond a series.
+is two milliseconds a series.
 """
 
 from __future__ import annotations
