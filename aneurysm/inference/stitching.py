@@ -1,16 +1,15 @@
 """
-Maps of windows -> one map of the volume: each voxel from the window whose middle is nearest.
+Maps of windows -> one map of the volume: at each voxel the highest of what the windows say.
 
-That is the window which sees most of the voxel's surroundings, and the one that candidates are taken from, so that the
-map has a candidate's probability at its place. A mean over all windows would lower it by what windows say at whose
-rim it lies; a maximum would keep each false alarm that padding raises there.
+A series' probability is as a rule that of its surest window: so all that it rests on is in the map, in whole cells. A mean
+would fade what one window is sure of by those at whose rim it lies; and the windows' most central parts laid side by side
+cut through cells, which lie otherwise in each window: a seam can cost half a lesion.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from aneurysm.patches.location import Triple
@@ -30,28 +29,24 @@ class StitchedMap:
         self.values = np.zeros(shape, np.float32)
         self._label = label
 
-    def add(
-        self, dense: Tensor, stride_zyx: tuple[int, int, int], start: NDArray[np.int64], part: NDArray[np.float64]
-    ) -> None:
+    def add(self, dense: Tensor, stride_zyx: tuple[int, int, int], start: Triple, patch_shape: Triple) -> None:
         """
-        Take one window's share of the map.
+        Take one window's map.
 
         Parameters
         ----------
         dense, stride_zyx
             (14, z, y, x) logits, and voxels per cell; see `aneurysm.models.output.ModelOutput`.
-        start
-            First voxel (z, y, x) of the window in the volume.
-        part
-            (2, 3): first and last (z, y, x) of its share, in voxels of the volume; both may lie between voxels.
+        start, patch_shape
+            First voxel (z, y, x) of the window in the volume, and its size; it may reach beyond the volume.
         """
-        first, last = np.ceil(part[0]).astype(int), np.floor(part[1]).astype(int)
-        # A voxel has its cell's value, not one between cells: where a seam cuts a cell, its middle may be in neither
-        # share, and its value would be lost.
-        z, y, x = (
-            (torch.arange(a, b + 1, device=dense.device) - s) // stride
-            for a, b, s, stride in zip(first.tolist(), last.tolist(), start.tolist(), stride_zyx, strict=True)
-        )
+        share, cells = [], []
+        for size, first, length, stride in zip(self.values.shape, start, patch_shape, stride_zyx, strict=True):
+            low, high = max(first, 0), min(first + length, size)
+            share.append(slice(low, high))
+            # Each voxel has its cell's value: between cells the model says nothing.
+            cells.append((torch.arange(low, high, device=dense.device) - first) // stride)
+        z, y, x = cells
         logits = dense[self._label][z[:, None, None], y[None, :, None], x].float()
-        share = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
-        self.values[share] = logits.sigmoid().cpu().numpy()
+        seen = self.values[tuple(share)]
+        np.maximum(seen, logits.sigmoid().cpu().numpy(), out=seen)

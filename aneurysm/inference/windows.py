@@ -235,12 +235,12 @@ class _Series:
     def take(self, k: int, logits: Tensor, dense: Tensor | None, stride_zyx: tuple[int, int, int]) -> None:
         """Note the answer of window ``k``, which are taken in order."""
         self.logits.append(logits)
-        start = np.array(self.windows.starts[k])
         if self.stitched is not None:
             if dense is None:
                 raise UsageError("the model has no map, or the ensemble's maps differ in their cells; --cam makes one")
-            self.stitched.add(dense, stride_zyx, start, self.windows.parts[k])
+            self.stitched.add(dense, stride_zyx, self.windows.starts[k], self.options.patch_shape)
         if dense is not None and self.options.candidates and not self.options.cam:
+            start = np.array(self.windows.starts[k])
             peaks = map_peaks(dense, stride_zyx, self.spacing_mm, self.windows.parts[k] - start)
             peaks[:, 2:] += torch.from_numpy(start).to(peaks)
             self.peaks.append(peaks)

@@ -77,7 +77,7 @@ def test_the_commands_of_the_page(command, here):
         assert 0 <= values.min() < values.max() <= 1
 
 
-def test_the_map_has_the_candidates_probability_at_its_place(here):
+def test_the_map_is_as_high_as_the_best_candidate_at_its_place(here):
     ran = call_cli("predict", "runs/demo", "data/series", "--out", "a.json", "--overlay", "maps", cwd=here)
     assert ran.code == 0, ran.err
     for row in json.loads((here / "a.json").read_text())["series"]:
@@ -89,9 +89,7 @@ def test_the_map_has_the_candidates_probability_at_its_place(here):
         assert ran.code == 0, ran.err
         image = sitk.ReadImage(f"site/{row['series_uid']}-cached.nii.gz")
         # ITK's physical space is DICOM's.
-        assert image[image.TransformPhysicalPointToIndex(best["lps_mm"])] == pytest.approx(
-            best["probability"], abs=0.003
-        )
+        assert image[image.TransformPhysicalPointToIndex(best["lps_mm"])] > best["probability"] - 0.003
 
 
 def test_a_cached_volume_gets_the_same_map_on_its_own_grid_alone(here):

@@ -50,30 +50,35 @@ def test_a_voxel_has_the_value_of_its_cell(painted, overlap):
     assert np.unique(found.round(6)).size == 2
 
 
-def test_where_cells_lie():
-    dense = torch.arange(14.0 * 8).reshape(14, 2, 2, 2)
+def test_where_cells_lie_and_which_window_counts():
+    cells = torch.arange(14.0 * 8).reshape(14, 2, 2, 2) - 27
     stitch = StitchedMap((9, 9, 20), 3)
-    stitch.add(dense - 27, (4, 8, 5), np.array([0, -2, 10]), np.array([[1.5, 0, 11.0], [7, 8, 19.2]]))
+    stitch.add(cells, (4, 8, 5), (2, -3, 11), (8, 14, 10))
+    stitch.add(torch.full((14, 1, 1, 1), 1.0), (16, 16, 16), (7, 0, 0), (16, 16, 16))
     expected = np.zeros((9, 9, 20))
     for z, y, x in np.ndindex(9, 9, 20):
-        if 2 <= z <= 7 and y <= 8 and 11 <= x <= 19:
-            expected[z, y, x] = 1 / (1 + np.exp(3 - (4 * (z // 4) + 2 * ((y + 2) // 8) + (x - 10) // 5)))
+        logits = [-np.inf]
+        if z >= 2 and x >= 11:  # the window goes beyond the volume's upper and right faces
+            logits.append(cells[3, (z - 2) // 4, (y + 3) // 8, (x - 11) // 5].item())
+        if z >= 7 and x < 16:
+            logits.append(1.0)
+        expected[z, y, x] = 1 / (1 + np.exp(-max(logits)))
     assert np.allclose(stitch.values, expected, atol=1e-6)
 
 
-def test_it_has_a_candidates_probability_at_its_place(painted):
+def test_it_has_at_least_a_candidates_probability_at_its_place(painted):
     class Lopsided(nn.Module):
         """Is surer of what lies near its window's rim."""
 
         def forward(self, image):
             output = Finds(1)(image)
-            rim = torch.linspace(-1, 1, image.shape[-1]).abs() * 3
-            return ModelOutput(output.logits, output.dense * (1 + rim))
+            rim = torch.linspace(-1, 1, image.shape[-1]).abs()
+            return ModelOutput(output.logits, output.dense * (0.25 + rim))
 
-    answer = stitched(painted(Painted("1.2.3", SHAPE, MARKS)), Lopsided(), 9, candidates=2)
-    (candidate,) = [c for c in answer.candidates if c.site == 9]
-    assert tuple(round(v) for v in candidate.zyx) == THERE
-    assert answer.lesion_map[THERE] == pytest.approx(candidate.probability, abs=1e-6)
+    answer = stitched(painted(Painted("1.2.3", SHAPE, MARKS)), Lopsided(), 4, candidates=2, overlap=0.6)
+    (candidate,) = [c for c in answer.candidates if c.site == 4]
+    assert tuple(round(v) for v in candidate.zyx) == HERE
+    assert answer.lesion_map[HERE] > candidate.probability
 
 
 def test_what_is_not_looked_at_is_zero(painted):
