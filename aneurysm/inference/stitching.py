@@ -1,9 +1,9 @@
 """
 Maps of windows -> one map of the volume: at each voxel the highest of what the windows say.
 
-A series' probability is as a rule that of its surest window: so all that it rests on is in the map, in whole cells. A mean
-would fade what one window is sure of by those at whose rim it lies; and the windows' most central parts laid side by side
-cut through cells, which lie otherwise in each window: a seam can cost half a lesion.
+A series' probability is as a rule that of its surest window: so all that it rests on is in the map, in whole cells. A
+mean would fade what one window is sure of by those at whose rim it lies; and the windows' most central parts laid side
+by side cut through cells, which lie otherwise in each window: a seam can cost half a lesion.
 """
 
 from __future__ import annotations
