@@ -84,6 +84,7 @@ def _batch() -> Batch:
         targets=labels,
         ignore=labels.bool(),
         unknown=labels.bool(),
+        certain=labels.bool(),
         lesion_sample=numbers,
         lesion_site=numbers,
         lesion_zyx=torch.rand(SIZE, 3) * SIDE,

@@ -13,13 +13,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.memory import MemoryWatch
 from benchmarks.patch_data import ROOT, cached_volumes, make_cache, that_hold
 from benchmarks.table import Target, aims, command_line, machine, write_section
 
@@ -122,7 +122,7 @@ def _measure(name: str, workers: int, work: Path, options: argparse.Namespace) -
         "torchio": _torchio,
     }[name]
     loader = make(name, cache, workers)
-    memory = _Memory()
+    memory = MemoryWatch()
     started = time.perf_counter()
     batches = iter(_forever(loader()))
     images = (next(batches) for _ in iter(int, 1))
@@ -253,33 +253,6 @@ def _torchio(name: str, cache: Path, workers: int) -> Any:
         return torchio.SubjectsLoader(queue, batch_size=BATCH, num_workers=0, drop_last=True)
 
     return make
-
-
-class _Memory:
-    """Watches the memory of this process and its children."""
-
-    def __init__(self) -> None:
-        import psutil
-
-        self._process, self._peak, self._ended = psutil.Process(), 0.0, threading.Event()
-        self._errors = (psutil.NoSuchProcess, psutil.AccessDenied)
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.5):
-            total = 0
-            for process in [self._process, *self._process.children(recursive=True)]:
-                try:
-                    total += process.memory_full_info().pss
-                except self._errors:
-                    continue
-            self._peak = max(self._peak, total / 1e6)
-
-    def stop(self) -> float:
-        self._ended.set()
-        self._thread.join()
-        return self._peak
 
 
 def _ratio(runs: dict[tuple[str, int], list[Run]], name: str, workers: int) -> float:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
+
+from aneurysm.errors import UsageError
+
+if TYPE_CHECKING:
+    from aneurysm.report.run import Run
+
+_EVERY_S: Final = 10.0
 
 
 class EnsembleName(StrEnum):
@@ -19,7 +27,8 @@ class EnsembleName(StrEnum):
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Folders that `aneurysm train` wrote.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the report; RUN/evaluation if not given.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder of the report; RUN/evaluation if not given.", show_default=False),
     ] = None,
     cache: Annotated[
         Path | None,
@@ -36,17 +45,36 @@ def evaluate(
     samples: Annotated[int, typer.Option(help="Bootstrap samples.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the samples and of the patients' halves.")] = 0,
     cases: Annotated[int, typer.Option(min=0, help="Series of each kind in the gallery.")] = 4,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Predict anew with the best checkpoints, from --cache or the run's own.")
+    ] = False,
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|all",
+            help="With --fresh: the fold that the run held out, or all of a cache that it has never seen.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="With --fresh: cpu, cuda or cuda:1; auto takes a GPU.")] = "auto",
+    model: Annotated[
+        str | None,
+        typer.Option(help="With --fresh: module:function, if the architecture is your own.", show_default=False),
+    ] = None,
 ) -> None:
     """
     Evaluate the held-out predictions of runs: scores with intervals, calibration, localisation, plots, one page.
 
-    Runs of different folds are put together; runs of the same fold are averaged and compared. Not for clinical use.
+    Runs of different folds are put together; runs of the same fold are averaged and compared. --fresh predicts the
+    held-out series again, or with --fold all those of another cache. Not for clinical use.
     """
     from aneurysm.report.evaluate import EvaluateOptions
     from aneurysm.report.evaluate import evaluate as evaluated
     from aneurysm.report.page import write_report
     from aneurysm.report.results import NOTICE
 
+    if fold is not None and not fresh:
+        raise UsageError("--fold goes with --fresh: without it, what the runs predicted in training is evaluated")
     options = EvaluateOptions(
         cache=cache,
         truth=truth,
@@ -56,8 +84,10 @@ def evaluate(
         samples=samples,
         seed=seed,
     )
-    evaluation = evaluated(runs, options)
-    page = write_report(evaluation, runs[0] / "evaluation" if out is None else out, cases=cases)
+    out = out or runs[0] / ("evaluation-fresh" if fresh else "evaluation")
+    predicted = _predicted(runs, out, cache, fold, device, model) if fresh else runs
+    evaluation = evaluated(predicted, options)
+    page = write_report(evaluation, out, cases=cases)
     ranking = evaluation.ranking
     typer.echo(f"{ranking.n} held-out series of {ranking.n_patients} patients, {len(runs)} runs")
     typer.echo(f"score        {ranking.score}")
@@ -69,3 +99,29 @@ def evaluate(
         names = ", ".join(f"{x.label} ({x.n_positive} of {x.n} positive)" for x in ranking.left_out)
         typer.echo(f"left out, because all that is known is of one class: {names}")
     typer.echo(f"Read {page}. {NOTICE}.")
+
+
+def _predicted(
+    runs: list[Path], out: Path, cache: Path | None, fold: str | None, device: str, model: str | None
+) -> list[Run]:
+    """Predict anew, and say how it goes on stderr."""
+    from aneurysm.report.fresh import FreshOptions, predict_fresh
+
+    if fold is None or fold == "all":
+        chosen: int | Literal["all"] | None = "all" if fold else None
+    elif fold.isascii() and fold.isdigit():
+        chosen = int(fold)
+    else:
+        raise UsageError(f"--fold {fold}: give a number from 0, or all")
+    told = time.monotonic()
+
+    def on_series(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > _EVERY_S:
+            told = time.monotonic()
+            typer.echo(f"{done} of {total} series", err=True)
+
+    options = FreshOptions(cache, chosen, device, model)
+    return predict_fresh(
+        runs, out / "predictions", options, tell=lambda text: typer.echo(text, err=True), on_series=on_series
+    )

@@ -54,7 +54,7 @@ def _print_cache(console: Console, facts: dict[str, Any]) -> None:
             "spec": f"{facts['spec']} version {facts['spec_version']}, digest {facts['digest']}, {spacing} mm",
             "series": status,
             "shapes (z, y, x)": f"{small} to {large}" if small else "-",
-            "bytes": f"{facts['bytes_in'] / 1e6:,.1f} MB of DICOM in {facts['bytes_out'] / 1e6:,.1f} MB",
+            "bytes": f"{facts['bytes_in'] / 1e6:,.1f} MB of input in {facts['bytes_out'] / 1e6:,.1f} MB",
         },
     )
     table = _table("modality", "volumes", "lesions", "gigavoxels", "MB")
@@ -84,7 +84,7 @@ def _print_volume(console: Console, facts: dict[str, Any]) -> None:
             f"{intensity['clip'][0]:g} to {intensity['clip'][1]:g}, shown {intensity['window'][0]:g} to "
             f"{intensity['window'][1]:g}",
             "affine (z, y, x) to LPS": "\n".join(" ".join(f"{v:10.4f}" for v in row) for row in facts["affine_lps"]),
-            "source": f"{source['plane']}, {'x'.join(map(str, source['shape']))} voxels of "
+            "source": f"{source['plane'] or 'array'}, {'x'.join(map(str, source['shape']))} voxels of "
             f"{' x '.join(f'{v:g}' for v in source['spacing_mm'])} mm, tilt {source['tilt_deg']:g} degrees, "
             f"{source['files']} files",
             "labels": ("; ".join(positive) or "none positive") if facts["labels"] else "not known",

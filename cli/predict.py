@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from enum import StrEnum
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -18,12 +19,20 @@ from aneurysm.labels import LABELS
 from cli.exits import Exit, end_on_sigterm
 
 if TYPE_CHECKING:
+    from aneurysm.inference.calibration import Calibration
+    from aneurysm.inference.failure import Failure
     from aneurysm.inference.overlays import Overlays
     from aneurysm.inference.prediction_table import PredictionTable
-    from aneurysm.inference.predictor import Failure, LocatedCandidate, Prediction
+    from aneurysm.inference.predictor import LocatedCandidate, Prediction
     from aneurysm.inference.series_paths import SeriesPath
 
 _EVERY_S: Final = 10.0
+
+
+class FallbackName(StrEnum):
+    """What stands for the answer about a series that can't be read."""
+
+    PREVALENCE = "prevalence"
 
 
 def predict(
@@ -41,6 +50,9 @@ def predict(
         typer.Option(help="A .csv or .json file; the same command goes on with it. Else to the terminal."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")] = "auto",
+    devices: Annotated[
+        str, typer.Option(metavar="N|auto", help="So many GPUs, or processes on a CPU; auto takes all GPUs.")
+    ] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Average over the head and its mirror image.")] = False,
     candidates: Annotated[int, typer.Option(help="So many places a series, at most.")] = 10,
     overlap: Annotated[
@@ -52,9 +64,24 @@ def predict(
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on a GPU, else fp32.", show_default=False)
     ] = None,
-    workers: Annotated[int, typer.Option(help="Series that are read ahead.")] = 1,
+    workers: Annotated[int, typer.Option(help="Series that are read ahead, on each device.")] = 1,
     model: Annotated[
         str | None, typer.Option(help="module:function, if the architecture is your own.", show_default=False)
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="A calibration.json of `aneurysm evaluate`, or its folder; RUN/evaluation's if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    no_calibration: Annotated[bool, typer.Option("--no-calibration", help="Leave probabilities as they are.")] = False,
+    gate: Annotated[
+        float, typer.Option(metavar="ALPHA", help="Sites times present to this power; 0 leaves them as they are.")
+    ] = 0.0,
+    fallback: Annotated[
+        FallbackName | None,
+        typer.Option(help="For series without an answer: how frequent each label was in training.", show_default=False),
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what had no answer before.")] = False,
     overlay: Annotated[
@@ -69,6 +96,8 @@ def predict(
 
     Exit code 0: all predicted; 8: some could not be, and their rows say why.
     """
+    from aneurysm.inference.base_rates import base_rates
+    from aneurysm.inference.devices import device_names, predict_on
     from aneurysm.inference.overlays import Overlays
     from aneurysm.inference.prediction_table import PredictionTable, model_key
     from aneurysm.inference.predictor import load_predictor
@@ -76,21 +105,24 @@ def predict(
     end_on_sigterm()
     started = time.perf_counter()
     checkpoints, series = _split(paths)
-    options = {"flip": flip, "candidates": candidates, "overlap": overlap, "precision": precision, "model": model}
-    table = None if out is None else PredictionTable(out, model_key(checkpoints, **options))
-    predictor = load_predictor(
-        checkpoints,
-        device=device,
-        flip=flip,
-        candidates=candidates,
-        overlap=overlap,
-        batch_size=batch_size,
-        precision=precision,
-        workers=workers,
-        architecture=model,
-        map_label=None if overlay is None else overlay_label,
-        cam=cam,
-    )
+    names = device_names(device, devices)
+    fitted = _calibration(checkpoints, calibration, off=no_calibration)
+    rates = None if fallback is None else base_rates(checkpoints)
+    options = {"flip": flip, "candidates": candidates, "overlap": overlap, "precision": precision, "gate": gate}
+    table = None
+    if out is not None:
+        key = "" if fitted is None else fitted.key
+        model_and_options = model_key(checkpoints, **options, model=model, calibration=key, fallback=fallback)
+        table = PredictionTable(out, model_and_options, key, gate)
+    loading: dict[str, Any] = options | {
+        "batch_size": batch_size,
+        "workers": workers,
+        "architecture": model,
+        "calibration": None if fitted is None else fitted.path,
+        "map_label": None if overlay is None else overlay_label,
+        "cam": cam,
+    }
+    predictor = load_predictor(checkpoints, device=names[0], **loading) if len(names) == 1 else None
     overlays = None if overlay is None else Overlays(overlay)
     found, absent = _find(series)
     todo = [
@@ -100,9 +132,10 @@ def predict(
         or not table.has(p.uid, retry_failed=retry_failed)
         or (overlays is not None and table.rows[p.uid]["status"] == "predicted" and not overlays.has(p.uid))
     ]
-    answers = _shown(chain(absent, predictor.predict(todo)), len(absent) + len(todo))
+    predicted = predict_on(names, checkpoints, loading, todo) if predictor is None else predictor.predict(todo)
     if overlays is not None:
-        answers = _laid_over(answers, overlays)
+        predicted = _laid_over(predicted, overlays)
+    answers = _shown(_with_rates(chain(absent, predicted), rates), len(absent) + len(todo))
     if table is None:
         bad = sum([_print(answer) for answer in answers])
     else:
@@ -136,10 +169,40 @@ def _split(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     return checkpoints, series
 
 
+def _calibration(checkpoints: list[Path], given: Path | None, *, off: bool) -> Calibration | None:
+    """Return the calibration that was asked for, or that lies with the only run there is; say which."""
+    from aneurysm.inference.calibration import own_calibration, read_calibration
+
+    if off and given is not None:
+        raise UsageError("--calibration and --no-calibration exclude each other")
+    found: Calibration | None = None
+    if given is not None:
+        found = read_calibration(given)
+        found.check(checkpoints)
+    elif not off and len(checkpoints) == 1:
+        try:
+            found = own_calibration(checkpoints[0])
+        except UsageError as error:
+            typer.echo(f"not calibrated: {error}", err=True)
+    if found is not None:
+        typer.echo(f"calibrated with {found.path}; --no-calibration leaves probabilities as they are", err=True)
+    return found
+
+
+def _with_rates(
+    answers: Iterable[Prediction | Failure], rates: dict[str, float] | None
+) -> Iterator[Prediction | Failure]:
+    """Give base rates, if there are any, to series without an answer."""
+    from aneurysm.inference.failure import Failure
+
+    for answer in answers:
+        yield replace(answer, probabilities=rates) if isinstance(answer, Failure) else answer
+
+
 def _find(paths: list[Path]) -> tuple[list[SeriesPath], list[Failure]]:
     """Return the series at ``paths``, each once, and a failure for each path that holds none."""
     from aneurysm.errors import Reason
-    from aneurysm.inference.predictor import Failure
+    from aneurysm.inference.failure import Failure
     from aneurysm.inference.series_paths import find_paths
 
     found: dict[str, SeriesPath] = {}
@@ -154,7 +217,7 @@ def _find(paths: list[Path]) -> tuple[list[SeriesPath], list[Failure]]:
 
 def _shown(answers: Iterator[Prediction | Failure], total: int) -> Iterator[Prediction | Failure]:
     """Pass answers on, with a bar on a terminal, else a line now and then; name those without an answer."""
-    from aneurysm.inference.predictor import Failure
+    from aneurysm.inference.failure import Failure
 
     console = Console(stderr=True)
     bar = Progress(
@@ -207,13 +270,16 @@ def _fill(table: PredictionTable, answers: Iterator[Prediction | Failure]) -> No
 
 def _print(answer: Prediction | Failure) -> bool:
     """Write an answer for people to read; say whether it is none."""
-    from aneurysm.inference.predictor import Failure
+    from aneurysm.inference.failure import Failure
 
-    if isinstance(answer, Failure):
-        return True
-    typer.echo(answer.series_uid)
+    bad = isinstance(answer, Failure)
+    if answer.probabilities is None:
+        return bad
+    typer.echo(f"{answer.series_uid}: no answer, but base rates" if bad else answer.series_uid)
     for label, probability in sorted(answer.probabilities.items(), key=lambda item: (item[0] != LABELS[13], -item[1])):
         typer.echo(f"  {probability:6.1%}  {label}")
+    if isinstance(answer, Failure):
+        return True
     for candidate in answer.candidates:
         typer.echo(f"  {candidate.probability:6.1%}  {candidate.site} at {_place(candidate)}")
     return False

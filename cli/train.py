@@ -47,6 +47,9 @@ def train(
     folds_file: Annotated[
         Path | None, typer.Option(help="CSV with series_uid and fold, in place of --folds.", show_default=False)
     ] = None,
+    test_fold: Annotated[
+        int | None, typer.Option(help="A fold neither trained on nor held out: kept for a test.", show_default=False)
+    ] = None,
     loss: Annotated[
         str | None, typer.Option(help="Of a patch's labels: bce, focal or asl.", show_default="bce")
     ] = None,
@@ -88,6 +91,7 @@ def train(
         "fold": fold,
         "folds": folds,
         "folds_file": None if folds_file is None else str(folds_file),
+        "test_fold": test_fold,
         "sampling.balance": sampling,
         "optimizer.learning_rate": lr,
         "precision": precision,

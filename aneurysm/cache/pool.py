@@ -55,7 +55,7 @@ def run_jobs(
 def _in_processes(jobs: Sequence[SeriesJob], workers: int, isolated: bool) -> Iterator[Outcome]:
     if workers == 1 and isolated:
         # joblib runs a single job in this very process. The pool is one of our own: joblib's would be left changed.
-        with ProcessPoolExecutor(max_workers=1, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
+        with ProcessPoolExecutor(max_workers=1, initializer=start_worker, initargs=(os.getpid(),)) as pool:
             for job in jobs:
                 yield pool.submit(build_series, job).result()
         return
@@ -70,7 +70,7 @@ def _in_processes(jobs: Sequence[SeriesJob], workers: int, isolated: bool) -> It
         batch_size=1,
         pre_dispatch=2 * workers,
         backend="loky",
-        initializer=_start_worker,
+        initializer=start_worker,
         initargs=(os.getpid(),),
     )
     yield from parallel(joblib.delayed(build_series)(job) for job in jobs)
@@ -85,11 +85,11 @@ def _alone(job: SeriesJob, layout: CacheLayout) -> Outcome:
         return Outcome(uid, status, Reason.WORKER_KILLED, _KILLED)
 
 
-def _start_worker(parent: int) -> None:
+def start_worker(parent: int, threads: int = 1) -> None:
     """Prepare this worker before its first job. ``parent`` is told: it may be dead by now, and getppid() another's."""
     # Ctrl-C reaches every process of the terminal's group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    limit_threads(1)
+    limit_threads(threads)
 
     def watch() -> None:
         # A killed parent can't end its workers: they would wait for the next job for minutes.

@@ -14,11 +14,11 @@ from typing import Any, Final, Literal
 from aneurysm.annotations.lesions import UnplacedLesion, place_lesions
 from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.annotations.vessels import resample_mask
-from aneurysm.cache.layout import CacheLayout, tree_bytes
+from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.opening import full_disk_told, is_done
-from aneurysm.cache.publish import claim, is_disk_full, publish, write_json
+from aneurysm.cache.publish import claim, is_disk_full, write_json
 from aneurysm.cache.spec import CacheSpec
-from aneurysm.cache.writer import write_volume
+from aneurysm.cache.store import store_volume
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import Series, read_series
 from aneurysm.errors import FAILURES, Reason, SeriesRejectedError
@@ -26,7 +26,6 @@ from aneurysm.reasons import reason_of
 from aneurysm.volume.assemble import Volume, assemble
 from aneurysm.volume.frame import target_grid
 from aneurysm.volume.modality import inferred_modality
-from aneurysm.volume.survey import survey
 
 Status = Literal["cached", "rejected", "failed", "skipped", "busy"]
 
@@ -119,17 +118,10 @@ def _cache(job: SeriesJob, layout: CacheLayout, folder: Path) -> tuple[int, int]
         here = (volume.affine_lps, volume.voxels.shape)
         vessels, decision = resample_mask(job.mask, here, (whole.affine_lps, whole.shape))
         attributes["decisions"].append(asdict(decision))
-    dark = attributes["modality"] == "MRI T2"
-    blocks = survey(volume.voxels, volume.intensity, spec.spacing_mm, dark_vessels=dark, mask=vessels)
-    attributes["blocks"] = blocks.as_metadata()
-    built = folder / f"{uid}.zarr"
-    write_volume(built, volume.voxels, volume.affine_lps, spec.storage, volume.intensity.fill, attributes, vessels)
-    bytes_out = tree_bytes(built)
-    final = layout.volume(uid)
-    if job.overwrite and final.exists():
-        # Set aside first, since a folder can't be replaced in one step; swept with the rest of this folder.
-        final.rename(folder / "replaced")
-    publish(built, final)
+    bytes_out = store_volume(
+        layout, folder, spec, attributes, volume.voxels, volume.affine_lps, volume.intensity, vessels,
+        overwrite=job.overwrite,
+    )  # fmt: skip
     return series.bytes_in, bytes_out
 
 
@@ -143,7 +135,6 @@ def _attributes(job: SeriesJob, series: Series, volume: Volume) -> dict[str, Any
         "modality_source": "train.csv" if notes.modality else "dicom",
         "spec": job.spec.name,
         "digest": job.spec.digest,
-        "intensity": volume.intensity.as_metadata(),
         "source": {
             "shape": [len(stack.frames), fmt.rows, fmt.columns],
             "spacing_mm": [round(v, 6) for v in (geometry.slice_spacing_mm, *geometry.spacing_mm)],

@@ -65,11 +65,30 @@ class MRIntensity(_Section):
         return self
 
 
+class ArrayIntensity(_Section):
+    """How arrays without a modality are stored: clipped to ``window``, which maps to [0, 1], in ``levels`` steps."""
+
+    window: tuple[_Finite, _Finite]
+    levels: int = Field(ge=16, le=65536)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ArrayIntensity:
+        low, high = self.window
+        if not low < high:
+            raise ValueError(f"window: the lower bound {low:g} is not below the upper bound {high:g}")
+        return self
+
+
 class Intensity(_Section):
-    """One entry for each value of DICOM's Modality, the only kind that is known at inference."""
+    """
+    One entry for each value of DICOM's Modality, the only kind that is known at inference.
+
+    ``array`` is for arrays that come without a modality; most specs have none.
+    """
 
     CT: CTIntensity
     MR: MRIntensity
+    array: ArrayIntensity | None = None
 
 
 class Storage(_Section):
@@ -119,16 +138,17 @@ class CacheSpec(_Section):
     @model_validator(mode="after")
     def _levels_fit(self) -> CacheSpec:
         most = 256 if self.storage.dtype == "uint8" else 65536
-        for name in ("CT", "MR"):
-            levels = getattr(self.intensity, name).levels
-            if levels > most:
-                raise ValueError(f"intensity.{name}.levels: {levels} do not fit {self.storage.dtype}")
+        for name, entry in self.intensity:
+            if entry is not None and entry.levels > most:
+                raise ValueError(f"intensity.{name}.levels: {entry.levels} do not fit {self.storage.dtype}")
         return self
 
     @cached_property
     def digest(self) -> str:
         """Hash of all that changes a voxel; the description is not part of it."""
         content = self.model_dump(mode="json", exclude={"description"}) | {"recipe": RECIPE_VERSION}
+        if self.intensity.array is None:
+            del content["intensity"]["array"]  # caches that are older than this entry keep their digest
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

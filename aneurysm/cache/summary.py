@@ -52,9 +52,7 @@ def describe_cache(cache: Path) -> dict[str, Any]:
         },
         "bytes_in": sum(int(r["bytes_in"]) for r in cached),
         "bytes_out": sum(int(r["bytes_out"]) for r in cached),
-        "labels": {label: sum(r[label] == "1" for r in cached) for label in LABELS}
-        if any(r[LABELS[-1]] for r in cached)
-        else {},
+        "labels": {k: sum(r[k] == "1" for r in cached) for k in LABELS if any(r[k] for r in cached)},
         "decisions": dict(Counter(code for r in cached for code in r["detail"].split("; ") if code).most_common()),
     }
 

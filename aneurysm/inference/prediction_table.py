@@ -17,10 +17,23 @@ from typing import Any, Final
 
 from aneurysm.cache.publish import is_disk_full, write_atomically
 from aneurysm.errors import NoSpaceError, UsageError
-from aneurysm.inference.predictor import Failure, Prediction
+from aneurysm.inference.calibration import checkpoint_digest
+from aneurysm.inference.failure import Failure
+from aneurysm.inference.predictor import Prediction
 from aneurysm.labels import LABELS
 
-_COLUMNS: Final = ("series_uid", "status", "reason", "detail", *LABELS, "candidates", "decisions", "model")
+_COLUMNS: Final = (
+    "series_uid",
+    "status",
+    "reason",
+    "detail",
+    *LABELS,
+    "candidates",
+    "decisions",
+    "model",
+    "calibration",
+    "gate",
+)
 _KINDS: Final = (".csv", ".json")
 
 
@@ -28,8 +41,7 @@ def model_key(checkpoints: Sequence[Path], **options: Any) -> str:
     """Return a hash of the checkpoints' bytes and of the options that change an answer."""
     key = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
     for path in checkpoints:
-        with path.open("rb") as file:
-            key.update(hashlib.file_digest(file, "sha256").digest())
+        key.update(bytes.fromhex(checkpoint_digest(path)))
     return key.hexdigest()[:12]
 
 
@@ -43,6 +55,8 @@ class PredictionTable:
         A ``.csv`` or ``.json`` file; what it holds already is read.
     model
         As `model_key` gives it.
+    calibration, gate
+        Said in each row: the key of the calibration, empty if there is none, and the gate's alpha.
 
     Raises
     ------
@@ -50,12 +64,13 @@ class PredictionTable:
         The name ends otherwise, there is no such folder, or the file was made by another model or is damaged.
     """
 
-    def __init__(self, path: Path, model: str) -> None:
+    def __init__(self, path: Path, model: str, calibration: str = "", gate: float = 0.0) -> None:
         if path.suffix not in _KINDS:
             raise UsageError(f"{path}: the name must end in {' or '.join(_KINDS)}")
         if not path.absolute().parent.is_dir():
             raise UsageError(f"there is no folder {path.absolute().parent}")
-        self.path, self._model = path, model
+        self.path = path
+        self._made_by = {"model": model, "calibration": calibration, "gate": gate}
         self.rows: dict[str, dict[str, Any]] = {}
         try:
             rows = _read(path) if path.exists() else []
@@ -65,7 +80,9 @@ class PredictionTable:
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{path} is not a table of predictions ({error}): name another file") from error
         if others:
-            raise UsageError(f"{path} holds predictions of another model or other options: name another file")
+            raise UsageError(
+                f"{path} holds predictions of another model or other options, such as calibration: name another file"
+            )
 
     def has(self, uid: str, *, retry_failed: bool = False) -> bool:
         """Say whether there is an answer for a series, or, unless ``retry_failed``, the reason why there is none."""
@@ -74,7 +91,7 @@ class PredictionTable:
 
     def add(self, answer: Prediction | Failure) -> None:
         """Take an answer; `write` makes it last."""
-        self.rows[answer.series_uid] = _row(answer, self._model)
+        self.rows[answer.series_uid] = _row(answer) | self._made_by
 
     @property
     def bad(self) -> int:
@@ -102,21 +119,21 @@ class PredictionTable:
             ) from error
 
 
-def _row(answer: Prediction | Failure, model: str) -> dict[str, Any]:
+def _row(answer: Prediction | Failure) -> dict[str, Any]:
+    probabilities = answer.probabilities
+    if probabilities is not None:
+        # Six digits tell a probability of a float32 from its neighbours, as far as anybody ranks by it.
+        probabilities = {label: float(f"{p:.6g}") for label, p in probabilities.items()}
     if isinstance(answer, Failure):
         why = {"status": answer.status, "reason": str(answer.reason), "detail": answer.detail}
-        found: dict[str, Any] = {"probabilities": None, "candidates": [], "decisions": []}
+        found: dict[str, Any] = {"candidates": [], "decisions": []}
     else:
         why = {"status": "predicted", "reason": "", "detail": ""}
-        # Six digits tell a probability of a float32 from its neighbours, as far as anybody ranks by it.
-        probabilities = {label: float(f"{p:.6g}") for label, p in answer.probabilities.items()}
-        candidates = [_rounded(asdict(c)) for c in answer.candidates]
         found = {
-            "probabilities": probabilities,
-            "candidates": candidates,
+            "candidates": [_rounded(asdict(c)) for c in answer.candidates],
             "decisions": [f"{d.code}: {d.detail}" for d in answer.decisions],
         }
-    return {"series_uid": answer.series_uid, **why, **found, "model": model}
+    return {"series_uid": answer.series_uid, **why, "probabilities": probabilities, **found}
 
 
 def _rounded(content: Any) -> Any:
@@ -152,8 +169,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
     rows = []
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            known: dict[str, Any] = {k: row[k] for k in ("series_uid", "status", "reason", "detail", "model")}
-            there = row["status"] == "predicted"
-            known["probabilities"] = {label: float(row[label]) for label in LABELS} if there else None
+            known: dict[str, Any] = {
+                k: row[k] for k in ("series_uid", "status", "reason", "detail", "model", "calibration")
+            }
+            known["gate"] = float(row["gate"])
+            known["probabilities"] = {label: float(row[label]) for label in LABELS} if row[LABELS[0]] else None
             rows.append({**known, **{k: json.loads(row[k]) for k in ("candidates", "decisions")}})
     return rows

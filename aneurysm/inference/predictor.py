@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
@@ -19,19 +19,21 @@ from numpy.typing import NDArray
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.series import Decision
 from aneurysm.dicom.stack import Stack
-from aneurysm.errors import FAILURES, Reason, SpecMismatchError, UsageError
-from aneurysm.inference.ahead import ahead
+from aneurysm.errors import UsageError
+from aneurysm.inference.adjustment import Adjustment
+from aneurysm.inference.calibration import read_calibration
 from aneurysm.inference.candidates import Candidate
 from aneurysm.inference.ensemble import Ensemble
+from aneurysm.inference.failure import Failure as Failure
 from aneurysm.inference.grad_cam import GradCam
 from aneurysm.inference.lesion_map import LesionMap
+from aneurysm.inference.read_ahead import read_ahead
 from aneurysm.inference.reading import ReadSeries, read_path
 from aneurysm.inference.series_paths import SeriesPath, find_paths
 from aneurysm.inference.source import MemoryVolume
 from aneurysm.inference.source_pixel import SourcePixel, source_pixel
 from aneurysm.inference.windows import SeriesPrediction, WindowOptions, predict_sources
 from aneurysm.labels import LABELS, SITES
-from aneurysm.reasons import reason_of
 from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
 
 PRECISIONS: Final = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -73,9 +75,9 @@ class Prediction:
     series_uid
         The series.
     probabilities
-        By label, in the order of `aneurysm.labels.LABELS`.
+        By label, in the order of `aneurysm.labels.LABELS`; calibrated and gated, if the predictor does that.
     logits
-        (14,) float32: the same, before the sigmoid.
+        (14,) float32, as the model gives them: neither calibrated nor gated.
     candidates
         The most probable first.
     decisions
@@ -92,16 +94,6 @@ class Prediction:
     lesion_map: LesionMap | None = None
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A series that could not be read: ``rejected`` for what it is, or ``failed`` for what happened here."""
-
-    series_uid: str
-    status: Literal["rejected", "failed"]
-    reason: Reason
-    detail: str
-
-
 class Predictor:
     """
     One model, or several as one; made by `load_predictor`.
@@ -112,11 +104,16 @@ class Predictor:
         Of the volumes that the model takes.
     options
         How windows are laid, run and pooled.
+    adjustment
+        What is done to the probabilities of a series.
     """
 
-    def __init__(self, model: torch.nn.Module, spec: CacheSpec, options: WindowOptions) -> None:
+    def __init__(
+        self, model: torch.nn.Module, spec: CacheSpec, options: WindowOptions, adjustment: Adjustment | None = None
+    ) -> None:
         self._model = model.eval().to(options.device)
         self.spec, self.options = spec, options
+        self.adjustment = adjustment or Adjustment()
 
     def __call__(self, series_path: str | Path) -> Prediction:
         """
@@ -136,14 +133,19 @@ class Predictor:
             uids = ", ".join(p.uid for p in paths[:3])
             raise UsageError(f"{series_path} holds {len(paths)} series ({uids}, ...): name the folder of one")
         read = read_path(paths[0], self.spec)
+        return self.of(read)
+
+    def of(self, read: ReadSeries) -> Prediction:
+        """Predict one series that is in memory."""
         (answer,) = predict_sources(self._model, [read.volume], self.options)
-        return _prediction(answer, read)
+        return _prediction(answer, read, self.adjustment)
 
     def predict(self, paths: Iterable[SeriesPath]) -> Iterator[Prediction | Failure]:
         """
         Yield an answer for each series, in order; one that can't be read is a `Failure`, and the next one follows.
 
-        While the model runs, the next series are read.
+        While the model runs, the next series are read: DICOM in processes of its own, so that a decoder that crashes
+        costs one series.
 
         Parameters
         ----------
@@ -158,7 +160,7 @@ class Predictor:
         order: deque[ReadSeries | Failure] = deque()
 
         def readable() -> Iterator[MemoryVolume]:
-            for read in ahead(self._read_or_fail, paths, max(1, self.options.workers)):
+            for read in read_ahead(paths, self.spec, max(1, self.options.workers)):
                 order.append(read)
                 if isinstance(read, ReadSeries):
                     yield read.volume
@@ -166,19 +168,10 @@ class Predictor:
         for answer in predict_sources(self._model, readable(), self.options):
             while isinstance(read := order.popleft(), Failure):
                 yield read
-            yield _prediction(answer, read)
+            yield _prediction(answer, read, self.adjustment)
         for left in order:
             assert isinstance(left, Failure)
             yield left
-
-    def _read_or_fail(self, path: SeriesPath) -> ReadSeries | Failure:
-        try:
-            return read_path(path, self.spec)
-        except SpecMismatchError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one series, the others go on
-            reason, detail = reason_of(error)
-            return Failure(path.uid, "failed" if reason in FAILURES else "rejected", reason, detail)
 
 
 def load_predictor(
@@ -192,6 +185,8 @@ def load_predictor(
     precision: str | None = None,
     workers: int = 1,
     architecture: str | None = None,
+    calibration: str | Path | None = None,
+    gate: float = 0.0,
     map_label: str | None = None,
     cam: bool = False,
 ) -> Predictor:
@@ -216,6 +211,10 @@ def load_predictor(
         Series that are read ahead.
     architecture
         ``module:function``, for a model of one's own: a file does not get to say what code runs.
+    calibration
+        A calibration.json of `aneurysm evaluate`, or the folder of its report.
+    gate
+        See `aneurysm.inference.adjustment.Adjustment`; 0: off.
     map_label
         One of `aneurysm.labels.LABELS`, of which each answer shall bring the map.
     cam
@@ -225,10 +224,14 @@ def load_predictor(
     ------
     UsageError
         A file is missing, damaged, no checkpoint, or of a spec that this version can't reproduce; the checkpoints
-        don't go together; an option has no such value.
+        don't go together; the calibration is of others; an option has no such value.
     """
     if not checkpoints:
         raise UsageError("no checkpoint is given")
+    fitted = None if calibration is None else read_calibration(calibration)
+    if fitted is not None:
+        fitted.check([Path(path) for path in checkpoints])
+    adjustment = Adjustment(fitted, gate)
     loaded = [load_checkpoint(path) for path in checkpoints]
     first = loaded[0]
     for other in loaded[1:]:
@@ -261,7 +264,8 @@ def load_predictor(
     models = [checkpoint.build_model(architecture) for checkpoint in loaded]
     if cam and label is not None:
         models = [GradCam(model, label) for model in models]
-    return Predictor(models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip), first.spec, options)
+    model = models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip)
+    return Predictor(model, first.spec, options, adjustment)
 
 
 def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:
@@ -275,10 +279,10 @@ def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:
             raise UsageError(f"{first.path} and {other.path} can't be ensembled: their {what} is {a} and {b}")
 
 
-def _prediction(answer: SeriesPrediction, read: ReadSeries) -> Prediction:
+def _prediction(answer: SeriesPrediction, read: ReadSeries, adjust: Adjustment) -> Prediction:
     return Prediction(
         answer.series_uid,
-        dict(zip(LABELS, answer.probabilities.tolist(), strict=True)),
+        dict(zip(LABELS, adjust(answer.probabilities, answer.logits), strict=True)),
         answer.logits,
         [_located(c, read.stack) for c in answer.candidates],
         read.decisions,

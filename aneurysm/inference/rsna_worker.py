@@ -16,9 +16,11 @@ from typing import Any, Final
 
 from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import AneurysmError, UsageError
-from aneurysm.inference.predictor import Failure, Predictor, load_predictor
+from aneurysm.inference.base_rates import base_rates
+from aneurysm.inference.failure import Failure
+from aneurysm.inference.predictor import Predictor, load_predictor
+from aneurysm.inference.read_ahead import read_or_fail
 from aneurysm.labels import LABELS
-from aneurysm.training.checkpoint import load_checkpoint
 
 PUBLISHED_RATES: Final = (0.03,) * 6 + (366 / 4348, 46 / 4348) + (0.03,) * 5 + (1864 / 4348,)
 """
@@ -27,10 +29,12 @@ site 46 (left anterior cerebral) to 366 (anterior communicating). The other site
 """
 
 
-def base_rates(checkpoints: Sequence[str]) -> list[float]:
-    """Return the share of positives by label in a checkpoint's training set, or `PUBLISHED_RATES`."""
-    known = getattr(load_checkpoint(checkpoints[0]), "prevalence", None) or (None,) * len(LABELS)
-    return [p if k is None else float(k) for k, p in zip(known, PUBLISHED_RATES, strict=True)]
+def fallback_rates(checkpoints: Sequence[str]) -> list[float]:
+    """Return how frequent each label was in training, or `PUBLISHED_RATES` if the checkpoints don't know."""
+    try:
+        return list(base_rates(checkpoints).values())
+    except UsageError:
+        return list(PUBLISHED_RATES)
 
 
 def main() -> None:
@@ -49,7 +53,7 @@ def main() -> None:
     settings = json.loads(sys.stdin.readline())
     try:
         predictor = load_predictor(settings["checkpoints"], candidates=0, **settings["options"])
-        rates = base_rates(settings["checkpoints"])
+        rates = fallback_rates(settings["checkpoints"])
     except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
         if not isinstance(error, AneurysmError):
             traceback.print_exc()
@@ -79,13 +83,15 @@ def answer_for(predictor: Predictor, series_path: str) -> dict[str, Any]:
     """
     folder = Path(series_path)
     try:
-        # Named by its folder: the files of the test set carry no SeriesInstanceUID.
-        (answer,) = predictor.predict([safe_source(folder.name, folder=folder)])
+        # Named by its folder: the files of the test set carry no SeriesInstanceUID. Read right here, not in processes
+        # as predict() does: this one may die as well, and to start another takes seconds.
+        read = read_or_fail(safe_source(folder.name, folder=folder), predictor.spec)
+        if isinstance(read, Failure):
+            return {"error": f"{read.reason}: {read.detail}"}
+        answer = predictor.of(read)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent has an answer to give
         traceback.print_exc()
         return {"error": _words(error), "broken": True}
-    if isinstance(answer, Failure):
-        return {"error": f"{answer.reason}: {answer.detail}"}
     probabilities = [answer.probabilities[label] for label in LABELS]
     if not all(0 <= p <= 1 for p in probabilities):
         return {"error": "the model's answer is no probability: not a number, or out of range"}

@@ -28,7 +28,7 @@ class ModelInput:
     ----------
     image
         (B, C, Z, Y, X) float32 in model units, [0, 1].
-    targets, ignore, unknown
+    targets, ignore, unknown, certain
         (B, 14): of the patch as it is now.
     lesion_zyx
         (L, 3) float32: voxel coordinates in the patch as it is now; some lie outside.
@@ -43,6 +43,7 @@ class ModelInput:
     targets: Tensor
     ignore: Tensor
     unknown: Tensor
+    certain: Tensor
     lesion_sample: Tensor
     lesion_site: Tensor
     lesion_zyx: Tensor
@@ -107,7 +108,9 @@ def augment(
         mirrored = torch.tensor([draw.flips[2] for draw in draws]).to(device, non_blocking=True)
         labels = mirrored_labels(device)
         lesion_site = torch.where(mirrored[batch.lesion_sample], labels[batch.lesion_site], batch.lesion_site)
-        unknown = torch.where(mirrored[:, None], batch.unknown[:, labels], batch.unknown)
+        unknown, certain = (
+            torch.where(mirrored[:, None], given[:, labels], given) for given in (batch.unknown, batch.certain)
+        )
         targets, ignore = patch_targets(
             batch.lesion_sample,
             lesion_site,
@@ -117,6 +120,7 @@ def augment(
             margin_mm,
             batch.spacing_mm,
             unknown,
+            certain,
         )
         return ModelInput(
             image=_image(batch, geometry, draws, ct_windows_hu),
@@ -126,6 +130,7 @@ def augment(
             targets=targets,
             ignore=ignore,
             unknown=unknown,
+            certain=certain,
             lesion_sample=batch.lesion_sample,
             lesion_site=lesion_site,
             lesion_zyx=lesion_zyx,

@@ -39,6 +39,9 @@ class Batch:
     unknown
         (B, 14) bool: the part of `ignore` that has nothing to do with where the patch lies, as when the series has an
         aneurysm at a site, but no place was given for it. See `aneurysm.patches.targets.patch_targets`.
+    certain
+        (B, 14) bool: the series has an aneurysm whose place is not known, and all of its volume is in the patch: so
+        that is, too.
     lesion_sample
         (L,) int64, rising: to which patch of the batch a lesion belongs. All lesions
         of its series are listed, also those outside the patch.
@@ -74,6 +77,7 @@ class Batch:
     targets: Tensor
     ignore: Tensor
     unknown: Tensor
+    certain: Tensor
     lesion_sample: Tensor
     lesion_site: Tensor
     lesion_zyx: Tensor

@@ -151,8 +151,9 @@ class PatchDataset(Dataset[Batch]):
         zyx = torch.from_numpy(cache.lesion_zyx[row] - start[sample].astype(np.float32))
         lesion_sample, lesion_site = torch.from_numpy(sample), torch.from_numpy(cache.lesion_site[row].astype(np.int64))
         unknown = torch.from_numpy(np.stack([self._unknown(v) for v in number.tolist()]))
+        certain = torch.from_numpy(np.stack([self._certain(p) for p in locations]))
         targets, ignore = patch_targets(
-            lesion_sample, lesion_site, zyx, n, self.shape_zyx, MARGIN_MM, cache.spec.spacing_mm, unknown
+            lesion_sample, lesion_site, zyx, n, self.shape_zyx, MARGIN_MM, cache.spec.spacing_mm, unknown, certain
         )
         seeds = [augmentation_seed(self.seed, d.epoch, d.index) for d in draws]
 
@@ -171,6 +172,7 @@ class PatchDataset(Dataset[Batch]):
             targets=targets,
             ignore=ignore,
             unknown=unknown,
+            certain=certain,
             lesion_sample=lesion_sample,
             lesion_site=lesion_site,
             lesion_zyx=zyx,
@@ -187,8 +189,22 @@ class PatchDataset(Dataset[Batch]):
     def _unknown(self, volume: int) -> NDArray[np.bool_]:
         """Return for the 14 labels whether no patch of the series can be said to be without."""
         sites, labels = self.cache.unlocated[volume], self.cache.labels[volume]
-        siteless = labels[_PRESENT] == 1 and not (labels[:_PRESENT] == 1).any()
-        return np.append(sites, sites.any() or siteless)
+        # Without any aneurysm there is none in any patch, also where nothing is said of the sites.
+        return np.append(sites, labels[_PRESENT] != 0 and (sites.any() or _siteless(labels)))
+
+    def _certain(self, location: PatchLocation) -> NDArray[np.bool_]:
+        """Return for the 14 labels whether an aneurysm without a place is in the patch, since all the volume is."""
+        found = np.zeros(len(LABELS), bool)
+        if location.holds(self.cache.shapes[location.volume]):
+            labels = self.cache.labels[location.volume]
+            found[:_PRESENT] = self.cache.unlocated[location.volume] & (labels[:_PRESENT] == 1)
+            found[_PRESENT] = labels[_PRESENT] == 1 and (found.any() or _siteless(labels))
+        return found
+
+
+def _siteless(labels: NDArray[np.uint8]) -> bool:
+    """Say whether there is an aneurysm, and no site is named."""
+    return bool(labels[_PRESENT] == 1 and not (labels[:_PRESENT] == 1).any())
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 Triple = tuple[int, int, int]
 Kind = Literal["lesion", "vessel", "foreground", "uniform", "grid"]
 
@@ -28,3 +31,8 @@ class PatchLocation:
     start: Triple
     shape: Triple
     why: Kind
+
+    def holds(self, volume_shape: ArrayLike) -> bool:
+        """Say whether all of a volume of this shape lies in the patch."""
+        start, volume = np.array(self.start), np.asarray(volume_shape)
+        return bool(((start <= 0) & (start + self.shape >= volume)).all())

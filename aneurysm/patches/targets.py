@@ -25,6 +25,7 @@ def patch_targets(
     margin_mm: float,
     spacing_mm: tuple[float, float, float],
     base_ignore: Tensor,
+    certain: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """
     Say of each patch and label whether there is a lesion, and whether to leave that out of a loss.
@@ -49,6 +50,8 @@ def patch_targets(
         (z, y, x) of a voxel.
     base_ignore
         (B, 14) bool: not known for other reasons. A lesion that is surely there overrides it.
+    certain
+        (B, 14) bool: present for other reasons, whatever the places of lesions.
 
     Returns
     -------
@@ -69,5 +72,5 @@ def patch_targets(
         found[:, _PRESENT] = found.sum(dim=1)
         return found > 0
 
-    present = any_of(sure)
+    present = any_of(sure) | certain
     return present.float(), (any_of(cut) | base_ignore) & ~present

@@ -117,9 +117,14 @@ class Evaluation:
     no_froc: str
 
 
-def evaluate(roots: Sequence[str | Path], options: EvaluateOptions | None = None) -> Evaluation:
+def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None = None) -> Evaluation:
     """
     Evaluate the held-out predictions of one or several runs.
+
+    Parameters
+    ----------
+    runs
+        Folders, or runs that are read already.
 
     Raises
     ------
@@ -129,12 +134,12 @@ def evaluate(roots: Sequence[str | Path], options: EvaluateOptions | None = None
         The cache can't be read, or the runs' caches are of different specs.
     """
     options = options or EvaluateOptions()
-    if not roots:
+    if not runs:
         raise UsageError("name at least one run")
-    runs = [read_run(root) for root in roots]
-    groups = group_runs(runs)
+    there = [run if isinstance(run, Run) else read_run(run) for run in runs]
+    groups = group_runs(there)
     predictions = combine(groups, options.ensemble)
-    cache, no_cache = open_cache(runs, options.cache)
+    cache, no_cache = open_cache(there, options.cache)
     weights = patient_weights(predictions.patients, options.samples, options.seed)
     second = patient_halves(predictions, options.seed)
     groupings = {"modality": rank_by(predictions, predictions.modalities, weights)}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from aneurysm import __version__
+from aneurysm.inference import calibration
 from aneurysm.labels import LABELS
 from aneurysm.report.bootstrap import Estimate
 from aneurysm.report.calibration import apply_temperature
@@ -50,7 +51,7 @@ def metrics_table(e: Evaluation) -> dict[str, Any]:
             "spec": None if e.cache is None else {"name": e.cache.spec.name, "digest": e.cache.spec.digest},
         },
         "runs": [
-            {"name": r.run.name, "folds": sorted({int(f) for f in r.run.predictions.folds}),
+            {"name": r.run.name, "folds": sorted({int(f) for f in r.run.predictions.folds}), "fresh": r.run.fresh,
              **_ranking(r.ranking), "ensemble_gain": None if r.gain is None else asdict(r.gain)}
             for r in e.runs
         ],
@@ -99,6 +100,7 @@ def calibration_json(e: Evaluation) -> str:
     Return what predicting takes from an evaluation: a temperature and a threshold for each label, null where none.
 
     ``threshold`` is of probabilities as the model gives them, ``calibrated_threshold`` the same after the temperature.
+    `aneurysm.inference.calibration` reads it.
     """
     labels = {}
     for i, name in enumerate(LABELS):
@@ -110,8 +112,13 @@ def calibration_json(e: Evaluation) -> str:
             calibrated = float(apply_temperature(np.float64(value), temperature))
         labels[name] = {"temperature": temperature, "threshold": value, "calibrated_threshold": calibrated}
     digest = None if e.cache is None else e.cache.spec.digest
-    runs = [r.run.name for r in e.runs]
-    content = {"format_version": FORMAT_VERSION, "runs": runs, "digest": digest, "labels": labels}
+    content = {
+        "format_version": calibration.FORMAT_VERSION,
+        "runs": [{"name": r.run.name, "checkpoint": r.run.checkpoint} for r in e.runs],
+        "averaged": e.ensembled,
+        "digest": digest,
+        "labels": labels,
+    }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.errors import DataError
+from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.labels import LABELS, SITES
 
 _CANDIDATE_COLUMNS = ("series_uid", "site", "probability", "x_mm", "y_mm", "z_mm")
@@ -108,6 +109,10 @@ class Run:
         metrics.csv, a row per epoch; empty if there is none.
     assigned
         The fold of every series in folds.csv, by UID.
+    checkpoint
+        SHA-256 of checkpoints/best.ckpt, whose predictions these are; None if it is not there.
+    fresh
+        What was predicted anew (see `aneurysm.report.fresh`); empty if these are the predictions of training.
     """
 
     name: str
@@ -118,6 +123,8 @@ class Run:
     candidates: Candidates | None
     epochs: pd.DataFrame
     assigned: dict[str, int]
+    checkpoint: str | None
+    fresh: str = ""
 
     @property
     def cache(self) -> Path | None:
@@ -146,6 +153,7 @@ def read_run(root: str | Path) -> Run:
     folds = _read(root / "folds.csv", ("series_uid", "patient_key", "fold"))
     predictions = _predictions(root / "predictions_val.csv", folds)
     text, config = _config(root / "config.toml")
+    best = root / "checkpoints" / "best.ckpt"
     return Run(
         root.resolve().name,
         root,
@@ -155,6 +163,7 @@ def read_run(root: str | Path) -> Run:
         _candidates(root / "candidates_val.csv", set(predictions.uids.tolist())),
         _epochs(root / "metrics.csv"),
         dict(zip(folds["series_uid"], folds["fold"].astype(int), strict=True)),
+        checkpoint_digest(best) if best.is_file() else None,
     )
 
 

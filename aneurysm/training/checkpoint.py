@@ -11,6 +11,7 @@ A file is a dict that ``torch.load(weights_only=True)`` reads: it runs no code, 
     spec, digest    TOML text of the cache spec, which holds windows and spacing, and its digest
     epoch           whole epochs that the weights have seen
     metrics         of that epoch: score, present_auc, site_auc (None: can't be had), loss
+    prevalence      share of positives of the 14 labels in the series trained on (None: not known of any)
 
 ``last.ckpt`` also has what Lightning restores a run from: optimiser, schedule, loops, callbacks.
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from aneurysm import __version__
 from aneurysm.cache.publish import is_disk_full
 from aneurysm.cache.spec import CacheSpec, parse_spec
-from aneurysm.errors import NoSpaceError, SpecError, UsageError
+from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.labels import LABELS
 from aneurysm.models.registry import build_model, shipped_architecture
 from aneurysm.training.config import ResolvedConfig
@@ -54,6 +55,8 @@ class Checkpoint:
         Of the cache that it was trained on.
     epoch, metrics
         See the module's page.
+    prevalence
+        As there; None of a checkpoint that does not say.
     """
 
     path: Path
@@ -62,6 +65,7 @@ class Checkpoint:
     spec: CacheSpec
     epoch: int
     metrics: dict[str, float | None]
+    prevalence: tuple[float | None, ...] | None = None
 
     def build_model(self, architecture: str | None = None) -> nn.Module:
         """
@@ -92,6 +96,7 @@ def model_entries(
     spec: CacheSpec,
     epoch: int,
     metrics: Mapping[str, float | None],
+    prevalence: Sequence[float | None],
 ) -> dict[str, Any]:
     """Return the entries of a checkpoint that predicting takes."""
     return {
@@ -104,6 +109,7 @@ def model_entries(
         "digest": spec.digest,
         "epoch": epoch,
         "metrics": dict(metrics),
+        "prevalence": list(prevalence),
     }
 
 
@@ -174,11 +180,28 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         if spec.digest != content["digest"]:
             raise UsageError(f"{path}: its spec has digest {spec.digest}, not {content['digest']} as it says")
         config = parse_resolved(content["config"], f"the configuration in {path}")
-        return Checkpoint(path, content["model"], config, spec, int(content["epoch"]), dict(content["metrics"]))
-    except SpecError:
+        return Checkpoint(
+            path,
+            content["model"],
+            config,
+            spec,
+            int(content["epoch"]),
+            dict(content["metrics"]),
+            _prevalence(content.get("prevalence")),
+        )
+    except UsageError:  # a ValueError, too
         raise
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path} is damaged: {type(error).__name__} {error}") from error
+
+
+def _prevalence(value: Any) -> tuple[float | None, ...] | None:
+    if value is None:
+        return None
+    found = tuple(None if v is None else float(v) for v in value)
+    if len(found) != len(LABELS) or any(v is not None and not 0 <= v <= 1 for v in found):
+        raise ValueError(f"prevalence is {value}")
+    return found
 
 
 def take_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> int:

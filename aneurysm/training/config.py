@@ -87,8 +87,12 @@ class TrainConfig(_Section):
         Patches per step and device.
     epochs, steps_per_epoch
         An epoch is so many batches; validation follows it.
+    save_every
+        Within an epoch ``last.ckpt`` is saved after so many batches, for the day when the power fails.
     fold, folds, folds_file
         Held out is fold ``fold`` of ``folds``, or of the file's.
+    test_fold
+        The fold that is neither trained on nor held out, but kept for a test.
     modality
         Only series of these modalities; all if empty.
     limit_train, limit_val
@@ -96,7 +100,8 @@ class TrainConfig(_Section):
     losses
         Weight by term of `aneurysm.training.objective.TERMS`.
     pos_weight
-        Factor of the positives in ``bce``: one, or 14 in the order of `aneurysm.labels.LABELS`.
+        Factor of the positives in ``bce``: one, or 14 in the order of `aneurysm.labels.LABELS`; ``auto`` takes those of
+        `aneurysm.training.balance.positive_weights`, and the run's config.toml has them.
     lesion_radius_mm, lesion_shape
         What the lesion map is taught; see `aneurysm.patches.dense.lesion_map`.
     ct_windows_hu
@@ -120,14 +125,16 @@ class TrainConfig(_Section):
     batch_size: _Count | None = None
     epochs: _Count = 20
     steps_per_epoch: _Count = 500
+    save_every: _Count = 1000
     fold: Annotated[int, Field(ge=0)] = 0
     folds: Annotated[int, Field(ge=2)] = 5
     folds_file: str | None = None
+    test_fold: Annotated[int, Field(ge=0)] | None = None
     modality: tuple[str, ...] = ()
     limit_train: _Count | None = None
     limit_val: _Count | None = None
     losses: dict[str, _Weight] | None = None
-    pos_weight: _Rate | tuple[_Rate, ...] | None = None
+    pos_weight: Literal["auto"] | _Rate | tuple[_Rate, ...] | None = None
     lesion_radius_mm: _Rate = 3.0
     lesion_shape: Literal["sphere", "gaussian"] = "sphere"
     ct_windows_hu: tuple[tuple[float, float], ...] = ()
@@ -154,6 +161,8 @@ class TrainConfig(_Section):
             raise ValueError(f"pos_weight: {len(self.pos_weight)} values, expected 1 or {len(LABELS)}")
         if self.folds_file is None and self.fold >= self.folds:
             raise ValueError(f"fold: there is no fold {self.fold} of {self.folds}; they count from 0")
+        if self.fold == self.test_fold:
+            raise ValueError(f"test_fold: fold {self.fold} can't be held out and kept for a test, too")
         return self
 
     def resolved(self) -> ResolvedConfig:

@@ -18,6 +18,8 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.errors import DataError, SpecMismatchError, UsageError
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader, dead_workers_told
+from aneurysm.patches.plan import Plan
+from aneurysm.training.balance import positive_weights
 from aneurysm.training.batches import TimedBatches
 from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.callbacks.epoch_end import EpochEnd
@@ -96,11 +98,13 @@ def fit(
         A signal came; ``last.ckpt`` is where it came.
     """
     started = time.perf_counter()
-    config = _for_machine(config)
+    config = for_machine(config)
     cache = Cache.open(config.cache)
     if resume:
         _check_resumable(folder, cache)
     split = split_series(cache, config, folds_file=folder.folds if resume else None)
+    if config.pos_weight == "auto":
+        config = config.model_copy(update={"pos_weight": _positive_weights(config, cache, split)})
     torch.manual_seed(config.seed)
     module = PatchModule(build_model(config.model, config.in_channels, **config.model_options), config)
     if init is not None and not resume:
@@ -109,7 +113,7 @@ def fit(
     stop = StopSignal()
     trainer = make_trainer(config)
     device = trainer.strategy.root_device
-    workers = _workers(config, trainer)
+    workers = usual_workers(config, trainer)
     loader = PatchLoader(
         cache,
         split.train,
@@ -154,7 +158,7 @@ def fit(
     )
 
 
-def _for_machine(config: ResolvedConfig) -> ResolvedConfig:
+def for_machine(config: ResolvedConfig) -> ResolvedConfig:
     """Decide what depends on the machine, so that the run's config.toml has it."""
     precision = config.precision
     if precision == "auto":
@@ -162,7 +166,14 @@ def _for_machine(config: ResolvedConfig) -> ResolvedConfig:
     return config.model_copy(update={"precision": precision})
 
 
-def _workers(config: ResolvedConfig, trainer: pl.Trainer) -> int:
+def _positive_weights(config: ResolvedConfig, cache: Cache, split: Split) -> tuple[float, ...]:
+    samples = config.steps_per_epoch * config.batch_size
+    plan = Plan(cache, split.train, config.sampling.as_sampling(), samples, config.batch_size, config.seed)
+    return positive_weights(cache, plan, config.patch)
+
+
+def usual_workers(config: ResolvedConfig, trainer: pl.Trainer) -> int:
+    """Return how many processes are to read for each device, if the configuration leaves it open."""
     if config.workers is not None:
         return config.workers
     cpus = len(os.sched_getaffinity(0)) // max(1, trainer.num_devices)

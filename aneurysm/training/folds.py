@@ -105,7 +105,7 @@ def read_folds(path: str | Path, uids: Sequence[str], patient_keys: Sequence[str
         The file can't be read, a fold is not a whole number from 0, a series is missing or there twice, or a patient
         stands in two folds, by ``patient_keys`` or by the file's own.
     """
-    rows = _rows(Path(path))
+    rows = fold_rows(path)
     if missing := [uid for uid in uids if uid not in rows]:
         raise DataError(f"{path} has no fold for {_some(missing)} of {len(uids)} series in the cache")
     folds = np.array([rows[uid][1] for uid in uids], np.int64)
@@ -118,18 +118,16 @@ def read_folds(path: str | Path, uids: Sequence[str], patient_keys: Sequence[str
     return folds
 
 
-def _patients(uids: Sequence[str], patient_keys: Sequence[str]) -> dict[str, list[int]]:
-    patients: dict[str, list[int]] = defaultdict(list)
-    for i, (uid, key) in enumerate(zip(uids, patient_keys, strict=True)):
-        patients[key or f"series {uid}"].append(i)
-    return patients
+def fold_rows(path: str | Path) -> dict[str, tuple[str, int]]:
+    """
+    Return each series' patient key (empty if not known) and fold, by UID, whatever cache they are of.
 
-
-def _draw(seed: int, patient: str) -> bytes:
-    return hashlib.sha256(f"{seed} {patient}".encode()).digest()
-
-
-def _rows(path: Path) -> dict[str, tuple[str, int]]:
+    Raises
+    ------
+    DataError
+        The file can't be read, a fold is not a whole number from 0, or a series is there twice.
+    """
+    path = Path(path)
     rows: dict[str, tuple[str, int]] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -148,6 +146,17 @@ def _rows(path: Path) -> dict[str, tuple[str, int]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"can't read folds from {path}: {error}") from error
     return rows
+
+
+def _patients(uids: Sequence[str], patient_keys: Sequence[str]) -> dict[str, list[int]]:
+    patients: dict[str, list[int]] = defaultdict(list)
+    for i, (uid, key) in enumerate(zip(uids, patient_keys, strict=True)):
+        patients[key or f"series {uid}"].append(i)
+    return patients
+
+
+def _draw(seed: int, patient: str) -> bytes:
+    return hashlib.sha256(f"{seed} {patient}".encode()).digest()
 
 
 def _some(names: list[str]) -> str:

@@ -37,6 +37,8 @@ class PatchModule(pl.LightningModule):
         super().__init__()
         self.model, self.config = model, config
         given = config.pos_weight
+        if given == "auto":
+            raise ValueError("pos_weight 'auto' has to be replaced by numbers before: they follow from the patches")
         weights = given if isinstance(given, tuple) else None if given is None else (given,) * len(LABELS)
         if config.channels_last:
             model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -76,6 +78,7 @@ class PatchModule(pl.LightningModule):
             given.targets,
             given.ignore,
             dense=self._lesions(given, output),
+            unmapped=given.certain,
             vessels=given.vessels,
             has_vessels=given.has_vessels,
         )

@@ -66,6 +66,7 @@ class Objective(nn.Module):
         ignore: Tensor,
         *,
         dense: Tensor | None = None,
+        unmapped: Tensor | None = None,
         vessels: Tensor | None = None,
         has_vessels: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -80,6 +81,8 @@ class Objective(nn.Module):
             (B, 14), as in `aneurysm.patches.batch.Batch`.
         dense
             (B, 14, z, y, x), 0 to 1: what ``output.dense`` should be; for the ``dense_`` terms.
+        unmapped
+            (B, 14) bool: lesions that are there, but not in ``dense``; its channel is left out. None: there are none.
         vessels, has_vessels
             (B, 1, Z, Y, X) and (B,), as in `Batch`; for ``vessels``.
 
@@ -91,7 +94,7 @@ class Objective(nn.Module):
         terms = {}
         for term in self.weights:
             if term.startswith("dense_"):
-                terms[term] = _of_maps(term, output, dense, ignore)
+                terms[term] = _of_maps(term, output, dense, ignore if unmapped is None else ignore | unmapped)
             elif term == "vessels":
                 terms[term] = _of_vessels(output, vessels, has_vessels)
             else:

@@ -21,7 +21,8 @@ class RunFolder:
 
     ::
 
-        config.toml  folds.csv  metrics.csv  predictions_val.csv  log.txt  tensorboard/  checkpoints/{last,best}.ckpt
+        config.toml  folds.csv  metrics.csv  predictions_val.csv  candidates_val.csv  log.txt
+        tensorboard/  checkpoints/{last,best}.ckpt
     """
 
     root: Path
@@ -45,6 +46,11 @@ class RunFolder:
     def predictions(self) -> Path:
         """Probabilities and labels of the held-out series, of the best epoch."""
         return self.root / "predictions_val.csv"
+
+    @property
+    def candidates(self) -> Path:
+        """The most probable places in the held-out series, of the same epoch."""
+        return self.root / "candidates_val.csv"
 
     @property
     def log(self) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.catalog import UNKNOWN, Cache
 from aneurysm.errors import UsageError
 from aneurysm.training.config import TrainConfig
 from aneurysm.training.folds import assign_folds, read_folds
@@ -26,7 +26,7 @@ class Split:
     Attributes
     ----------
     train, val
-        To learn from, and held out.
+        To learn from, and held out; series of the fold that is kept for a test are in neither.
     folds
         (n,) int64: the fold of every series of the cache.
     warnings
@@ -37,6 +37,12 @@ class Split:
     val: list[int]
     folds: NDArray[np.int64]
     warnings: tuple[str, ...]
+
+    def prevalence(self, cache: Cache) -> list[float | None]:
+        """Return the share of positives of each label among the series to learn from of which it is known."""
+        labels = cache.labels[self.train]
+        known, positive = (labels != UNKNOWN).sum(axis=0), (labels == 1).sum(axis=0)
+        return [int(p) / int(n) if n else None for p, n in zip(positive, known, strict=True)]
 
 
 def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None = None) -> Split:
@@ -67,23 +73,39 @@ def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None =
     if unknown := sorted(set(config.modality) - set(cache.modalities)):
         there = ", ".join(sorted(set(cache.modalities)))
         raise UsageError(f"no series in {cache.root} has the modality {unknown[0]!r}; there are {there}")
+    if config.test_fold is not None and not (folds == config.test_fold).any():
+        # A wrong number would train on the test.
+        raise UsageError(
+            f"no series is in fold {config.test_fold}, to be kept for a test; there are folds "
+            f"{', '.join(map(str, np.unique(folds).tolist()))}"
+        )
     chosen = np.array([not config.modality or m in config.modality for m in cache.modalities])
+    chosen &= folds != (-1 if config.test_fold is None else config.test_fold)
     train = np.flatnonzero(chosen & (folds != config.fold))
     val = np.flatnonzero(chosen & (folds == config.fold))
     for name, series in (("train on", train), ("hold out", val)):
         if len(series) == 0:
             raise UsageError(
                 f"fold {config.fold} of {len(set(folds.tolist()))} leaves no series to {name}: of "
-                f"{len(cache)} series, {int(chosen.sum())} are of the modalities asked for"
+                f"{len(cache)} series, {int(chosen.sum())} are of the modalities asked for, and not kept for a test"
             )
     train_series = _limited(cache, train, config.limit_train)
     val_series = _limited(cache, val, config.limit_val)
-    if not np.isin(cache.lesion_volume, train_series).any():
+    if not (np.isin(cache.lesion_volume, train_series).any() or _shown_whole(cache, train_series, config)):
         raise UsageError(
             f"none of the {len(train_series)} series to train on has a lesion whose place is known: all patches would "
-            "be negative. Take other folds or modalities, or more series"
+            "be negative. Take other folds or modalities, or more series; or patches that hold whole volumes, which "
+            "are labelled as their series are"
         )
     return Split(train_series, val_series, folds, _warnings(cache, train_series, val_series, config))
+
+
+def _shown_whole(cache: Cache, series: Sequence[int], config: TrainConfig) -> bool:
+    """Say whether a positive series is so small that a patch holds all of it, and needs no lesion's place."""
+    if config.patch is None:
+        return False
+    fits = (cache.shapes[list(series)] <= np.array(config.patch)).all(axis=1)
+    return bool((fits & (cache.labels[list(series), _PRESENT] == 1)).any())
 
 
 def _limited(cache: Cache, series: NDArray[np.int64], most: int | None) -> list[int]:

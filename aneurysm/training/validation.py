@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from aneurysm.cache.catalog import UNKNOWN, Cache
 from aneurysm.errors import AneurysmError, CacheError
-from aneurysm.labels import LABELS
+from aneurysm.labels import LABELS, SITES
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.score import Score, score_series
 from aneurysm.training.stop_signal import gathered
 
+if TYPE_CHECKING:
+    from aneurysm.inference.windows import SeriesPrediction
+
+CANDIDATES: Final = 10
+"""Places a series, at most: enough for a FROC curve up to 8 false positives a scan."""
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Our names of precisions and Lightning's."""
 
-Probabilities = dict[int, NDArray[np.float32]]
-"""By the series' index in the cache: (14,)."""
+Predictions = dict[int, "SeriesPrediction"]
+"""By the series' index in the cache."""
 
 
 class StoppedError(AneurysmError):
@@ -42,7 +47,7 @@ def predict_series(
     workers: int = 0,
     stopped: Callable[[], bool] = lambda: False,
     on_series: Callable[[int], None] = lambda _: None,
-) -> Probabilities:
+) -> Predictions:
     """
     Predict the series, each rank its part; all ranks get all.
 
@@ -62,7 +67,7 @@ def predict_series(
     """
     from aneurysm.inference.windows import predict_cached
 
-    found: Probabilities = {}
+    found: Predictions = {}
     stop, error = False, None
     predictions = predict_cached(
         model,
@@ -76,16 +81,17 @@ def predict_series(
         precision=LIGHTNING_PRECISION[config.precision],
         workers=workers,
         ct_windows_hu=config.ct_windows_hu,
+        candidates=CANDIDATES,
     )
     try:
         for prediction in predictions:
-            found[prediction.volume] = prediction.probabilities
+            found[prediction.volume] = prediction
             on_series(len(found))
             if stop := stopped():
                 break
     except CacheError as caught:
         error = str(caught)
-    parts: list[tuple[Probabilities, bool, str | None]] = gathered((found, stop, error))
+    parts: list[tuple[Predictions, bool, str | None]] = gathered((found, stop, error))
     for _, _, told in parts:
         if told is not None:
             raise CacheError(f"validation can't go on: {told}")
@@ -94,14 +100,14 @@ def predict_series(
     return {volume: values for part, _, _ in parts for volume, values in part.items()}
 
 
-def score_predictions(cache: Cache, predictions: Probabilities) -> Score:
+def score_predictions(cache: Cache, predictions: Predictions) -> Score:
     """Score the predictions against the labels of the cache, all and by modality."""
     volumes = sorted(predictions)
-    true, scores = cache.labels[volumes], np.stack([predictions[v] for v in volumes])
+    true, scores = cache.labels[volumes], np.stack([predictions[v].probabilities for v in volumes])
     return score_series(true, scores, [cache.modalities[v] for v in volumes])
 
 
-def write_predictions(path: Path, cache: Cache, predictions: Probabilities, folds: Mapping[int, int]) -> None:
+def write_predictions(path: Path, cache: Cache, predictions: Predictions, folds: Mapping[int, int]) -> None:
     """
     Write ``series_uid, modality, fold``, ``p: <label>`` and ``y: <label>`` of the 14, empty where a label is unknown.
 
@@ -110,14 +116,37 @@ def write_predictions(path: Path, cache: Cache, predictions: Probabilities, fold
     folds
         By the series' index in the cache.
     """
+    header = ["series_uid", "modality", "fold", *(f"p: {name}" for name in LABELS), *(f"y: {name}" for name in LABELS)]
+    rows = []
+    for volume in _by_uid(cache, predictions):
+        labels = ["" if y == UNKNOWN else int(y) for y in cache.labels[volume]]
+        values = [f"{p:.6g}" for p in predictions[volume].probabilities]
+        rows.append([cache.uids[volume], cache.modalities[volume], folds[volume], *values, *labels])
+    _write(path, header, rows)
+
+
+def write_candidates(path: Path, cache: Cache, predictions: Predictions) -> None:
+    """
+    Write ``series_uid, site, probability, z, y, x, x_mm, y_mm, z_mm``, the most probable of a series first.
+
+    z, y, x are voxel coordinates in the cached volume; the last three are the same place in patient space (LPS).
+    """
+    rows = [
+        [cache.uids[volume], SITES[c.site], f"{c.probability:.6g}", *(f"{v:.3f}" for v in (*c.zyx, *c.lps_mm))]
+        for volume in _by_uid(cache, predictions)
+        for c in predictions[volume].candidates
+    ]
+    _write(path, ["series_uid", "site", "probability", "z", "y", "x", "x_mm", "y_mm", "z_mm"], rows)
+
+
+def _by_uid(cache: Cache, predictions: Predictions) -> list[int]:
+    return sorted(predictions, key=lambda volume: cache.uids[volume])
+
+
+def _write(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            ["series_uid", "modality", "fold", *(f"p: {name}" for name in LABELS), *(f"y: {name}" for name in LABELS)]
-        )
-        for volume in sorted(predictions, key=lambda v: cache.uids[v]):
-            labels = ["" if y == UNKNOWN else int(y) for y in cache.labels[volume]]
-            values = [f"{p:.6g}" for p in predictions[volume]]
-            writer.writerow([cache.uids[volume], cache.modalities[volume], folds[volume], *values, *labels])
+        writer.writerow(header)
+        writer.writerows(rows)
     part.replace(path)

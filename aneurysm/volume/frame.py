@@ -56,7 +56,6 @@ def target_grid(stack: Stack, spec: CacheSpec) -> TargetGrid:
     """
     geometry, fmt = stack.geometry, stack.frames[0].format
     directions = geometry.axes[[2, 1, 0]]  # of slice, row index, column index
-    order, flipped = closest_axes(directions)
     half_gap = geometry.slice_spacing_mm / 2
     low, high = np.zeros(3), np.zeros(3)
     low[_SLICE], high[_SLICE] = -half_gap, geometry.positions_mm[-1] + half_gap
@@ -68,7 +67,35 @@ def target_grid(stack: Stack, spec: CacheSpec) -> TargetGrid:
         shifts = np.where(np.abs(shifts) < 0.01, 0.0, shifts)
         low[axis] = shifts.min() - step / 2
         high[axis] = shifts.max() + (size - 0.5) * step
+    return lay_grid(geometry.origin, directions, low, high, spec)
 
+
+def lay_grid(
+    origin: NDArray[np.float64],
+    directions: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    spec: CacheSpec,
+) -> TargetGrid:
+    """
+    Lay the target grid over a field of view.
+
+    Parameters
+    ----------
+    origin
+        (3,): LPS mm of the first voxel's centre.
+    directions
+        (3, 3): a row for each acquisition axis, orthogonal unit vectors in LPS.
+    low, high
+        (3,): the field's edges along each axis, in mm from the first voxel's centre.
+
+    Raises
+    ------
+    SeriesRejectedError
+        It would have more voxels than the spec allows.
+    """
+    low, high = low.copy(), high.copy()
+    order, flipped = closest_axes(directions)
     cropped = False
     if spec.region is not None:
         for cached_axis, size_mm in enumerate(spec.region.size_mm):
@@ -96,7 +123,7 @@ def target_grid(stack: Stack, spec: CacheSpec) -> TargetGrid:
             f"a field of view of {extent} mm makes {voxels:,} voxels; the spec allows {spec.max_voxels:,}",
         )
     affine = np.eye(4)
-    origin = geometry.origin.copy()
+    origin = origin.copy()
     for cached_axis, (axis, flip) in enumerate(zip(order, flipped, strict=True)):
         target = axes[axis]
         positions = target.positions_mm

@@ -1,4 +1,4 @@
-"""Physical values -> stored integers: HU for CT; robust percentiles of the head for MR, which has no unit."""
+"""Physical values -> stored integers: HU for CT; robust percentiles of the head for MR, which has no unit; a window."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.spec import CTIntensity, MRIntensity, Storage
+from aneurysm.cache.spec import ArrayIntensity, CTIntensity, MRIntensity, Storage
 from aneurysm.errors import Reason, SeriesRejectedError
 
 _STATISTICS_VOXELS: Final = 2_000_000
@@ -70,6 +70,13 @@ def ct_intensity(entry: CTIntensity, storage: Storage) -> Intensity:
     # Air is -1000 HU, or the lowest value that is kept.
     fill = round((max(low, -1000.0) - offset) / scale)
     return Intensity("HU", scale, offset, entry.clip_hu, entry.window_hu, fill, storage.dtype, {})
+
+
+def array_intensity(entry: ArrayIntensity, storage: Storage) -> Intensity:
+    """Return the mapping of arrays without a modality: fixed; the window's lower end stands for air."""
+    scale, offset = _integers(*entry.window, entry.levels, storage)
+    fill = round((entry.window[0] - offset) / scale)
+    return Intensity("arbitrary", scale, offset, entry.window, entry.window, fill, storage.dtype, {})
 
 
 def mr_intensity(entry: MRIntensity, storage: Storage, volume: NDArray[np.float32]) -> Intensity:

@@ -11,15 +11,21 @@ from aneurysm.models.registry import build_model
 from aneurysm.training.checkpoint import model_entries, save_atomically
 from aneurysm.training.config_file import parse_config
 
+PREVALENCE = [0.01 * (k + 1) for k in range(13)] + [0.43]
+SMALL = {"model": "resnet3d18-dense", "model_options": {"width": 0.0625}}
 
-def write_checkpoint(path: Path, seed: int, *, patch=(32, 32, 32), spec="rsna-1mm") -> Path:
-    """As `aneurysm train` writes them."""
-    config = parse_config(
-        {"model": "resnet3d18-dense", "model_options": {"width": 0.0625}, "patch": patch}, "test"
-    ).resolved()
+
+def write_checkpoint(
+    path: Path, seed: int, *, patch=(32, 32, 32), spec="rsna-1mm", model=SMALL, prevalence=PREVALENCE
+) -> Path:
+    """As `aneurysm train` writes them; without ``prevalence``, as it used to."""
+    config = parse_config({**model, "patch": patch}, "test").resolved()
     torch.manual_seed(seed)
-    model = build_model(config.model, config.in_channels, **config.model_options)
+    network = build_model(config.model, config.in_channels, **config.model_options)
     # As after training: a head that answers differently from place to place.
-    torch.nn.init.normal_(model.head.weight)
-    save_atomically(model_entries(model.state_dict(), config, load_spec(spec), 1, {"score": 0.5}), path)
+    torch.nn.init.normal_(network.head.weight)
+    entries = model_entries(network.state_dict(), config, load_spec(spec), 1, {"score": 0.5}, prevalence or ())
+    if prevalence is None:
+        del entries["prevalence"]
+    save_atomically(entries, path)
     return path

@@ -10,13 +10,8 @@ import shlex
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 
 from aneurysm.cache.build import precache
-from aneurysm.cache.spec import load_spec
-from aneurysm.models.registry import build_model
-from aneurysm.training.checkpoint import model_entries, save_atomically
-from aneurysm.training.config_file import parse_config
 from tests.inference.checkpoints import write_checkpoint
 from tests.support.acquisition import acquire
 from tests.support.command import call_cli
@@ -33,14 +28,8 @@ def work(tmp_path_factory):
     """A folder with the runs and series that the page speaks of."""
     root = tmp_path_factory.mktemp("work")
     write_checkpoint(root / "runs" / "demo" / "checkpoints" / "best.ckpt", 0)
-    config = parse_config(
-        {"model": "resnet3d18", "model_options": {"width": 0.0625}, "patch": (32, 32, 32)}, "test"
-    ).resolved()
-    torch.manual_seed(1)
-    model = build_model(config.model, config.in_channels, **config.model_options)
-    torch.nn.init.normal_(model.head.weight)
-    content = model_entries(model.state_dict(), config, load_spec("rsna-1mm"), 1, {})
-    save_atomically(content, root / "runs" / "classifier" / "checkpoints" / "best.ckpt")
+    classifier = {"model": "resnet3d18", "model_options": {"width": 0.0625}}
+    write_checkpoint(root / "runs" / "classifier" / "checkpoints" / "best.ckpt", 1, model=classifier)
     for k in range(2):
         acquisition = acquire("axial", slices=20 + 10 * k)
         write_series(
@@ -90,6 +79,16 @@ def test_the_map_is_as_high_as_the_best_candidate_at_its_place(here):
         image = sitk.ReadImage(f"site/{row['series_uid']}-cached.nii.gz")
         # ITK's physical space is DICOM's.
         assert image[image.TransformPhysicalPointToIndex(best["lps_mm"])] > best["probability"] - 0.003
+
+
+def test_several_processes_write_the_same(here):
+    for folder, options in (("one", ()), ("two", ("--device", "cpu", "--devices", "2"))):
+        ran = call_cli("predict", "runs/demo", "data/series", "--overlay", folder, *options, cwd=here)
+        assert ran.code == 0, ran.err
+    assert names(here / "two") == ALL
+    for name in ALL:
+        one, two = (sitk.GetArrayFromImage(sitk.ReadImage(str(here / f / name))) for f in ("one", "two"))
+        assert np.allclose(one, two, atol=1.01 / 255)
 
 
 def test_a_cached_volume_gets_the_same_map_on_its_own_grid_alone(here):

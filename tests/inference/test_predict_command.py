@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from aneurysm.labels import LABELS, SITES
-from tests.inference.checkpoints import write_checkpoint
+from tests.inference.calibrations import write_calibration
+from tests.inference.checkpoints import PREVALENCE, write_checkpoint
 from tests.support.acquisition import acquire
 from tests.support.command import call_cli
 from tests.support.pattern import lone_blob
@@ -122,6 +123,84 @@ def test_answers_of_two_models_don_t_mix(data, checkpoint, tmp_path):
     assert out.read_text() == kept
 
 
+@pytest.fixture
+def run(checkpoint, tmp_path):
+    """A run's folder of the test's own, with a calibration in its report."""
+    shutil.copytree(checkpoint.parent.parent, tmp_path / "run")
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    write_calibration(tmp_path / "run" / "evaluation" / "calibration.json", [best], 3.0)
+    return tmp_path / "run"
+
+
+def predicted(tmp_path, *arguments):
+    """The 14 probabilities of the one series, its row, and what was said."""
+    out = tmp_path / "found.csv"
+    out.unlink(missing_ok=True)
+    ran = call_cli("predict", *arguments, "--out", out)
+    assert ran.code == 0, ran.text
+    (row,) = rows_of(out)
+    return np.array(probabilities_of(row)), row, ran.err
+
+
+def test_a_runs_own_calibration_is_applied_and_said(data, run, tmp_path):
+    plain, row, said = predicted(tmp_path, run, data / "1.2.0", "--no-calibration")
+    assert (row["calibration"], float(row["gate"])) == ("", 0.0)
+    assert "calibrated" not in said
+    own, row, said = predicted(tmp_path, run, data / "1.2.0")
+    assert f"calibrated with {run / 'evaluation' / 'calibration.json'}; --no-calibration leaves" in said
+    assert len(row["calibration"]) == 12
+    odds = plain / (1 - plain)
+    assert np.allclose(own, odds ** (1 / 3) / (1 + odds ** (1 / 3)), rtol=1e-4)
+    named = predicted(tmp_path, run, data / "1.2.0", "--calibration", run / "evaluation")
+    assert np.array_equal(named[0], own)
+    assert named[1]["calibration"] == row["calibration"]
+    gated, row, _ = predicted(tmp_path, run, data / "1.2.0", "--gate", 0.5)
+    assert np.allclose(gated[:13], own[:13] * own[13] ** 0.5, rtol=1e-4)
+    assert gated[13] == own[13]
+    assert float(row["gate"]) == 0.5
+
+
+def test_a_calibration_of_other_checkpoints_is_not_applied(data, run, checkpoint, tmp_path):
+    other = write_checkpoint(tmp_path / "other.ckpt", 1)
+    path = write_calibration(run / "evaluation" / "calibration.json", [other])
+    _, row, said = predicted(tmp_path, run, data / "1.2.0")
+    assert row["calibration"] == ""
+    assert f"not calibrated: {path} was fitted to the best checkpoint of run0, which" in said
+    ran = call_cli("predict", run, data / "1.2.0", "--calibration", path)
+    assert ran.code == 2
+    assert "or no longer" in ran.err
+    ran = call_cli("predict", run, data / "1.2.0", "--calibration", path, "--no-calibration")
+    assert ran.code == 2
+    # Of several checkpoints none is looked for.
+    _, row, said = predicted(tmp_path, run, other, data / "1.2.0")
+    assert row["calibration"] == ""
+    assert "calibrated" not in said
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_base_rates_stand_in_for_an_answer(data, checkpoint, tmp_path, suffix):
+    out = tmp_path / f"found.{suffix}"
+    for _ in range(2):  # the second finds the rows as they were written
+        ran = call_cli("predict", checkpoint, data / "1.2.7", "--out", out, "--fallback", "prevalence")
+        assert ran.code == 8
+    (row,) = ordered(out)
+    assert (row["status"], row["reason"]) == ("rejected", "too_few_slices")
+    values = row if suffix == "csv" else row["probabilities"]
+    assert [float(values[label]) for label in LABELS] == pytest.approx(PREVALENCE)
+    shown = call_cli("predict", checkpoint, data / "1.2.7", "--fallback", "prevalence")
+    assert shown.code == 8
+    assert "1.2.7: no answer, but base rates" in shown.out
+    assert "43.0%  Aneurysm Present" in shown.out
+
+
+def test_an_older_checkpoint_has_no_base_rates(data, tmp_path):
+    old = write_checkpoint(tmp_path / "old.ckpt", 0, prevalence=None)
+    assert call_cli("predict", old, data / "1.2.0").code == 0
+    ran = call_cli("predict", old, data / "1.2.0", "--fallback", "prevalence")
+    assert ran.code == 2
+    assert "older version" in ran.err
+
+
 def test_what_is_written_stays_when_a_run_is_interrupted(data, checkpoint, tmp_path, monkeypatch):
     from aneurysm.inference import predictor
 
@@ -158,6 +237,9 @@ def test_an_empty_folder_is_a_row(data, checkpoint, tmp_path):
         (["{checkpoint}", "{data}", "--out", "{data}/nowhere/x.csv"], "there is no folder"),
         (["{checkpoint}", "{data}", "--out", "{checkpoint}.csv"], "not a table of predictions"),
         (["{checkpoint}", "{data}", "--precision", "fp8"], "no precision"),
+        (["{checkpoint}", "{data}", "--gate", "-1"], "the gate is -1"),
+        (["{checkpoint}", "{data}", "--devices", "none"], "give a number from 1, or auto"),
+        (["{checkpoint}", "{data}", "--calibration", "{data}"], "can't be read"),
     ],
 )
 def test_usage_errors(data, checkpoint, arguments, words):

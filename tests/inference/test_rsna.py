@@ -17,18 +17,19 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 from aneurysm.cache.spec import load_spec
 from aneurysm.errors import UsageError
 from aneurysm.inference import rsna
 from aneurysm.inference.predictor import load_predictor
 from aneurysm.inference.rsna import RsnaPredictor
-from aneurysm.inference.rsna_worker import PUBLISHED_RATES, base_rates
+from aneurysm.inference.rsna_worker import PUBLISHED_RATES, fallback_rates
 from aneurysm.labels import LABELS
 from aneurysm.training.checkpoint import model_entries, save_atomically
 from aneurysm.training.config_file import parse_config
 from tests.inference import trouble
-from tests.inference.checkpoints import write_checkpoint
+from tests.inference.checkpoints import PREVALENCE, write_checkpoint
 from tests.support.acquisition import acquire
 from tests.support.pattern import lone_blob
 from tests.support.run_data import ROOT
@@ -48,7 +49,7 @@ def checkpoint(tmp_path_factory):
 def troubled(tmp_path_factory):
     config = parse_config({"model": TROUBLE, "patch": (32, 32, 32)}, "test").resolved()
     path = tmp_path_factory.mktemp("run") / "trouble.ckpt"
-    save_atomically(model_entries({}, config, load_spec("rsna-1mm"), 1, {}), path)
+    save_atomically(model_entries({}, config, load_spec("rsna-1mm"), 1, {}, PREVALENCE), path)
     return path
 
 
@@ -140,7 +141,7 @@ def test_good_and_broken_series_in_random_order(checkpoint, good, broken, gatewa
                 assert np.allclose(answer, expected[folder.name], atol=1e-5)
                 assert caplog.text == ""
             else:
-                assert np.allclose(answer, PUBLISHED_RATES)
+                assert np.allclose(answer, PREVALENCE)
                 assert f"base rates for {gateway.shared}" in caplog.text
                 assert folder.name in caplog.text
                 assert re.search("no_files|no_images|too_few_slices|unreadable_pixels|unsupported_pixels", caplog.text)
@@ -160,10 +161,10 @@ def test_trouble_costs_one_series_its_answer_and_no_other(troubled, good, gatewa
     bad = write_test_series(tmp_path, "1.4.1", height=height)
     with serve(troubled, gateway, architecture=TROUBLE) as server, caplog.at_level(logging.WARNING):
         before = gateway.ask(server.predict, good / "1.2.1")
-        assert not np.allclose(before, PUBLISHED_RATES)
+        assert not np.allclose(before, PREVALENCE)
         for _ in range(2):
             started = time.monotonic()
-            assert np.allclose(gateway.ask(server.predict, bad), PUBLISHED_RATES)
+            assert np.allclose(gateway.ask(server.predict, bad), PREVALENCE)
             assert re.search(reason, caplog.records[-1].message)
         assert time.monotonic() - started < 60
         assert np.allclose(gateway.ask(server.predict, good / "1.2.1"), before)
@@ -175,15 +176,15 @@ def test_trouble_costs_one_series_its_answer_and_no_other(troubled, good, gatewa
 def test_what_libraries_print_is_no_answer(troubled, gateway, tmp_path):
     noisy = write_test_series(tmp_path, "1.4.2", height=trouble.PRINTS)
     with serve(troubled, gateway, architecture=TROUBLE) as server:
-        assert not np.allclose(gateway.ask(server.predict, noisy), PUBLISHED_RATES)
+        assert not np.allclose(gateway.ask(server.predict, noisy), PREVALENCE)
 
 
 def test_a_process_that_was_killed_between_two_series_is_replaced(checkpoint, good, gateway):
     with serve(checkpoint, gateway) as server:
         os.kill(server._process.pid, signal.SIGKILL)
         server._process.wait()
-        assert np.allclose(gateway.ask(server.predict, good / "1.2.0"), PUBLISHED_RATES)
-        assert not np.allclose(gateway.ask(server.predict, good / "1.2.0"), PUBLISHED_RATES)
+        assert np.allclose(gateway.ask(server.predict, good / "1.2.0"), PREVALENCE)
+        assert not np.allclose(gateway.ask(server.predict, good / "1.2.0"), PREVALENCE)
 
 
 def test_no_process_at_all_still_gives_base_rates(checkpoint, good, gateway, monkeypatch):
@@ -191,10 +192,10 @@ def test_no_process_at_all_still_gives_base_rates(checkpoint, good, gateway, mon
         monkeypatch.setattr(sys, "executable", "/nowhere/python")
         server._process.kill()
         for _ in range(3):
-            assert np.allclose(gateway.ask(server.predict, good / "1.2.0"), PUBLISHED_RATES)
+            assert np.allclose(gateway.ask(server.predict, good / "1.2.0"), PREVALENCE)
         monkeypatch.undo()
-        assert np.allclose(gateway.ask(server.predict, good / "1.2.0"), PUBLISHED_RATES)
-        assert not np.allclose(gateway.ask(server.predict, good / "1.2.0"), PUBLISHED_RATES)
+        assert np.allclose(gateway.ask(server.predict, good / "1.2.0"), PREVALENCE)
+        assert not np.allclose(gateway.ask(server.predict, good / "1.2.0"), PREVALENCE)
 
 
 def test_the_process_ends_with_its_parent(troubled, tmp_path):
@@ -275,17 +276,21 @@ def test_the_code_in_the_readme(checkpoint, good, tmp_path, monkeypatch):
         exec(compile(block.replace(place, str(checkpoint)), "README.md", "exec"), names)
         names["rsna"].close()
     assert list(answers) == ["served", "local"]
-    assert not np.allclose(answers["served"], PUBLISHED_RATES)
+    assert not np.allclose(answers["served"], PREVALENCE)
 
 
-def test_base_rates_are_those_of_training_where_the_checkpoint_has_them(checkpoint, monkeypatch):
+def test_base_rates_are_those_of_training_where_the_checkpoint_has_them(checkpoint, tmp_path):
     assert len(PUBLISHED_RATES) == len(LABELS)
     assert PUBLISHED_RATES[LABELS.index("Aneurysm Present")] == pytest.approx(0.4287, abs=1e-4)
     assert PUBLISHED_RATES[LABELS.index("Anterior Communicating Artery")] == max(PUBLISHED_RATES[:13])
-    assert base_rates([checkpoint]) == list(PUBLISHED_RATES)
-
-    class Trained:
-        prevalence = (None, *[0.25] * 13)
-
-    monkeypatch.setattr("aneurysm.inference.rsna_worker.load_checkpoint", lambda _: Trained)
-    assert base_rates([checkpoint]) == [0.03] + [0.25] * 13
+    content = torch.load(checkpoint, weights_only=True)
+    for known, expected in (
+        ([0.25] * 14, [0.25] * 14),
+        ([None, *[0.25] * 13], list(PUBLISHED_RATES)),
+    ):
+        content["prevalence"] = known
+        torch.save(content, tmp_path / "a.ckpt")
+        assert fallback_rates([tmp_path / "a.ckpt"]) == expected
+    del content["prevalence"]
+    torch.save(content, tmp_path / "old.ckpt")
+    assert fallback_rates([tmp_path / "old.ckpt"]) == list(PUBLISHED_RATES)

@@ -11,10 +11,12 @@ SHAPE = (20, 30, 40)
 PRESENT = 13
 
 
-def _targets(*lesions, batch_size=1, spacing_mm=(1.0, 1.0, 1.0), margin_mm=3.0, base_ignore=None):
+def _targets(*lesions, batch_size=1, spacing_mm=(1.0, 1.0, 1.0), margin_mm=3.0, base_ignore=None, certain=None):
     sample, site, zyx = zip(*lesions) if lesions else ((), (), ())
     if base_ignore is None:
         base_ignore = torch.zeros(batch_size, 14, dtype=torch.bool)
+    if certain is None:
+        certain = torch.zeros(batch_size, 14, dtype=torch.bool)
     targets, ignore = patch_targets(
         torch.tensor(sample, dtype=torch.int64),
         torch.tensor(site, dtype=torch.int64),
@@ -24,6 +26,7 @@ def _targets(*lesions, batch_size=1, spacing_mm=(1.0, 1.0, 1.0), margin_mm=3.0, 
         margin_mm,
         spacing_mm,
         base_ignore,
+        certain,
     )
     assert targets.dtype == torch.float32
     assert ignore.dtype == torch.bool

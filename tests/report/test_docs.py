@@ -8,6 +8,8 @@ import pytest
 
 from aneurysm.report import evaluate, page
 from aneurysm.report.bootstrap import patient_weights
+from tests.inference.checkpoints import write_checkpoint
+from tests.patches.conftest import add_volume, open_cache
 from tests.report.fake_runs import of_cache, write_candidates, write_run
 from tests.support.command import call_cli
 from tests.support.run_data import ROOT
@@ -29,6 +31,11 @@ def work(report_cache, tmp_path, monkeypatch):
     write_candidates(write_run(tmp_path / "runs" / "fold0-again", series, n_folds=3, seed=1), report_cache)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "truth.csv").write_text("series_uid,location,x_mm,y_mm,z_mm,radius_mm\n")
+    # Of --fresh: a best checkpoint, and a cache of other patients.
+    write_checkpoint(tmp_path / "runs" / "fold0" / "checkpoints" / "best.ckpt", 0)
+    for i in range(4):
+        add_volume(tmp_path / "other-cache", f"9.{i}", shape=(36, 40, 44), sites=(4,) if i % 2 else (), patient=f"q{i}")
+    open_cache(tmp_path / "other-cache")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

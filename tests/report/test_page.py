@@ -103,6 +103,8 @@ def test_tables_agree(report):
     logit = np.log(present["threshold"] / (1 - present["threshold"])) / present["temperature"]
     assert present["calibrated_threshold"] == pytest.approx(1 / (1 + np.exp(-logit)))
     assert calibration["digest"] == found.cache.spec.digest
+    assert calibration["runs"] == [{"name": "run", "checkpoint": None}]
+    assert calibration["averaged"] is False
 
 
 def test_names_are_no_markup(tmp_path):

@@ -23,6 +23,7 @@ def make_batch(
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
     vessels: Tensor | None = None,
     unknown: Tensor | None = None,
+    certain: Tensor | None = None,
     is_ct: Sequence[bool] | None = None,
     scale: float = 1.0,
     offset: float = 0.0,
@@ -37,8 +38,9 @@ def make_batch(
     site = torch.tensor([lesion[1] for lesion in lesions], dtype=torch.int64)
     zyx = torch.tensor([lesion[2] for lesion in lesions], dtype=torch.float32).view(-1, 3)
     unknown = torch.zeros(n, len(LABELS), dtype=torch.bool) if unknown is None else unknown
+    certain = torch.zeros(n, len(LABELS), dtype=torch.bool) if certain is None else certain
     shape = (image.shape[2], image.shape[3], image.shape[4])
-    targets, ignore = patch_targets(sample, site, zyx, n, shape, MARGIN_MM, spacing_mm, unknown)
+    targets, ignore = patch_targets(sample, site, zyx, n, shape, MARGIN_MM, spacing_mm, unknown, certain)
     return Batch(
         image=image,
         scale=torch.full((n,), scale),
@@ -51,6 +53,7 @@ def make_batch(
         targets=targets,
         ignore=ignore,
         unknown=unknown,
+        certain=certain,
         lesion_sample=sample,
         lesion_site=site,
         lesion_zyx=zyx,

@@ -27,12 +27,13 @@ from aneurysm.training.config_file import load_config
 from tests.training.tiny import classifier
 
 METRICS = {"score": 0.5, "present_auc": None, "site_auc": None, "loss": 0.25}
+PREVALENCE = [0.1] * 12 + [None, 0.4]
 
 
 def entries(**changes):
     model = build_model("resnet3d18", width=0.05)
     config = load_config(None, {"model_options.width": 0.05, "seed": 3}).resolved()
-    return {**model_entries(model.state_dict(), config, load_spec("rsna-1mm"), 4, METRICS), **changes}
+    return {**model_entries(model.state_dict(), config, load_spec("rsna-1mm"), 4, METRICS, PREVALENCE), **changes}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,7 @@ def test_it_comes_back_with_all_that_predicting_takes(content, tmp_path):
     assert found.spec == load_spec("rsna-1mm")
     assert (found.config.seed, found.config.model_options, found.epoch) == (3, {"width": 0.05}, 4)
     assert found.metrics == METRICS
+    assert found.prevalence == tuple(PREVALENCE)
     raw = torch.load(found.path, weights_only=True)
     assert (raw["package_version"], raw["labels"]) == (__version__, list(LABELS))
     model = found.build_model()
@@ -59,6 +61,11 @@ def test_a_file_may_not_name_code_to_be_run(content, tmp_path):
     save_atomically({**content, "config": config}, tmp_path / "x.ckpt")
     with pytest.raises(UsageError, match="there is no model 'os:system'"):
         load_checkpoint(tmp_path / "x.ckpt").build_model()
+
+
+def test_one_from_before_prevalences_were_kept_can_be_read(content, tmp_path):
+    save_atomically({k: v for k, v in content.items() if k != "prevalence"}, tmp_path / "x.ckpt")
+    assert load_checkpoint(tmp_path / "x.ckpt").prevalence is None
 
 
 class Evil:
@@ -87,6 +94,7 @@ def test_a_file_runs_no_code(content, tmp_path, monkeypatch):
         pytest.param({"config": {"epoch": 1}}, "the configuration in .*: .*did you mean epochs", id="config"),
         pytest.param({"config": 3}, "is damaged", id="no config"),
         pytest.param({"metrics": None}, "is damaged", id="no metrics"),
+        pytest.param({"prevalence": [0.1, 0.2]}, "is damaged: ValueError prevalence is", id="prevalence"),
     ],
 )
 def test_contradictions_are_refused(content, tmp_path, changes, words):

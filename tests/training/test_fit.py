@@ -19,7 +19,10 @@ from aneurysm.errors import (
     SpecMismatchError,
     UsageError,
 )
+from aneurysm.inference.windows import predict_cached
 from aneurysm.labels import LABELS
+from aneurysm.report.evaluate import EvaluateOptions, evaluate
+from aneurysm.report.run import read_run
 from aneurysm.training.checkpoint import load_checkpoint, read_file
 from aneurysm.training.config_file import config_table, parse_resolved, read_resolved
 from aneurysm.training.fit import fit
@@ -88,7 +91,8 @@ class Stops(Silent):
 
 def test_the_folder_holds_what_is_promised(straight, train_cache):
     assert sorted(p.name for p in straight.root.iterdir()) == [
-        "checkpoints", "config.toml", "folds.csv", "log.txt", "metrics.csv", "predictions_val.csv", "tensorboard",
+        "candidates_val.csv", "checkpoints", "config.toml", "folds.csv", "log.txt", "metrics.csv",
+        "predictions_val.csv", "tensorboard",
     ]  # fmt: skip
     assert sorted(p.name for p in straight.last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
     config = read_resolved(straight.config)
@@ -132,6 +136,8 @@ def test_a_checkpoint_carries_what_predicting_takes(straight, train_cache):
         model = checkpoint.build_model("tests.training.tiny:classifier")
         assert not model.training
         assert set(checkpoint.weights) == set(model.state_dict())
+        train = read_folds(straight.folds, train_cache.uids, train_cache.patient_keys) != 0
+        assert checkpoint.prevalence == pytest.approx(train_cache.labels[train].mean(axis=0))
     best = load_checkpoint(straight.best)
     scores = {int(r["epoch"]): float(r["score"]) for r in table(straight.metrics)}
     assert best.epoch == max(scores, key=lambda epoch: (scores[epoch], -epoch))
@@ -139,8 +145,6 @@ def test_a_checkpoint_carries_what_predicting_takes(straight, train_cache):
 
 
 def test_the_best_epochs_predictions_are_those_of_its_checkpoint(straight, train_cache):
-    from aneurysm.inference.windows import predict_cached
-
     best = load_checkpoint(straight.best)
     rows = {row["series_uid"]: row for row in table(straight.predictions)}
     model, config = best.build_model("tests.training.tiny:classifier"), best.config
@@ -156,6 +160,33 @@ def test_the_best_epochs_predictions_are_those_of_its_checkpoint(straight, train
     for prediction in found:
         row = rows[prediction.series_uid]
         assert [float(row[f"p: {name}"]) for name in LABELS] == pytest.approx(prediction.probabilities, rel=1e-4)
+
+
+def test_the_candidates_are_those_of_the_best_checkpoint_and_evaluate_reads_them(train_cache, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    fit(quick(train_cache, model="tests.training.tiny:mapper"), folder)
+    best, run = load_checkpoint(folder.best), read_run(folder.root)
+    expected = predict_cached(
+        best.build_model("tests.training.tiny:mapper"),
+        train_cache,
+        [train_cache.uids.index(uid) for uid in run.predictions.uids],
+        patch_shape=best.config.patch,
+        overlap=best.config.validation.overlap,
+        candidates=10,
+    )
+    assert set(run.candidates.uids) == set(run.predictions.uids)
+    for prediction in expected:
+        mine = run.candidates.uids == prediction.series_uid
+        assert run.candidates.sites[mine].tolist() == [c.site for c in prediction.candidates]
+        assert run.candidates.probabilities[mine] == pytest.approx([c.probability for c in prediction.candidates])
+        assert np.allclose(run.candidates.lps_mm[mine], [c.lps_mm for c in prediction.candidates], atol=1e-3)
+    row = table(folder.candidates)[0]
+    affine = train_cache.volume(row["series_uid"]).affine_lps
+    zyx = [float(row[k]) for k in "zyx"]
+    assert affine @ [*zyx, 1] == pytest.approx([*(float(row[k]) for k in ("x_mm", "y_mm", "z_mm")), 1], abs=2e-3)
+    found = evaluate([folder.root], EvaluateOptions(cache=train_cache.root, samples=50))
+    assert found.froc is not None
+    assert found.froc.n_scans == len(run.predictions)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +231,37 @@ def test_accumulated_gradients_are_not_cut_by_a_stop(train_cache, tmp_path):
     assert left["global_step"] == 6
     for key in LEARNT:
         assert_same(left[key], right[key], key)
+
+
+@pytest.mark.parametrize("accumulate, saved_step", [(1, 3), (2, 4)])
+def test_a_run_whose_power_failed_goes_on_from_within_the_epoch(train_cache, tmp_path, accumulate, saved_step):
+    class PowerFails(Silent):
+        def step(self, facts):
+            if (facts.epoch, facts.step) == (2, 5):
+                raise SystemError("no power")
+
+    config = quick(train_cache, steps_per_epoch=6, save_every=3, optimizer__accumulate=accumulate)
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    fit(config, one)
+    with pytest.raises(SystemError):
+        fit(config, two, progress=PowerFails())
+    there = read_file(two.last)
+    assert (there["epoch"], there["loader"]["step"]) == (1, saved_step)
+    fit(config, two, resume=True)
+    left, right = read_file(one.last), read_file(two.last)
+    for key in LEARNT:
+        assert_same(left[key], right[key], key)
+    assert timeless(table(one.metrics)) == timeless(table(two.metrics))
+
+
+def test_weights_of_the_positives_follow_from_the_patches(train_cache, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    fit(quick(train_cache, epochs=1, pos_weight="auto"), folder)
+    weights = read_resolved(folder.config).pos_weight
+    assert isinstance(weights, tuple)
+    assert all(1 <= w <= 100 for w in weights)
+    assert weights[-1] == min(weights)
+    assert load_checkpoint(folder.last).config.pos_weight == weights
 
 
 def test_a_run_that_is_through_has_nothing_to_do_but_can_be_made_longer(train_cache, tmp_path):

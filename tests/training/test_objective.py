@@ -49,6 +49,15 @@ def test_a_coarser_level_counts_half_as_much():
     torch.testing.assert_close(found["loss"], (fine + top_k_bce(coarse, small, IGNORE) / 2) / 1.5)
 
 
+def test_a_lesion_without_a_place_is_not_taught_as_an_empty_map():
+    unmapped = torch.zeros(2, 14, dtype=torch.bool)
+    unmapped[1, 13] = True
+    objective = Objective({"bce": 1, "dense_top_k": 1})
+    found = objective(output(), TARGETS, IGNORE, dense=lesions(), unmapped=unmapped)
+    torch.testing.assert_close(found["dense_top_k"], top_k_bce(output().dense, lesions(), IGNORE | unmapped))
+    torch.testing.assert_close(found["bce"], bce(output().logits, TARGETS, IGNORE))
+
+
 def test_only_patches_with_a_vessel_mask_teach_vessels():
     vessels = torch.randint(0, 14, (2, 1, 4, 4, 4), dtype=torch.uint8)
     logits = output().dense

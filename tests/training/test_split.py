@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from aneurysm import CacheWriter
+from aneurysm.cache.catalog import Cache
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.errors import DataError, UsageError
 from aneurysm.training.split import split_series
@@ -55,6 +57,32 @@ def test_folds_of_a_file(train_cache, tmp_path):
         split_series(train_cache, quick(train_cache, folds_file=str(path)))
 
 
+def test_the_fold_of_the_test_is_in_neither(train_cache):
+    split = split_series(train_cache, quick(train_cache, fold=1, test_fold=2))
+    assert (split.folds[split.val] == 1).all()
+    assert (split.folds[split.train] == 0).all()
+    assert len(split.train) + len(split.val) == int((split.folds < 2).sum()) < len(train_cache)
+
+
+def test_a_fold_of_the_test_that_holds_nothing_would_train_on_it(train_cache, tmp_path):
+    path = tmp_path / "folds.csv"
+    path.write_text("series_uid,fold\n" + "".join(f"1.{i},{i % 3}\n" for i in range(12)))
+    with pytest.raises(UsageError, match="no series is in fold 3, to be kept for a test; there are folds 0, 1, 2"):
+        split_series(train_cache, quick(train_cache, folds_file=str(path), test_fold=3))
+    with pytest.raises(UsageError, match="fold 1 can't be held out and kept for a test, too"):
+        quick(train_cache, fold=1, test_fold=1)
+
+
+def test_patches_that_hold_whole_volumes_need_no_places(tmp_path):
+    with CacheWriter(tmp_path) as writer:
+        for i in range(12):
+            writer.add(f"a{i}", np.zeros((16, 15, 14), np.uint8), labels={"Aneurysm Present": i % 2})
+    cache = Cache.open(tmp_path)
+    assert len(split_series(cache, quick(cache, patch=[16, 16, 16])).train) == 8
+    with pytest.raises(UsageError, match="or patches that hold whole volumes, which are labelled as their series are"):
+        split_series(cache, quick(cache, patch=[15, 16, 16]))
+
+
 def test_nothing_to_learn_from_is_refused(tmp_path):
     cache = make_cache(tmp_path, 6, sites=(), places=None)
     with pytest.raises(UsageError, match="none of the 4 series to train on has a lesion whose place is known"):
@@ -82,3 +110,16 @@ def test_held_out_series_of_one_class_and_small_volumes_are_told(tmp_path):
     assert "9 of 9 volumes are smaller than a patch of 40 x 40 x 40 voxels" in small
     assert np.array_equal(np.sort(split.train + split.val), np.arange(9))
     assert split_series(cache, quick(cache, patch=[36, 40, 44])).warnings == (one_class,)
+
+
+def test_prevalence_is_of_the_series_to_learn_from_whose_label_is_known(tmp_path):
+    cache = make_cache(tmp_path, 9)
+    cache.labels[:, 0] = 255
+    split = split_series(cache, quick(cache))
+    cache.labels[split.train[:2], 13] = 255
+    expected = cache.labels[split.train[2:], 13].mean()
+    cache.labels[split.val] = 1
+    found = split.prevalence(cache)
+    assert (len(found), found[0], found[12]) == (14, None, 0.0)
+    assert found[13] == pytest.approx(expected)
+    assert 0 < expected < 1

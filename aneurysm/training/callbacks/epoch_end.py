@@ -23,10 +23,11 @@ from aneurysm.training.score import Score
 from aneurysm.training.split import Split
 from aneurysm.training.stop_signal import StopSignal, gathered
 from aneurysm.training.validation import (
-    Probabilities,
+    Predictions,
     StoppedError,
     predict_series,
     score_predictions,
+    write_candidates,
     write_predictions,
 )
 
@@ -112,16 +113,20 @@ class EpochEnd(pl.Callback):
         batch: Any,  # noqa: ARG002
         batch_idx: int,
     ) -> None:
-        """Show the step; save and leave, if a signal came."""
+        """Show the step; save now and then; save and leave, if a signal came."""
         config = pl_module.config
         if trainer.is_global_zero:
             self._show(trainer, pl_module, batch_idx)
         stepped = (batch_idx + 1) % config.optimizer.accumulate == 0 and batch_idx + 1 < config.steps_per_epoch
         # With several ranks to ask is to wait, and all have to ask at the same step.
         asked = trainer.world_size == 1 or (batch_idx + 1) % self._watch.every == 0
-        if stepped and asked and self._stop.agree(pl_module.device) is not None:
+        leaves = stepped and asked and self._stop.agree(pl_module.device) is not None
+        # Of the batches since the last step one is the n-th, 2n-th, ...: with accumulation n may fall between steps.
+        due = (batch_idx + 1) % config.save_every < config.optimizer.accumulate
+        if leaves or (stepped and due):
             self._watch.read(trainer, pl_module)
             trainer.save_checkpoint(self._folder.last)
+        if leaves:
             self._leave()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: PatchModule) -> None:  # type: ignore[override]
@@ -193,7 +198,7 @@ class EpochEnd(pl.Callback):
         assert self._pending is not None
         config, row = module.config, dict(self._pending)
         score: Score | None = None
-        predictions: Probabilities = {}
+        predictions: Predictions = {}
         if self._epoch % config.validation.every == 0 or self._epoch == config.epochs:
             started = time.perf_counter()
             predictions = self._predict(trainer, module)
@@ -205,7 +210,7 @@ class EpochEnd(pl.Callback):
             self._write(module, row, score, predictions, best=best)
         self._pending = None
 
-    def _predict(self, trainer: pl.Trainer, module: PatchModule) -> Probabilities:
+    def _predict(self, trainer: pl.Trainer, module: PatchModule) -> Predictions:
         self._ema.agree()
         rank, ranks, held_out = trainer.global_rank, trainer.world_size, self._split.val
         mine = len(held_out[rank::ranks])
@@ -241,7 +246,7 @@ class EpochEnd(pl.Callback):
         return True
 
     def _write(
-        self, module: PatchModule, row: Row, score: Score | None, predictions: Probabilities, *, best: bool
+        self, module: PatchModule, row: Row, score: Score | None, predictions: Predictions, *, best: bool
     ) -> None:
         assert self._table is not None
         self._table.add(row)
@@ -254,6 +259,7 @@ class EpochEnd(pl.Callback):
             save_atomically(self._entries(module), self._folder.best)
             folds = dict(enumerate(self._split.folds.tolist()))
             write_predictions(self._folder.predictions, self._cache, predictions, folds)
+            write_candidates(self._folder.candidates, self._cache, predictions)
         # Which labels have no AUC stays the same in all epochs.
         summary = score.summary() if score is not None else "not validated"
         _log.info(
@@ -272,7 +278,8 @@ class EpochEnd(pl.Callback):
 
     def _entries(self, module: PatchModule) -> dict[str, Any]:
         weights = self._ema.model.state_dict()
-        return model_entries(weights, module.config, self._cache.spec, self._epoch, self._metrics)
+        prevalence = self._split.prevalence(self._cache)
+        return model_entries(weights, module.config, self._cache.spec, self._epoch, self._metrics, prevalence)
 
     def _leave(self) -> None:
         raise InterruptedRunError(self._stop.wanted or 0)

@@ -1,0 +1,294 @@
+"""CacheWriter: volumes that are arrays, with what is known of them -> a cache like one from DICOM.
+
+A volume is claimed, built, flushed and renamed into place as `aneurysm precache` does it: after a kill those that are
+there are complete, the next run goes on, and several processes may write at once. Closing writes the manifest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from aneurysm.annotations.lesions import Lesion, UnplacedLesion
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.opening import full_disk_told, is_done, open_cache, patient_secret
+from aneurysm.cache.publish import claim, sweep
+from aneurysm.cache.series import patient_key
+from aneurysm.cache.spec import CacheSpec, load_spec
+from aneurysm.cache.store import store_volume
+from aneurysm.dicom.scan import safe_source
+from aneurysm.errors import DataError, SeriesRejectedError, UsageError
+from aneurysm.labels import LABELS, SITES, VESSEL_VALUES
+from aneurysm.volume.array import KNOWN_MODALITIES, GriddedArray, grid_array
+
+UNKNOWN_MODALITY = "unknown"
+"""Stands in the manifest for the modality of arrays that came without one."""
+_PRESENT = LABELS[-1]
+
+
+class CacheWriter:
+    """
+    Puts volumes that are arrays into a cache, from which `aneurysm train` and the other commands read.
+
+        with CacheWriter("cache") as writer:
+            writer.add("case-1", voxels, labels={"Aneurysm Present": 1}, patient="Smith")
+
+    Parameters
+    ----------
+    cache
+        Folder, made if absent.
+    spec
+        Name of a shipped spec, or path of one's own. It decides on the spacing, and on what the values mean: those of
+        a modality as in DICOM, those without one by the spec's ``[intensity.array]``.
+    overwrite
+        Build volumes again that are there; otherwise they are skipped, whatever the array.
+
+    Raises
+    ------
+    SpecError
+        There is no such spec, or it is not what it should be.
+    SpecMismatchError
+        The cache is of another spec.
+    UsageError
+        The folder can't be written.
+    """
+
+    def __init__(self, cache: str | Path, *, spec: str | Path = "arrays-u8", overwrite: bool = False) -> None:
+        self.spec: CacheSpec = load_spec(spec)
+        self._layout = CacheLayout(Path(cache).absolute())
+        self._overwrite = overwrite
+        self._seconds: dict[str, float] = {}
+        self._given: set[str] = set()
+        with full_disk_told(self._layout.root):
+            open_cache(self._layout, self.spec)
+            sweep(self._layout)
+            self._secret = patient_secret(self._layout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write the manifest of all that is in the cache. What is added afterwards needs another call."""
+        with full_disk_told(self._layout.root):
+            sweep(self._layout)
+            write_manifest(self._layout, self._seconds)
+
+    def add(
+        self,
+        uid: str,
+        voxels: ArrayLike,
+        *,
+        labels: Mapping[str, int] | None = None,
+        patient: str = "",
+        modality: str = "",
+        spacing_mm: Sequence[float] | None = None,
+        affine_lps: ArrayLike | None = None,
+        lesions: Iterable[tuple[str, Sequence[float]]] = (),
+        vessels: ArrayLike | None = None,
+    ) -> Literal["cached", "skipped", "busy"]:
+        """
+        Build and publish one volume; say whether it was, or was there already, or another process is at it.
+
+        Parameters
+        ----------
+        uid
+            The volume's name: letters, digits, dots, dashes and underscores, for it becomes a file's.
+        voxels
+            Three axes of any lengths, of integers or floats. Without ``affine_lps`` they run to Superior, Posterior
+            and Left.
+        labels
+            0 or 1 by name of `aneurysm.labels.LABELS`; those left out are not known, and losses and scores leave them
+            out. A site with an aneurysm makes "Aneurysm Present" 1.
+        patient
+            Who it is; only a keyed hash is stored. Volumes of one patient come into one fold. Empty: another one each.
+        modality
+            ``CTA`` or ``CT``: values are HU. ``MRA``, ``MRI T2``, ``MRI T1post`` or ``MR``: percentiles of the volume
+            set the scale. Empty: the spec's ``[intensity.array]`` says what the values mean.
+        spacing_mm
+            Of the three axes, in their order. By default the spec's.
+        affine_lps
+            (4, 4), in place of a spacing: array indices (i, j, k, 1) to (x, y, z, 1) in mm of DICOM's patient space,
+            voxel centres. A NIfTI affine is in RAS: negate its first two rows.
+        lesions
+            Site, and array indices (i, j, k), whole numbers being voxel centres.
+        vessels
+            A mask of the same shape, of the values `aneurysm.labels.VESSEL_VALUES`, 0 where there is no vessel.
+
+        Raises
+        ------
+        UsageError
+            The name was given before, or can't be a file's; there is no such label or modality; or the spec does not
+            say what the values mean.
+        DataError
+            The array, mask, affine, a label or lesion is not what it should be, or labels contradict each other.
+        NoSpaceError
+            The disk is full.
+        """
+        started = time.perf_counter()
+        if problem := safe_source(uid).problem:
+            raise UsageError(f"{problem}: letters, digits, '.', '-' and '_', at most 128, can name a volume")
+        if uid in self._given:
+            raise UsageError(f"volume {uid} is given twice")
+        with full_disk_told(self._layout.root), claim(self._layout, uid) as folder:
+            if folder is None:
+                return "busy"
+            if not self._overwrite and is_done(self._layout, uid):
+                self._given.add(uid)
+                return "skipped"
+            values = _checked(uid, voxels)
+            affine = self._affine(uid, spacing_mm, affine_lps)
+            if modality and modality not in KNOWN_MODALITIES:
+                raise UsageError(_unknown(uid, "modality", modality, KNOWN_MODALITIES))
+            mask = None if vessels is None else _checked_mask(uid, vessels, values.shape)
+            found = list(lesions)
+            known = _known_labels(uid, labels or {}, [site for site, _ in found])
+            try:
+                volume = grid_array(values, affine, modality, self.spec, mask)
+            except (DataError, SeriesRejectedError) as error:
+                raise DataError(f"volume {uid}: {error}") from error
+            placed, outside = _placed(uid, found, affine, values.shape, volume)
+            attributes = {
+                "series_uid": uid,
+                "modality": modality or UNKNOWN_MODALITY,
+                "modality_source": "array",
+                "spec": self.spec.name,
+                "digest": self.spec.digest,
+                "source": _source(values, affine),
+                "decisions": [{"code": "cropped", "detail": "to the region of the spec"}] if volume.cropped else [],
+                "labels": known or None,
+                "lesions": [lesion.as_metadata() for lesion in placed],
+                "unplaced_lesions": [lesion.as_metadata() for lesion in outside],
+                "patient_key": patient_key(self._secret, patient),
+            }
+            store_volume(
+                self._layout, folder, self.spec, attributes, volume.voxels, volume.affine_lps, volume.intensity,
+                volume.vessels, overwrite=self._overwrite,
+            )  # fmt: skip
+            self._layout.record(uid).unlink(missing_ok=True)
+            self._given.add(uid)
+            self._seconds[uid] = round(time.perf_counter() - started, 3)
+            return "cached"
+
+    def _affine(
+        self, uid: str, spacing_mm: Sequence[float] | None, affine_lps: ArrayLike | None
+    ) -> NDArray[np.float64]:
+        if affine_lps is not None:
+            affine = np.asarray(affine_lps, np.float64)
+            if spacing_mm is not None or affine.shape != (4, 4):
+                raise DataError(f"volume {uid}: give either a spacing or an affine of 4 x 4, not {affine.shape}")
+            return affine
+        spacing = np.asarray(self.spec.spacing_mm if spacing_mm is None else spacing_mm, np.float64)
+        if spacing.shape != (3,) or not ((spacing > 0) & np.isfinite(spacing)).all():
+            raise DataError(f"volume {uid}: a spacing of {spacing.tolist()} mm, expected three numbers above 0")
+        affine = np.zeros((4, 4))
+        affine[[2, 1, 0], [0, 1, 2]] = spacing  # z, y, x of the array to rows z, y, x of (x, y, z)
+        affine[3, 3] = 1
+        return affine
+
+
+def _checked(uid: str, voxels: ArrayLike) -> NDArray[Any]:
+    values = np.asarray(voxels)
+    if values.ndim != 3 or 0 in values.shape:
+        raise DataError(f"volume {uid} has the shape {values.shape}, expected three axes: one volume, of one channel")
+    if values.dtype.kind not in "buif":
+        raise DataError(f"volume {uid} is of {values.dtype}, expected integers or floats")
+    # Written so that NaN is beyond it, too.
+    if values.dtype.kind == "f" and not (finite := np.abs(values) <= np.finfo(np.float32).max).all():
+        first = tuple(int(i) for i in np.argwhere(~finite)[0])
+        n = values.size - int(np.count_nonzero(finite))
+        raise DataError(f"volume {uid}: {n} voxels are NaN, infinite or beyond 32 bits, the first at {first}")
+    return values
+
+
+def _checked_mask(uid: str, vessels: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    mask = np.asarray(vessels)
+    if mask.shape != shape:
+        raise DataError(f"volume {uid}: its vessel mask has the shape {mask.shape}, the volume {shape}")
+    # A mask of True and False does not say which vessel: 1 would be one of them.
+    if mask.dtype.kind not in "ui" or mask.min() < 0 or mask.max() > max(VESSEL_VALUES):
+        raise DataError(
+            f"volume {uid}: its vessel mask is of {mask.dtype} from {mask.min()} to {mask.max()}, expected integers "
+            f"from 0 to {max(VESSEL_VALUES)}, which say what vessel it is (aneurysm.labels.VESSEL_VALUES)"
+        )
+    return mask.astype(np.uint8)
+
+
+def _known_labels(uid: str, labels: Mapping[str, int], lesion_sites: Sequence[str]) -> dict[str, int]:
+    """Return the labels that are known, in their order, with those that follow from others."""
+    for name, value in labels.items():
+        if name not in LABELS:
+            raise UsageError(_unknown(uid, "label", name, LABELS))
+        if not isinstance(value, int | np.integer | np.bool_) or value not in (0, 1):
+            raise DataError(f"volume {uid}: {name} is {value!r}, expected 0 or 1. Leave it out if it is not known")
+    for site in lesion_sites:
+        if site not in SITES:
+            raise UsageError(_unknown(uid, "site", site, SITES))
+        if labels.get(site, 1) == 0:
+            raise DataError(f"volume {uid} has a lesion at {site}, whose label is 0")
+    sites = [site for site in SITES if labels.get(site) == 1 or site in lesion_sites]
+    if sites and labels.get(_PRESENT) == 0:
+        raise DataError(f"volume {uid}: {sites[0]} is 1, but {_PRESENT} is 0")
+    found = {**labels, **dict.fromkeys(sites, 1), **({_PRESENT: 1} if sites else {})}
+    return {name: int(found[name]) for name in LABELS if name in found}
+
+
+def _placed(
+    uid: str,
+    lesions: Sequence[tuple[str, Sequence[float]]],
+    affine_lps: NDArray[np.float64],
+    shape: tuple[int, ...],
+    volume: GriddedArray,
+) -> tuple[list[Lesion], list[UnplacedLesion]]:
+    """Return the lesions in the volume, and those that the spec's region left out."""
+    placed, outside = [], []
+    to_voxel = np.linalg.inv(volume.affine_lps)
+    for row, (site, index) in enumerate(lesions):
+        at = np.asarray(index, np.float64)
+        # Written so that NaN is outside, too.
+        if at.shape != (3,) or not ((at >= -0.5) & (at <= np.array(shape) - 0.5)).all():
+            raise DataError(f"volume {uid}: the lesion {row} is at {at.tolist()}, outside an array of {shape}")
+        x, y, z = (affine_lps @ [*at, 1.0])[:3].tolist()
+        inner = (to_voxel @ [x, y, z, 1.0])[:3]
+        if np.any(inner < -0.5 - 1e-6) or np.any(inner > np.array(volume.voxels.shape) - 0.5 + 1e-6):
+            detail = f"voxel {inner.round(1).tolist()} of {volume.voxels.shape}"
+            outside.append(UnplacedLesion(site, "outside_volume", detail, row))
+            continue
+        a, b, c = inner.tolist()
+        placed.append(Lesion(site, (a, b, c), (x, y, z), row))
+    return placed, outside
+
+
+def _source(values: NDArray[Any], affine_lps: NDArray[np.float64]) -> dict[str, Any]:
+    """Return what stands for the DICOM files in the metadata: the same keys, empty where an array has no such thing."""
+    steps = np.linalg.norm(affine_lps[:3, :3], axis=0)
+    return {
+        "shape": list(values.shape),
+        "spacing_mm": [round(float(v), 6) for v in steps],
+        "orientation": [round(float(v), 6) for v in (affine_lps[:3, :3] / steps).T.ravel()],
+        "plane": "",
+        "tilt_deg": 0.0,
+        "transfer_syntaxes": [],
+        "files": 0,
+        "frames": 0,
+        "bytes": values.nbytes,
+        "acquisition": {},
+    }
+
+
+def _unknown(uid: str, kind: str, name: object, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"volume {uid}: there is no {kind} {name!r}. {hint}There are {', '.join(known)}"

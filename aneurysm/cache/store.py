@@ -1,0 +1,57 @@
+"""Voxels, attributes -> a published volume: where its head and vessels lie is added, and it is renamed into place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm.cache.layout import CacheLayout, tree_bytes
+from aneurysm.cache.publish import publish
+from aneurysm.cache.spec import CacheSpec
+from aneurysm.cache.writer import write_volume
+from aneurysm.volume.normalize import Intensity
+from aneurysm.volume.survey import survey
+
+
+def store_volume(
+    layout: CacheLayout,
+    folder: Path,
+    spec: CacheSpec,
+    attributes: dict[str, Any],
+    voxels: NDArray[Any],
+    affine_lps: NDArray[np.float64],
+    intensity: Intensity,
+    vessels: NDArray[np.uint8] | None,
+    *,
+    overwrite: bool,
+) -> int:
+    """
+    Build a volume in ``folder``, which the claim on it gave, and publish it; return its bytes on disk.
+
+    Parameters
+    ----------
+    attributes
+        All but ``blocks``, ``intensity``, and what `write_volume` adds; see docs/cache.md.
+    voxels, affine_lps, intensity
+        Stored integers (z, y, x) on the grid of ``spec``, where they lie, and what they mean.
+    vessels
+        The vessel mask on the same grid, or None.
+    overwrite
+        Replace the volume that is there.
+    """
+    uid = attributes["series_uid"]
+    dark = attributes["modality"] == "MRI T2"
+    blocks = survey(voxels, intensity, spec.spacing_mm, dark_vessels=dark, mask=vessels)
+    attributes |= {"intensity": intensity.as_metadata(), "blocks": blocks.as_metadata()}
+    built = folder / f"{uid}.zarr"
+    write_volume(built, voxels, affine_lps, spec.storage, intensity.fill, attributes, vessels)
+    bytes_out = tree_bytes(built)
+    final = layout.volume(uid)
+    if overwrite and final.exists():
+        # Set aside first, since a folder can't be replaced in one step; swept with the rest of this folder.
+        final.rename(folder / "replaced")
+    publish(built, final)
+    return bytes_out

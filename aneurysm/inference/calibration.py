@@ -1,0 +1,172 @@
+"""calibration.json -> Calibration: temperatures that `aneurysm evaluate` fitted, for the checkpoints it fitted them to.
+
+A temperature belongs to the very weights whose held-out predictions it was fitted on, so the file names them by the
+SHA-256 of their checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm.errors import UsageError
+from aneurysm.labels import LABELS
+
+FORMAT_VERSION: Final = 2
+"""Of calibration.json. Version 1 did not name the checkpoints."""
+FILE_NAME: Final = "calibration.json"
+_REPORT: Final = "evaluation"
+
+
+def checkpoint_digest(path: Path) -> str:
+    """
+    Return the SHA-256 of a checkpoint's bytes.
+
+    Raises
+    ------
+    UsageError
+        It can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no checkpoint {path}") from error
+    except OSError as error:
+        raise UsageError(f"the checkpoint {path} can't be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """
+    One temperature a label, and what they are for.
+
+    Attributes
+    ----------
+    key
+        Of the file's content: 12 hexadecimal digits.
+    temperatures
+        (14,): logits are divided by them; 1 for a label that has none.
+    runs
+        Names of the runs it was fitted to, and the digests of their checkpoints (None: there was no checkpoint).
+    averaged
+        Fitted to the average of several runs' predictions, and not to each run's own series.
+    """
+
+    path: Path
+    key: str
+    temperatures: tuple[float, ...]
+    runs: tuple[tuple[str, str | None], ...]
+    averaged: bool
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return (14,) the calibrated probabilities of (14,) a series' logits."""
+        scaled = logits.astype(np.float64) / np.array(self.temperatures)
+        return np.asarray(np.exp(-np.logaddexp(0, -scaled)))
+
+    def check(self, checkpoints: Sequence[Path]) -> None:
+        """
+        Make sure that it is one of these checkpoints'.
+
+        Raises
+        ------
+        UsageError
+            It was fitted to others, or to the average of more than these.
+        """
+        names = ", ".join(name for name, _ in self.runs)
+        if lacking := [name for name, digest in self.runs if digest is None]:
+            raise UsageError(
+                f"{self.path} does not say which checkpoint it was fitted to: {lacking[0]} had no "
+                "checkpoints/best.ckpt when it was evaluated"
+            )
+        fitted = {digest for _, digest in self.runs}
+        given = {checkpoint_digest(path): path for path in checkpoints}
+        if strange := [path for digest, path in given.items() if digest not in fitted]:
+            raise UsageError(
+                f"{self.path} was fitted to the best checkpoint of {names}, which {strange[0]} is not, or no longer. "
+                "Evaluate again, or go without (--no-calibration)"
+            )
+        if self.averaged and fitted - given.keys():
+            raise UsageError(
+                f"{self.path} was fitted to the average of {names}: name all {len(fitted)} checkpoints, "
+                f"not {len(given)}"
+            )
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    """
+    Read a calibration.json, or that of a report's folder.
+
+    Raises
+    ------
+    UsageError
+        There is none, it is damaged, of other labels or of an older version, or it holds no temperature.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / FILE_NAME
+    try:
+        text = path.read_bytes()
+        content: Any = json.loads(text)
+        if content["format_version"] != FORMAT_VERSION:
+            raise UsageError(
+                f"{path} is of format version {content['format_version']}, not {FORMAT_VERSION}: evaluate again"
+            )
+        if set(content["labels"]) != set(LABELS):
+            strange = sorted(set(content["labels"]) ^ set(LABELS))
+            raise UsageError(f"{path} is of other labels: {', '.join(strange[:3])}")
+        temperatures = [content["labels"][name]["temperature"] for name in LABELS]
+        runs = tuple((str(run["name"]), run["checkpoint"]) for run in content["runs"])
+        averaged = bool(content["averaged"])
+        valid = all(t is None or (math.isfinite(t) and t > 0) for t in temperatures)
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"the calibration {path} can't be read: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path} is no calibration of `aneurysm evaluate`, or damaged ({type(error).__name__} {error})"
+        ) from error
+    if not valid:
+        raise UsageError(f"{path} is damaged: a temperature is not a number above 0")
+    if not any(temperatures):
+        raise UsageError(
+            f"{path} holds no temperature: too few series, or the means of ranks, which can't be calibrated"
+        )
+    key = hashlib.sha256(text).hexdigest()[:12]
+    return Calibration(path, key, tuple(1.0 if t is None else float(t) for t in temperatures), runs, averaged)
+
+
+def find_calibration(checkpoint: Path) -> Path | None:
+    """Return where the report of the run that a checkpoint is the best of keeps its calibration, if it has one."""
+    if checkpoint.name != "best.ckpt" or checkpoint.parent.name != "checkpoints":
+        return None
+    path = checkpoint.parent.parent / _REPORT / FILE_NAME
+    return path if path.is_file() else None
+
+
+def own_calibration(checkpoint: Path) -> Calibration | None:
+    """
+    Return the calibration that lies with the run of a checkpoint, if it was fitted to that run alone.
+
+    Raises
+    ------
+    UsageError
+        There is one, but it is of an older checkpoint, of several runs, or can't be used.
+    """
+    path = find_calibration(checkpoint)
+    if path is None:
+        return None
+    found = read_calibration(path)
+    found.check([checkpoint])
+    if len(found.runs) > 1:
+        raise UsageError(f"{path} was fitted to {len(found.runs)} runs together; --calibration takes it nevertheless")
+    return found

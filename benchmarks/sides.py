@@ -1,0 +1,161 @@
+"""`python -m benchmarks.sides`: whether a model tells the left side from the right, with the labels swapped and not.
+
+Phantom heads each have one aneurysm, at the left or at the right middle cerebral artery. `aneurysm train`'s own loop
+learns from two thirds of them and predicts the rest, whole series at a time: with flips as they are, which exchange the
+labels of left and right; with flips that leave the labels as they were, the mistake that this is about; and without
+flips. Prints Markdown; `--write` puts it into benchmarks/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+import numpy as np
+
+from benchmarks.table import Target, aims, command_line, machine, write_section
+
+if TYPE_CHECKING:
+    import torch
+
+SIDES = ("Left Middle Cerebral Artery", "Right Middle Cerebral Artery")
+_VARIANTS = {
+    "flips, labels swapped": (0.5, nullcontext),
+    "flips, labels left as they were": (0.5, lambda: _labels_stay()),
+    "no flips": (0.0, nullcontext),
+}
+_NOTES = """\
+AUC of "{left}" over held-out heads that have their aneurysm at the left or at the right artery, one or the other: 0.5
+is guessing. Voxels of 2 mm, so that a patch of 32^3 shows 64 mm. Difficulty {difficulty:g}.
+"""
+
+
+def main() -> int:
+    """Make the heads, train and judge in each way for each seed, print, and say if it is as it should be."""
+    warnings.simplefilter("ignore")
+    options = _options()
+    work = (options.work or Path(tempfile.gettempdir()) / "aneurysm-benchmark").absolute()
+    cache = _make_cache(work, options)
+    found: dict[str, list[float]] = {name: [] for name in _VARIANTS}
+    for seed in range(options.seeds):
+        for name in _VARIANTS:
+            found[name].append(_auc(name, cache, work, seed, options))
+            print(f"seed {seed}: {name}: {found[name][-1]:.3f}", file=sys.stderr, flush=True)
+    swapped, stayed, _ = found.values()
+    targets = [
+        Target("with the labels swapped, AUC at least 0.8", f"{min(swapped):.3f} at worst", min(swapped) >= 0.8),
+        Target("with labels left as they were, no better than guessing", f"{np.mean(stayed):.3f}",
+               abs(float(np.mean(stayed)) - 0.5) < 0.15),
+    ]  # fmt: skip
+    lines = ["# Left and right", ""]
+    lines += [f"- {key}: {value}" for key, value in machine(("aneurysm", "torch", "lightning")).items()]
+    lines += [
+        f"- {options.series} tiny phantom heads, CTA and MRA in turn, a third held out; cnn3d, {options.steps} steps",
+        f"- command: `{command_line('benchmarks.sides')}`",
+        "",
+        _NOTES.format(left=SIDES[0], difficulty=options.difficulty),
+        *aims(targets),
+        "| | " + " | ".join(f"seed {seed}" for seed in range(options.seeds)) + " |",
+        "|---|" + "--:|" * options.seeds,
+    ]
+    lines += [f"| {name} | " + " | ".join(f"{auc:.3f}" for auc in aucs) + " |" for name, aucs in found.items()]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.write:
+        write_section(text)
+    return 0 if all(target.met for target in targets) else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--series", type=int, default=180)
+    parser.add_argument("--difficulty", type=float, default=0.5)
+    parser.add_argument("--steps", type=int, default=600, help="batches of 16")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, help="where data and caches are kept (about 1 GB)")
+    parser.add_argument("--write", action="store_true", help="put the section into benchmarks/RESULTS.md")
+    return parser.parse_args()
+
+
+def _make_cache(work: Path, options: argparse.Namespace) -> Path:
+    from aneurysm.cache.build import precache
+    from aneurysm.cache.spec import load_spec
+    from aneurysm.phantom.dataset import write_plans
+    from aneurysm.phantom.plan import plan_series
+
+    data = work / f"sides-{options.series}-{options.difficulty:g}"
+    cache, spec = work / f"{data.name}-cache", work / "sides-2mm.toml"
+    if not (cache / "manifest.csv").exists():
+        plans = [
+            plan_series(
+                0,
+                number,
+                modality=("CTA", "MRA")[number // 2 % 2],
+                sites=(SIDES[number % 2],),
+                difficulty=options.difficulty,
+            )
+            for number in range(options.series)
+        ]
+        write_plans(data, plans, workers=2, overwrite=True)
+        usual = load_spec("rsna-1mm")
+        spec.write_text(usual.model_copy(update={"name": "sides-2mm", "spacing_mm": (2.0, 2.0, 2.0)}).to_toml())
+        precache(data, cache, spec=str(spec), workers=2)
+    return cache
+
+
+def _auc(name: str, cache: Path, work: Path, seed: int, options: argparse.Namespace) -> float:
+    """Train and predict; return the AUC of left over the held-out heads."""
+    from sklearn.metrics import roc_auc_score
+
+    from aneurysm.training.config import TrainConfig
+    from aneurysm.training.fit import fit
+    from aneurysm.training.run_folder import RunFolder
+
+    flips, labels = _VARIANTS[name]
+    off = {"p": 0.0}
+    config = TrainConfig.model_validate(
+        {
+            "cache": str(cache),
+            "model": "cnn3d",
+            "epochs": 1,
+            "steps_per_epoch": options.steps,
+            "folds": 3,
+            "seed": seed,
+            "workers": 0,
+            "sampling": {"lesion": 0.7, "vessel": 0.2, "foreground": 0.1, "uniform": 0.0},
+            "optimizer": {"ema_decay": 0.98},
+            "augment": {"flip": {"left_right": flips}, "affine": off, "low_resolution": off, "blur": off},
+        }
+    )
+    with tempfile.TemporaryDirectory(dir=work) as part:
+        folder = RunFolder(Path(part) / "run")
+        with labels():
+            fit(config.resolved(), folder)
+        with folder.predictions.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    true = [int(row[f"y: {SIDES[0]}"]) for row in rows]
+    return float(roc_auc_score(true, [float(row[f"p: {SIDES[0]}"]) for row in rows]))
+
+
+@contextmanager
+def _labels_stay() -> Iterator[None]:
+    """Make the mistake: a mirrored left artery is still called left."""
+    import torch
+
+    def unchanged(device: torch.device) -> torch.Tensor:
+        return torch.arange(14, device=device)
+
+    with patch("aneurysm.patches.augment.mirrored_labels", unchanged):
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())
