@@ -21,6 +21,7 @@ from cli.exits import Exit, end_on_sigterm
 if TYPE_CHECKING:
     from aneurysm.inference.calibration import Calibration
     from aneurysm.inference.failure import Failure
+    from aneurysm.inference.overlays import Overlays
     from aneurysm.inference.prediction_table import PredictionTable
     from aneurysm.inference.predictor import LocatedCandidate, Prediction
     from aneurysm.inference.series_paths import SeriesPath
@@ -83,6 +84,12 @@ def predict(
         typer.Option(help="For series without an answer: how frequent each label was in training.", show_default=False),
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what had no answer before.")] = False,
+    overlay: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write maps of lesions there, as NIfTI; see docs/overlays.md."),
+    ] = None,
+    overlay_label: Annotated[str, typer.Option(help="What the maps show.")] = LABELS[13],
+    cam: Annotated[bool, typer.Option("--cam", help="Make the maps by Grad-CAM, for a model that has none.")] = False,
 ) -> None:
     """
     Say for each series how likely an aneurysm is, at which of 13 sites, and where. Not for clinical use.
@@ -91,6 +98,7 @@ def predict(
     """
     from aneurysm.inference.base_rates import base_rates
     from aneurysm.inference.devices import device_names, predict_on
+    from aneurysm.inference.overlays import Overlays
     from aneurysm.inference.prediction_table import PredictionTable, model_key
     from aneurysm.inference.predictor import load_predictor
 
@@ -111,11 +119,22 @@ def predict(
         "workers": workers,
         "architecture": model,
         "calibration": None if fitted is None else fitted.path,
+        "map_label": None if overlay is None else overlay_label,
+        "cam": cam,
     }
     predictor = load_predictor(checkpoints, device=names[0], **loading) if len(names) == 1 else None
+    overlays = None if overlay is None else Overlays(overlay)
     found, absent = _find(series)
-    todo = [p for p in found if table is None or not table.has(p.uid, retry_failed=retry_failed)]
+    todo = [
+        p
+        for p in found
+        if table is None
+        or not table.has(p.uid, retry_failed=retry_failed)
+        or (overlays is not None and table.rows[p.uid]["status"] == "predicted" and not overlays.has(p.uid))
+    ]
     predicted = predict_on(names, checkpoints, loading, todo) if predictor is None else predictor.predict(todo)
+    if overlays is not None:
+        predicted = _laid_over(predicted, overlays)
     answers = _shown(_with_rates(chain(absent, predicted), rates), len(absent) + len(todo))
     if table is None:
         bad = sum([_print(answer) for answer in answers])
@@ -219,6 +238,18 @@ def _shown(answers: Iterator[Prediction | Failure], total: int) -> Iterator[Pred
             if not console.is_terminal and time.monotonic() - told > _EVERY_S:
                 told = time.monotonic()
                 typer.echo(f"{done} of {total} series", err=True)
+            yield answer
+
+
+def _laid_over(answers: Iterator[Prediction | Failure], overlays: Overlays) -> Iterator[Prediction | Failure]:
+    """Pass answers on once their maps are written, without them: they are as large as a volume."""
+    from aneurysm.inference.predictor import Prediction
+
+    for answer in answers:
+        if isinstance(answer, Prediction) and answer.lesion_map is not None:
+            overlays.write(answer.series_uid, answer.lesion_map)
+            yield replace(answer, lesion_map=None)
+        else:
             yield answer
 
 

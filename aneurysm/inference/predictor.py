@@ -25,6 +25,8 @@ from aneurysm.inference.calibration import read_calibration
 from aneurysm.inference.candidates import Candidate
 from aneurysm.inference.ensemble import Ensemble
 from aneurysm.inference.failure import Failure as Failure
+from aneurysm.inference.grad_cam import GradCam
+from aneurysm.inference.lesion_map import LesionMap
 from aneurysm.inference.read_ahead import read_ahead
 from aneurysm.inference.reading import ReadSeries, read_path
 from aneurysm.inference.series_paths import SeriesPath, find_paths
@@ -80,6 +82,8 @@ class Prediction:
         The most probable first.
     decisions
         What was decided while the series became a volume: slices left out, geometry assumed.
+    lesion_map
+        Of the label that was asked for; None if none was.
     """
 
     series_uid: str
@@ -87,6 +91,7 @@ class Prediction:
     logits: NDArray[np.float32]
     candidates: list[LocatedCandidate]
     decisions: list[Decision]
+    lesion_map: LesionMap | None = None
 
 
 class Predictor:
@@ -128,6 +133,10 @@ class Predictor:
             uids = ", ".join(p.uid for p in paths[:3])
             raise UsageError(f"{series_path} holds {len(paths)} series ({uids}, ...): name the folder of one")
         read = read_path(paths[0], self.spec)
+        return self.of(read)
+
+    def of(self, read: ReadSeries) -> Prediction:
+        """Predict one series that is in memory."""
         (answer,) = predict_sources(self._model, [read.volume], self.options)
         return _prediction(answer, read, self.adjustment)
 
@@ -178,6 +187,8 @@ def load_predictor(
     architecture: str | None = None,
     calibration: str | Path | None = None,
     gate: float = 0.0,
+    map_label: str | None = None,
+    cam: bool = False,
 ) -> Predictor:
     """
     Load one checkpoint, or several to be ensembled.
@@ -204,6 +215,10 @@ def load_predictor(
         A calibration.json of `aneurysm evaluate`, or the folder of its report.
     gate
         See `aneurysm.inference.adjustment.Adjustment`; 0: off.
+    map_label
+        One of `aneurysm.labels.LABELS`, of which each answer shall bring the map.
+    cam
+        Make the map by Grad-CAM, for a model that has none.
 
     Raises
     ------
@@ -227,6 +242,11 @@ def load_predictor(
         precision = "fp32" if torch.device(device).type == "cpu" else "bf16"
     if precision not in PRECISIONS:
         raise UsageError(f"there is no precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+    if map_label is not None and map_label not in LABELS:
+        raise UsageError(f"there is no label {map_label!r}; choose from {', '.join(LABELS)}")
+    if cam and map_label is None:
+        raise UsageError("Grad-CAM (--cam) makes a map (--overlay): say of which label")
+    label = None if map_label is None else LABELS.index(map_label)
     validation = first.config.validation
     options = WindowOptions(
         patch_shape=first.config.patch,
@@ -238,8 +258,12 @@ def load_predictor(
         workers=workers,
         ct_windows_hu=first.config.ct_windows_hu,
         candidates=candidates,
+        map_label=label,
+        cam=cam,
     )
     models = [checkpoint.build_model(architecture) for checkpoint in loaded]
+    if cam and label is not None:
+        models = [GradCam(model, label) for model in models]
     model = models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip)
     return Predictor(model, first.spec, options, adjustment)
 
@@ -262,6 +286,7 @@ def _prediction(answer: SeriesPrediction, read: ReadSeries, adjust: Adjustment) 
         answer.logits,
         [_located(c, read.stack) for c in answer.candidates],
         read.decisions,
+        None if answer.lesion_map is None else LesionMap(answer.lesion_map, read.volume.affine_lps, read.stack),
     )
 
 

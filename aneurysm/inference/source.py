@@ -108,19 +108,37 @@ class Windows:
 
 def read_windows(source: Source, patch_shape: Triple, overlap: float) -> Windows:
     """
-    Return the windows of the grid that touch the head, or all if no head was found, and read what is under them.
+    Lay a grid of windows over the head, or the volume if no head was found, and read what is under them.
+
+    The grid covers the box about the head, not the volume: windows beside it would show air, and those at its rim
+    little else. Windows that touch no head even so are left out.
 
     Raises
     ------
     CacheError
         The volume can't be read.
     """
-    grid = grid_starts(source.shape, patch_shape, overlap)
+    low, high = _head_box(source)
+    shape, patch = np.array(source.shape), np.array(patch_shape)
+    grid = []
+    for start in grid_starts(_triple(high - low), patch_shape, overlap):
+        # A window that is longer than the head shows what lies beside it, not what lies beyond the volume.
+        within = np.clip(low + start, 0, np.maximum(shape - patch, 0))
+        grid.append(_triple(np.where(shape <= patch, (shape - patch) // 2, within)))
     starts = [start for start in grid if _touches_head(source.blocks, start, patch_shape)] or grid
     first = np.min(starts, axis=0)
     corner, size = _triple(first), _triple(np.max(starts, axis=0) - first + patch_shape)
     # Once, and all of it: windows that overlap by half would decode every chunk eight times.
     return Windows(source, starts, _parts(source.shape, grid, starts, patch_shape), source.read(corner, size), corner)
+
+
+def _head_box(source: Source) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first voxel of the box about the head, and the one after its last; of the volume if there is none."""
+    blocks = np.argwhere(source.blocks.head)
+    if not len(blocks):
+        return np.zeros(3, np.int64), np.array(source.shape)
+    edge = np.array(source.blocks.edge)
+    return blocks.min(0) * edge, np.minimum((blocks.max(0) + 1) * edge, source.shape)
 
 
 def _touches_head(blocks: Blocks, start: Triple, patch_shape: Triple) -> bool:

@@ -22,6 +22,7 @@ from aneurysm.errors import UsageError
 from aneurysm.inference.ahead import ahead
 from aneurysm.inference.candidates import Candidate, best_candidates, map_peaks, window_peaks
 from aneurysm.inference.source import Source, Windows, read_windows
+from aneurysm.inference.stitching import StitchedMap
 from aneurysm.models.output import check_output
 from aneurysm.models.pooling import POOLINGS
 from aneurysm.patches.intensity import WindowsHU, model_units
@@ -50,6 +51,8 @@ class SeriesPrediction:
         (14,) float32 in the order of `aneurysm.labels.LABELS`, pooled over the windows.
     candidates
         Where, the most probable first; as many as were asked for, or fewer.
+    lesion_map
+        (z, y, x) float32 probabilities of the label asked for, on the volume's grid; None if none was.
     """
 
     volume: int
@@ -57,6 +60,7 @@ class SeriesPrediction:
     probabilities: NDArray[np.float32]
     logits: NDArray[np.float32]
     candidates: list[Candidate]
+    lesion_map: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,10 @@ class WindowOptions:
         The channels of CT that the model was trained with; see `aneurysm.patches.intensity.model_units`.
     candidates
         How many, at most.
+    map_label
+        Index of the label whose map is put together; None for no map.
+    cam
+        The map is a `aneurysm.inference.grad_cam.GradCam`: to look at, and too coarse for candidates.
 
     Raises
     ------
@@ -100,6 +108,8 @@ class WindowOptions:
     workers: int = 0
     ct_windows_hu: WindowsHU = ()
     candidates: int = 0
+    map_label: int | None = None
+    cam: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (("pooling", self.pooling, POOLINGS), ("precision", self.precision, PRECISIONS)):
@@ -200,8 +210,11 @@ class _Series:
     options: WindowOptions
     logits: list[Tensor] = field(default_factory=list)
     peaks: list[Tensor] = field(default_factory=list)
+    stitched: StitchedMap | None = None
 
     def __post_init__(self) -> None:
+        if self.options.map_label is not None:
+            self.stitched = StitchedMap(self.windows.source.shape, self.options.map_label)
         affine, intensity = self.windows.source.affine_lps, self.windows.source.attributes["intensity"]
         self.voxels = torch.from_numpy(self.windows.voxels).to(self.options.device)
         self.spacing_mm: NDArray[np.float64] = np.linalg.norm(affine[:3, :3], axis=0)
@@ -222,7 +235,11 @@ class _Series:
     def take(self, k: int, logits: Tensor, dense: Tensor | None, stride_zyx: tuple[int, int, int]) -> None:
         """Note the answer of window ``k``, which are taken in order."""
         self.logits.append(logits)
-        if dense is not None and self.options.candidates:
+        if self.stitched is not None:
+            if dense is None:
+                raise UsageError("the model has no map, or the ensemble's maps differ in their cells; --cam makes one")
+            self.stitched.add(dense, stride_zyx, self.windows.starts[k], self.options.patch_shape)
+        if dense is not None and self.options.candidates and not self.options.cam:
             start = np.array(self.windows.starts[k])
             peaks = map_peaks(dense, stride_zyx, self.spacing_mm, self.windows.parts[k] - start)
             peaks[:, 2:] += torch.from_numpy(start).to(peaks)
@@ -238,6 +255,7 @@ class _Series:
             pooled.float().numpy(),
             pooled.logit(1e-15).float().numpy(),
             self._candidates(logits.numpy()) if self.options.candidates else [],
+            None if self.stitched is None else self.stitched.values,
         )
 
     def _candidates(self, logits: NDArray[np.float32]) -> list[Candidate]:

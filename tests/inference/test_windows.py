@@ -193,6 +193,14 @@ def test_the_model_is_shown_the_head_and_not_the_air_far_from_it(painted):
     assert int(voxels[20, 20, 20]) not in model.seen
 
 
+def test_the_grid_is_laid_over_the_head_and_shows_no_padding_where_there_are_voxels():
+    head = np.zeros((10, 10, 3), bool)
+    head[2:8, 9, 0] = True
+    windows = read_windows(Fake((80, 77, 20), head), (32, 24, 24), 0.25)
+    # 48 voxels along z take two windows; along y the last ends with the volume, along x the volume is in the middle.
+    assert windows.starts == [(16, 53, -2), (32, 53, -2)]
+
+
 def test_without_a_head_all_of_the_volume_is_looked_at(painted):
     nothing = np.zeros((5, 7, 8), bool)
     (found,) = predictions(painted(Painted("1.1", (40, 50, 60), ((5, (20, 20, 20)),), head=nothing)))

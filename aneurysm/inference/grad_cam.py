@@ -1,0 +1,112 @@
+"""
+GradCam: a classifier of windows -> the same, with a map of what speaks for a label (Selvaraju et al. 2017).
+
+Such a map is coarse, and no probability: it says which cells of the last features raise the logit. Each window's map is
+scaled so that its highest cell has the window's probability; windows that see nothing stay dark.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad, relu
+
+from aneurysm.errors import UsageError
+from aneurysm.labels import LABELS, LEFT_RIGHT_PAIRS
+from aneurysm.models.output import ModelOutput, check_output
+
+_NOTHING = 1e-6
+
+
+class GradCam(nn.Module):
+    """
+    A classifier that shows where it looks.
+
+    Parameters
+    ----------
+    model
+        Without a map of its own; its parameters are set to need no gradient.
+    label
+        Index into LABELS. The map of its mirror image is made, too, for an ensemble that flips; all others are empty.
+    """
+
+    def __init__(self, model: nn.Module, label: int) -> None:
+        super().__init__()
+        # Then autograd follows from the features on, and what leads to them costs no more than without a map.
+        self.model = model.requires_grad_(requires_grad=False)
+        self._labels = {label, *(b for pair in LEFT_RIGHT_PAIRS for b in pair if label in pair)}
+        self._layer: nn.Module | None = None
+
+    def forward(self, image: Tensor) -> ModelOutput:
+        """
+        Map (B, C, Z, Y, X) in model units to the model's logits and a map of one cell per voxel.
+
+        Raises
+        ------
+        UsageError
+            The model has a map of its own, or no layer whose output is one.
+        """
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            image = image.clone()  # one that was made in inference mode can't be differentiated by
+            if self._layer is None:
+                self._layer = _last_layer_with_cells(self.model, image[:1])
+            kept: list[Tensor] = []
+
+            def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+                kept.append(output.detach().requires_grad_())
+                return kept[-1].clone()  # which what follows may change in place
+
+            hook = self._layer.register_forward_hook(keep)
+            try:
+                output = check_output(self.model(image), image)
+            finally:
+                hook.remove()
+            if output.dense is not None:
+                raise UsageError("the model has a map of its own: leave out --cam")
+            features = kept[-1]
+            dense = torch.full((len(image), len(LABELS), *image.shape[2:]), math.log(_NOTHING), device=image.device)
+            for label in self._labels:
+                logit = output.logits[:, label]
+                (slope,) = torch.autograd.grad(logit.sum(), features, retain_graph=True)
+                cam = relu((slope.float().mean((2, 3, 4), keepdim=True) * features.detach().float()).sum(1))
+                shown = _on_voxels(cam, image.shape[2:])
+                highest = shown.amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+                probability = shown / highest * logit.detach().float().sigmoid()[:, None, None, None]
+                dense[:, label] = probability.logit(_NOTHING)
+            return ModelOutput(output.logits.detach(), dense)
+
+
+def _last_layer_with_cells(model: nn.Module, image: Tensor) -> nn.Module:
+    """Return the module that is the last to put out more than one cell: before the mean over the window."""
+    found: list[nn.Module] = []
+
+    def note(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.dim() == 5 and output[0, 0].numel() > 1:
+            found.append(module)
+
+    hooks = [module.register_forward_hook(note) for module in model.modules() if module is not model]
+    try:
+        model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise UsageError("no layer of the model has a map for --cam to show")
+    return found[-1]
+
+
+def _on_voxels(cam: Tensor, window: torch.Size) -> Tensor:
+    """
+    Return (B, Z, Y, X) from cells (B, z, y, x).
+
+    Unlike a map that was trained to be one, a cell of features lies about its first voxel: there the fields of view of
+    strided kernels of odd size are centred.
+    """
+    strides = [-(-voxels // cells) for voxels, cells in zip(window, cam.shape[1:], strict=True)]
+    size = [(cells - 1) * stride + 1 for cells, stride in zip(cam.shape[1:], strides, strict=True)]
+    between = interpolate(cam[:, None], size=size, mode="trilinear", align_corners=True)
+    beyond = [n for voxels, there in zip(window, size, strict=True) for n in (voxels - there, 0)]
+    return pad(between, beyond[::-1], mode="replicate")[:, 0]
