@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench bench-install bench-patches bench-loader bench-chunks clean
+.PHONY: help install demo test test-slow lint format bench bench-install bench-patches bench-loader bench-chunks bench-predict clean
 
 help:  ## list the tasks
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,9 @@ bench-loader: bench-install  ## whole loaders beside MONAI's and TorchIO's
 
 bench-chunks: bench-install  ## what chunks, codecs and shuffles cost and save (half an hour)
 	$(BIN)/python -m benchmarks.chunks
+
+bench-predict: install  ## predicting one series on this CPU, and where the time goes
+	$(BIN)/python -m benchmarks.predict
 
 bench-install: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,train,bench]'
