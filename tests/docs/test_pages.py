@@ -7,6 +7,9 @@ import shlex
 
 import pytest
 
+from aneurysm.report import evaluate
+from aneurysm.report import page as report_page
+from aneurysm.report.bootstrap import patient_weights
 from tests.support.command import call_cli
 from tests.support.run_data import ROOT
 
@@ -23,12 +26,15 @@ def commands(name: str) -> list[list[str]]:
     return [shlex.split(command, comments=True) for command in found]
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
+@pytest.fixture
+def work(tmp_path, monkeypatch):
     """A folder with the data of which the pages speak."""
-    work = tmp_path_factory.mktemp("pages")
-    assert call_cli("phantom", "data", "--series", "12", "--size", "tiny", "--workers", "1", cwd=work).code == 0
-    return work
+    # What is drawn is tested elsewhere, and takes seconds.
+    monkeypatch.setattr(report_page, "draw_plots", lambda _: [])
+    monkeypatch.setattr(evaluate, "patient_weights", lambda patients, _, seed: patient_weights(patients, 50, seed))
+    made = call_cli("phantom", "data", "--series", "12", "--size", "tiny", "--workers", "1", cwd=tmp_path)
+    assert made.code == 0, made.err
+    return tmp_path
 
 
 def test_they_run_in_this_order(work, monkeypatch):
