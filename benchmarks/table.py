@@ -83,11 +83,12 @@ def aims(targets: list[Target]) -> list[str]:
 
 
 def command_line(module: str) -> str:
-    """Return how this run was started, without the folder that it works in: that is this machine's alone."""
+    """Return how this run was started, without the folders that it works in: those are this machine's alone."""
     arguments = sys.argv[1:]
-    while "--work" in arguments:
-        at = arguments.index("--work")
-        del arguments[at : at + 2]
+    for option in ("--work", "--cache"):
+        while option in arguments:
+            at = arguments.index(option)
+            del arguments[at : at + 2]
     return " ".join([f"python -m {module}", *arguments])
 
 

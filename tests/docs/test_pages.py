@@ -37,6 +37,7 @@ def work(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_they_run_in_this_order(work, monkeypatch):
     for name in ("for-data-engineers", "for-researchers"):
         for command in commands(name):
