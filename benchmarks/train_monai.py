@@ -174,7 +174,7 @@ def _monai(name: str, root: Path, options: argparse.Namespace) -> tuple[float, f
     random = [
         mt.RandCropByPosNegLabeld(keys, "label", edge, pos=1, neg=1, num_samples=_SAMPLES),
         mt.RandFlipd(keys, 0.5, 0),
-        mt.RandAffined(keys, 0.5, rotate_range=(0.26,) * 3, scale_range=(0.15,) * 3, mode=("bilinear", "nearest")),
+        mt.RandAffined(keys, edge, 0.5, (0.26,) * 3, scale_range=(0.15,) * 3, mode=("bilinear", "nearest")),
         mt.RandAdjustContrastd("image", 0.3, (0.7, 1.5)),
         mt.RandGaussianNoised("image", 0.2, 0, 0.05),
     ]
