@@ -185,6 +185,10 @@ class PatchLoader:
         iterator: Any = self._loader._iterator  # noqa: SLF001
         if iterator is not None and self._loader.num_workers:
             iterator._shutdown_workers()  # noqa: SLF001
+            for worker in iterator._workers:  # noqa: SLF001
+                # One that waits for a lock which a dead one held: its SIGTERM is only a deadline (see _start_worker).
+                # They write nothing, so that nothing is lost.
+                worker.kill()
             self._loader._iterator = None  # noqa: SLF001
 
     def _note_damage(self, batch: Batch) -> None:

@@ -232,7 +232,8 @@ class TestDamage:
 
 
 DYING = """
-import os, signal, sys, time
+import sys, time
+from contextlib import closing
 import psutil
 from aneurysm.cache.catalog import Cache
 from aneurysm.errors import LoaderError
@@ -241,8 +242,9 @@ from aneurysm.patches.loader import PatchLoader, dead_workers_told
 if __name__ == "__main__":
     cache = Cache.open(sys.argv[1])
     try:
-        with dead_workers_told():
-            for step, batch in enumerate(PatchLoader(cache, range(len(cache)), (16, 16, 16), 2, 100_000, workers=2)):
+        loader = PatchLoader(cache, range(len(cache)), (16, 16, 16), 2, 100_000, workers=2)
+        with closing(loader), dead_workers_told():
+            for step, batch in enumerate(loader):
                 if step == 3:
                     psutil.Process().children()[0].kill()
                 time.sleep(0.001)
