@@ -28,6 +28,7 @@ from aneurysm.cache.reader import CachedVolume, close_volumes
 from aneurysm.cache.spec import Storage, load_spec
 from aneurysm.cache.writer import write_volume
 from aneurysm.threads import limit_threads
+from benchmarks.options import add_usual_options, work_folder
 from benchmarks.patch_data import make_cache, random_boxes, size_mb, that_hold
 from benchmarks.table import command_line, machine, write_section
 
@@ -68,7 +69,7 @@ def main() -> None:
     options = _options()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     limit_threads(1)
-    work = (options.work or Path(tempfile.gettempdir()) / "aneurysm-benchmark").absolute()
+    work = work_folder(options)
     tables = {}
     for dtype in options.dtypes:
         cache = Cache.open(make_cache(work, options.series, options.size, SPECS[dtype]))
@@ -88,8 +89,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--levels", nargs="+", type=int, default=list(LEVELS))
     parser.add_argument("--series", type=int, default=8, help="phantom series to make; one of each modality is used")
     parser.add_argument("--size", choices=("full", "small"), default="full", help="of the phantom series")
-    parser.add_argument("--work", type=Path, help="where data and caches are kept (about 3 GB)")
-    parser.add_argument("--write", action="store_true", help="put the section into benchmarks/RESULTS.md")
+    add_usual_options(parser)
     parser.add_argument("--quick", action="store_true", help="few choices and rounds: does it run?")
     options = parser.parse_args()
     options.chunks = CHUNKS

@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.memory import MemoryWatch
+from benchmarks.options import add_usual_options, work_folder
 from benchmarks.patch_data import ROOT, cached_volumes, make_cache, that_hold
 from benchmarks.table import Target, aims, command_line, machine, write_section
 
@@ -61,7 +61,7 @@ class Run:
 def main() -> int:
     """Time everything, print, and say with the exit code whether the aims are met."""
     options = _options()
-    work = (options.work or Path(tempfile.gettempdir()) / "aneurysm-benchmark").absolute()
+    work = work_folder(options)
     if options.child:
         print(json.dumps(_measure(options.child, options.workers[0], work, options)))
         return 0
@@ -92,8 +92,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--series", type=int, default=8, help="phantom series to make")
     parser.add_argument("--size", choices=("full", "small", "tiny"), default="full", help="of the phantom series")
-    parser.add_argument("--work", type=Path, help="where data and caches are kept (about 3 GB)")
-    parser.add_argument("--write", action="store_true", help="put the section into benchmarks/RESULTS.md")
+    add_usual_options(parser)
     parser.add_argument("--child", choices=TITLES, help=argparse.SUPPRESS)
     return parser.parse_args()
 

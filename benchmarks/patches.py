@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from benchmarks.options import add_usual_options, work_folder
 from benchmarks.patch_data import cached_volumes, make_cache, random_boxes
 from benchmarks.patch_worker import CONTENDERS, Round, Worker, digest_of
 from benchmarks.table import Target, aims, command_line, machine, write_section
@@ -65,7 +65,7 @@ class Results:
 def main() -> int:
     """Parse the options, check and time everything, print, and say with the exit code whether the aims are met."""
     options = _options()
-    work = options.work or Path(tempfile.gettempdir()) / "aneurysm-benchmark"
+    work = work_folder(options)
     cache = make_cache(work.absolute(), options.series, options.size)
     volumes = cached_volumes(cache)
     patches = [_triple(text) for text in options.patch]
@@ -98,8 +98,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--series", type=int, default=8, help="phantom series to make")
     parser.add_argument("--size", choices=("full", "small", "tiny"), default="full", help="of the phantom series")
-    parser.add_argument("--work", type=Path, help="where data and caches are kept (about 3 GB)")
-    parser.add_argument("--write", action="store_true", help="put the section into benchmarks/RESULTS.md")
+    add_usual_options(parser)
     parser.add_argument("--quick", action="store_true", help="few small series and rounds: does it run?")
     options = parser.parse_args()
     if options.quick:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.options import add_usual_options, work_folder
 from benchmarks.patch_data import make_cache
 from benchmarks.table import Target, aims, command_line, machine, write_section
 
@@ -37,10 +36,9 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--steps", type=int, default=75, help="batches of 32 in an epoch")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="where data and caches are kept (about 3 GB)")
-    parser.add_argument("--write", action="store_true", help="put the section into benchmarks/RESULTS.md")
+    add_usual_options(parser)
     options = parser.parse_args()
-    work = (options.work or Path(tempfile.gettempdir()) / "aneurysm-benchmark").absolute()
+    work = work_folder(options)
 
     from aneurysm.cache.catalog import Cache
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from benchmarks.contenders import CONTENDERS
 from benchmarks.data import write_series
+from benchmarks.options import add_usual_options, work_folder
 from benchmarks.table import Target, machine, markdown, write_section
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +64,7 @@ class Runs:
 def main() -> int:
     """Parse the options, time everything, print, and say with the exit code whether the aims are met."""
     options = _options()
-    work = options.work or Path(tempfile.gettempdir()) / "aneurysm-benchmark"
+    work = work_folder(options)
     series = {name: path for name, path in _series(work, options.real).items() if options.only in name}
     warm_up = _generated(work, 8, "raw")
     results = {name: _measure(name, path, warm_up, work, options) for name, path in series.items()}
@@ -81,8 +82,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="series whose name has this in it")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--real", type=Path, default=REAL, help="folder with real series; may be absent")
-    parser.add_argument("--work", type=Path, help="where generated series are kept (about 1.5 GB)")
-    parser.add_argument("--write", action="store_true", help="put the section into benchmarks/RESULTS.md")
+    add_usual_options(parser, "1.5 GB")
     return parser.parse_args()
 
 

@@ -21,6 +21,7 @@ from unittest.mock import patch
 import numpy as np
 
 from aneurysm.labels import LABELS
+from benchmarks.options import add_usual_options, work_folder
 from benchmarks.table import Target, aims, command_line, machine, write_section
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def main() -> int:
     """Make the heads, train and judge in each way for each seed, print, and say if it is as it should be."""
     warnings.simplefilter("ignore")
     options = _options()
-    work = (options.work or Path(tempfile.gettempdir()) / "aneurysm-benchmark").absolute()
+    work = work_folder(options)
     cache = _make_cache(work, options)
     found: dict[str, list[float]] = {name: [] for name in _VARIANTS}
     for seed in range(options.seeds):
@@ -84,8 +85,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--difficulty", type=float, default=0.5)
     parser.add_argument("--steps", type=int, default=200, help="batches of 16")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--work", type=Path, help="where data and caches are kept (about 1 GB)")
-    parser.add_argument("--write", action="store_true", help="put the section into benchmarks/RESULTS.md")
+    add_usual_options(parser, "1 GB")
     return parser.parse_args()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import tempfile
 import time
 import warnings
 from collections import defaultdict
@@ -31,6 +30,7 @@ from aneurysm.training.config import TrainConfig
 from aneurysm.training.fit import for_machine, usual_workers
 from aneurysm.training.module import PatchModule
 from aneurysm.training.trainer import make_trainer, run_trainer
+from benchmarks.options import add_usual_options, work_folder
 from benchmarks.patch_data import make_cache
 from benchmarks.step_profile import Phases, device_name, flops_per_patch, peak_flops, synchronisations
 from benchmarks.table import Target, aims, command_line, machine, write_section
@@ -88,7 +88,7 @@ def main() -> int:
     # Of what Lightning says of every short run, nothing is news here.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    work = (options.work or Path(tempfile.gettempdir()) / "aneurysm-benchmark").absolute()
+    work = work_folder(options)
     cache = Cache.open(options.cache or make_cache(work, options.series, options.size))
     found: dict[str, Found] = {}
     for batch_size in options.batch_size:
@@ -124,8 +124,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="a cache; without it a phantom one is made")
     parser.add_argument("--series", type=int, default=8, help="phantom series to make")
     parser.add_argument("--size", choices=("full", "small", "tiny"), default="full", help="of the phantom series")
-    parser.add_argument("--work", type=Path, help="where data and caches are kept (about 3 GB)")
-    parser.add_argument("--write", action="store_true", help="put the section into benchmarks/RESULTS.md")
+    add_usual_options(parser)
     return parser.parse_args()
 
 

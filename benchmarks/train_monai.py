@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.memory import MemoryWatch
+from benchmarks.options import add_usual_options, work_folder
 from benchmarks.patch_data import ROOT, make_cache, size_mb
 from benchmarks.table import Target, aims, command_line, machine, write_section
 
@@ -61,7 +61,7 @@ class Run:
 def main() -> int:
     """Time everything, print, and say with the exit code whether we are ahead on each count."""
     options = _options()
-    work = (options.work or Path(tempfile.gettempdir()) / "aneurysm-benchmark").absolute()
+    work = work_folder(options)
     root = make_cache(work, options.series, options.size)
     if options.child:
         print(json.dumps(_measure(options.child, root, options)))
@@ -91,8 +91,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--series", type=int, default=24, help="phantom series to make")
     parser.add_argument("--size", choices=("full", "small", "tiny"), default="small", help="of the phantom series")
-    parser.add_argument("--work", type=Path, help="where data and caches are kept (about 3 GB)")
-    parser.add_argument("--write", action="store_true", help="put the section into benchmarks/RESULTS.md")
+    add_usual_options(parser)
     parser.add_argument("--child", choices=TITLES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -141,9 +140,10 @@ def _ours(name: str, root: Path, options: argparse.Namespace) -> tuple[float, fl
     module = PatchModule(build_model(config.model, 1), config)
     trainer = make_trainer(config)
     device = trainer.strategy.root_device
+    cache = Cache.open(root)
     loader = PatchLoader(
-        Cache.open(root),
-        range(len(Cache.open(root))),
+        cache,
+        range(len(cache)),
         config.patch,
         config.batch_size,
         config.steps_per_epoch,
