@@ -9,7 +9,7 @@ CACHE/
     0/zarr.json, 0/c/0/0/0      the array and its one shard
     labels/...                  the vessel mask, where there is one
   rejected/<uid>.json           why a series is not there
-  .building/<uid>/              work in progress, <uid>.lock says whose; swept by the next run if its owner is gone
+  .building/                    work in progress (see publish.py); the next run sweeps what dead processes left
   .patient-key                  the key of patient_key; don't pass it on with the cache
 """
 

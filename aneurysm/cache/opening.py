@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.publish import is_disk_full, no_space_told, write_atomically
+from aneurysm.cache.publish import is_disk_full, no_space_told, temporary_beside, write_atomically
 from aneurysm.cache.spec import CacheSpec, parse_spec
 from aneurysm.errors import CacheError, CacheNotFoundError, SpecError, SpecMismatchError, UsageError
 
@@ -61,10 +61,11 @@ def patient_secret(layout: CacheLayout) -> bytes:
     if given := os.environ.get("ANEURYSM_PATIENT_KEY"):
         return given.encode()
     while not layout.patient_key.exists():
-        temporary = layout.patient_key.with_name(f".patient-key.{os.getpid()}.tmp")
+        temporary = temporary_beside(layout.patient_key)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # so that a sweep leaves it alone
+            with suppress(OSError):  # where there are locks, a sweep leaves it alone
+                fcntl.flock(file, fcntl.LOCK_EX)
             file.write(secrets.token_hex(32) + "\n")
             file.flush()
             # Fails if another run was faster, whose key then counts, or if it was swept before the lock: once more.

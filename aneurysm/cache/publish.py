@@ -1,8 +1,13 @@
 """Claims, flushing and renaming: what makes a folder in volumes/ complete after any kill, however many runs at once.
 
-A series is built in .building/<uid>/ by whoever holds the lock on .building/<uid>.lock. The kernel drops the lock
-with its owner, also after kill -9, so work without a lock is work of the dead and may be swept. Finished work is
-flushed to the disk, then renamed into place; the first to arrive wins, and the bytes are the same anyway.
+A series is built by whoever holds the lock on .building/<uid>.lock, in a folder of its own that nobody else ever
+uses, .building/<uid>@<node>~<random>, with a lock of its own beside it. The kernel drops locks with their owner, also
+after kill -9, so work without a lock is work of the dead and may be swept. Finished work is flushed to the disk, then
+renamed into place; the first to arrive wins, and the bytes are the same anyway.
+
+On some cluster file systems (BeeGFS, Lustre with localflock) a lock reaches no further than its node, or there is
+none at all. Two nodes may then build one series at once, which costs time and nothing else; and another node's work
+that seems to be nobody's is left alone until it is hours old.
 """
 
 from __future__ import annotations
@@ -11,17 +16,25 @@ import errno
 import fcntl
 import json
 import os
+import re
+import secrets
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import NoSpaceError
 
-_TEMPORARY = ".tmp"
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_TEMPORARY: Final = ".tmp"
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
+_NODE: Final = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64] or "node"
+_FOREIGN_S: Final = 6 * 3600.0
+"""So old is another node's work before it counts as abandoned: far longer than any series takes."""
 
 
 @contextmanager
@@ -32,20 +45,38 @@ def claim(layout: CacheLayout, uid: str) -> Iterator[Path | None]:
     The folder is gone when the claim is.
     """
     lock = layout.building / f"{uid}.lock"
-    folder = layout.building / uid
     descriptor = _lock(lock)
     if descriptor is None:
         yield None
         return
+    folder = layout.building / f"{uid}@{_NODE}~{secrets.token_hex(4)}"
+    alive = _lock(_lock_of(folder))
     try:
-        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        # While it is still held: whoever waits on this file sees that it is no longer the one at the path.
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
+        # While they are still held: whoever waits on this file sees that it is no longer the one at the path.
+        for path, held in ((_lock_of(folder), alive), (lock, descriptor)):
+            path.unlink(missing_ok=True)
+            if held is not None:
+                os.close(held)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock an open file, or say that another process has. Where there are no locks, everybody gets one."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
 
 
 def _held(path: Path) -> bool:
@@ -55,12 +86,9 @@ def _held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not _try_lock(descriptor, shared=True)
     finally:
         os.close(descriptor)
-    return False
 
 
 def _lock(path: Path) -> int | None:
@@ -71,9 +99,7 @@ def _lock(path: Path) -> int | None:
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:
             continue  # the folder was swept in between
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _try_lock(descriptor):
             os.close(descriptor)
             return None
         try:
@@ -84,6 +110,27 @@ def _lock(path: Path) -> int | None:
         os.close(descriptor)  # its last owner removed it
 
 
+@contextmanager
+def one_at_a_time(path: Path, patience_s: float = 60.0) -> Iterator[None]:
+    """
+    Hold the lock on the file ``path``, which must exist; wait for it no longer than ``patience_s``.
+
+    For work that is safe without it, and only better one after the other: a node that hangs with the lock in its hands
+    must not stop the others.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS locks only what may be written
+    except OSError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        end = time.monotonic() + patience_s
+        while not _try_lock(descriptor) and time.monotonic() < end:
+            time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def sweep(layout: CacheLayout) -> list[str]:
     """Remove the unfinished work of processes that are gone; return whose series it was."""
     for place in (layout.root, layout.rejected):
@@ -92,23 +139,50 @@ def sweep(layout: CacheLayout) -> list[str]:
                 temporary.unlink(missing_ok=True)
     if not layout.building.is_dir():
         return []
-    swept = []
-    names = {p.name.removesuffix(".lock") for p in layout.building.iterdir()}
-    for uid in sorted(names):
-        with claim(layout, uid) as folder:
-            if folder is not None:
-                swept.append(uid)
+    swept = set()
+    for folder in _folders_of_the_dead(layout):
+        shutil.rmtree(folder, ignore_errors=True)
+        swept.add(_uid_of(folder))
+    for path in layout.building.glob("*.lock"):
+        if (descriptor := _lock(path)) is not None:
+            if not path.with_suffix("").is_dir():  # else it says whose folder that is
+                path.unlink(missing_ok=True)
+            os.close(descriptor)
     with suppress(OSError):  # another run may be at work
         layout.building.rmdir()
-    return swept
+    return sorted(swept)
 
 
 def abandoned(layout: CacheLayout) -> list[str]:
-    """Return the series in .building/ whose folder nobody holds: what dead processes were at."""
+    """Return the series whose unfinished work is nobody's."""
+    return sorted({_uid_of(folder) for folder in _folders_of_the_dead(layout)})
+
+
+def _folders_of_the_dead(layout: CacheLayout) -> list[Path]:
     if not layout.building.is_dir():
         return []
-    folders = sorted(p.name for p in layout.building.iterdir() if p.is_dir())
-    return [uid for uid in folders if not _held(layout.building / f"{uid}.lock")]
+    return [
+        folder
+        for folder in sorted(layout.building.iterdir())
+        if folder.is_dir() and (_is_ours(folder) or _is_old(folder)) and not _held(_lock_of(folder))
+    ]
+
+
+def _uid_of(folder: Path) -> str:
+    return folder.name.partition("@")[0]
+
+
+def _is_ours(folder: Path) -> bool:
+    """Say whether a folder is of this node; those of older versions of this program name none."""
+    return f"@{_NODE}~" in folder.name or "@" not in folder.name
+
+
+def _is_old(folder: Path) -> bool:
+    """Say whether a folder of another node has not changed for hours."""
+    try:
+        return time.time() - folder.stat().st_mtime > _FOREIGN_S
+    except FileNotFoundError:
+        return False
 
 
 def publish(built: Path, final: Path) -> bool:
@@ -125,15 +199,20 @@ def publish(built: Path, final: Path) -> bool:
     return True
 
 
+def temporary_beside(path: Path) -> Path:
+    """Return a name that nobody else uses, on any node, under which the content of ``path`` may be prepared."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+
+
 def write_atomically(path: Path, content: str) -> None:
     """Write a file so that at every moment either the old or the new one is there, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    temporary = temporary_beside(path)
     try:
         while True:
             with temporary.open("w", encoding="utf-8") as file:
                 # The lock tells a sweep that the file has an owner.
-                fcntl.flock(file, fcntl.LOCK_EX)
+                _try_lock(file.fileno())
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def store_volume(
     final = layout.volume(uid)
     if overwrite and final.exists():
         # Set aside first, since a folder can't be replaced in one step; swept with the rest of this folder.
-        final.rename(folder / "replaced")
+        with suppress(FileNotFoundError):  # another node did so just now
+            final.rename(folder / "replaced")
     publish(built, final)
     return bytes_out

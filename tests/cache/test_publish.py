@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 
@@ -39,7 +41,7 @@ def test_a_series_that_another_process_builds_is_left_alone(tmp_path, holder):
         assert folder is None
     assert sweep(layout) == []
     assert abandoned(layout) == []
-    assert (layout.building / "1.2" / "half-done").exists()
+    assert len(list(layout.building.glob("1.2@*/half-done"))) == 1
 
 
 def test_work_of_a_killed_process_is_known_and_swept(tmp_path, holder):
@@ -51,14 +53,48 @@ def test_work_of_a_killed_process_is_known_and_swept(tmp_path, holder):
     assert not layout.building.exists()
 
 
-def test_a_claim_starts_with_an_empty_folder_and_leaves_none(tmp_path):
+def test_a_claim_has_a_folder_of_its_own_and_leaves_none(tmp_path):
     layout = CacheLayout(tmp_path)
-    (layout.building / "1.2").mkdir(parents=True)
-    (layout.building / "1.2" / "rest of another run").touch()
     with claim(layout, "1.2") as folder:
         assert folder is not None
         assert list(folder.iterdir()) == []
+        with claim(layout, "1.2") as second:
+            assert second is None
+        (folder / "half-done").touch()
     assert list(layout.building.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [None, errno.ENOSYS, errno.EOPNOTSUPP], ids=["node-local", "none", "refused"])
+def test_where_locks_do_not_reach_other_nodes_nobody_harms_anybody(tmp_path, holder, monkeypatch, error):
+    """The holder builds on another node, whose locks are not seen here; see BeeGFS, or Lustre with localflock."""
+
+    def flock(_file, _how):
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    layout = CacheLayout(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr("aneurysm.cache.publish._NODE", "another")
+    (theirs,) = layout.building.glob("1.2@*/half-done")
+    assert sweep(layout) == []
+    assert abandoned(layout) == []
+    with claim(layout, "1.2") as folder:
+        assert folder is not None
+        assert folder != theirs.parent
+    assert theirs.exists()
+    long_ago = time.time() - 24 * 3600
+    os.utime(theirs.parent, (long_ago, long_ago))
+    assert abandoned(layout) == ["1.2"]
+    assert sweep(layout) == ["1.2"]
+    assert not theirs.exists()
+
+
+def test_what_an_older_version_left_is_swept(tmp_path):
+    layout = CacheLayout(tmp_path)
+    (layout.building / "1.2").mkdir(parents=True)
+    (layout.building / "1.2.lock").touch()
+    assert sweep(layout) == ["1.2"]
+    assert not layout.building.exists()
 
 
 def test_the_first_to_publish_wins(tmp_path):
