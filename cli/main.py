@@ -10,7 +10,7 @@ import typer
 
 from aneurysm import __version__
 from aneurysm.errors import AneurysmError, CacheError, NoSpaceError, UsageError
-from cli import evaluate, info, phantom, precache, predict, train, verify
+from cli import evaluate, info, manifest, phantom, precache, predict, train, verify
 from cli.exits import Exit
 
 _OF_TRAIN = {"torch", "lightning", "monai", "sklearn", "tensorboard"}
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("precache")(precache.precache)
+app.command("manifest")(manifest.manifest)
 app.command("verify")(verify.verify)
 app.command("info")(info.info)
 app.command("train")(train.train)

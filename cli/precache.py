@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -29,16 +30,29 @@ def precache(
         bool, typer.Option("--retry-failed", help="Try again what was rejected or failed before.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Build series again that are there.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only the I-th of N parts, from 0, of about the same size; /N, or nothing, in a Slurm array or an "
+            "indexed Kubernetes job. `aneurysm manifest` ends it.",
+            show_default=False,
+        ),
+    ] = None,
     more_series: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
 ) -> None:
     """Build what is missing of the cache. Exit code 0: all cached; 8: some rejected or failed (see manifest.csv)."""
     from aneurysm.cache import build
+    from aneurysm.cache.sharding import find_shard
     from cli.progress import PrecacheProgress
 
     if more_series and not series:
         raise UsageError(f"unexpected argument {more_series[0]!r}; UIDs follow --series")
+    part = find_shard(shard, os.environ)
     end_on_sigterm()
     console = Console(stderr=True)
+    if part:
+        typer.echo(f"shard {part} ({part.origin})", err=True)
     with PrecacheProgress(console) as progress:
         try:
             summary = build.precache(
@@ -50,6 +64,7 @@ def precache(
                 series=[*(series or ()), *(more_series or ())],
                 retry_failed=retry_failed,
                 overwrite=overwrite,
+                shard=part,
                 isolated=True,
                 progress=progress,
             )
@@ -59,8 +74,13 @@ def precache(
     bad = summary.total_not_cached
     typer.echo(
         f"{summary.cached} cached, {summary.rejected} rejected, {summary.failed} failed, {summary.skipped} done "
-        f"before, in {summary.seconds:.1f} s. {cache} holds {summary.total_cached} volumes."
+        f"before, in {summary.seconds:.1f} s. "
+        + (f"Shard {part} has" if part else f"{cache} holds")
+        + f" {summary.total_cached} volumes."
     )
+    if part:
+        typer.echo(f"When all shards are done: aneurysm manifest --data {data} --cache {cache}")
     if bad:
-        typer.echo(f"{bad} series are not cached; {cache / 'manifest.csv'} says why.")
+        why = f"{cache / 'rejected'} says why of those that can't be" if part else f"{cache / 'manifest.csv'} says why"
+        typer.echo(f"{bad} series are not cached; {why}.")
         raise typer.Exit(Exit.SOME_FAILED)

@@ -1,4 +1,4 @@
-"""precache(): a data folder -> a cache, on one machine. Plans, runs workers, and writes the manifest.
+"""precache(): a data folder -> a cache. Plans, runs workers, and writes the manifest.
 
 What a kill at any moment leaves behind: complete volumes, and abandoned work in .building/ that the next run
 sweeps. What two runs at once do: each series is built by whoever claims it first; the other finds it done.
@@ -6,6 +6,8 @@ sweeps. What two runs at once do: each series is built by whoever claims it firs
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,11 +21,12 @@ from aneurysm.annotations.tables import Tables, read_tables
 from aneurysm.annotations.vessels import find_mask
 from aneurysm.cache.estimate import check_space
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.manifest import leave_seconds, write_manifest
 from aneurysm.cache.opening import full_disk_told, is_done, open_cache, patient_secret
 from aneurysm.cache.pool import run_jobs
 from aneurysm.cache.publish import sweep
 from aneurysm.cache.series import Outcome, SeriesJob, write_record
+from aneurysm.cache.sharding import Shard
 from aneurysm.cache.spec import CacheSpec, load_spec
 from aneurysm.dicom.scan import Inventory, SeriesSource, find_series, safe_source
 from aneurysm.errors import DataError, Reason, UsageError
@@ -53,14 +56,16 @@ class Summary:
     bytes_in: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     total_cached: int = 0
-    """In the cache altogether."""
+    """In the cache altogether; of a shard's series, if there is one."""
     total_not_cached: int = 0
-    """Rows of the manifest that are not cached, of this run or an earlier one."""
+    """Rows of the manifest that are not cached, of this run or an earlier one; of a shard, series without a volume."""
 
 
 def usable_cpus() -> int:
-    """Return how many CPUs this process may really use: by affinity and container quota, not what the host has."""
-    return int(joblib.cpu_count())
+    """Return how many CPUs this process may use, by affinity, container quota or Slurm, whatever the host has."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    # Not every Slurm binds a task to the CPUs that it was given.
+    return min(int(joblib.cpu_count()), max(int(given), 1) if given.isdecimal() else sys.maxsize)
 
 
 def precache(
@@ -73,6 +78,7 @@ def precache(
     series: Sequence[str] = (),
     retry_failed: bool = False,
     overwrite: bool = False,
+    shard: Shard | None = None,
     isolated: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
@@ -95,6 +101,9 @@ def precache(
         Try again what an earlier run rejected or failed on.
     overwrite
         Build the chosen series again even if they are there.
+    shard
+        Only this part of the chosen series. The manifest is then left to `aneurysm.cache.manifest.write_manifest`,
+        once all shards are done: hundreds of tasks that all read a whole cache would be a burden to its disk.
     isolated
         A process apart also for one worker, so that a decoder that crashes costs one series and not the run.
     progress
@@ -118,6 +127,11 @@ def precache(
     inventory = find_series(data, workers)
     tables = read_tables(data)
     sources = _chosen(inventory, series)
+    sizes: dict[str, int] = {}
+    if shard:
+        sizes = {s.uid: approximate_size(s) for s in sources}
+        mine = shard.of(sizes)
+        sources = [s for s in sources if s.uid in mine]
     with full_disk_told(cache):
         open_cache(layout, resolved)
         sweep(layout)
@@ -126,11 +140,11 @@ def precache(
                 layout.record(source.uid).unlink(missing_ok=True)
         done = {s.uid for s in sources if is_done(layout, s.uid)}
         todo = [s for s in sources if overwrite or s.uid not in done]
-        sizes = {s.uid: approximate_size(s) for s in todo}
+        sizes |= {s.uid: approximate_size(s) for s in todo if s.uid not in sizes}
         todo.sort(key=lambda s: (-sizes[s.uid], s.uid))
         todo = todo[:limit]
         check_space(todo, resolved, cache)
-        if not series:
+        if not series and (shard is None or shard.index == 0):
             _record_missing(layout, resolved, tables, inventory)
         secret = patient_secret(layout)
     jobs = [
@@ -140,39 +154,49 @@ def precache(
     summary = Summary(skipped=len(done - {s.uid for s in todo}))
     if progress:
         progress.started(inventory, len(todo), summary.skipped, sum(sizes[s.uid] for s in todo))
+    seconds: dict[str, float] = {}
     try:
-        _run(run_jobs(jobs, workers, layout, isolated=isolated), layout, summary, progress)
+        _run(run_jobs(jobs, workers, layout, isolated=isolated), layout, summary, seconds, progress, shard)
     finally:
+        with full_disk_told(cache):
+            if shard:
+                leave_seconds(layout, seconds)
+                summary.total_cached = sum(layout.volume(s.uid).exists() for s in sources)
+                summary.total_not_cached = len(sources) - summary.total_cached
+            else:
+                rows = write_manifest(layout, seconds)
+                summary.total_cached = sum(r["status"] == "cached" for r in rows)
+                summary.total_not_cached = len(rows) - summary.total_cached
         sweep(layout)
         summary.seconds = time.perf_counter() - started
     return summary
 
 
-def _run(outcomes: Iterable[Outcome], layout: CacheLayout, summary: Summary, progress: Progress | None) -> None:
-    seconds: dict[str, float] = {}
+def _run(
+    outcomes: Iterable[Outcome],
+    layout: CacheLayout,
+    summary: Summary,
+    seconds: dict[str, float],
+    progress: Progress | None,
+    shard: Shard | None,
+) -> None:
     written = time.monotonic()
-    try:
-        for outcome in outcomes:
-            if outcome.status in ("skipped", "busy"):
-                summary.skipped += 1
-            else:
-                seconds[outcome.uid] = outcome.seconds
-                summary.cached += outcome.status == "cached"
-                summary.rejected += outcome.status == "rejected"
-                summary.failed += outcome.status == "failed"
-                summary.bytes_in += outcome.bytes_in
-                if outcome.reason:
-                    summary.reasons[outcome.reason] += 1
-            if progress:
-                progress.finished(outcome)
-            if time.monotonic() - written > _MANIFEST_EVERY_S:
-                write_manifest(layout, seconds)
-                written = time.monotonic()
-    finally:
-        with full_disk_told(layout.root):
-            rows = write_manifest(layout, seconds)
-        summary.total_cached = sum(r["status"] == "cached" for r in rows)
-        summary.total_not_cached = len(rows) - summary.total_cached
+    for outcome in outcomes:
+        if outcome.status in ("skipped", "busy"):
+            summary.skipped += 1
+        else:
+            seconds[outcome.uid] = outcome.seconds
+            summary.cached += outcome.status == "cached"
+            summary.rejected += outcome.status == "rejected"
+            summary.failed += outcome.status == "failed"
+            summary.bytes_in += outcome.bytes_in
+            if outcome.reason:
+                summary.reasons[outcome.reason] += 1
+        if progress:
+            progress.finished(outcome)
+        if shard is None and time.monotonic() - written > _MANIFEST_EVERY_S:
+            write_manifest(layout, seconds)
+            written = time.monotonic()
 
 
 def approximate_size(source: SeriesSource) -> int:

@@ -9,6 +9,7 @@ CACHE/
     0/zarr.json, 0/c/0/0/0      the array and its one shard
     labels/...                  the vessel mask, where there is one
   rejected/<uid>.json           why a series is not there
+  .seconds/<random>.json        how long series took, of tasks that left the tables to `aneurysm manifest`
   .building/                    work in progress (see publish.py); the next run sweeps what dead processes left
   .patient-key                  the key of patient_key; don't pass it on with the cache
 """
@@ -67,6 +68,11 @@ class CacheLayout:
     def building(self) -> Path:
         """The folder of unfinished work."""
         return self.root / ".building"
+
+    @property
+    def seconds(self) -> Path:
+        """The folder of the times that are not in the manifest yet."""
+        return self.root / ".seconds"
 
     @property
     def patient_key(self) -> Path:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from aneurysm.cache.layout import CacheLayout, tree_bytes
-from aneurysm.cache.publish import write_atomically
+from aneurysm.cache.publish import one_at_a_time, write_atomically, write_json
 from aneurysm.errors import CacheError
 from aneurysm.labels import LABELS
 
@@ -99,20 +101,44 @@ def write_manifest(layout: CacheLayout, seconds: Mapping[str, float] | None = No
     """
     Derive manifest.csv and lesions.csv from what is on disk; return the manifest's rows.
 
-    ``seconds`` are of this run; for other series they are taken over from the old manifest, the one thing that
-    stands nowhere else. A volume whose metadata can't be read has no row: `aneurysm verify` speaks of it.
+    ``seconds`` are of this run; for other series they are taken over from what `leave_seconds` left and from the old
+    manifest, the one thing that stands nowhere else. A volume whose metadata can't be read has no row: `aneurysm
+    verify` speaks of it.
     """
-    known = {uid: f"{s:.3f}" for uid, s in (seconds or {}).items()}
-    try:
-        for row in read_manifest(layout.manifest):
-            known.setdefault(row["series_uid"], row["seconds"])
-    except CacheError:
-        pass  # the first run, or a damaged one that is being replaced
-    entries = sorted(_entries(layout), key=lambda e: str(e["series_uid"]))
-    rows = [manifest_row(e, known.get(str(e["series_uid"]), "")) for e in entries]
-    write_atomically(layout.manifest, _csv(COLUMNS, rows))
-    write_atomically(layout.lesions, _csv(LESION_COLUMNS, [r for e in entries for r in _lesion_rows(e)]))
+    # Of two that look at the disk and write at the same time, the one that looked first might write last.
+    with one_at_a_time(layout.spec):
+        known = {uid: f"{s:.3f}" for uid, s in (seconds or {}).items()}
+        left = sorted(layout.seconds.glob("*.json"))
+        for path in left:
+            known = {**_left_seconds(path), **known}
+        try:
+            for row in read_manifest(layout.manifest):
+                if row["seconds"]:
+                    known.setdefault(row["series_uid"], row["seconds"])
+        except CacheError:
+            pass  # the first run, or a damaged one that is being replaced
+        entries = sorted(_entries(layout), key=lambda e: str(e["series_uid"]))
+        rows = [manifest_row(e, known.get(str(e["series_uid"]), "")) for e in entries]
+        write_atomically(layout.manifest, _csv(COLUMNS, rows))
+        write_atomically(layout.lesions, _csv(LESION_COLUMNS, [r for e in entries for r in _lesion_rows(e)]))
+        for path in left:
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # absent, or another task has just left something
+            layout.seconds.rmdir()
     return rows
+
+
+def leave_seconds(layout: CacheLayout, seconds: Mapping[str, float]) -> None:
+    """Leave for the next `write_manifest` how long series took: for tasks that write no manifest themselves."""
+    if seconds:
+        write_json(layout.seconds / f"{secrets.token_hex(8)}.json", dict(seconds))
+
+
+def _left_seconds(path: Path) -> dict[str, str]:
+    try:
+        return {str(uid): f"{float(s):.3f}" for uid, s in json.loads(path.read_text("utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _entries(layout: CacheLayout) -> Iterable[dict[str, Any]]:

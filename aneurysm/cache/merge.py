@@ -1,0 +1,45 @@
+"""merge(): the work of many tasks -> one manifest, and what is still to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.opening import full_disk_told, read_spec
+from aneurysm.cache.publish import sweep
+from aneurysm.dicom.scan import find_series
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Counts of the manifest's rows; UIDs of series that are in the data, and have no row."""
+
+    cached: int
+    not_cached: int
+    missing: list[str]
+
+
+def merge(cache: Path, data: Path | None = None, *, workers: int = 1) -> Merged:
+    """
+    Write the manifest of what is on disk, and compare it with the series in ``data``, if that is given.
+
+    Raises
+    ------
+    CacheError
+        There is no cache, or its spec can't be read.
+    DataError
+        There is no such data folder, or nothing in it.
+    NoSpaceError
+        The disk is full.
+    """
+    layout = CacheLayout(cache.absolute())
+    read_spec(layout)
+    sources = find_series(data.absolute(), workers).sources if data else []
+    with full_disk_told(cache):
+        sweep(layout)
+        rows = write_manifest(layout)
+    known = {row["series_uid"] for row in rows}
+    cached = sum(row["status"] == "cached" for row in rows)
+    return Merged(cached, len(rows) - cached, [s.uid for s in sources if s.uid not in known])

@@ -1,0 +1,104 @@
+"""Shard: which of the series a task of several takes, without a word between them."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aneurysm.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``index`` of ``count``, from 0; ``origin`` says who named it."""
+
+    index: int
+    count: int
+    origin: str = "--shard"
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError(f"{self.origin} {self.index}/{self.count}: at least 1 shard is needed")
+        if not 0 <= self.index < self.count:
+            raise UsageError(
+                f"{self.origin} {self.index}/{self.count}: of {self.count} shards the first is 0 and the last is "
+                f"{self.count - 1}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def of(self, sizes: Mapping[str, int]) -> set[str]:
+        """
+        Return the names that this shard takes, of all ``sizes`` (bytes by name).
+
+        The largest goes first, each to the shard that has least so far: the sums then differ by at most one series,
+        and every task that sees the same sizes comes to the same parts (Graham 1969, longest processing time first).
+        """
+        loads = [(0, i) for i in range(self.count)]
+        taken = set()
+        for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
+            load, i = loads[0]
+            # At least 1, so that series whose size is not known are dealt out, too.
+            heapq.heapreplace(loads, (load + max(sizes[name], 1), i))
+            if i == self.index:
+                taken.add(name)
+        return taken
+
+
+def find_shard(given: str | None, environment: Mapping[str, str]) -> Shard | None:
+    """
+    Return the shard that ``--shard`` names, or the job that this process is a task of; None if neither does.
+
+    ``given`` is ``I/N``, or ``/N`` where the environment is to say which: SLURM_ARRAY_TASK_ID, or JOB_COMPLETION_INDEX
+    of a Kubernetes indexed job, counted from 0. Without it, a Slurm array says how many tasks it has, and may begin
+    anywhere (``--array=5-20:5``); for Kubernetes, which does not, ANEURYSM_SHARDS does.
+
+    Raises
+    ------
+    UsageError
+        It can't be read, is out of range, or the environment lacks what is needed.
+    """
+    slurm, kubernetes = _number(environment, "SLURM_ARRAY_TASK_ID"), _number(environment, "JOB_COMPLETION_INDEX")
+    if given is None:
+        if slurm is not None:
+            return _slurm_shard(slurm, environment)
+        if kubernetes is None:
+            return None
+        if (count := _number(environment, "ANEURYSM_SHARDS")) is None:
+            raise UsageError(
+                f"JOB_COMPLETION_INDEX is {kubernetes}, but of how many? Say it with --shard /N, N being the job's "
+                "completions; or --shard 0/1 if this task is to take all series"
+            )
+        return Shard(kubernetes, count, "JOB_COMPLETION_INDEX/ANEURYSM_SHARDS")
+    if not (match := re.fullmatch(r"(\d*)/(\d+)", given.strip(), re.ASCII)):
+        raise UsageError(f"--shard {given!r}: expected I/N, such as 0/4 for the first of four, or /N")
+    if match[1]:
+        return Shard(int(match[1]), int(match[2]))
+    index = kubernetes if slurm is None else slurm
+    if index is None:
+        raise UsageError(f"--shard {given}: which one? Neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX is set")
+    return Shard(index, int(match[2]), "SLURM_ARRAY_TASK_ID" if slurm is not None else "JOB_COMPLETION_INDEX")
+
+
+def _slurm_shard(task: int, environment: Mapping[str, str]) -> Shard:
+    names = ("SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_STEP")
+    count, first, last, step = (_number(environment, name) for name in names)
+    if count is None or first is None or last is None:
+        raise UsageError(f"SLURM_ARRAY_TASK_ID is {task}, but of how many? Say it with --shard /N")
+    step = step or 1
+    if (last - first) // step + 1 != count:
+        raise UsageError(
+            f"the array's {count} tasks, from {first} to {last}, have gaps: which part is this one's? Say it with "
+            f"--shard /N, N being the tasks of the whole array, counted from 0"
+        )
+    return Shard((task - first) // step, count, "SLURM_ARRAY_TASK_ID")
+
+
+def _number(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name, "")
+    if text and not re.fullmatch(r"\d+", text, re.ASCII):
+        raise UsageError(f"{name} is {text!r}, expected a number")
+    return int(text) if text else None

@@ -1,0 +1,47 @@
+"""aneurysm manifest: what is on disk -> the tables, and what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.exits import Exit
+
+_NAMED = 20
+
+
+def manifest(
+    cache: Annotated[Path, typer.Option(envvar="ANEURYSM_CACHE", help="Folder of the cache.")] = Path("cache"),
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="ANEURYSM_DATA", help="Folder of the data: says what is missing.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; as many as CPUs may be used if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """
+    Write manifest.csv and lesions.csv anew, after the last shard of several.
+
+    Exit code 0: all cached; 8: some rejected, failed or missing.
+    """
+    from aneurysm.cache.build import usable_cpus
+    from aneurysm.cache.merge import merge
+
+    merged = merge(cache, data, workers=usable_cpus() if workers is None else workers)
+    typer.echo(f"{cache} holds {merged.cached} volumes; {merged.not_cached} series are recorded as not cached.")
+    for uid in merged.missing[:_NAMED]:
+        typer.echo(f"missing: {uid}")
+    if len(merged.missing) > _NAMED:
+        typer.echo(f"and {len(merged.missing) - _NAMED} more")
+    if merged.missing:
+        typer.echo(
+            f"{len(merged.missing)} series of {data} are missing: nobody built them yet. The same `aneurysm precache` "
+            "again does only those."
+        )
+    if merged.not_cached:
+        typer.echo(f"{cache / 'manifest.csv'} says why {merged.not_cached} are not cached.")
+    if merged.missing or merged.not_cached:
+        raise typer.Exit(Exit.SOME_FAILED)
