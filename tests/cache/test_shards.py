@@ -84,6 +84,8 @@ def test_series_that_the_tables_alone_name_get_one_row(built: Built, tmp_path: P
     rows = manifest(cache)
     assert rows[built.uids[0]]["reason"] == "no_files"
     assert set(rows) == set(built.uids)
+    assert precache_here(here, cache).code == 8
+    assert precache_here(here, cache, "--exit-zero").code == 0
 
 
 @pytest.mark.parametrize(
