@@ -6,9 +6,11 @@ sweeps. What two runs at once do: each series is built by whoever claims it firs
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,11 +22,13 @@ from aneurysm.annotations.vessels import find_mask
 from aneurysm.cache.estimate import check_space
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
-from aneurysm.cache.opening import full_disk_told, is_done, open_cache, patient_secret
-from aneurysm.cache.pool import run_jobs
+from aneurysm.cache.opening import is_done, open_cache, patient_secret
+from aneurysm.cache.pool import Engine, InProcess, Local, run_jobs
 from aneurysm.cache.publish import sweep
 from aneurysm.cache.series import Outcome, SeriesJob, write_record
 from aneurysm.cache.spec import CacheSpec, load_spec
+from aneurysm.cache.supervisor import Limits
+from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.dicom.scan import Inventory, SeriesSource, find_series, safe_source
 from aneurysm.errors import DataError, Reason, UsageError
 
@@ -74,6 +78,10 @@ def precache(
     retry_failed: bool = False,
     overwrite: bool = False,
     isolated: bool = False,
+    timeout_s: float | None = None,
+    memory_mb: int | None = None,
+    dask: str | None = None,
+    scheduler_file: Path | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """
@@ -97,20 +105,60 @@ def precache(
         Build the chosen series again even if they are there.
     isolated
         A process apart also for one worker, so that a decoder that crashes costs one series and not the run.
+    timeout_s, memory_mb
+        What one series may take: seconds, and resident memory in MB (10^6 bytes). One that takes more is tried once
+        more alone, then recorded. They imply ``isolated``.
+    dask, scheduler_file
+        Address of the scheduler of a running Dask cluster, or the file with it: series are built by its workers, and
+        ``workers`` only look through the data. Data and cache must have the same paths there.
     progress
         Is told how it goes.
 
     Raises
     ------
     UsageError
-        The data, spec, a UID or a number is not usable; or the cache is of another spec.
+        The data, spec, a UID or a number is not usable; or the cache is of another spec; or there is no such Dask
+        cluster, or its workers are of no use.
     NoSpaceError
         Before the start or on the way. What is cached is complete.
+    CacheError
+        The cache can't be written, or not any more.
+    ClusterError
+        The Dask cluster was lost on the way.
     """
     if workers < 1:
         raise UsageError(f"workers is {workers}, at least 1 is needed")
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}, at least 1 is needed")
+    for name, given in (("timeout_s", timeout_s), ("memory_mb", memory_mb)):
+        if given is not None and not 0 < given < math.inf:
+            raise UsageError(f"{name} is {given}, more than 0 is needed")
+    limits = Limits(timeout_s, memory_mb)
+    with ExitStack() as stack:
+        engine: Engine
+        if dask is not None or scheduler_file is not None:
+            from aneurysm.cache.dask_engine import DaskEngine
+
+            engine = stack.enter_context(DaskEngine(dask, scheduler_file, data.absolute(), limits))
+        elif workers > 1 or isolated or limits != Limits():
+            engine = Local(workers, limits)
+        else:
+            engine = InProcess()
+        return _precache(data, cache, spec, workers, limit, series, retry_failed, overwrite, engine, progress)
+
+
+def _precache(
+    data: Path,
+    cache: Path,
+    spec: str | Path,
+    workers: int,
+    limit: int | None,
+    series: Sequence[str],
+    retry_failed: bool,
+    overwrite: bool,
+    engine: Engine,
+    progress: Progress | None,
+) -> Summary:
     started = time.perf_counter()
     resolved = load_spec(spec)
     data, cache = data.absolute(), cache.absolute()
@@ -118,7 +166,7 @@ def precache(
     inventory = find_series(data, workers)
     tables = read_tables(data)
     sources = _chosen(inventory, series)
-    with full_disk_told(cache):
+    with write_errors_told(cache):
         open_cache(layout, resolved)
         sweep(layout)
         if retry_failed:
@@ -141,9 +189,10 @@ def precache(
     if progress:
         progress.started(inventory, len(todo), summary.skipped, sum(sizes[s.uid] for s in todo))
     try:
-        _run(run_jobs(jobs, workers, layout, isolated=isolated), layout, summary, progress)
+        _run(run_jobs(jobs, engine, layout), layout, summary, progress)
     finally:
-        sweep(layout)
+        with write_errors_told(cache):
+            sweep(layout)
         summary.seconds = time.perf_counter() - started
     return summary
 
@@ -169,7 +218,7 @@ def _run(outcomes: Iterable[Outcome], layout: CacheLayout, summary: Summary, pro
                 write_manifest(layout, seconds)
                 written = time.monotonic()
     finally:
-        with full_disk_told(layout.root):
+        with write_errors_told(layout.root):
             rows = write_manifest(layout, seconds)
         summary.total_cached = sum(r["status"] == "cached" for r in rows)
         summary.total_not_cached = len(rows) - summary.total_cached
