@@ -41,6 +41,10 @@ class NoSpaceError(AneurysmError, OSError):
     """The disk is full, or has too little room for what was asked."""
 
 
+class ClusterError(AneurysmError):
+    """The Dask cluster was lost while it was at work; what is cached is complete."""
+
+
 class SamplingError(UsageError):
     """Patches can't be drawn as asked: nothing to draw from, or settings that contradict each other."""
 
@@ -92,12 +96,15 @@ class Reason(StrEnum):
     NO_SIGNAL = "no_signal"
     TOO_LARGE = "too_large"
     WORKER_KILLED = "worker_killed"
+    TIMED_OUT = "timed_out"
     READ_ERROR = "read_error"
     OUT_OF_MEMORY = "out_of_memory"
     INTERNAL_ERROR = "internal_error"
 
 
-FAILURES = frozenset({Reason.WORKER_KILLED, Reason.READ_ERROR, Reason.OUT_OF_MEMORY, Reason.INTERNAL_ERROR})
+FAILURES = frozenset(
+    {Reason.WORKER_KILLED, Reason.TIMED_OUT, Reason.READ_ERROR, Reason.OUT_OF_MEMORY, Reason.INTERNAL_ERROR}
+)
 """Reasons that speak of this run rather than of the data: status ``failed``, not ``rejected``."""
 
 

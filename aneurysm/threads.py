@@ -15,6 +15,11 @@ _BLAS_VARIABLES = (
 )
 
 
+def single_threaded() -> dict[str, str]:
+    """Return the environment in which the numerical libraries of a new process start one thread each."""
+    return dict.fromkeys(_BLAS_VARIABLES, "1")
+
+
 def limit_threads(n: int) -> None:
     """
     Let each numerical library of this process use at most ``n`` threads.

@@ -13,7 +13,10 @@ from aneurysm.errors import AneurysmError, CacheError, NoSpaceError, UsageError
 from cli import evaluate, info, manifest, phantom, precache, predict, train, verify
 from cli.exits import Exit
 
-_OF_TRAIN = {"torch", "lightning", "monai", "sklearn", "tensorboard"}
+_EXTRAS = {
+    **dict.fromkeys(("torch", "lightning", "monai", "sklearn", "tensorboard"), "train"),
+    **dict.fromkeys(("distributed", "dask"), "cluster"),
+}
 
 app = typer.Typer(
     name="aneurysm",
@@ -58,11 +61,13 @@ def main() -> NoReturn:
     except AneurysmError as error:
         _fail(error, Exit.ERROR)
     except ModuleNotFoundError as error:
-        # Precaching does without what training needs.
-        if error.name is None or error.name.split(".")[0] not in _OF_TRAIN:
+        # Precaching does without what training needs, and one machine without what a cluster needs.
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
             raise
         needed = (
-            f"this needs {error.name}, of the extra train: pip install 'aneurysm[train]', or '.[train]' in a checkout"
+            f"this needs {error.name}, of the extra {extra}: pip install 'aneurysm[{extra}]', or '.[{extra}]' in a "
+            "checkout"
         )
         _fail(UsageError(needed), Exit.USAGE)
     except KeyboardInterrupt:

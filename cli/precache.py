@@ -30,6 +30,19 @@ def precache(
         bool, typer.Option("--retry-failed", help="Try again what was rejected or failed before.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Build series again that are there.")] = False,
+    timeout_s: Annotated[
+        float | None, typer.Option(help="Seconds that one series may take.", show_default=False)
+    ] = None,
+    memory_mb: Annotated[
+        int | None, typer.Option(help="MB of memory that building one series may take.", show_default=False)
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Build on the Dask cluster of this scheduler.", show_default=False),
+    ] = None,
+    scheduler_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The same, by the scheduler's file.", show_default=False)
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -69,6 +82,10 @@ def precache(
                 overwrite=overwrite,
                 shard=part,
                 isolated=True,
+                timeout_s=timeout_s,
+                memory_mb=memory_mb,
+                dask=dask,
+                scheduler_file=scheduler_file,
                 progress=progress,
             )
         except KeyboardInterrupt:

@@ -10,7 +10,8 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -22,12 +23,14 @@ from aneurysm.annotations.vessels import find_mask
 from aneurysm.cache.estimate import check_space
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import leave_seconds, write_manifest
-from aneurysm.cache.opening import full_disk_told, is_done, open_cache, patient_secret
-from aneurysm.cache.pool import run_jobs
+from aneurysm.cache.opening import is_done, open_cache, patient_secret
+from aneurysm.cache.pool import Engine, InProcess, Local, run_jobs
 from aneurysm.cache.publish import sweep
 from aneurysm.cache.series import Outcome, SeriesJob, write_record
 from aneurysm.cache.sharding import Shard
 from aneurysm.cache.spec import CacheSpec, load_spec
+from aneurysm.cache.supervisor import Limits
+from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.dicom.scan import Inventory, SeriesSource, find_series, safe_source
 from aneurysm.errors import DataError, Reason, UsageError
 
@@ -80,6 +83,10 @@ def precache(
     overwrite: bool = False,
     shard: Shard | None = None,
     isolated: bool = False,
+    timeout_s: float | None = None,
+    memory_mb: int | None = None,
+    dask: str | None = None,
+    scheduler_file: Path | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """
@@ -106,70 +113,102 @@ def precache(
         once all shards are done: hundreds of tasks that all read a whole cache would be a burden to its disk.
     isolated
         A process apart also for one worker, so that a decoder that crashes costs one series and not the run.
+    timeout_s, memory_mb
+        What one series may take: seconds, and resident memory in MB (10^6 bytes). One that takes more is tried once
+        more alone, then recorded. They imply ``isolated``.
+    dask, scheduler_file
+        Address of the scheduler of a running Dask cluster, or the file with it: series are built by its workers, and
+        ``workers`` only look through the data. Data and cache must have the same paths there.
     progress
         Is told how it goes.
 
     Raises
     ------
     UsageError
-        The data, spec, a UID or a number is not usable; or the cache is of another spec.
+        The data, spec, a UID or a number is not usable; or the cache is of another spec; or there is no such Dask
+        cluster, or its workers are of no use.
     NoSpaceError
         Before the start or on the way. What is cached is complete.
+    CacheError
+        The cache can't be written, or not any more.
+    ClusterError
+        The Dask cluster was lost on the way.
     """
-    if workers < 1:
-        raise UsageError(f"workers is {workers}, at least 1 is needed")
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit is {limit}, at least 1 is needed")
+    _check(workers=workers, limit=limit, timeout_s=timeout_s, memory_mb=memory_mb)
     started = time.perf_counter()
     resolved = load_spec(spec)
     data, cache = data.absolute(), cache.absolute()
-    layout = CacheLayout(cache)
-    inventory = find_series(data, workers)
-    tables = read_tables(data)
-    sources = _chosen(inventory, series)
-    sizes: dict[str, int] = {}
-    if shard:
-        sizes = {s.uid: approximate_size(s) for s in sources}
-        mine = shard.of(sizes)
-        sources = [s for s in sources if s.uid in mine]
-    with full_disk_told(cache):
-        open_cache(layout, resolved)
-        sweep(layout)
-        if retry_failed:
-            for source in sources:
-                layout.record(source.uid).unlink(missing_ok=True)
-        done = {s.uid for s in sources if is_done(layout, s.uid)}
-        todo = [s for s in sources if overwrite or s.uid not in done]
-        sizes |= {s.uid: approximate_size(s) for s in todo if s.uid not in sizes}
-        todo.sort(key=lambda s: (-sizes[s.uid], s.uid))
-        todo = todo[:limit]
-        check_space(todo, resolved, cache)
-        if not series and (shard is None or shard.index == 0):
-            _record_missing(layout, resolved, tables, inventory)
-        secret = patient_secret(layout)
-    jobs = [
-        SeriesJob(s, tables.of(s.uid), find_mask(data, s.uid), cache, resolved, secret, overwrite or retry_failed)
-        for s in todo
-    ]
-    summary = Summary(skipped=len(done - {s.uid for s in todo}))
-    if progress:
-        progress.started(inventory, len(todo), summary.skipped, sum(sizes[s.uid] for s in todo))
-    seconds: dict[str, float] = {}
-    try:
-        _run(run_jobs(jobs, workers, layout, isolated=isolated), layout, summary, seconds, progress, shard)
-    finally:
-        with full_disk_told(cache):
-            if shard:
-                leave_seconds(layout, seconds)
-                summary.total_cached = sum(layout.volume(s.uid).exists() for s in sources)
-                summary.total_not_cached = len(sources) - summary.total_cached
-            else:
-                rows = write_manifest(layout, seconds)
-                summary.total_cached = sum(r["status"] == "cached" for r in rows)
-                summary.total_not_cached = len(rows) - summary.total_cached
-        sweep(layout)
-        summary.seconds = time.perf_counter() - started
+    with _engine(workers, data, Limits(timeout_s, memory_mb), dask, scheduler_file, isolated=isolated) as engine:
+        layout = CacheLayout(cache)
+        inventory = find_series(data, workers)
+        tables = read_tables(data)
+        sources = _chosen(inventory, series)
+        sizes: dict[str, int] = {}
+        if shard:
+            sizes = {s.uid: approximate_size(s) for s in sources}
+            mine = shard.of(sizes)
+            sources = [s for s in sources if s.uid in mine]
+        with write_errors_told(cache):
+            open_cache(layout, resolved)
+            sweep(layout)
+            if retry_failed:
+                for source in sources:
+                    layout.record(source.uid).unlink(missing_ok=True)
+            done = {s.uid for s in sources if is_done(layout, s.uid)}
+            todo = [s for s in sources if overwrite or s.uid not in done]
+            sizes |= {s.uid: approximate_size(s) for s in todo if s.uid not in sizes}
+            todo.sort(key=lambda s: (-sizes[s.uid], s.uid))
+            todo = todo[:limit]
+            check_space(todo, resolved, cache)
+            if not series and (shard is None or shard.index == 0):
+                _record_missing(layout, resolved, tables, inventory)
+            secret = patient_secret(layout)
+        jobs = [
+            SeriesJob(s, tables.of(s.uid), find_mask(data, s.uid), cache, resolved, secret, overwrite or retry_failed)
+            for s in todo
+        ]
+        summary = Summary(skipped=len(done - {s.uid for s in todo}))
+        if progress:
+            progress.started(inventory, len(todo), summary.skipped, sum(sizes[s.uid] for s in todo))
+        seconds: dict[str, float] = {}
+        try:
+            # Closed at once when the run is told to stop: nobody should build on while the tables are written.
+            with closing(run_jobs(jobs, engine, layout)) as outcomes:
+                _run(outcomes, layout, summary, seconds, progress, shard)
+        finally:
+            with write_errors_told(cache):
+                if shard:
+                    leave_seconds(layout, seconds)
+                    summary.total_cached = sum(layout.volume(s.uid).exists() for s in sources)
+                    summary.total_not_cached = len(sources) - summary.total_cached
+                else:
+                    rows = write_manifest(layout, seconds)
+                    summary.total_cached = sum(r["status"] == "cached" for r in rows)
+                    summary.total_not_cached = len(rows) - summary.total_cached
+                sweep(layout)
+            summary.seconds = time.perf_counter() - started
     return summary
+
+
+def _check(**numbers: float | None) -> None:
+    for name, given in numbers.items():
+        if given is not None and not (given >= 1 or (name == "timeout_s" and given > 0)):
+            raise UsageError(f"{name} is {given}, at least 1 is needed")
+
+
+@contextmanager
+def _engine(
+    workers: int, data: Path, limits: Limits, dask: str | None, scheduler_file: Path | None, *, isolated: bool
+) -> Iterator[Engine]:
+    if dask is not None or scheduler_file is not None:
+        from aneurysm.cache.dask_engine import DaskEngine
+
+        with DaskEngine(dask, scheduler_file, data, limits) as cluster:
+            yield cluster
+    elif workers > 1 or isolated or limits != Limits():
+        yield Local(workers, limits)
+    else:
+        yield InProcess()
 
 
 def _run(

@@ -1,100 +1,123 @@
-"""Jobs -> outcomes, in processes: joblib's pool, made to survive the death of a worker."""
+"""Jobs -> outcomes, by an engine: this process, processes beside it, or a Dask cluster (dask_engine.py).
+
+Whatever builds, a series that takes its process with it, or more time or memory than it may, costs no other: it is put
+aside, tried once more when all others are done, with nothing beside it, and then recorded.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Final
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from typing import Final, Protocol
 
 import joblib
-from joblib.externals.loky import ProcessPoolExecutor
-from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.publish import abandoned
 from aneurysm.cache.series import Outcome, SeriesJob, build_series, write_record
+from aneurysm.cache.supervisor import Children, Limits, LostError
 from aneurysm.errors import Reason
 from aneurysm.threads import limit_threads
 
-_KILLED: Final = "the process that built it died twice: out of memory, or a crash in a decoder. Try fewer workers"
+_TRIED_AGAIN: Final = {
+    Reason.WORKER_KILLED: "when it was tried alone as well. Memory ran out, or a decoder crashed: try fewer workers",
+    Reason.OUT_OF_MEMORY: "when it was tried alone as well. Try fewer workers, or a higher limit of memory",
+    Reason.TIMED_OUT: "when it was tried alone as well. A file that hangs, or a limit that is too low",
+}
+"""Reasons that may lie in what else was going on, and how the detail goes on when they did not."""
 
 
-def run_jobs(
-    jobs: Sequence[SeriesJob], workers: int, layout: CacheLayout, *, isolated: bool = False
-) -> Iterator[Outcome]:
-    """
-    Build the series of ``jobs``, in this order as far as ``workers`` allow; yield outcomes as they come.
+class Engine(Protocol):
+    """What builds series. One whose process was lost comes back as a failed outcome, without a record in the cache."""
 
-    A single worker is this very process, unless ``isolated``.
+    def build(self, jobs: Sequence[SeriesJob]) -> Iterator[Outcome]:
+        """Build the series of ``jobs``, the first ones first; yield outcomes as they come."""
 
-    A dead worker takes joblib's whole pool with it. Which series were being built is known from what they left
-    behind; each of those is tried again alone, so that the one that kills is found, and costs no other.
-    """
-    pending = {job.source.uid: job for job in jobs}
+
+def run_jobs(jobs: Sequence[SeriesJob], engine: Engine, layout: CacheLayout) -> Generator[Outcome]:
+    """Build the series of ``jobs``, in this order as far as the engine allows; yield outcomes as they come."""
+    by_uid = {job.source.uid: job for job in jobs}
+    lost: list[Outcome] = []
     busy: list[SeriesJob] = []
-    while pending:
-        try:
-            for outcome in _in_processes(list(pending.values()), workers, isolated):
-                job = pending.pop(outcome.uid)
-                if outcome.status == "busy":
-                    busy.append(job)
-                else:
-                    yield outcome
-        except BrokenProcessPool:
-            suspects = [pending.pop(uid) for uid in abandoned(layout) if uid in pending]
-            for job in suspects or [pending.pop(next(iter(pending)))]:
-                yield _alone(job, layout)
+    for outcome in engine.build(jobs):
+        if outcome.status == "busy":
+            busy.append(by_uid[outcome.uid])
+        elif outcome.reason in _TRIED_AGAIN:
+            lost.append(outcome)
+        else:
+            yield outcome
+    for first in lost:
+        yield _alone(by_uid[first.uid], first, engine, layout)
     # Another run was at these. It may have died since, or left them: by now they are done, or nobody's.
     for job in busy:
-        yield from _in_processes([job], 1, isolated)
+        yield from engine.build([job])
 
 
-def _in_processes(jobs: Sequence[SeriesJob], workers: int, isolated: bool) -> Iterator[Outcome]:
-    if workers == 1 and isolated:
-        # joblib runs a single job in this very process. The pool is one of our own: joblib's would be left changed.
-        with ProcessPoolExecutor(max_workers=1, initializer=start_worker, initargs=(os.getpid(),)) as pool:
-            for job in jobs:
-                yield pool.submit(build_series, job).result()
-        return
-    if workers == 1:
+def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout) -> Outcome:
+    layout.record(first.uid).unlink(missing_ok=True)  # of a MemoryError, which the process lived to record
+    (last,) = engine.build([job])
+    if last.status == "busy":
+        last = first  # the lost process hangs in the kernel, and holds the claim still
+    if last.reason not in _TRIED_AGAIN:
+        return last
+    reason = Reason(last.reason)
+    detail = f"{last.detail}, {_TRIED_AGAIN[reason]}"
+    status = write_record(layout, job.spec, job.source.uid, reason, detail, job.notes)
+    return replace(last, status=status, detail=detail)
+
+
+class InProcess:
+    """The process that asks, one series after the other: what is least to start, and can be debugged."""
+
+    def build(self, jobs: Sequence[SeriesJob]) -> Iterator[Outcome]:
+        """Build the series of ``jobs``."""
         limit_threads(1)
         for job in jobs:
             yield build_series(job)
-        return
-    parallel = joblib.Parallel(
-        n_jobs=workers,
-        return_as="generator_unordered",
-        batch_size=1,
-        pre_dispatch=2 * workers,
-        backend="loky",
-        initializer=start_worker,
-        initargs=(os.getpid(),),
-    )
-    yield from parallel(joblib.delayed(build_series)(job) for job in jobs)
 
 
-def _alone(job: SeriesJob, layout: CacheLayout) -> Outcome:
+class Local:
+    """``workers`` processes of this machine, each driven by a thread of joblib's, within ``limits`` by series."""
+
+    def __init__(self, workers: int, limits: Limits) -> None:
+        self._workers = workers
+        self._limits = limits
+
+    def build(self, jobs: Sequence[SeriesJob]) -> Iterator[Outcome]:
+        """Build the series of ``jobs``; the processes end with the generator."""
+        parallel = joblib.Parallel(
+            n_jobs=max(1, min(self._workers, len(jobs))),
+            backend="threading",
+            return_as="generator_unordered",
+            batch_size=1,
+            pre_dispatch=2 * self._workers,
+        )
+        with Children() as children:
+            outcomes = parallel(joblib.delayed(build_in_child)(children, job, self._limits) for job in jobs)
+            try:
+                for outcome in outcomes:  # noqa: UP028 - `yield from` would close it, and warn, before we can
+                    yield outcome
+            except GeneratorExit:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # joblib's: that there are results nobody wants
+                    outcomes.close()
+                raise
+
+
+def build_in_child(children: Children, job: SeriesJob, limits: Limits) -> Outcome:
+    """
+    Build one series in one of ``children``; say of one that is lost why.
+
+    Raises
+    ------
+    NoSpaceError, CacheError
+        As `build_series`.
+    StoppedError
+        The children were stopped.
+    """
+    started = time.monotonic()
     try:
-        return next(_in_processes([job], 1, isolated=True))
-    except BrokenProcessPool:
-        uid = job.source.uid
-        status = write_record(layout, job.spec, uid, Reason.WORKER_KILLED, _KILLED, job.notes)
-        return Outcome(uid, status, Reason.WORKER_KILLED, _KILLED)
-
-
-def start_worker(parent: int, threads: int = 1) -> None:
-    """Prepare this worker before its first job. ``parent`` is told: it may be dead by now, and getppid() another's."""
-    # Ctrl-C reaches every process of the terminal's group; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    limit_threads(threads)
-
-    def watch() -> None:
-        # A killed parent can't end its workers: they would wait for the next job for minutes.
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        return children.run(build_series, job, limits=limits)
+    except LostError as error:
+        return Outcome(job.source.uid, "failed", error.reason, error.detail, round(time.monotonic() - started, 3))

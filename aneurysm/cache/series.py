@@ -15,10 +15,11 @@ from aneurysm.annotations.lesions import UnplacedLesion, place_lesions
 from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.annotations.vessels import resample_mask
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.opening import full_disk_told, is_done
-from aneurysm.cache.publish import claim, is_disk_full, write_json
+from aneurysm.cache.opening import is_done
+from aneurysm.cache.publish import claim, write_json
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.store import store_volume
+from aneurysm.cache.write_errors import ends_the_run, write_errors_told
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import Series, read_series
 from aneurysm.errors import FAILURES, Reason, SeriesRejectedError
@@ -78,11 +79,13 @@ def build_series(job: SeriesJob) -> Outcome:
     ------
     NoSpaceError
         The disk is full: the run must end, and the series be left for the next one.
+    CacheError
+        The cache can't be written: the same.
     """
     layout = CacheLayout(job.cache)
     uid = job.source.uid
     started = time.perf_counter()
-    with full_disk_told(job.cache), claim(layout, uid) as folder:
+    with write_errors_told(job.cache), claim(layout, uid) as folder:
         if folder is None:
             return Outcome(uid, "busy")
         if not job.overwrite and is_done(layout, uid):
@@ -92,7 +95,7 @@ def build_series(job: SeriesJob) -> Outcome:
             layout.record(uid).unlink(missing_ok=True)
             return Outcome(uid, "cached", seconds=_since(started), bytes_in=bytes_in, bytes_out=bytes_out)
         except Exception as error:
-            if is_disk_full(error):
+            if ends_the_run(error):
                 raise
             return _record(job, layout, error, _since(started))
 

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 import joblib
 
-from aneurysm.cache.pool import start_worker
+from aneurysm.cache.child import start_worker
 from aneurysm.errors import AneurysmError, Reason, UsageError
 from aneurysm.inference.failure import Failure, failure
 from aneurysm.inference.predictor import Prediction, load_predictor

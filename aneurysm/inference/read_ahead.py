@@ -17,7 +17,7 @@ from typing import Any, Final
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from aneurysm.cache.pool import start_worker
+from aneurysm.cache.child import start_worker
 from aneurysm.cache.reader import CachedVolume
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.errors import Reason, SpecMismatchError

@@ -74,7 +74,6 @@ def small(script: Path, tasks: int) -> None:
     for old, new in smaller.items():
         assert old in text
         text = text.replace(old, new)
-    text = text.replace("--timeout-s 900 --memory-mb 2500", "")  # XXX until it is there
     script.write_text(text)
 
 

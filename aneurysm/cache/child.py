@@ -1,0 +1,84 @@
+"""What runs in the process of a `aneurysm.cache.supervisor.Child`: jobs come through a pipe, answers go back."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import signal
+import threading
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from aneurysm.threads import limit_threads
+
+Kind = Literal["taken", "answer", "error"]
+"""Of a message of the child: it has the job and begins, or what came of it."""
+
+_IDLE_S: Final = 60.0
+"""A child without a job ends after so long: a Dask worker goes on when the run that started its children is over."""
+_DATA_LIMITS: Final = resource.getrlimit(resource.RLIMIT_DATA)
+
+
+def start_worker(parent: int, threads: int = 1) -> None:
+    """Prepare this worker before its first job. ``parent`` is told: it may be dead by now, and getppid() another's."""
+    # Ctrl-C reaches every process of the terminal's group; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    limit_threads(threads)
+
+    def watch() -> None:
+        # A killed parent can't end its workers: they would wait for the next job for minutes.
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Run the jobs that come through the socket ``descriptor``, until it is closed or none has come for a while."""
+    os.set_inheritable(descriptor, False)
+    # A batch system sends SIGTERM to every process of a job. The parent ends this one, and in time.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with suppress(OSError), Path("/proc/self/oom_score_adj").open("w") as file:
+        file.write("1000")  # where memory ends, let the kernel kill this process, and not one that holds many series
+    start_worker(parent)
+    connection = Connection(descriptor)
+    with suppress(EOFError, ConnectionError):  # the parent is gone, or has no more jobs
+        while connection.poll(_IDLE_S):
+            connection.send(_answer(connection, connection.recv_bytes()))
+
+
+def _answer(connection: Connection, job: bytes) -> tuple[Kind, Any]:
+    try:
+        function, args, memory = pickle.loads(job)  # noqa: S301 - from the process that started this one
+        _limit_memory(memory)
+        connection.send(("taken", None))
+        return "answer", function(*args)
+    except Exception as error:  # noqa: BLE001 - the parent raises it
+        return "error", _picklable(error)
+
+
+def _limit_memory(limit: int | None) -> None:
+    """Let one huge allocation fail at once, as a MemoryError. The parent watches what is really used."""
+    soft, hard = _DATA_LIMITS
+    if limit is not None:
+        given = [n for n in (soft, _data_bytes() + limit) if n != resource.RLIM_INFINITY]
+        soft = min(given)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _data_bytes() -> int:
+    """Return what RLIMIT_DATA counts: reserved, whether used or not."""
+    return int(Path("/proc/self/statm").read_text("ascii").split()[5]) * resource.getpagesize()
+
+
+def _picklable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - made right here
+    except Exception:  # noqa: BLE001 - whatever an exception of some library does
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,261 @@
+"""Child: a process beside this one, for what may crash, hang, or take all memory there is.
+
+It runs one function at a time, ends with this process, and is replaced when it is dead. multiprocessing's own
+processes and pools won't do: the workers of a Dask cluster may not have any (they are daemons), and a pool breaks as a
+whole when one process of it dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from aneurysm.cache.child import Kind
+from aneurysm.errors import AneurysmError, Reason
+from aneurysm.threads import single_threaded
+
+T = TypeVar("T")
+
+# sys.path is given, as multiprocessing does: what can be imported here can be imported there.
+_START: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from aneurysm.cache.child import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+)
+_START_S: Final = 600.0
+"""A hundred nodes that all import from one busy file system take minutes."""
+_POLL_S: Final = 0.1
+_KILL_S: Final = 1.0
+"""A process that hangs in the kernel, as on a dead file server, does not die: it is not waited for."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one series may take: wall time in seconds and resident memory in MB (10^6 bytes). None is no limit."""
+
+    timeout_s: float | None = None
+    memory_mb: int | None = None
+
+    @property
+    def memory(self) -> int | None:
+        """The limit of memory in bytes."""
+        return None if self.memory_mb is None else self.memory_mb * 10**6
+
+
+class LostError(AneurysmError):
+    """A child gave no answer: it died, or took more than it may and was killed."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class StoppedError(AneurysmError):
+    """The children were ended while this one was at work, or before it began: the run is over."""
+
+
+class Child:
+    """One process, started at its first job, and again after its end."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def run(self, function: Callable[..., T], *args: Any, limits: Limits = Limits()) -> T:
+        """
+        Return what ``function`` returns in the process; raise what it raises.
+
+        ``function``, arguments and answer are pickled.
+
+        Raises
+        ------
+        LostError
+            The process died, or was killed since it exceeded ``limits``.
+        StoppedError
+            `stop` was called meanwhile.
+        AneurysmError
+            No process could be started.
+        """
+        try:
+            # One that is there may have ended since nothing was to do, just now.
+            for _ in range(3):
+                if self._has_taken(function, args, limits):
+                    break
+            else:
+                raise AneurysmError(
+                    f"a process to work in could not be started ({sys.executable}): it ended before it had a job, "
+                    "three times. Is there memory for it? It may have said more above"
+                )
+            kind, content = self._answer(limits)
+        except BaseException:
+            self._end()
+            raise
+        if kind == "error":
+            raise content
+        answer: T = content
+        return answer
+
+    def stop(self) -> None:
+        """Kill the process, and let none be started; from any thread."""
+        with self._lock:
+            self._stopped = True
+            if self._process is not None:
+                self._process.kill()
+
+    def wait(self) -> None:
+        """See a process off that was stopped."""
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_KILL_S)
+
+    def _start(self) -> Connection:
+        with self._lock:
+            if self._stopped:
+                raise StoppedError("the run is over")
+            if self._connection is not None:
+                return self._connection
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                    [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # libraries print what they like; standard output is the command's
+                    pass_fds=[theirs.fileno()],
+                    env=os.environ | single_threaded(),
+                )
+            self._connection = Connection(ours.detach())
+            return self._connection
+
+    def _has_taken(self, function: Callable[..., Any], args: tuple[Any, ...], limits: Limits) -> bool:
+        connection = self._start()
+        try:
+            connection.send((function, args, limits.memory))
+            if not connection.poll(_START_S):
+                raise AneurysmError(f"a process to work in did not start within {_START_S:.0f} s ({sys.executable})")
+            kind, content = connection.recv()
+        except (EOFError, OSError):
+            self._end()
+            return False
+        if kind == "error":  # it can't make anything of the job
+            raise content
+        return True
+
+    def _answer(self, limits: Limits) -> tuple[Kind, Any]:
+        assert self._connection is not None
+        end = None if limits.timeout_s is None else time.monotonic() + limits.timeout_s
+        try:
+            while not self._connection.poll(_step(end, limits)):
+                if end is not None and time.monotonic() >= end:
+                    raise LostError(Reason.TIMED_OUT, f"not done after {limits.timeout_s:g} s, the limit of time")
+                if limits.memory is not None and (used := self._resident()) > limits.memory:
+                    raise LostError(
+                        Reason.OUT_OF_MEMORY,
+                        f"more than {limits.memory_mb} MB, the limit of memory (it had {used // 10**6} MB)",
+                    )
+            message: tuple[Kind, Any] = self._connection.recv()
+        except (EOFError, OSError):
+            code = self._end(patience_s=_KILL_S)
+            if self._stopped:
+                raise StoppedError("the run is over") from None
+            raise LostError(Reason.WORKER_KILLED, f"the process that was at it {_end_in_words(code)}") from None
+        if limits.memory is not None and self._resident() > limits.memory / 2:
+            self._end()  # what it did not give back would count against the next one
+        return message
+
+    def _end(self, patience_s: float = 0.0) -> int | None:
+        """Kill the process unless it ends by itself; forget it; return its exit code, None if it would not die."""
+        with self._lock:
+            process, connection = self._process, self._connection
+            self._process = self._connection = None
+        if process is None or connection is None:
+            return None
+        connection.close()
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(patience_s)
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(_KILL_S)
+        return None
+
+    def _resident(self) -> int:
+        """Return the bytes of memory that the process has, 0 if it has just ended."""
+        assert self._process is not None
+        try:
+            pages = Path(f"/proc/{self._process.pid}/statm").read_text("ascii").split()
+        except OSError:
+            return 0
+        return int(pages[1]) * resource.getpagesize()
+
+
+class Children:
+    """Children for any number of threads: each call has one for itself, and they are used again."""
+
+    def __init__(self) -> None:
+        self._all: list[Child] = []
+        self._idle: list[Child] = []
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def run(self, function: Callable[..., T], *args: Any, limits: Limits = Limits()) -> T:
+        """Do as `Child.run` does, in a child that has nothing else to do."""
+        with self._lock:
+            if self._stopped:
+                raise StoppedError("the run is over")
+            if not self._idle:
+                self._all.append(Child())
+                self._idle.append(self._all[-1])
+            child = self._idle.pop()
+        try:
+            return child.run(function, *args, limits=limits)
+        finally:
+            with self._lock:
+                self._idle.append(child)
+
+    def stop(self) -> None:
+        """Kill all of them, and let none be started; threads that wait for one get a `StoppedError`."""
+        with self._lock:
+            self._stopped = True
+        for child in self._all:
+            child.stop()
+        for child in self._all:
+            child.wait()
+
+
+def _step(end: float | None, limits: Limits) -> float | None:
+    """Return for how long to wait for the answer before the limits are looked at; None is for ever."""
+    left = None if end is None else max(0.0, end - time.monotonic())
+    if limits.memory is None:
+        return left
+    return _POLL_S if left is None else min(_POLL_S, left)
+
+
+def _end_in_words(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    with suppress(ValueError):
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"was ended by signal {-code}"

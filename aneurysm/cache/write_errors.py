@@ -1,0 +1,54 @@
+"""An error of the operating system on writing to a cache -> ours, which ends the run and says what to do."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aneurysm.cache.opening import full_disk_told
+from aneurysm.cache.publish import is_disk_full
+from aneurysm.errors import AneurysmError, CacheError
+
+
+@contextmanager
+def write_errors_told(cache: Path) -> Iterator[None]:
+    """
+    Turn an OSError on work in ``cache`` into `NoSpaceError` or `CacheError`.
+
+    Raises
+    ------
+    NoSpaceError
+        The disk is full.
+    CacheError
+        The file system has turned read-only, or whatever else keeps us from writing.
+    """
+    try:
+        with full_disk_told(cache):
+            yield
+    except AneurysmError:
+        raise
+    except Exception as error:
+        if not (isinstance(error, OSError) or is_read_only(error)):
+            raise
+        what = "its file system has become read-only" if is_read_only(error) else str(error)
+        raise CacheError(
+            f"the cache {cache} can't be written: {what}. What is cached is complete; when this is mended, run the "
+            "same command again to go on"
+        ) from error
+
+
+def ends_the_run(error: BaseException) -> bool:
+    """Say whether ``error``, or what caused it, is none of one series: a full disk, or one that can't be written."""
+    return is_disk_full(error) or is_read_only(error)
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Say whether ``error``, or what caused it, is a read-only file system: the cache's, the one that is written to."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno == errno.EROFS:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
