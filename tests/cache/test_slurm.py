@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from tests.cache.conftest import Built
 from tests.cache.running import published
 from tests.support.cache_state import leftovers, same_cache
-from tests.support.command import environment
+from tests.support.command import environment, start_cli
 from tests.support.run_data import ROOT
 from tests.support.slurm import Slurm, loopback_slurm, why_not
 
@@ -70,7 +71,7 @@ def job_environment(work: Path, data: Path, **more: str) -> dict[str, str]:
 def small(script: Path, tasks: int) -> None:
     """Ask for what one machine has."""
     text = script.read_text()
-    smaller = {"array=0-31": f"array=0-{tasks - 1}", "cpus-per-task=4": "cpus-per-task=1", "mem=12G": "mem=0"}
+    smaller = {"array=0-31": f"array=0-{tasks - 1}", "cpus-per-task=4": "cpus-per-task=1"}
     for old, new in smaller.items():
         assert old in text
         text = text.replace(old, new)
@@ -109,8 +110,6 @@ def test_an_array_that_loses_a_task_and_a_node(long_run: Built, work: Path) -> N
 
 def submit(slurm: Slurm, work: Path) -> list[str]:
     """Run submit.sh; return the numbers of the array and of the job behind it."""
-    import subprocess
-
     done = subprocess.run(
         ["bash", "-x", "submit.sh"], cwd=work, env=slurm.environment, capture_output=True, text=True, check=False
     )
@@ -140,4 +139,37 @@ def test_preempted_tasks_drop_what_they_hold_within_seconds(long_run: Built, wor
         slurm.run("scontrol", "requeue", array)  # as preemption does
         slurm.wait(lambda: not slurm.jobs(), 300, "the end of all jobs")
     assert same_cache(cache, long_run.cache) == [], logs(work)
+    assert leftovers(cache) == []
+
+
+def test_dask_jobqueue_makes_a_cluster_that_precache_takes(long_run: Built, work: Path) -> None:
+    cache = work / "cache"
+    script = (work / "dask_cluster.py").read_text()
+    assert "cores=8" in script
+    assert "processes=8" in script
+    (work / "dask_cluster.py").write_text(script.replace("cores=8", "cores=1").replace("processes=8", "processes=1"))
+    local = {"DASK_JOBQUEUE__SLURM__INTERFACE": "lo", "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "3"}
+    with loopback_slurm(job_environment(work, long_run.data, JOBS="2", **local)) as slurm:
+        cluster = subprocess.Popen(
+            [sys.executable, "dask_cluster.py"], cwd=work, env=slurm.environment, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert cluster.stdout is not None
+            address = cluster.stdout.readline().strip()
+            assert address.startswith("tcp://127.0.0.1:"), address
+            slurm.wait(lambda: list(slurm.jobs().values()) == ["RUNNING"] * 2, 60, "the cluster's jobs")
+            run = start_cli(
+                *("precache", "--data", long_run.data, "--cache", cache, "--workers", 1, "--dask", address),
+                env=slurm.environment,
+            )
+            slurm.wait(lambda: published(cache), 90, "a first volume")
+            slurm.run("scancel", min(slurm.jobs()))
+            out, err = run.communicate(timeout=180)
+        finally:
+            cluster.terminate()
+            cluster.wait(60)
+            cluster.stdout.close()  # type: ignore[union-attr]
+    assert run.returncode == 0, out + err
+    assert "Traceback" not in out + err
+    assert same_cache(cache, long_run.cache) == []
     assert leftovers(cache) == []

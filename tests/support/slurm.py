@@ -44,7 +44,8 @@ ReturnToService=2
 SlurmdTimeout=6
 KillWait=5
 JobRequeue=1
-NodeName=n[1-{n}] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2 State=UNKNOWN
+SlurmdParameters=config_overrides
+NodeName=n[1-{n}] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2 RealMemory=64000 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
