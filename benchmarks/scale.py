@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[1]
 _NOTES = """\
-Wall time, the less of {repeats} runs of each; every step is a process of its own, imports not counted. The files' metadata
-are in the page cache as far as it has room. Memory is the most that the process had resident beyond what it had after
-its imports, without workers. "Growth" is the time at the larger number over that at the smaller one; {growth:g} is linear.
+Wall time, the less of {repeats} runs; every step is a process of its own, imports not counted. The files' metadata are
+in the page cache as far as it has room. Memory is the most that the process had resident beyond what it had after its
+imports, without workers. "Growth" is the time at the larger number over that at the smaller; {growth:g} is linear.
 
 - **scan, RSNA layout**: `find_series`, which lists `series/` and nothing below it.
 - **scan, free tree**: `find_series` on the same files as if they were any tree: opens each file, for its header.

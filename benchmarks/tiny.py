@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,7 @@ def write_tiny_data(root: Path, series: int, slices: int = SLICES, size: int = 8
     (root / "series").mkdir(parents=True)
     with ProcessPoolExecutor() as pool:
         parts = [range(i, min(i + _PART, series)) for i in range(0, series, _PART)]
-        list(pool.map(_write_part, [root] * len(parts), parts, [templates] * len(parts)))
+        list(pool.map(partial(_write_part, root, templates=templates, size=size), parts))
     header = ",".join(["SeriesInstanceUID", "PatientAge", "PatientSex", "Modality", *LABELS])
     zeros = ",".join("0" * len(LABELS))
     rows = [f"{series_uid(i)},60,Female,CTA,{zeros}" for i in range(series)]
@@ -46,14 +48,17 @@ def write_tiny_data(root: Path, series: int, slices: int = SLICES, size: int = 8
     return root
 
 
-def _write_part(root: Path, numbers: range, templates: list[bytes]) -> None:
+def _write_part(root: Path, numbers: range, templates: list[bytes], size: int) -> None:
+    pixels = 2 * size * size  # bytes, at the end of a file
     for number in numbers:
         uid = series_uid(number).encode()
         folder = f"{root}/series/{uid.decode()}"
         os.mkdir(folder)  # noqa: PTH102 - a million of them: Path objects would take most of the time
         for k, template in enumerate(templates):
             with open(f"{folder}/{uid.decode()}.{100 + k}.dcm", "wb") as file:  # noqa: PTH123
-                file.write(template.replace(series_uid(0).encode(), uid))
+                # The first pixel, in the air, tells one series from another: mixed up volumes would show.
+                content = template.replace(series_uid(0).encode(), uid)
+                file.write(content[:-pixels] + struct.pack("<H", (number * 7 + k) % 997) + content[2 - pixels :])
 
 
 def _template(k: int, slices: int, size: int) -> bytes:
@@ -83,7 +88,7 @@ def clone_volume(cache: Path, numbers: range) -> None:
     """Give ``cache``, which holds the volume of series 0, those of ``numbers`` as well."""
     with ProcessPoolExecutor() as pool:
         parts = [range(i, min(i + _PART, numbers.stop)) for i in range(numbers.start, numbers.stop, _PART)]
-        list(pool.map(_clone_part, [cache] * len(parts), parts))
+        list(pool.map(partial(_clone_part, cache), parts))
 
 
 def _clone_part(cache: Path, numbers: range) -> None:
