@@ -1,10 +1,18 @@
-"""limit_threads(): the one place that caps the threads of ITK, Blosc, BLAS and torch."""
+"""limit_threads(): the one place that caps the threads of ITK, Blosc, BLAS and torch; and waiting for disks at once."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
 
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+_LOOKS_AT_ONCE: Final = 16
+_BATCH: Final = 64
 _BLAS_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -40,3 +48,18 @@ def limit_threads(n: int) -> None:
     blosc.set_nthreads(n)
     # None would let Blosc decide by thread, and use its global, fork-unsafe context from the main one.
     blosc.use_threads = n > 1
+
+
+def look_at_each(items: Sequence[In], look: Callable[[In], Out]) -> Iterator[Out]:
+    """
+    Yield ``look(item)`` of each item, in order, several at a time: for looking at folders and small files.
+
+    On a network disk that is waiting and nothing else; on one's own it costs some ten microseconds an item more.
+    """
+
+    def batch(first: int) -> list[Out]:
+        return [look(item) for item in items[first : first + _BATCH]]
+
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
+        for results in pool.map(batch, range(0, len(items), _BATCH)):
+            yield from results

@@ -49,7 +49,7 @@ def ours() -> Run:
     spec = load_spec("rsna-1mm")
 
     def run(series: Path, out: Path) -> None:
-        source = SeriesSource(series.name, files=tuple(sorted(_files(series))))
+        source = SeriesSource(series.name, files=tuple(str(p) for p in sorted(_files(series))))
         outcome = build_series(SeriesJob(source, SeriesNotes(), None, out, spec, b"secret"))
         if outcome.status != "cached":
             raise RuntimeError(f"{outcome.reason}: {outcome.detail}")

@@ -13,17 +13,24 @@ from aneurysm.labels import VESSEL_VALUES
 
 MAX_OUTSIDE: Final = 0.02
 """A mask of which a larger share lies outside the volume belongs to another image, or its affine is wrong."""
+_MASK_ENDINGS: Final = ("_cowseg.nii", "_cowseg.nii.gz")
 _MAX_VALUE: Final = max(VESSEL_VALUES)
 
 
-def find_mask(root: Path, uid: str) -> Path | None:
-    """Return the vessel mask of a series below ``root``/segmentations, flat or in a folder of its own, or None."""
+def find_masks(root: Path) -> dict[str, Path]:
+    """Return by series UID the vessel masks below ``root``/segmentations, flat or each in a folder of its own."""
+    masks: dict[str, Path] = {}
     folder = root / "segmentations"
-    for name in (f"{uid}_cowseg.nii", f"{uid}_cowseg.nii.gz"):
-        for path in (folder / name, folder / uid / name):
-            if path.is_file():
-                return path
-    return None
+    if not folder.is_dir():
+        return masks
+    names = sorted(p.name for p in folder.iterdir())
+    for ending in _MASK_ENDINGS:
+        flat = ((name.removesuffix(ending), folder / name) for name in names if name.endswith(ending))
+        nested = ((name, folder / name / f"{name}{ending}") for name in names)
+        for uid, path in (*flat, *nested):  # the first found counts
+            if uid not in masks and path.is_file():
+                masks[uid] = path
+    return masks
 
 
 Grid = tuple[NDArray[np.float64], tuple[int, int, int]]

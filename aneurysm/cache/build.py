@@ -19,11 +19,11 @@ from typing import Final, Protocol
 import joblib
 
 from aneurysm.annotations.tables import Tables, read_tables
-from aneurysm.annotations.vessels import find_mask
+from aneurysm.annotations.vessels import find_masks
 from aneurysm.cache.estimate import check_space
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import leave_seconds, write_manifest
-from aneurysm.cache.opening import is_done, open_cache, patient_secret
+from aneurysm.cache.opening import done_series, open_cache, patient_secret
 from aneurysm.cache.pool import Engine, InProcess, Local, run_jobs
 from aneurysm.cache.publish import sweep
 from aneurysm.cache.series import Outcome, SeriesJob, write_record
@@ -33,8 +33,11 @@ from aneurysm.cache.supervisor import Limits
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.dicom.scan import Inventory, SeriesSource, find_series, safe_source
 from aneurysm.errors import DataError, Reason, UsageError
+from aneurysm.threads import look_at_each
 
 _MANIFEST_EVERY_S: Final = 60.0
+_MANIFEST_SHARE: Final = 0.03
+"""So much of a run may go into keeping the manifest up to date on the way."""
 
 
 class Progress(Protocol):
@@ -145,7 +148,7 @@ def precache(
         sources = _chosen(inventory, series)
         sizes: dict[str, int] = {}
         if shard:
-            sizes = {s.uid: approximate_size(s) for s in sources}
+            sizes = approximate_sizes(sources)
             mine = shard.of(sizes)
             sources = [s for s in sources if s.uid in mine]
         with write_errors_told(cache):
@@ -154,17 +157,19 @@ def precache(
             if retry_failed:
                 for source in sources:
                     layout.record(source.uid).unlink(missing_ok=True)
-            done = {s.uid for s in sources if is_done(layout, s.uid)}
+            there = done_series(layout)
+            done = {s.uid for s in sources if s.uid in there}
             todo = [s for s in sources if overwrite or s.uid not in done]
-            sizes |= {s.uid: approximate_size(s) for s in todo if s.uid not in sizes}
+            sizes |= approximate_sizes([s for s in todo if s.uid not in sizes])
             todo.sort(key=lambda s: (-sizes[s.uid], s.uid))
             todo = todo[:limit]
             check_space(todo, resolved, cache)
             if not series and (shard is None or shard.index == 0):
-                _record_missing(layout, resolved, tables, inventory)
+                _record_missing(layout, resolved, tables, inventory, there)
             secret = patient_secret(layout)
+        masks = find_masks(data)
         jobs = [
-            SeriesJob(s, tables.of(s.uid), find_mask(data, s.uid), cache, resolved, secret, overwrite or retry_failed)
+            SeriesJob(s, tables.of(s.uid), masks.get(s.uid), cache, resolved, secret, overwrite or retry_failed)
             for s in todo
         ]
         summary = Summary(skipped=len(done - {s.uid for s in todo}))
@@ -219,7 +224,7 @@ def _run(
     progress: Progress | None,
     shard: Shard | None,
 ) -> None:
-    written = time.monotonic()
+    next_manifest = time.monotonic() + _MANIFEST_EVERY_S
     for outcome in outcomes:
         if outcome.status in ("skipped", "busy"):
             summary.skipped += 1
@@ -233,18 +238,23 @@ def _run(
                 summary.reasons[outcome.reason] += 1
         if progress:
             progress.finished(outcome)
-        if shard is None and time.monotonic() - written > _MANIFEST_EVERY_S:
+        if shard is None and (now := time.monotonic()) > next_manifest:
             write_manifest(layout, seconds)
-            written = time.monotonic()
+            # It looks at every volume there is: of a large cache that takes minutes, so it is done the more seldom.
+            taken = time.monotonic() - now
+            next_manifest = now + max(_MANIFEST_EVERY_S, taken / _MANIFEST_SHARE)
 
 
-def approximate_size(source: SeriesSource) -> int:
-    """Return about how many bytes a series has; asking for every file's size would take minutes on a network disk."""
-    try:
-        files = source.list_files()
-        return files[len(files) // 2].stat().st_size * len(files) if files else 0
-    except OSError:
-        return 0
+def approximate_sizes(sources: Sequence[SeriesSource]) -> dict[str, int]:
+    """Return about how many bytes each series has, by UID; 0 for one that can't be looked at."""
+
+    def size(source: SeriesSource) -> int:
+        try:
+            return source.approximate_size()
+        except OSError:
+            return 0
+
+    return dict(zip((s.uid for s in sources), look_at_each(sources, size), strict=True))
 
 
 def _chosen(inventory: Inventory, uids: Sequence[str]) -> list[SeriesSource]:
@@ -259,12 +269,12 @@ def _chosen(inventory: Inventory, uids: Sequence[str]) -> list[SeriesSource]:
     return [by_uid[u] for u in dict.fromkeys(uids)]
 
 
-def _record_missing(layout: CacheLayout, spec: CacheSpec, tables: Tables, inventory: Inventory) -> None:
+def _record_missing(layout: CacheLayout, spec: CacheSpec, tables: Tables, inventory: Inventory, done: set[str]) -> None:
     """Give series that the tables name and the folder lacks a row of their own."""
     there = {s.uid for s in inventory.sources}
     for uid in sorted(tables.notes.keys() - there):
         safe = safe_source(uid)
-        if not is_done(layout, safe.uid):
+        if safe.uid not in done:
             notes = tables.of(uid)
             named = "train.csv" if notes.labels else "train_localizers.csv"
             detail = f"named in {named}, but there is no such series in the data"

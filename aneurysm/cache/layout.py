@@ -16,6 +16,8 @@ CACHE/
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,9 +30,20 @@ ABSENT: Final = 2**64 - 1
 """Stands in a shard's index, as offset and as length, for a chunk that holds only the fill value."""
 
 
+def tree_files(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Yield (path relative to ``folder``, bytes) of all files in it and below, each folder's names in order."""
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda e: e.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from tree_files(entry.path, f"{prefix}{entry.name}/")
+        elif entry.is_file():
+            yield prefix + entry.name, entry.stat().st_size
+
+
 def tree_bytes(folder: Path) -> int:
     """Return the size of all files in ``folder`` and below."""
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    return sum(size for _, size in tree_files(folder))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from aneurysm.cache.layout import CacheLayout, tree_bytes
 from aneurysm.cache.publish import one_at_a_time, write_atomically, write_json
 from aneurysm.errors import CacheError
 from aneurysm.labels import LABELS
+from aneurysm.threads import look_at_each
 
 COLUMNS: Final = (
     "series_uid",
@@ -110,17 +111,19 @@ def write_manifest(layout: CacheLayout, seconds: Mapping[str, float] | None = No
         known = {uid: f"{s:.3f}" for uid, s in (seconds or {}).items()}
         left = sorted(layout.seconds.glob("*.json"))
         for path in left:
-            known = {**_left_seconds(path), **known}
+            for uid, taken in _left_seconds(path).items():
+                known.setdefault(uid, taken)
         try:
             for row in read_manifest(layout.manifest):
                 if row["seconds"]:
                     known.setdefault(row["series_uid"], row["seconds"])
         except CacheError:
             pass  # the first run, or a damaged one that is being replaced
-        entries = sorted(_entries(layout), key=lambda e: str(e["series_uid"]))
-        rows = [manifest_row(e, known.get(str(e["series_uid"]), "")) for e in entries]
+        rows, lesions = _rows(layout, known)
+        rows.sort(key=lambda r: r["series_uid"])
+        lesions.sort(key=lambda r: r["series_uid"])
         write_atomically(layout.manifest, _csv(COLUMNS, rows))
-        write_atomically(layout.lesions, _csv(LESION_COLUMNS, [r for e in entries for r in _lesion_rows(e)]))
+        write_atomically(layout.lesions, _csv(LESION_COLUMNS, lesions))
         for path in left:
             path.unlink(missing_ok=True)
         with suppress(OSError):  # absent, or another task has just left something
@@ -141,25 +144,34 @@ def _left_seconds(path: Path) -> dict[str, str]:
         return {}
 
 
-def _entries(layout: CacheLayout) -> Iterable[dict[str, Any]]:
-    cached = set()
-    for volume in sorted(layout.volumes.glob("*.zarr")) if layout.volumes.is_dir() else ():
-        try:
-            attributes = read_attributes(volume)
-        except CacheError:
-            continue
-        uid = volume.name.removesuffix(".zarr")
-        cached.add(uid)
-        yield {**attributes, "series_uid": uid, "status": "cached", "folder": volume}
-    for path in sorted(layout.rejected.glob("*.json")) if layout.rejected.is_dir() else ():
-        uid = path.name.removesuffix(".json")
-        if uid in cached:
-            continue
-        try:
-            record = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
-            continue
-        yield {**record, "series_uid": uid}
+def _rows(layout: CacheLayout, seconds: Mapping[str, str]) -> tuple[list[Row], list[Row]]:
+    """Return the rows of all volumes and records, and those of their lesions; a volume counts before a record."""
+
+    def look(path: Path) -> tuple[Row, list[Row]] | None:
+        # Only rows are kept: the metadata of 100,000 volumes would take gigabytes.
+        if (entry := _entry(path)) is None:
+            return None
+        return manifest_row(entry, seconds.get(entry["series_uid"], "")), list(_lesion_rows(entry))
+
+    rows: dict[str, Row] = {}
+    lesions: list[Row] = []
+    paths = [*layout.volumes.glob("*.zarr"), *layout.rejected.glob("*.json")]
+    for row, of_lesions in filter(None, look_at_each(paths, look)):
+        if row["series_uid"] not in rows:
+            rows[row["series_uid"]] = row
+            lesions += of_lesions
+    return list(rows.values()), lesions
+
+
+def _entry(path: Path) -> dict[str, Any] | None:
+    """Return what is known of a volume or of a record; None if it can't be read."""
+    uid = path.name.removesuffix(path.suffix)
+    try:
+        if path.suffix == ".zarr":
+            return {**read_attributes(path), "series_uid": uid, "status": "cached", "folder": path}
+        return {**json.loads(path.read_text("utf-8")), "series_uid": uid}
+    except (CacheError, OSError, ValueError):
+        return None
 
 
 def manifest_row(entry: Mapping[str, Any], seconds: str) -> Row:

@@ -24,6 +24,16 @@ def is_done(layout: CacheLayout, uid: str) -> bool:
     return layout.volume(uid).exists() or layout.record(uid).exists()
 
 
+def done_series(layout: CacheLayout) -> set[str]:
+    """Return the series of which `is_done` is true: two listings, where asking of each takes two looks at the disk."""
+    done: set[str] = set()
+    for folder, ending in ((layout.volumes, ".zarr"), (layout.rejected, ".json")):
+        with suppress(FileNotFoundError):
+            names = os.listdir(folder)  # noqa: PTH208 - 100,000 Path objects would take most of the time
+            done.update(n.removesuffix(ending) for n in names if n.endswith(ending))
+    return done
+
+
 def open_cache(layout: CacheLayout, spec: CacheSpec) -> None:
     """Make the cache, or make sure that it is of ``spec``."""
     if layout.root.exists() and not layout.root.is_dir():

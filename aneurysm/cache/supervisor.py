@@ -37,6 +37,8 @@ _START: Final = (
 )
 _START_S: Final = 600.0
 """A hundred nodes that all import from one busy file system take minutes."""
+_STARTS: Final = 10
+"""Attempts at starting a process. Three were too few where memory is short, or somebody kills at random."""
 _POLL_S: Final = 0.1
 _KILL_S: Final = 1.0
 """A process that hangs in the kernel, as on a dead file server, does not die: it is not waited for."""
@@ -94,13 +96,13 @@ class Child:
         """
         try:
             # One that is there may have ended since nothing was to do, just now.
-            for _ in range(3):
+            for _ in range(_STARTS):
                 if self._has_taken(function, args, limits):
                     break
             else:
                 raise AneurysmError(
                     f"a process to work in could not be started ({sys.executable}): it ended before it had a job, "
-                    "three times. Is there memory for it? It may have said more above"
+                    f"{_STARTS} times. Is there memory for it? It may have said more above"
                 )
             kind, content = self._answer(limits)
         except BaseException:

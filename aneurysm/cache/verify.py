@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import joblib
 import numpy as np
@@ -23,6 +24,7 @@ from aneurysm.errors import CacheError
 from aneurysm.labels import VESSEL_VALUES
 from aneurysm.threads import limit_threads
 
+_BATCH: Final = 64
 _REBUILD = "Build it again: aneurysm precache --overwrite --series {uid}"
 _RERUN = "Run aneurysm precache: it writes the manifest anew"
 _NEEDED = frozenset(
@@ -37,6 +39,9 @@ class Fault:
     where: str
     what: str
     advice: str
+
+
+_Checked = tuple[list[Fault], dict[str, str] | None, int]
 
 
 @dataclass
@@ -63,9 +68,13 @@ def verify_cache(cache: Path, *, deep: bool = False, workers: int = 1) -> Report
     spec = read_spec(layout)
     report = Report()
     folders = sorted(layout.volumes.iterdir()) if layout.volumes.is_dir() else []
-    checks = joblib.Parallel(n_jobs=min(workers, len(folders)) or 1)(
-        joblib.delayed(_check_volume)(folder, spec, deep) for folder in folders
+    # Checking a small volume takes less time than handing it over.
+    size = max(1, min(_BATCH, len(folders) // (8 * workers)))
+    batches = [folders[i : i + size] for i in range(0, len(folders), size)]
+    found = joblib.Parallel(n_jobs=min(workers, len(batches)) or 1)(
+        joblib.delayed(_check_volumes)(batch, spec, deep) for batch in batches
     )
+    checks = itertools.chain.from_iterable(found)
     rows: dict[str, dict[str, str]] = {}
     for folder, (faults, row, size) in zip(folders, checks, strict=True):
         report.faults.extend(faults)
@@ -79,9 +88,13 @@ def verify_cache(cache: Path, *, deep: bool = False, workers: int = 1) -> Report
     return report
 
 
-def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> tuple[list[Fault], dict[str, str] | None, int]:
-    """Return the faults of one volume, the row the manifest should have, and the bytes read."""
+def _check_volumes(folders: list[Path], spec: CacheSpec, deep: bool) -> list[_Checked]:
     limit_threads(1)
+    return [_check_volume(folder, spec, deep) for folder in folders]
+
+
+def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> _Checked:
+    """Return the faults of one volume, the row the manifest should have, and the bytes read."""
     uid = folder.name.removesuffix(".zarr")
     if not folder.name.endswith(".zarr") or not folder.is_dir():
         return [Fault(f"volumes/{folder.name}", "is no volume", "Remove it")], None, 0

@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from aneurysm.cache.layout import IMAGE, VESSELS
+from aneurysm.cache.layout import IMAGE, VESSELS, tree_files
 from aneurysm.cache.shard import write_shard
 from aneurysm.cache.spec import Storage
 from aneurysm.labels import SITES, VESSEL_VALUES
@@ -71,9 +71,11 @@ def content_hash(folder: Path, attributes: dict[str, Any]) -> str:
     digest = hashlib.sha256()
     kept = {k: v for k, v in attributes.items() if k not in _NOT_HASHED}
     digest.update(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode())
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / "zarr.json"):
-        digest.update(f"\0{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
+    for name, size in tree_files(folder):
+        if name == "zarr.json":
+            continue
+        digest.update(f"\0{name}\0{size}\0".encode())
+        with (folder / name).open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return f"sha256:{digest.hexdigest()}"

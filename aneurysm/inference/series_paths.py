@@ -37,7 +37,7 @@ def find_paths(path: Path) -> list[SeriesPath]:
             uid = str(read_header(path).get("SeriesInstanceUID", "")) or path.stem
         except NotDicomError as error:
             raise DataError(f"{path} is no DICOM file: {error}") from error
-        return [safe_source(uid, files=[path])]
+        return [safe_source(uid, files=[str(path)])]
     if (path / "zarr.json").is_file():
         path = path.absolute()
         return [CachedVolume(path.parent.parent, path.name.removesuffix(".zarr"))]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from aneurysm.annotations.vessels import find_masks
 from tests.support.acquisition import Acquisition, acquire, rotation
 from tests.support.cached import CachedImage, Outcome, run
 from tests.support.pattern import anatomy
@@ -223,3 +224,16 @@ def test_a_mask_of_floating_point_whole_numbers_is_taken(tree):
     image = mask_image(_mask(affine, (28, 32, 26), acquisition.centre), affine)
     tree.write_mask(UID, sitk.Cast(image, sitk.sitkFloat32))
     _assert_vessels(run(tree.write_tables()).image(UID), acquisition.centre, radius_mm=0.8)
+
+
+def test_of_several_masks_of_a_series_the_first_known_place_counts(tmp_path):
+    folder = tmp_path / "segmentations"
+    for name in ("1.nii.gz", "1/1.nii", "1/1.nii.gz", "2/2.nii.gz", "3.nii", "3/3.nii", "4/5.nii"):
+        path = folder / name.replace(".nii", "_cowseg.nii")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "6_cowseg.nii").mkdir()
+    (folder / "3.nii").touch()
+    found = {uid: path.relative_to(folder).as_posix() for uid, path in find_masks(tmp_path).items()}
+    assert found == {"1": "1/1_cowseg.nii", "2": "2/2_cowseg.nii.gz", "3": "3_cowseg.nii"}
+    assert find_masks(tmp_path / "absent") == {}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from aneurysm.dicom import scan
 from tests.support.acquisition import acquire
 from tests.support.cached import run
 from tests.support.pattern import anatomy
@@ -115,3 +118,28 @@ def test_a_series_is_the_same_from_either_layout(tmp_path):
     assert (first.stored == second.stored).all()
     assert (first.affine == second.affine).all()
     assert first.meta["content_hash"] == second.meta["content_hash"]
+
+
+def test_files_come_in_the_order_of_their_paths_and_each_header_is_read_once(tmp_path, monkeypatch):
+    """Folder by folder: as text, "a.b/..." would come before "a/..."."""
+    written = write_series(tmp_path / "all", STACK, PATTERN, uid=UID)
+    names = ["b/2", "a/1", "a.b/1", "a/0/9", "b/10", "a-", "c/d/e/f", "a/0.5", "b/1", "z"]
+    for path, name in zip(written.paths, names, strict=True):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(tmp_path / "data" / name)
+    read = Counter()
+    monkeypatch.setattr(scan, "read_header", lambda path, real=scan.read_header: read.update([path]) or real(path))
+    (source,) = scan.find_series(tmp_path / "data").sources
+    expected = sorted(tmp_path / "data" / name for name in names)
+    assert source.list_files() == expected
+    assert read == Counter(expected)
+    assert all(isinstance(path, Path) for path in source.list_files())
+
+
+def test_the_size_is_told_from_the_file_in_the_middle(tmp_path):
+    for name, size in (("a", 5), ("b", 7), ("c", 100), (".hidden", 1000)):
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "folder").mkdir()
+    assert scan.SeriesSource("1.2", tmp_path).approximate_size() == 21
+    assert scan.SeriesSource("1.2", files=(str(tmp_path / "c"),)).approximate_size() == 100
+    assert scan.SeriesSource("1.2", tmp_path / "folder").approximate_size() == 0

@@ -1,0 +1,274 @@
+"""Time and memory of all that is done with many series at once, at 5,000 and at 100,000 of them.
+
+Real code on tiny series: what a plan, a scan, a manifest or a check costs goes by the number of series and files, not
+by their size. Each step is a process of its own. Ten files a series: 100,000 series are a tree of a million files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aneurysm.cache.build import precache
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.verify import verify_cache
+from aneurysm.dicom.scan import find_series
+from benchmarks.options import add_usual_options, work_folder
+from benchmarks.table import Target, aims, command_line, machine, write_section
+from benchmarks.tiny import SLICES, clone_volume, series_uid, write_tiny_data
+
+if TYPE_CHECKING:
+    from aneurysm.cache.series import Outcome
+    from aneurysm.dicom.scan import Inventory
+
+_ROOT = Path(__file__).parents[1]
+_NOTES = """\
+Wall time, the less of {repeats} runs; every step is a process of its own, imports not counted. The files' metadata are
+in the page cache as far as it has room. Memory is the most that the process had resident beyond what it had after its
+imports, without workers. "Growth" is the time at the larger number over that at the smaller; {growth:g} is linear.
+
+- **scan, RSNA layout**: `find_series`, which lists `series/` and nothing below it.
+- **scan, free tree**: `find_series` on the same files as if they were any tree: opens each file, for its header.
+- **plan**: all that `precache` does into an empty cache before the first series: scan, tables, sizes, masks, jobs.
+- **resume**: `precache` into a finished cache: scan, plan, nothing to do, manifest.
+- **merge**: `aneurysm manifest`: both tables derived from the volumes.
+- **verify**: `aneurysm verify`, without `--deep`: metadata, digests, every file's hash, the manifest.
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a step took: wall time, and memory beyond what the process had at its start."""
+
+    seconds: float
+    memory_mb: float
+
+
+class _PlannedError(Exception):
+    """The plan is made; raised so that nothing is built."""
+
+
+class _StopsAtThePlan:
+    def started(self, inventory: Inventory, todo: int, there: int, bytes_in: int) -> None:
+        assert todo == len(inventory.sources), (todo, there)
+        assert bytes_in > 0
+        raise _PlannedError
+
+    def finished(self, outcome: Outcome) -> None:
+        raise AssertionError(outcome)
+
+
+def _scan(work: Path) -> None:
+    find_series(work / "data")
+
+
+def _tree(workers: int) -> Callable[[Path], None]:
+    def scan(work: Path) -> None:
+        # Below series/ the same files are any tree: headers decide.
+        found = find_series(work / "data" / "series", workers)
+        assert found.layout == "tree"
+        assert not found.ignored, found.ignored
+
+    return scan
+
+
+def _plan(work: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=work) as empty:
+        try:
+            precache(work / "data", Path(empty) / "cache", progress=_StopsAtThePlan())
+        except _PlannedError:
+            return
+    raise AssertionError("precache never said that it had started")
+
+
+def _resume(work: Path) -> None:
+    summary = precache(work / "data", work / "cache")
+    assert summary.cached == 0, summary
+    assert summary.skipped == summary.total_cached > 0, summary
+
+
+def _merge(work: Path) -> None:
+    write_manifest(CacheLayout(work / "cache"))
+
+
+def _verify(workers: int) -> Callable[[Path], None]:
+    def verify(work: Path) -> None:
+        report = verify_cache(work / "cache", workers=workers)
+        assert not report.faults, report.faults[:3]
+
+    return verify
+
+
+STEPS: dict[str, Callable[[Path], None]] = {
+    "scan, RSNA layout": _scan,
+    "scan, free tree, 1 worker": _tree(1),
+    "scan, free tree, 2 workers": _tree(2),
+    "plan": _plan,
+    "merge": _merge,  # before resume and verify, which need the manifest
+    "resume": _resume,
+    "verify, 1 worker": _verify(1),
+    "verify, 2 workers": _verify(2),
+}
+
+# Of every process that the scan starts: each opening of a file of the data, by the file's number.
+_COUNT = """
+import os, struct, sys
+log = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def count(event, args):
+    if event == "open" and str(args[0]).endswith(".dcm"):
+        series, file = str(args[0]).removesuffix(".dcm").split(".")[-2:]
+        os.write(log, struct.pack("<I", (int(series) - {first}) * {slices} + int(file) - 100))
+sys.addaudithook(count)
+"""
+
+
+def main() -> int:
+    options = _options()
+    work = work_folder(options) / "scale"
+    if options.step:
+        print(json.dumps(_run_step(options.step, work / str(options.series[0]))))
+        return 0
+    results = {}
+    for series in options.series:
+        _make(work / str(series), series)
+        results[series] = {
+            step: min((_measured(step, work / str(series), series) for _ in range(options.repeats)), key=_seconds)
+            for step in STEPS
+        }
+    largest = max(options.series)
+    opened = _openings(work / str(largest), largest)
+    text = _section(results, options.repeats, opened, _files_in(work / str(largest) / "cache", largest))
+    print(text)
+    if options.write:
+        write_section(text)
+    if options.clean:
+        for series in options.series:
+            shutil.rmtree(work / str(series))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--series", type=int, nargs="+", default=[5_000, 100_000], help="how many, smallest first")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--clean", action="store_true", help="remove the data afterwards: about 2 million files")
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    add_usual_options(parser, "9 GB, in 2 million files")
+    return parser.parse_args()
+
+
+def _make(work: Path, series: int) -> None:
+    if (work / "complete").exists():
+        return
+    print(f"writing {series} series and their volumes in {work} ...", file=sys.stderr)
+    shutil.rmtree(work, ignore_errors=True)
+    write_tiny_data(work / "data", series)
+    precache(work / "data", work / "cache", series=[series_uid(0)])
+    clone_volume(work / "cache", range(1, series))
+    (work / "complete").touch()
+
+
+def _measured(step: str, work: Path, series: int) -> Found:
+    print(f"{series}: {step}", file=sys.stderr)
+    done = subprocess.run(_command(step, work, series), stdout=subprocess.PIPE, check=True, cwd=_ROOT)
+    return Found(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _command(step: str, work: Path, series: int) -> list[str]:
+    arguments = ["--step", step, "--series", str(series), "--work", str(work.parents[1])]
+    return [sys.executable, "-m", "benchmarks.scale", *arguments]
+
+
+def _run_step(step: str, work: Path) -> dict[str, float]:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten: imports had one, too
+    before_mb, started = _memory_mb("VmRSS"), time.perf_counter()
+    STEPS[step](work)
+    return {"seconds": time.perf_counter() - started, "memory_mb": _memory_mb("VmHWM") - before_mb}
+
+
+def _memory_mb(kind: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) * 1024 / 1e6
+
+
+def _openings(work: Path, series: int) -> np.ndarray:
+    """Return how often a scan with two workers opens each file of the free tree."""
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        log = Path(folder) / "log"
+        first = int(series_uid(0).rpartition(".")[2])
+        (Path(folder) / "sitecustomize.py").write_text(_COUNT.format(log=str(log), first=first, slices=SLICES))
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])}
+        command = _command("scan, free tree, 2 workers", work, series)
+        subprocess.run(command, check=True, cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL)
+        return np.bincount(np.fromfile(log, "<u4"), minlength=series * SLICES)
+
+
+def _files_in(cache: Path, series: int) -> tuple[int, int]:
+    """Return the files and the folders of all volumes."""
+    files = folders = 0
+    for _, below, names in os.walk(cache / "volumes"):
+        files, folders = files + len(names), folders + len(below)
+    assert folders >= series
+    return files, folders
+
+
+def _section(results: dict[int, dict[str, Found]], repeats: int, opened: np.ndarray, in_cache: tuple[int, int]) -> str:
+    small, large = min(results), max(results)
+    about = machine(("numpy", "pydicom", "joblib", "pandas"))
+    growth = {s: results[large][s].seconds / max(results[small][s].seconds, 1e-9) for s in STEPS}
+    files, folders = in_cache
+    targets = [
+        Target(
+            "a scan reads each header at most once", f"opened {opened.min()} to {opened.max()} times", _once(opened)
+        ),
+        *(_linear(step, growth[step], large / small) for step in STEPS if small < large),
+    ]
+    lines = ["# Many series", "", *(f"- {key}: {value}" for key, value in about.items())]
+    lines += [f"- command: `{command_line('benchmarks.scale')}`"]
+    lines += [
+        f"- {SLICES} files a series; in the cache {files / large:g} files and {folders / large:g} folders a volume"
+    ]
+    lines += ["", _NOTES.format(growth=large / small, repeats=repeats), *aims(targets)]
+    lines += [
+        f"| | {small:,} series: s | MB | {large:,} series: s | MB | growth | ms a series | kB a series |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for step in STEPS:
+        first, last = results[small][step], results[large][step]
+        lines.append(
+            f"| {step} | {first.seconds:.2f} | {first.memory_mb:.0f} | {last.seconds:.1f} | {last.memory_mb:.0f} "
+            f"| {growth[step]:.0f}x | {last.seconds / large * 1e3:.3f} | {last.memory_mb / large * 1e3:.1f} |"
+        )
+    one, two = (results[large][f"scan, free tree, {n}"].seconds for n in ("1 worker", "2 workers"))
+    lines += ["", f"Two workers scan the free tree {one / two:.2f} times as fast as one."]
+    return "\n".join(lines) + "\n"
+
+
+def _seconds(found: Found) -> float:
+    return found.seconds
+
+
+def _once(opened: np.ndarray) -> bool:
+    return bool((opened == 1).all())
+
+
+def _linear(step: str, growth: float, linear: float) -> Target:
+    # A quarter more: the larger tree does not fit so well into the caches of processor and kernel.
+    return Target(f"{step}: grows in step with the series", f"{growth:.1f}x", growth <= 1.25 * linear)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Many tiny series and their volumes, quickly: a few are made by the real code, the others are copies under other UIDs.
+
+All UIDs have one length, so that a DICOM file of another series is the same bytes with another UID in them. A copied
+volume has its own metadata and the content hash that belongs to them: `aneurysm verify` finds nothing amiss.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.writer import content_hash
+from aneurysm.labels import LABELS
+
+_ROOT = "1.2.826.0.1.3680043.8.498.99"
+_FIRST = 1_000_000
+"""Numbers of equal length: a component of a UID may not begin with a zero."""
+_PART = 1000
+SLICES = 10
+
+
+def series_uid(number: int) -> str:
+    """Return the UID of the series of this number."""
+    return f"{_ROOT}.{_FIRST + number}"
+
+
+def write_tiny_data(root: Path, series: int, slices: int = SLICES, size: int = 8) -> Path:
+    """Write ``series`` series of ``slices`` files in the RSNA layout, with train.csv, and return the folder."""
+    templates = [_template(k, slices, size) for k in range(slices)]
+    (root / "series").mkdir(parents=True)
+    with ProcessPoolExecutor() as pool:
+        parts = [range(i, min(i + _PART, series)) for i in range(0, series, _PART)]
+        list(pool.map(partial(_write_part, root, templates=templates, size=size), parts))
+    header = ",".join(["SeriesInstanceUID", "PatientAge", "PatientSex", "Modality", *LABELS])
+    zeros = ",".join("0" * len(LABELS))
+    rows = [f"{series_uid(i)},60,Female,CTA,{zeros}" for i in range(series)]
+    (root / "train.csv").write_text("\n".join([header, *rows]) + "\n")
+    return root
+
+
+def _write_part(root: Path, numbers: range, templates: list[bytes], size: int) -> None:
+    pixels = 2 * size * size  # bytes, at the end of a file
+    for number in numbers:
+        uid = series_uid(number).encode()
+        folder = f"{root}/series/{uid.decode()}"
+        os.mkdir(folder)  # noqa: PTH102 - a million of them: Path objects would take most of the time
+        for k, template in enumerate(templates):
+            with open(f"{folder}/{uid.decode()}.{100 + k}.dcm", "wb") as file:  # noqa: PTH123
+                # The first pixel, in the air, tells one series from another: mixed up volumes would show.
+                content = template.replace(series_uid(0).encode(), uid)
+                file.write(content[:-pixels] + struct.pack("<H", (number * 7 + k) % 997) + content[2 - pixels :])
+
+
+def _template(k: int, slices: int, size: int) -> bytes:
+    """Return slice ``k`` of series 0: a ball of tissue in air, in pixels of 3 mm and slices of 2 mm."""
+    z = (k + 0.5) / slices * 2 - 1
+    y, x = (np.mgrid[:size, :size] + 0.5) / size * 2 - 1
+    noise = np.random.default_rng(k).normal(0, 10, (size, size))
+    pixels = np.rint(np.where(x**2 + y**2 + z**2 < 0.9, 1060, 24) + noise).clip(0, 4095).astype(np.uint16)
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID, ds.Modality = CTImageStorage, "CT"
+    ds.SeriesInstanceUID = series_uid(0)
+    ds.SOPInstanceUID = f"{series_uid(0)}.{100 + k}"
+    ds.StudyInstanceUID = ds.PatientID = series_uid(0)
+    ds.ImagePositionPatient = [0, 0, 2 * k]
+    ds.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    ds.PixelSpacing = [3, 3]
+    ds.RescaleIntercept, ds.RescaleSlope = -1024, 1
+    ds.set_pixel_data(pixels, "MONOCHROME2", 12)
+    content = io.BytesIO()
+    ds.save_as(content, enforce_file_format=True)
+    return content.getvalue()
+
+
+def clone_volume(cache: Path, numbers: range) -> None:
+    """Give ``cache``, which holds the volume of series 0, those of ``numbers`` as well."""
+    with ProcessPoolExecutor() as pool:
+        parts = [range(i, min(i + _PART, numbers.stop)) for i in range(numbers.start, numbers.stop, _PART)]
+        list(pool.map(partial(_clone_part, cache), parts))
+
+
+def _clone_part(cache: Path, numbers: range) -> None:
+    layout = CacheLayout(cache)
+    original = layout.volume(series_uid(0))
+    metadata = json.loads((original / "zarr.json").read_text())
+    own = metadata["attributes"]["aneurysm"]
+    others = {
+        p.relative_to(original): p.read_bytes() for p in original.rglob("*") if p.is_file() and p.parent != original
+    }
+    for number in numbers:
+        uid = series_uid(number)
+        folder = layout.volume(uid)
+        for name, content in others.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        own["series_uid"] = uid
+        own["content_hash"] = content_hash(folder, own)
+        (folder / "zarr.json").write_text(json.dumps(metadata, indent=2))

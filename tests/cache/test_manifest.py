@@ -1,0 +1,83 @@
+"""manifest.csv: derived from what is on disk, and kept up to date on the way without holding up the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from aneurysm.cache import build
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.opening import done_series, is_done
+from aneurysm.cache.series import Outcome
+from tests.cache.conftest import Built
+from tests.support.cache_state import manifest, same_cache
+
+
+@pytest.fixture
+def layout(built: Built, tmp_path) -> CacheLayout:
+    shutil.copytree(built.cache, tmp_path / "cache")
+    return CacheLayout(tmp_path / "cache")
+
+
+def put_record(layout: CacheLayout, uid: str) -> None:
+    layout.rejected.mkdir(exist_ok=True)
+    layout.record(uid).write_text(json.dumps({"status": "rejected", "reason": "no_files", "detail": "a test"}))
+
+
+def test_the_tables_are_the_same_when_derived_again(built, layout):
+    lesions = layout.lesions.read_bytes()
+    layout.lesions.unlink()
+    write_manifest(layout)
+    assert same_cache(layout.root, built.cache) == []
+    assert layout.lesions.read_bytes() == lesions
+
+
+def test_a_volume_counts_before_a_record_and_a_record_before_a_volume_that_cant_be_read(built, layout):
+    for uid in built.uids[:2]:
+        put_record(layout, uid)
+    (layout.volume(built.uids[1]) / "zarr.json").write_text("{")
+    (layout.volume(built.uids[2]) / "zarr.json").unlink()
+    write_manifest(layout)
+    rows = manifest(layout.root)
+    assert rows[built.uids[0]]["status"] == "cached"
+    assert (rows[built.uids[1]]["status"], rows[built.uids[1]]["detail"]) == ("rejected", "a test")
+    assert built.uids[2] not in rows
+    assert rows[built.uids[3]]["status"] == "cached"
+    assert list(rows) == sorted(rows)
+
+
+def test_what_is_done_is_told_from_two_listings(built, layout, tmp_path):
+    put_record(layout, "1.2.3")
+    (layout.rejected / ".1.2.4.json.abcd.tmp").touch()
+    done = done_series(layout)
+    assert done == {*built.uids, "1.2.3"}
+    assert all(is_done(layout, uid) for uid in done)
+    assert done_series(CacheLayout(tmp_path / "absent")) == set()
+
+
+@pytest.mark.parametrize("takes_s, times", [(0.0, 10), (1.0, 10), (9.0, 2), (60.0, 1)])
+def test_the_manifest_is_written_the_more_seldom_the_longer_it_takes(monkeypatch, takes_s, times):
+    """Some ten minutes of outcomes, one a second: a manifest each minute, or as seldom as makes it 3 % of the time."""
+    now, written = 0.0, []
+
+    def write(_layout, _seconds):
+        nonlocal now
+        now += takes_s
+        written.append(now)
+        return []
+
+    def outcomes():
+        nonlocal now
+        start = now
+        while now < start + 620:
+            now += 1.0
+            yield Outcome("1.2", "cached")
+
+    monkeypatch.setattr(build, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(build, "write_manifest", write)
+    build._run(outcomes(), CacheLayout(None), build.Summary(), {}, None, None)  # type: ignore[arg-type]
+    assert len(written) == times
