@@ -7,6 +7,7 @@ process (supervisor.py), so that what happens to one series rarely happens to th
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ from aneurysm.cache.spec import RECIPE_VERSION
 from aneurysm.cache.supervisor import Children, Limits
 from aneurysm.errors import AneurysmError, ClusterError, Reason, UsageError
 
+_LOG: Final = logging.getLogger("distributed.client")
+"""It logs tracebacks of what is told in one line here."""
 _GO_ON: Final = "What is cached is complete; run the same command again to go on"
 _CONNECT_S: Final = 10.0
 _FIRST_WORKER_S: Final = 15.0
@@ -49,6 +52,7 @@ class DaskEngine:
         self._limits = limits
 
     def __enter__(self) -> Self:
+        _LOG.setLevel(logging.CRITICAL)
         try:
             self._client = Client(self._address, timeout=_CONNECT_S, set_as_default=False)
         except (OSError, ValueError, ImportError) as error:
@@ -71,6 +75,7 @@ class DaskEngine:
     ) -> None:
         # The scheduler forgets what was not begun. What was is finished and published by the worker, or dropped.
         self._client.close()
+        _LOG.setLevel(logging.NOTSET)
 
     def build(self, jobs: Sequence[SeriesJob]) -> Iterator[Outcome]:
         """
