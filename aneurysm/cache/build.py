@@ -137,9 +137,9 @@ def precache(
     with ExitStack() as stack:
         engine: Engine
         if dask is not None or scheduler_file is not None:
-            from aneurysm.cache.dask_engine import DaskEngine
+            from aneurysm.cache.dask_engine import dask_engine
 
-            engine = stack.enter_context(DaskEngine(dask, scheduler_file, data.absolute(), limits))
+            engine = stack.enter_context(dask_engine(dask, scheduler_file, data.absolute(), limits))
         elif workers > 1 or isolated or limits != Limits():
             engine = Local(workers, limits)
         else:

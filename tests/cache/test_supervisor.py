@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -151,6 +152,17 @@ def test_stopped_from_another_thread(child: Child) -> None:
     assert not psutil.pid_exists(first)
     with pytest.raises(StoppedError):
         child.run(os.getpid)
+
+
+def test_one_at_work_ends_with_the_other_side_of_its_socket(child: Child) -> None:
+    """As when this process were killed; which it is not, so that nothing else can tell."""
+    process = psutil.Process(child.run(os.getpid))
+    assert child._connection is not None
+    with socket.socket(fileno=os.dup(child._connection.fileno())) as ours:
+        threading.Timer(0.3, ours.shutdown, (socket.SHUT_RDWR,)).start()
+        with pytest.raises(LostError, match="exit code 1"):
+            child.run(time.sleep, 600)
+    assert not process.is_running()
 
 
 def test_children_are_used_again_and_end_together() -> None:
