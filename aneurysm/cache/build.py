@@ -206,9 +206,9 @@ def _engine(
     workers: int, data: Path, limits: Limits, dask: str | None, scheduler_file: Path | None, *, isolated: bool
 ) -> Iterator[Engine]:
     if dask is not None or scheduler_file is not None:
-        from aneurysm.cache.dask_engine import DaskEngine
+        from aneurysm.cache.dask_engine import dask_engine
 
-        with DaskEngine(dask, scheduler_file, data, limits) as cluster:
+        with dask_engine(dask, scheduler_file, data, limits) as cluster:
             yield cluster
     elif workers > 1 or isolated or limits != Limits():
         yield Local(workers, limits)

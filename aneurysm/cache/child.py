@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import resource
+import select
 import signal
 import threading
 import time
@@ -45,11 +46,24 @@ def main(descriptor: int, parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with suppress(OSError), Path("/proc/self/oom_score_adj").open("w") as file:
         file.write("1000")  # where memory ends, let the kernel kill this process, and not one that holds many series
+    threading.Thread(target=_end_with_the_other_side, args=(descriptor,), daemon=True).start()
     start_worker(parent)
     connection = Connection(descriptor)
     with suppress(EOFError, ConnectionError):  # the parent is gone, or has no more jobs
         while connection.poll(_IDLE_S):
             connection.send(_answer(connection, connection.recv_bytes()))
+
+
+def _end_with_the_other_side(descriptor: int) -> None:
+    """
+    Wait until nobody holds the other end of the socket, also amid a job, and end.
+
+    At once, unlike `start_worker`'s watch: the claim on the series must be free when Dask gives it to another worker.
+    """
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)
+    poll.poll()
+    os._exit(1)
 
 
 def _answer(connection: Connection, job: bytes) -> tuple[Kind, Any]:

@@ -1,4 +1,4 @@
-"""DaskEngine: series built by the workers of a running Dask cluster, by the same code as on one machine.
+"""dask_engine(): series built by the workers of a running Dask cluster, by the same code as on one machine.
 
 Dask says where a series is built, and moves it when a worker dies. The worker itself only watches: it builds in a child
 process (supervisor.py), so that what happens to one series rarely happens to the worker.
@@ -7,16 +7,17 @@ process (supervisor.py), so that what happens to one series rarely happens to th
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final
 from uuid import uuid4
 
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import CancelledError, Client, Future, KilledWorker, as_completed
 
 from aneurysm import __version__
 from aneurysm.cache.layout import CacheLayout
@@ -32,45 +33,47 @@ _FIRST_WORKER_S: Final = 15.0
 _NO_WORKERS_S: Final = 120.0
 _POLL_S: Final = 0.05
 _LOOK_S: Final = 5.0
+_RESULT_S: Final = 10.0
 _AHEAD: Final = 500
 """At least so many series are with the scheduler: enough for it to see what a growing cluster could do."""
 _VISIBLE_S: Final = 30.0
 """A network file system shows a new file to other nodes after some seconds."""
 
 
-class DaskEngine:
-    """Builds series on a cluster; a context manager, which connects and leaves again."""
+@contextmanager
+def dask_engine(address: str | None, scheduler_file: Path | None, data: Path, limits: Limits) -> Iterator[DaskEngine]:
+    """
+    Connect to the cluster of a scheduler; leave it when the context ends.
 
-    def __init__(self, address: str | None, scheduler_file: Path | None, data: Path, limits: Limits) -> None:
-        if address is not None and scheduler_file is not None:
-            raise UsageError("give either the scheduler's address or the file with it, not both")
-        self._address = address or _address_in(scheduler_file)
+    The scheduler then forgets what was not begun. What was is finished and published by its worker.
+
+    Raises
+    ------
+    UsageError
+        There is no scheduler, or it has no workers.
+    """
+    if address is not None and scheduler_file is not None:
+        raise UsageError("give either the scheduler's address or the file with it, not both")
+    where = address or _address_in(scheduler_file)
+    with _quiet(), closing(_client(where)) as client:
+        try:
+            client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
+        except TimeoutError:
+            raise UsageError(
+                f"the Dask cluster at {where} has no workers, also after {_FIRST_WORKER_S:.0f} s. Start some: "
+                f"dask worker {where}"
+            ) from None
+        yield DaskEngine(client, where, data, limits)
+
+
+class DaskEngine:
+    """Builds series on the cluster that ``client`` is connected to."""
+
+    def __init__(self, client: Client, address: str, data: Path, limits: Limits) -> None:
+        self._client = client
+        self._address = address
         self._data = data
         self._limits = limits
-
-    def __enter__(self) -> Self:
-        try:
-            self._client = Client(self._address, timeout=_CONNECT_S, set_as_default=False)
-        except (OSError, ValueError, ImportError) as error:
-            raise UsageError(
-                f"no Dask scheduler answers at {self._address}: {error}. `dask scheduler` starts one, and says its "
-                "address"
-            ) from error
-        try:
-            self._client.wait_for_workers(1, timeout=_FIRST_WORKER_S)
-        except TimeoutError:
-            self._client.close()
-            raise UsageError(
-                f"the Dask cluster at {self._address} has no workers, also after {_FIRST_WORKER_S:.0f} s. Start some: "
-                f"dask worker {self._address}"
-            ) from None
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # The scheduler forgets what was not begun. What was is finished and published by the worker, or dropped.
-        self._client.close()
 
     def build(self, jobs: Sequence[SeriesJob]) -> Iterator[Outcome]:
         """
@@ -86,7 +89,7 @@ class DaskEngine:
         run = f"aneurysm-{uuid4().hex}"
         todo = iter(enumerate(jobs))
         running: dict[Future, str] = {}
-        finished = as_completed(loop=self._client.loop, with_results=True, raise_errors=False)
+        finished = as_completed(loop=self._client.loop)
         cluster = _Cluster(self._client, self._address)
         while True:
             for i, job in islice(todo, max(0, _AHEAD + 2 * cluster.threads - len(running))):
@@ -104,8 +107,13 @@ class DaskEngine:
             batch = finished.next_batch(block=False)
             if not batch:
                 time.sleep(_POLL_S)
-            for future, result in batch:
-                yield _outcome(running.pop(future), future, result, self._address)
+            for future in batch:
+                outcome = _outcome(running[future], future, self._address)
+                if outcome is None:
+                    finished.add(future)
+                else:
+                    del running[future]
+                    yield outcome
 
 
 class _Cluster:
@@ -175,28 +183,51 @@ def _is_visible(path: Path, patience_s: float) -> bool:
     return True
 
 
-def _outcome(uid: str, future: Future, result: Any, address: str) -> Outcome:
-    if future.status == "finished":
-        outcome: Outcome = result
-        return outcome
-    if future.status != "error":
-        raise _lost(address)
-    _, error, _ = result
-    match error:
-        case KilledWorker():
-            died = f"{error.allowed_failures + 1} Dask workers that were at it died"
-            return Outcome(uid, "failed", Reason.WORKER_KILLED, died)
-        case AneurysmError():
-            raise error
-        case ImportError() | AttributeError():
-            raise UsageError(
-                f"the cluster's workers can't load aneurysm {__version__}: {error}. They need the same environment"
-            ) from error
-    raise ClusterError(f"the Dask cluster failed at {uid}: {type(error).__name__}: {error}. {_GO_ON}") from error
+def _outcome(uid: str, future: Future, address: str) -> Outcome | None:
+    """Return what came of a series; None if it was lost with its worker, and is being built again."""
+    try:
+        outcome: Outcome = future.result(timeout=_RESULT_S)
+    except TimeoutError:
+        return None
+    except KilledWorker as error:
+        died = f"{error.allowed_failures + 1} Dask workers that were at it died"
+        return Outcome(uid, "failed", Reason.WORKER_KILLED, died)
+    except AneurysmError:
+        raise
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"the cluster's workers can't load aneurysm {__version__}: {error}. They need the same environment"
+        ) from error
+    except CancelledError as error:
+        raise _lost(address) from error
+    except Exception as error:
+        raise ClusterError(f"the Dask cluster failed at {uid}: {type(error).__name__}: {error}. {_GO_ON}") from error
+    return outcome
 
 
 def _lost(address: str) -> ClusterError:
     return ClusterError(f"the Dask scheduler at {address} was lost. {_GO_ON}")
+
+
+def _client(address: str) -> Client:
+    try:
+        return Client(address, timeout=_CONNECT_S, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no Dask scheduler answers at {address}: {error}. `dask scheduler` starts one, and says its address"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Dask from logging tracebacks of what is told in one line here."""
+    log = logging.getLogger("distributed.client")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _address_in(scheduler_file: Path | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from aneurysm.errors import NoSpaceError, SeriesRejectedError
 from aneurysm.volume.frame import target_grid
 
 _LOOKED_AT: Final = 6
+_PATIENCE_S: Final = 60.0
 _PACKED: Final = 0.35
 """Bytes on disk by bytes of voxels: head CT and MR at 1 mm pack to 0.2 to 0.35 of their size."""
 _SPARE: Final = 16 * 2**20
@@ -26,7 +28,8 @@ def check_space(todo: Sequence[SeriesSource], spec: CacheSpec, cache: Path) -> i
     """
     Return the estimated bytes of ``todo`` in the cache; ``todo`` is ordered by size.
 
-    A few series spread over it are looked at, headers only, and stand for the rest.
+    A few series spread over it are looked at, headers only, and stand for the rest. A file that hangs on reading is
+    not waited for: the worker that builds its series has the limits for that.
 
     Raises
     ------
@@ -36,7 +39,8 @@ def check_space(todo: Sequence[SeriesSource], spec: CacheSpec, cache: Path) -> i
     if not todo:
         return 0
     picked = sorted({int(i) for i in np.linspace(0, len(todo) - 1, min(_LOOKED_AT, len(todo)))})
-    sizes = [size for size in (_voxels(todo[i], spec) for i in picked) if size]
+    # The smallest first: if time is over, too little is expected, and nothing refused that has room.
+    sizes = _within(_PATIENCE_S, [todo[i] for i in reversed(picked)], spec)
     if not sizes:
         return 0
     needed = int(np.mean(sizes) * np.dtype(spec.storage.dtype).itemsize * _PACKED * len(todo)) + _SPARE
@@ -47,6 +51,20 @@ def check_space(todo: Sequence[SeriesSource], spec: CacheSpec, cache: Path) -> i
             "Name a cache folder on another disk, or build a part of it with --limit or --series"
         )
     return needed
+
+
+def _within(seconds: float, sources: Sequence[SeriesSource], spec: CacheSpec) -> list[int]:
+    """Return the voxels of those ``sources`` that can be looked at in so many seconds, one after the other."""
+    sizes: list[int] = []
+
+    def look() -> None:
+        sizes.extend(size for size in (_voxels(source, spec) for source in sources) if size)
+
+    # A thread of its own, which may hang for good: an executor would wait for it at the end.
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return list(sizes)
 
 
 def _voxels(source: SeriesSource, spec: CacheSpec) -> int:

@@ -20,12 +20,8 @@ from aneurysm.cache.supervisor import Children, Limits, LostError
 from aneurysm.errors import Reason
 from aneurysm.threads import limit_threads
 
-_TRIED_AGAIN: Final = {
-    Reason.WORKER_KILLED: "when it was tried alone as well. Memory ran out, or a decoder crashed: try fewer workers",
-    Reason.OUT_OF_MEMORY: "when it was tried alone as well. Try fewer workers, or a higher limit of memory",
-    Reason.TIMED_OUT: "when it was tried alone as well. A file that hangs, or a limit that is too low",
-}
-"""Reasons that may lie in what else was going on, and how the detail goes on when they did not."""
+_TRIED_AGAIN: Final = frozenset({Reason.WORKER_KILLED, Reason.OUT_OF_MEMORY, Reason.TIMED_OUT})
+"""Reasons that may lie in what else was going on at the time."""
 
 
 class Engine(Protocol):
@@ -61,9 +57,8 @@ def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout) 
         last = first  # the lost process hangs in the kernel, and holds the claim still
     if last.reason not in _TRIED_AGAIN:
         return last
-    reason = Reason(last.reason)
-    detail = f"{last.detail}, {_TRIED_AGAIN[reason]}"
-    status = write_record(layout, job.spec, job.source.uid, reason, detail, job.notes)
+    detail = f"{last.detail} (tried twice, the second time alone)"
+    status = write_record(layout, job.spec, job.source.uid, Reason(last.reason), detail, job.notes)
     return replace(last, status=status, detail=detail)
 
 

@@ -175,7 +175,8 @@ class Child:
             code = self._end(patience_s=_KILL_S)
             if self._stopped:
                 raise StoppedError("the run is over") from None
-            raise LostError(Reason.WORKER_KILLED, f"the process that was at it {_end_in_words(code)}") from None
+            why = f"the process that was at it {_end_in_words(code)}: out of memory, or a crash in a decoder"
+            raise LostError(Reason.WORKER_KILLED, why) from None
         if limits.memory is not None and self._resident() > limits.memory / 2:
             self._end()  # what it did not give back would count against the next one
         return message

@@ -1,0 +1,36 @@
+"""A fault for the processes of a run: code that runs there whenever a file of one series is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HOOK = """
+import ctypes, errno, os, signal, sys, time
+
+held = []
+
+def misbehave(event, args):
+    if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
+        name = os.fsdecode(args[0])
+        if "/{uid}/" in name and name.endswith(".dcm"):
+            {fault}
+
+# Only where series are built: the run itself reads some headers, too.
+if any("aneurysm.cache.child" in given for given in sys.orig_argv):
+    sys.addaudithook(misbehave)
+"""
+
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+SEGMENTATION_FAULT = "ctypes.string_at(0)"
+HANGS = "time.sleep(3600)"
+HUGE = "held.append(bytearray(10**12))"
+GROWS = "[held.append(b'x' * 2**24) or time.sleep(0.02) for _ in range(400)]"
+KILLS_ITS_PARENT = "os.kill(os.getppid(), signal.SIGKILL); time.sleep(3600)"
+OTHER_FILES_VANISH = "[os.remove(p.path) for p in os.scandir(os.path.dirname(name)) if p.path != name]"
+
+
+def write_hook(folder: Path, uid: str, fault: str) -> Path:
+    """Return a folder that `environment(first_path=...)` takes: building series ``uid`` comes to ``fault``."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_HOOK.replace("{uid}", uid).replace("{fault}", fault))
+    return folder

@@ -1,0 +1,146 @@
+"""What one series may do to the process that builds it, and files may do to the run: it costs that series, or nothing.
+
+SIGKILL stands in test_killed.py, a full disk in test_no_room.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from aneurysm.cache import estimate
+from aneurysm.cache.build import precache as precache_in_python
+from aneurysm.errors import UsageError
+from tests.cache import hooks
+from tests.cache.conftest import Built
+from tests.cache.running import precache, precache_here, published
+from tests.support.cache_state import leftovers, manifest, same_cache
+from tests.support.command import environment
+
+
+def assert_one_row(built: Built, cache: Path, uid: str, reason: str) -> str:
+    """All series are cached but ``uid``, which failed for ``reason``; return the detail."""
+    rows = manifest(cache)
+    assert set(rows) == set(built.uids)
+    assert (rows[uid]["status"], rows[uid]["reason"]) == ("failed", reason), rows[uid]
+    assert all(row["status"] == "cached" for other, row in rows.items() if other != uid), rows
+    return rows[uid]["detail"]
+
+
+def assert_retry_completes(built: Built, cache: Path) -> None:
+    assert leftovers(cache) == []
+    again = precache_here(built, cache, "--retry-failed")
+    assert again.code == 0, again.text
+    assert same_cache(cache, built.cache) == []
+
+
+@pytest.mark.parametrize(
+    "fault, options, reason, words",
+    [
+        pytest.param(hooks.SEGMENTATION_FAULT, (), "worker_killed", "SIGSEGV", id="segmentation fault"),
+        pytest.param(hooks.HANGS, ("--timeout-s", 4), "timed_out", "4 s", id="a file that hangs on reading"),
+        pytest.param(hooks.HUGE, (), "out_of_memory", "memory", id="more memory than there is"),
+        pytest.param(hooks.HUGE, ("--memory-mb", 800), "out_of_memory", "memory", id="one piece beyond the limit"),
+        pytest.param(hooks.GROWS, ("--memory-mb", 800), "out_of_memory", "800 MB", id="growing beyond the limit"),
+    ],
+)
+def test_a_fault_of_one_series_is_one_row(
+    built: Built, tmp_path: Path, fault: str, options: tuple[object, ...], reason: str, words: str
+) -> None:
+    uid, cache = built.uids[1], tmp_path / "cache"
+    env = environment(first_path=hooks.write_hook(tmp_path / "site", uid, fault))
+    ran = precache(built, cache, *options, workers=2, env=env)
+    assert ran.code == 8, ran.text
+    assert "Traceback" not in ran.text
+    detail = assert_one_row(built, cache, uid, reason)
+    assert words in detail
+    assert "alone" in detail
+    assert_retry_completes(built, cache)
+
+
+def test_limits_that_are_kept_change_nothing(built: Built, tmp_path: Path) -> None:
+    ran = precache(built, tmp_path / "cache", "--timeout-s", 60, "--memory-mb", 800, workers=2)
+    assert ran.code == 0, ran.text
+    assert same_cache(tmp_path / "cache", built.cache) == []
+
+
+def test_files_that_vanish_are_one_row(built: Built, tmp_path: Path) -> None:
+    """While one is opened, the others are removed."""
+    uid, cache = built.uids[1], tmp_path / "cache"
+    data = shutil.copytree(built.data, tmp_path / "data")
+    env = environment(first_path=hooks.write_hook(tmp_path / "site", uid, hooks.OTHER_FILES_VANISH))
+    ran = precache(Built(data, built.cache, built.uids), cache, workers=2, env=env)
+    assert ran.code == 8, ran.text
+    assert "Traceback" not in ran.text
+    assert_one_row(built, cache, uid, "read_error")
+    assert_retry_completes(built, cache)
+
+
+def test_what_is_no_file_is_not_opened(built: Built, tmp_path: Path) -> None:
+    """To open a FIFO that nobody writes to takes for ever."""
+    data = shutil.copytree(built.data, tmp_path / "data")
+    os.mkfifo(data / "series" / built.uids[1] / "0000a.dcm")
+    os.mkfifo(data / "segmentations" / f"{built.uids[1]}_cowseg.nii")
+    ran = precache_here(Built(data, built.cache, built.uids), tmp_path / "cache")
+    assert ran.code == 0, ran.text
+    assert same_cache(tmp_path / "cache", built.cache) == []
+
+
+def test_the_estimate_of_space_does_not_wait_for_a_file_that_hangs(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    def hang_at_the_second(source: object, *_: object) -> int:
+        looked.append(source.uid)  # type: ignore[attr-defined]
+        if len(looked) == 2:
+            time.sleep(600)
+        return 1000
+
+    monkeypatch.setattr(estimate, "_voxels", hang_at_the_second)
+    monkeypatch.setattr(estimate, "_PATIENCE_S", 0.2)
+    summary = precache_in_python(built.data, tmp_path / "cache")
+    assert len(looked) == 2
+    assert summary.cached == 4
+
+
+READ_ONLY = """
+import errno, os, sys
+
+def read_only(event, args):
+    if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
+        name, flags = os.fsdecode(args[0]), args[2]
+        if name.startswith("{cache}/") and flags & (os.O_WRONLY | os.O_RDWR):
+            if len(os.listdir("{cache}/volumes") if os.path.isdir("{cache}/volumes") else []) >= 2:
+                raise OSError(errno.EROFS, "Read-only file system", name)
+
+sys.addaudithook(read_only)
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_system_that_turns_read_only_ends_the_run(built: Built, tmp_path: Path, workers: int) -> None:
+    cache = tmp_path / "cache"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(READ_ONLY.replace("{cache}", str(cache)))
+    ran = precache(built, cache, workers=workers, env=environment(first_path=tmp_path / "site"))
+    assert ran.code == 3, ran.text
+    assert "Traceback" not in ran.text
+    assert "read-only" in ran.text
+    assert str(cache) in ran.text
+    assert 2 <= len(published(cache)) < len(built.uids)
+    assert not list((cache / "rejected").glob("*"))
+    again = precache_here(built, cache)
+    assert again.code == 0, again.text
+    assert same_cache(cache, built.cache) == []
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize("wrong", [{"timeout_s": 0}, {"timeout_s": float("nan")}, {"memory_mb": -1}])
+def test_limits_that_make_no_sense(built: Built, tmp_path: Path, wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        precache_in_python(built.data, tmp_path / "cache", **wrong)  # type: ignore[arg-type]

@@ -1,0 +1,193 @@
+"""A process beside this one: what it answers, and what becomes of it when it dies, hangs or takes too much."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from aneurysm.cache import child as child_module
+from aneurysm.cache import supervisor
+from aneurysm.cache.supervisor import Child, Children, Limits, LostError, StoppedError
+from aneurysm.errors import AneurysmError, Reason
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    made = Child()
+    yield made
+    made.stop()
+    made.wait()
+
+
+def test_one_process_answers_all_questions(child: Child) -> None:
+    first = child.run(os.getpid)
+    assert child.run(divmod, 7, 2) == (3, 1)
+    assert child.run(os.getpid) == first != os.getpid()
+
+
+def test_what_a_function_raises_is_raised_here_and_the_process_goes_on(child: Child) -> None:
+    first = child.run(os.getpid)
+    with pytest.raises(ZeroDivisionError, match="division"):
+        child.run(divmod, 1, 0)
+    assert child.run(os.getpid) == first
+
+
+def test_an_exception_that_can_not_be_pickled_still_says_what_it_was(child: Child) -> None:
+    code = "exec('class Odd(Exception):\\n pass\\nraise Odd(\"of this kind\")')"
+    with pytest.raises(RuntimeError, match="Odd: of this kind"):
+        child.run(eval, code)
+
+
+def test_a_job_that_can_not_be_loaded_is_an_error_and_not_a_lost_process(child: Child) -> None:
+    class _Broken:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (__import__, ("no_such_module_anywhere",))
+
+    with pytest.raises(ModuleNotFoundError, match="no_such_module_anywhere"):
+        child.run(id, _Broken())
+    assert child.run(divmod, 7, 2) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "function, args, name",
+    [
+        pytest.param(signal.raise_signal, (signal.SIGKILL,), "SIGKILL", id="killed"),
+        pytest.param(ctypes.string_at, (0,), "SIGSEGV", id="segmentation fault"),
+        pytest.param(os.abort, (), "SIGABRT", id="abort"),
+        pytest.param(os._exit, (3,), "exit code 3", id="exit"),
+        pytest.param(os._exit, (0,), "exit code 0", id="exit without a fault"),
+    ],
+)
+def test_a_death_costs_one_answer(child: Child, function: object, args: tuple[object, ...], name: str) -> None:
+    first = child.run(os.getpid)
+    with pytest.raises(LostError, match=name) as lost:
+        child.run(function, *args)  # type: ignore[arg-type]
+    assert lost.value.reason == Reason.WORKER_KILLED
+    assert child.run(os.getpid) != first
+    assert not psutil.pid_exists(first)
+
+
+def test_more_time_than_allowed(child: Child) -> None:
+    first = child.run(os.getpid)
+    with pytest.raises(LostError, match=r"0\.3 s") as lost:
+        child.run(time.sleep, 600, limits=Limits(timeout_s=0.3))
+    assert lost.value.reason == Reason.TIMED_OUT
+    assert not psutil.pid_exists(first)
+    assert child.run(divmod, 7, 2, limits=Limits(timeout_s=60)) == (3, 1)
+
+
+def test_the_start_does_not_count_against_the_time(child: Child) -> None:
+    """Loading this module and its libraries takes far longer than 50 ms; calling what is in it takes nothing."""
+    assert child.run(child_module._data_bytes, limits=Limits(timeout_s=0.05)) > 0
+
+
+GROW = "[__import__('time').sleep(0.05) or held.append(b'x' * 2**24) for held in [[]] for _ in range(200)] and 0"
+
+
+def test_more_memory_than_allowed(child: Child) -> None:
+    """Little by little, up to 3 GB: found by looking at what the process has."""
+    first = child.run(os.getpid)
+    with pytest.raises(LostError, match="300 MB") as lost:
+        child.run(eval, GROW, limits=Limits(memory_mb=300))
+    assert lost.value.reason == Reason.OUT_OF_MEMORY
+    assert not psutil.pid_exists(first)
+
+
+def test_one_huge_piece_of_memory_is_refused_at_once(child: Child) -> None:
+    """The process lives, and can say so; and the limit is this job's alone."""
+    first = child.run(os.getpid)
+    with pytest.raises(MemoryError):
+        child.run(eval, "len(bytearray(900_000_000))", limits=Limits(memory_mb=300))
+    assert child.run(eval, "len(bytearray(900_000_000))") == 900_000_000
+    assert child.run(os.getpid) == first
+
+
+def test_a_process_that_keeps_much_is_replaced_before_it_counts_against_the_next_job(child: Child) -> None:
+    limits = Limits(memory_mb=400)
+    first = child.run(os.getpid, limits=limits)
+    child.run(eval, "globals().setdefault('kept', b'x' * 250_000_000) and 0", limits=limits)
+    assert child.run(os.getpid, limits=limits) != first
+
+
+def test_one_that_was_killed_while_idle_is_replaced(child: Child) -> None:
+    first = child.run(os.getpid)
+    psutil.Process(first).kill()
+    assert child.run(os.getpid) != first
+
+
+def test_libraries_have_one_thread_and_print_to_standard_error(child: Child, capfd: pytest.CaptureFixture[str]) -> None:
+    assert child.run(os.getenv, "OMP_NUM_THREADS") == "1"
+    child.run(os.write, 1, b"from a library")
+    assert capfd.readouterr() == ("", "from a library")
+
+
+def test_ctrl_c_and_sigterm_are_the_parents_business(child: Child) -> None:
+    first = child.run(os.getpid)
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        os.kill(first, sent)
+        time.sleep(0.1)
+    assert child.run(os.getpid) == first
+
+
+def test_one_that_can_not_start_is_told(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_START", "raise SystemExit(1)")
+    with pytest.raises(AneurysmError, match="could not be started"):
+        child.run(os.getpid)
+
+
+def test_stopped_from_another_thread(child: Child) -> None:
+    first = child.run(os.getpid)
+    threading.Timer(0.3, child.stop).start()
+    with pytest.raises(StoppedError):
+        child.run(time.sleep, 600)
+    child.wait()
+    assert not psutil.pid_exists(first)
+    with pytest.raises(StoppedError):
+        child.run(os.getpid)
+
+
+def test_one_at_work_ends_with_the_other_side_of_its_socket(child: Child) -> None:
+    """As when this process were killed; which it is not, so that nothing else can tell."""
+    process = psutil.Process(child.run(os.getpid))
+    assert child._connection is not None
+    with socket.socket(fileno=os.dup(child._connection.fileno())) as ours:
+        threading.Timer(0.3, ours.shutdown, (socket.SHUT_RDWR,)).start()
+        with pytest.raises(LostError, match="exit code 1"):
+            child.run(time.sleep, 600)
+    assert not process.is_running()
+
+
+def test_children_are_used_again_and_end_together() -> None:
+    with Children() as children:
+        first = children.run(os.getpid)
+        assert children.run(os.getpid) == first
+        found: list[str] = []
+
+        def sleep() -> None:
+            try:
+                children.run(time.sleep, 600)
+            except StoppedError:
+                found.append("stopped")
+
+        threads = [threading.Thread(target=sleep) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        while (
+            len(pids := [p.pid for p in psutil.Process().children() if "aneurysm.cache.child" in str(p.cmdline())]) < 2
+        ):
+            time.sleep(0.05)
+        assert first in pids
+    for thread in threads:
+        thread.join(20)
+    assert found == ["stopped", "stopped"]
+    assert not any(map(psutil.pid_exists, pids))
+    with pytest.raises(StoppedError):
+        children.run(os.getpid)
