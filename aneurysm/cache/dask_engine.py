@@ -142,7 +142,8 @@ class _Cluster:
             self._seen = now
         elif now - self._seen > _NO_WORKERS_S:
             raise ClusterError(
-                f"the Dask cluster at {self._address} has had no workers for {_NO_WORKERS_S:.0f} s. {_GO_ON}"
+                f"the Dask cluster at {self._address} has had no workers, or no answer to give, for "
+                f"{_NO_WORKERS_S:.0f} s. {_GO_ON}"
             )
 
 
