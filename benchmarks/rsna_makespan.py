@@ -1,0 +1,170 @@
+"""How long the whole RSNA set takes on 1 to 256 workers: costs measured here, the rest simulated.
+
+Also, measured: what a second worker brings on this machine, and how much of a run goes by outside the workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from aneurysm.cache.sharding import Shard
+from benchmarks.makespan import RATIO, Costs, Job, least, makespan, rsna_jobs
+from benchmarks.options import add_usual_options, work_folder
+from benchmarks.precache_costs import SLICE_MB, TOGETHER, Measured, Run, best_run, fitted_costs, measured_costs
+from benchmarks.table import command_line, machine, write_section
+
+_WORKERS = (1, 8, 32, 256)
+_BANDWIDTHS = (1e9, 2e9, 4e9)
+_PARTS = ((8, 1), (4, 8), (32, 1), (32, 8), (256, 1))
+"""Tasks of an array, and workers of each."""
+_PARTS_BANDWIDTH = 2e9
+_NOTES = """\
+**The set.** 4,348 series, a million frames, 556 GB decoded, 311 GB stored. Frames are drawn by modality (log-normal,
+seed {seed}): 1,808 CTA of 331 in the middle and 1,441 at most, 62 of them 1,024 pixels wide; 1,252 MRA of 160, 983 T2
+of 32, 305 T1post of 176, scaled so that all frames come to the million. Known are the sums, the counts, and what is
+said of CTA; assumed are the frames of MR, the spreads, and that compressed series shrink {ratio:g} times, which makes
+them {packed:.0%} of all.
+
+**The costs.** CPU time of `build_series`, files in the page cache, least of {repeats} runs, fitted: {series_s:.2f} s
+a series, {mb_s:.2f} ms for 10^6 decoded bytes, {decode_mb_s:.2f} ms more for as many if they are compressed (half of
+them JPEG-LS, half JPEG 2000). The fit is off by {error:.0%} at most.
+
+**The machine.** Every worker has a core like this machine's for itself. A worker reads a series, then computes; those
+who read share the storage evenly, and one alone has all of it. What is written is a small part of what is read and is
+not counted, nor is the time outside the workers.
+
+**The ideal** is what no order can beat: all computing and reading over the workers, all bytes over the bandwidth, or
+the series that takes longest.
+"""
+_ORDERS_NOTES = """\
+One queue for all workers, as on one machine or with Dask: minutes, and how far beyond the ideal. `precache` takes the
+largest first, by stored bytes; "longest first" would have to know how long a series takes, compression and all.
+"""
+_PARTS_NOTES = """\
+At {bandwidth:g} GB/s, minutes. The tasks of an array can't help each other: what each gets is balanced by bytes, as
+`--shard` deals them out, or every n-th series by UID. Within a task the largest comes first. "Most by least" is about
+the bytes of a task.
+"""
+_RUNS_NOTES = """\
+`precache` of {series} series of {least} to {most} slices, {gb:.1f} GB, by processes beside the one that plans:
+"""
+_SHARES_NOTES = """\
+"Outside the workers" is the time before the plan was ready and after the last series was done. A series takes
+{slower:.2f} times as long while another is built beside it: caches, memory and disk are shared, and other things were
+running. {at_best:.2f} is the speed-up that this leaves at best."""
+
+
+def main() -> int:
+    options = _options()
+    work = work_folder(options)
+    measured = measured_costs(work, options.repeats)
+    runs = {n: best_run(work, n, options.repeats) for n in (1, 2)}
+    text = _section(measured, runs, options)
+    print(text)
+    if options.write:
+        write_section(text)
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    add_usual_options(parser, "2.5 GB")
+    return parser.parse_args()
+
+
+def _section(measured: Measured, runs: dict[int, Run], options: argparse.Namespace) -> str:
+    costs, error = fitted_costs(measured)
+    jobs = rsna_jobs(costs, options.seed)
+    packed = sum(job.packed for job in jobs) / len(jobs)
+    lines = ["# The whole RSNA set, simulated", ""]
+    lines += [f"- {key}: {value}" for key, value in machine(("numpy", "scipy", "pydicom", "numcodecs")).items()]
+    lines += [f"- load of the last minute at the end: {os.getloadavg()[0]:.1f}"]
+    lines += [f"- command: `{command_line('benchmarks.rsna_makespan')}`", ""]
+    lines += [_NOTES.format(**_told(costs), error=error, packed=packed, repeats=options.repeats, seed=options.seed)]
+    cpu_h, longest_s = sum(j.cpu_s for j in jobs) / 3600, max(j.cpu_s for j in jobs)
+    lines += [
+        f"Altogether {cpu_h:.1f} hours of one core; the series that takes longest computes for {longest_s:.0f} s."
+    ]
+    lines += ["", "## Orders of one queue", "", *_orders(jobs)]
+    lines += ["", "## Parts of a Slurm array", "", *_parts(jobs)]
+    lines += ["", "## Measured here", "", *_alone(measured), "", *_together(runs)]
+    return "\n".join(lines) + "\n"
+
+
+def _told(costs: Costs) -> dict[str, float]:
+    return {
+        "series_s": costs.series_s,
+        "mb_s": costs.mb_s * 1e3,
+        "decode_mb_s": costs.decode_mb_s * 1e3,
+        "ratio": RATIO,
+    }
+
+
+def _orders(jobs: list[Job]) -> list[str]:
+    """One queue that all workers take from: one machine, or a Dask cluster."""
+    orders = {
+        "largest first": sorted(jobs, key=lambda j: -j.size),
+        "by UID": sorted(jobs, key=lambda j: j.uid),
+        "smallest first": sorted(jobs, key=lambda j: j.size),
+        "longest first": sorted(jobs, key=lambda j: -j.cpu_s),
+    }
+    lines = [_ORDERS_NOTES]
+    lines += [f"| workers | GB/s | ideal | {' | '.join(orders)} |", f"|--:|--:|--:|{'--:|' * len(orders)}"]
+    for workers in _WORKERS:
+        for bandwidth in _BANDWIDTHS:
+            ideal = least(jobs, workers, bandwidth)
+            found = [makespan([order], workers, bandwidth) for order in orders.values()]
+            cells = " | ".join(f"{s / 60:.1f} (+{max(s / ideal - 1, 0):.0%})" for s in found)
+            lines.append(f"| {workers} | {bandwidth / 1e9:g} | {ideal / 60:.1f} | {cells} |")
+    return lines
+
+
+def _parts(jobs: list[Job]) -> list[str]:
+    """Parts that are dealt out beforehand, each with workers of its own."""
+    sizes = {job.uid: int(job.size) for job in jobs}
+    by_size = sorted(jobs, key=lambda j: -j.size)
+    by_uid = sorted(sizes)
+    lines = [_PARTS_NOTES.format(bandwidth=_PARTS_BANDWIDTH / 1e9)]
+    lines += ["| tasks x workers | ideal | one queue | balanced | every n-th | most by least: balanced | every n-th |"]
+    lines += ["|--:|--:|--:|--:|--:|--:|--:|"]
+    for tasks, each in _PARTS:
+        balanced = [Shard(i, tasks).of(sizes) for i in range(tasks)]
+        striding = [set(by_uid[i::tasks]) for i in range(tasks)]
+        cells = [least(jobs, tasks * each, _PARTS_BANDWIDTH), makespan([by_size], tasks * each, _PARTS_BANDWIDTH)]
+        spreads = []
+        for parts in (balanced, striding):
+            queues = [[job for job in by_size if job.uid in part] for part in parts]
+            cells.append(makespan(queues, each, _PARTS_BANDWIDTH))
+            loads = [sum(job.size for job in queue) for queue in queues]
+            spreads.append(max(loads) / min(loads))
+        minutes = " | ".join(f"{s / 60:.1f}" for s in cells)
+        lines.append(f"| {tasks} x {each} | {minutes} | {spreads[0]:.2f} | {spreads[1]:.2f} |")
+    return lines
+
+
+def _alone(measured: Measured) -> list[str]:
+    lines = ["| series of 512 x 512 pixels | CPU s | wall s |", "|---|--:|--:|"]
+    return lines + [f"| {syntax}, {n} slices | {c:.2f} | {w:.2f} |" for (syntax, n), (c, w) in measured.items()]
+
+
+def _together(runs: dict[int, Run]) -> list[str]:
+    slices = [n for _, n in TOGETHER]
+    gb = sum(slices) * SLICE_MB / 1e3
+    lines = [_RUNS_NOTES.format(series=len(slices), least=min(slices), most=max(slices), gb=gb)]
+    lines += ["| workers | s | speed-up | outside the workers, s | share | CPU of the parent, s | all series, s |"]
+    lines += ["|--:|--:|--:|--:|--:|--:|--:|"]
+    for workers, run in runs.items():
+        lines.append(
+            f"| {workers} | {run.seconds:.1f} | {runs[1].seconds / run.seconds:.2f} | {run.outside_s:.2f} "
+            f"| {run.outside_s / run.seconds:.1%} | {run.parent_cpu_s:.2f} | {run.built_s:.1f} |"
+        )
+    slower = runs[2].built_s / runs[1].built_s
+    return [*lines, "", _SHARES_NOTES.format(slower=slower, at_best=2 / slower)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
