@@ -52,7 +52,7 @@ def limit_threads(n: int) -> None:
 
 def look_at_each(items: Sequence[In], look: Callable[[In], Out]) -> Iterator[Out]:
     """
-    Yield ``look(item)`` of each item, in order, several at a time: for looking at folders and small files.
+    Yield ``look(item)`` of each item, in order, several at a time: for folders and small files.
 
     On a network disk that is waiting and nothing else; on one's own it costs some ten microseconds an item more.
     """

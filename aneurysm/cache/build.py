@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -271,11 +271,14 @@ def _chosen(inventory: Inventory, uids: Sequence[str]) -> list[SeriesSource]:
 
 def _record_missing(layout: CacheLayout, spec: CacheSpec, tables: Tables, inventory: Inventory, done: set[str]) -> None:
     """Give series that the tables name and the folder lacks a row of their own."""
+
+    def record(uid: str) -> None:
+        notes = tables.of(uid)
+        named = "train.csv" if notes.labels else "train_localizers.csv"
+        detail = f"named in {named}, but there is no such series in the data"
+        write_record(layout, spec, safe_source(uid).uid, Reason.NO_FILES, detail, notes)
+
     there = {s.uid for s in inventory.sources}
-    for uid in sorted(tables.notes.keys() - there):
-        safe = safe_source(uid)
-        if safe.uid not in done:
-            notes = tables.of(uid)
-            named = "train.csv" if notes.labels else "train_localizers.csv"
-            detail = f"named in {named}, but there is no such series in the data"
-            write_record(layout, spec, safe.uid, Reason.NO_FILES, detail, notes)
+    missing = [uid for uid in sorted(tables.notes.keys() - there) if safe_source(uid).uid not in done]
+    # Each waits for the disk: of 100,000, as where a part of the data is tried, that would be minutes.
+    deque(look_at_each(missing, record), maxlen=0)
