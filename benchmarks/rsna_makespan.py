@@ -12,7 +12,7 @@ import sys
 from aneurysm.cache.sharding import Shard
 from benchmarks.makespan import RATIO, Costs, Job, least, makespan, rsna_jobs
 from benchmarks.options import add_usual_options, work_folder
-from benchmarks.precache_costs import SLICE_MB, TOGETHER, Measured, Run, best_run, fitted_costs, measured_costs
+from benchmarks.precache_costs import SLICE_MB, TOGETHER, Measured, Run, best_runs, fitted_costs, measured_costs
 from benchmarks.table import command_line, machine, write_section
 
 _WORKERS = (1, 8, 32, 256)
@@ -60,7 +60,7 @@ def main() -> int:
     options = _options()
     work = work_folder(options)
     measured = measured_costs(work, options.repeats)
-    runs = {n: best_run(work, n, options.repeats) for n in (1, 2)}
+    runs = best_runs(work, options.repeats)
     text = _section(measured, runs, options)
     print(text)
     if options.write:

@@ -134,8 +134,8 @@ class Soak:
         """Run once more, and once more for what had been given up; look at what came of it."""
         layout = CacheLayout(self._cache)
         self.counts["rounds"] += 1
-        self.counts["series to do for the rerun"] += len(self.uids - done_series(layout))
-        self.counts["unfinished folders swept by the rerun"] += sum(1 for _ in layout.building.glob("*@*[!k]"))
+        self.counts["series left to the reruns"] += len(self.uids - done_series(layout))
+        self.counts["unfinished folders swept by the reruns"] += sum(1 for _ in layout.building.glob("*@*[!k]"))
         started = time.monotonic()
         code = self._precache(self._cache)
         self.slowest_rerun_s = max(self.slowest_rerun_s, time.monotonic() - started)
