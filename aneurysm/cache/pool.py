@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import joblib
 
 from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.opening import is_done
 from aneurysm.cache.series import Outcome, SeriesJob, build_series, write_record
 from aneurysm.cache.supervisor import Children, Limits, LostError
 from aneurysm.errors import Reason
@@ -45,9 +46,15 @@ def run_jobs(jobs: Sequence[SeriesJob], engine: Engine, layout: CacheLayout) -> 
             yield outcome
     for first in lost:
         yield _alone(by_uid[first.uid], first, engine, layout)
-    # Another run was at these. It may have died since, or left them: by now they are done, or nobody's.
+    # Another run was at these, of two at once at every other one: by now they are done, or nobody's, if it died.
+    left = []
     for job in busy:
-        yield from engine.build([job])
+        if not job.overwrite and is_done(layout, job.source.uid):  # no process has to start to see that
+            yield Outcome(job.source.uid, "skipped")
+        else:
+            left.append(job)
+    if left:
+        yield from engine.build(left)
 
 
 def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout) -> Outcome:
