@@ -40,6 +40,8 @@ _START_S: Final = 600.0
 _STARTS: Final = 10
 """Attempts at starting a process. Three were too few where memory is short, or somebody kills at random."""
 _POLL_S: Final = 0.1
+_LONGEST_S: Final = 3600.0
+"""The operating system can't wait for any number of seconds."""
 _KILL_S: Final = 1.0
 """A process that hangs in the kernel, as on a dead file server, does not die: it is not waited for."""
 
@@ -250,7 +252,7 @@ class Children:
 
 def _step(end: float | None, limits: Limits) -> float | None:
     """Return for how long to wait for the answer before the limits are looked at; None is for ever."""
-    left = None if end is None else max(0.0, end - time.monotonic())
+    left = None if end is None else min(max(0.0, end - time.monotonic()), _LONGEST_S)
     if limits.memory is None:
         return left
     return _POLL_S if left is None else min(_POLL_S, left)

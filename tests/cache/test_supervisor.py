@@ -82,6 +82,7 @@ def test_more_time_than_allowed(child: Child) -> None:
     assert lost.value.reason == Reason.TIMED_OUT
     assert not psutil.pid_exists(first)
     assert child.run(divmod, 7, 2, limits=Limits(timeout_s=60)) == (3, 1)
+    assert child.run(divmod, 7, 2, limits=Limits(timeout_s=float("inf"))) == (3, 1)
 
 
 def test_the_start_does_not_count_against_the_time(child: Child) -> None:
