@@ -98,13 +98,14 @@ class Child:
         """
         try:
             # One that is there may have ended since nothing was to do, just now.
-            for _ in range(_STARTS):
+            for attempt in range(_STARTS):
+                time.sleep(0.2 * attempt)
                 if self._has_taken(function, args, limits):
                     break
             else:
                 raise AneurysmError(
-                    f"a process to work in could not be started ({sys.executable}): it ended before it had a job, "
-                    f"{_STARTS} times. Is there memory for it? It may have said more above"
+                    f"a process to work in could not be started ({sys.executable}), or ended before it had a job, "
+                    f"{_STARTS} times. Is there memory for it, or a limit of processes? It may have said more above"
                 )
             kind, content = self._answer(limits)
         except BaseException:
@@ -135,20 +136,21 @@ class Child:
             if self._connection is not None:
                 return self._connection
             ours, theirs = socket.socketpair()
-            with theirs:
+            path = json.dumps([str(folder) for folder in sys.path])
+            with ours, theirs:
                 self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                    [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())],
+                    [sys.executable, "-P", "-c", _START, path, str(theirs.fileno()), str(os.getpid())],
                     stdin=subprocess.DEVNULL,
                     stdout=2,  # libraries print what they like; standard output is the command's
                     pass_fds=[theirs.fileno()],
                     env=os.environ | single_threaded(),
                 )
-            self._connection = Connection(ours.detach())
+                self._connection = Connection(ours.detach())
             return self._connection
 
     def _has_taken(self, function: Callable[..., Any], args: tuple[Any, ...], limits: Limits) -> bool:
-        connection = self._start()
         try:
+            connection = self._start()
             connection.send((function, args, limits.memory))
             if not connection.poll(_START_S):
                 raise AneurysmError(f"a process to work in did not start within {_START_S:.0f} s ({sys.executable})")
