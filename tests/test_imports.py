@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-KEPT_OUT = ("pydicom", "SimpleITK", "joblib", "dask")
+KEPT_OUT = ("pydicom", "SimpleITK", "joblib", "dask", "distributed")
 
 
 @pytest.mark.parametrize("package", ["aneurysm.cache.catalog", "aneurysm.patches"])
@@ -39,6 +39,15 @@ def test_without_the_extra_the_command_says_which_one_it_needs(arguments, tmp_pa
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert ran.returncode == 2, ran.stderr
     assert "extra train" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_without_the_extra_for_clusters_the_command_says_so(tmp_path):
+    code = WITHOUT_TORCH.replace("torch", "distributed")
+    command = [sys.executable, "-c", code, "precache", "--dask", "tcp://127.0.0.1:8786"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert ran.returncode == 2, ran.stderr
+    assert "extra cluster" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 

@@ -40,6 +40,8 @@ _START_S: Final = 600.0
 _STARTS: Final = 10
 """Attempts at starting a process. Three were too few where memory is short, or somebody kills at random."""
 _POLL_S: Final = 0.1
+_LONGEST_S: Final = 3600.0
+"""The operating system can't wait for any number of seconds."""
 _KILL_S: Final = 1.0
 """A process that hangs in the kernel, as on a dead file server, does not die: it is not waited for."""
 
@@ -96,13 +98,14 @@ class Child:
         """
         try:
             # One that is there may have ended since nothing was to do, just now.
-            for _ in range(_STARTS):
+            for attempt in range(_STARTS):
+                time.sleep(0.2 * attempt)
                 if self._has_taken(function, args, limits):
                     break
             else:
                 raise AneurysmError(
-                    f"a process to work in could not be started ({sys.executable}): it ended before it had a job, "
-                    f"{_STARTS} times. Is there memory for it? It may have said more above"
+                    f"a process to work in could not be started ({sys.executable}), or ended before it had a job, "
+                    f"{_STARTS} times. Is there memory for it, or a limit of processes? It may have said more above"
                 )
             kind, content = self._answer(limits)
         except BaseException:
@@ -133,20 +136,21 @@ class Child:
             if self._connection is not None:
                 return self._connection
             ours, theirs = socket.socketpair()
-            with theirs:
+            path = json.dumps([str(folder) for folder in sys.path])
+            with ours, theirs:
                 self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                    [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())],
+                    [sys.executable, "-P", "-c", _START, path, str(theirs.fileno()), str(os.getpid())],
                     stdin=subprocess.DEVNULL,
                     stdout=2,  # libraries print what they like; standard output is the command's
                     pass_fds=[theirs.fileno()],
                     env=os.environ | single_threaded(),
                 )
-            self._connection = Connection(ours.detach())
+                self._connection = Connection(ours.detach())
             return self._connection
 
     def _has_taken(self, function: Callable[..., Any], args: tuple[Any, ...], limits: Limits) -> bool:
-        connection = self._start()
         try:
+            connection = self._start()
             connection.send((function, args, limits.memory))
             if not connection.poll(_START_S):
                 raise AneurysmError(f"a process to work in did not start within {_START_S:.0f} s ({sys.executable})")
@@ -250,7 +254,7 @@ class Children:
 
 def _step(end: float | None, limits: Limits) -> float | None:
     """Return for how long to wait for the answer before the limits are looked at; None is for ever."""
-    left = None if end is None else max(0.0, end - time.monotonic())
+    left = None if end is None else min(max(0.0, end - time.monotonic()), _LONGEST_S)
     if limits.memory is None:
         return left
     return _POLL_S if left is None else min(_POLL_S, left)

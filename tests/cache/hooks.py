@@ -34,3 +34,24 @@ def write_hook(folder: Path, uid: str, fault: str) -> Path:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_HOOK.replace("{uid}", uid).replace("{fault}", fault))
     return folder
+
+
+_UNWRITABLE = """
+import errno, os, sys
+
+def refuse(event, args):
+    if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
+        name, flags = os.fsdecode(args[0]), args[2]
+        if name.startswith("{cache}/") and flags & (os.O_WRONLY | os.O_RDWR):
+            if len(os.listdir("{cache}/volumes") if os.path.isdir("{cache}/volumes") else []) >= 2:
+                raise OSError(errno.{error}, os.strerror(errno.{error}), name)
+
+sys.addaudithook(refuse)
+"""
+
+
+def write_unwritable(folder: Path, cache: Path, error: str) -> Path:
+    """Likewise: from the second volume on, no file in ``cache`` can be written, for ``error`` (ENOSPC...)."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_UNWRITABLE.replace("{cache}", str(cache)).replace("{error}", error))
+    return folder

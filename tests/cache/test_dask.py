@@ -139,6 +139,21 @@ def test_a_series_that_hangs_is_one_row(built: Built, cluster: Callable[..., Clu
     assert [row["status"] for row in manifest(cache).values()].count("cached") == 3
 
 
+@pytest.mark.parametrize("error, code", [("ENOSPC", 5), ("EROFS", 3)])
+def test_a_cache_that_workers_can_not_write_ends_the_run(
+    built: Built, cluster: Callable[..., Cluster], tmp_path: Path, error: str, code: int
+) -> None:
+    here, cache = cluster(), tmp_path / "cache"
+    here.add_worker(first_path=hooks.write_unwritable(tmp_path / "site", cache, error))
+    ran = run_cli(*arguments(built, cache, here))
+    assert ran.code == code, ran.text
+    assert "Traceback" not in ran.text
+    assert str(cache) in ran.err
+    assert not list((cache / "rejected").glob("*"))
+    here.end()
+    assert_completes(built, cache)
+
+
 def test_a_killed_scheduler_ends_the_run(long_run: Built, cluster: Callable[..., Cluster], tmp_path: Path) -> None:
     here, cache = cluster(), tmp_path / "cache"
     here.add_worker()

@@ -108,26 +108,11 @@ def test_the_estimate_of_space_does_not_wait_for_a_file_that_hangs(
     assert summary.cached == 4
 
 
-READ_ONLY = """
-import errno, os, sys
-
-def read_only(event, args):
-    if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
-        name, flags = os.fsdecode(args[0]), args[2]
-        if name.startswith("{cache}/") and flags & (os.O_WRONLY | os.O_RDWR):
-            if len(os.listdir("{cache}/volumes") if os.path.isdir("{cache}/volumes") else []) >= 2:
-                raise OSError(errno.EROFS, "Read-only file system", name)
-
-sys.addaudithook(read_only)
-"""
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_file_system_that_turns_read_only_ends_the_run(built: Built, tmp_path: Path, workers: int) -> None:
     cache = tmp_path / "cache"
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(READ_ONLY.replace("{cache}", str(cache)))
-    ran = precache(built, cache, workers=workers, env=environment(first_path=tmp_path / "site"))
+    site = hooks.write_unwritable(tmp_path / "site", cache, "EROFS")
+    ran = precache(built, cache, workers=workers, env=environment(first_path=site))
     assert ran.code == 3, ran.text
     assert "Traceback" not in ran.text
     assert "read-only" in ran.text

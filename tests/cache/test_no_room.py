@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cache import hooks
 from tests.cache.conftest import Built
 from tests.cache.running import (
     assert_published_are_whole,
@@ -93,26 +94,11 @@ def test_a_disk_that_fills_up_on_the_way(long_run: Built, small_disk: object, wo
     assert leftovers(cache) == []
 
 
-FULL = """
-import errno, os, sys
-
-def full(event, args):
-    if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
-        name, flags = os.fsdecode(args[0]), args[2]
-        if name.startswith("{cache}/") and flags & (os.O_WRONLY | os.O_RDWR):
-            if len(os.listdir("{cache}/volumes") if os.path.isdir("{cache}/volumes") else []) >= 2:
-                raise OSError(errno.ENOSPC, "No space left on device", name)
-
-sys.addaudithook(full)
-"""
-
-
 def test_a_disk_that_fills_up_where_nothing_may_be_mounted(built: Built, tmp_path: Path) -> None:
     """The same, with the operating system's answer faked: no file can be written after two volumes."""
     cache = tmp_path / "cache"
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(FULL.replace("{cache}", str(cache)))
-    ran = precache(built, cache, env=environment(first_path=tmp_path / "site"))
+    site = hooks.write_unwritable(tmp_path / "site", cache, "ENOSPC")
+    ran = precache(built, cache, env=environment(first_path=site))
     assert ran.code not in (0, 130), ran.text
     assert "Traceback" not in ran.text
     assert any(word in ran.text.lower() for word in SPACE_WORDS), ran.text

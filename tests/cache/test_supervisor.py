@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -82,6 +84,7 @@ def test_more_time_than_allowed(child: Child) -> None:
     assert lost.value.reason == Reason.TIMED_OUT
     assert not psutil.pid_exists(first)
     assert child.run(divmod, 7, 2, limits=Limits(timeout_s=60)) == (3, 1)
+    assert child.run(divmod, 7, 2, limits=Limits(timeout_s=float("inf"))) == (3, 1)
 
 
 def test_the_start_does_not_count_against_the_time(child: Child) -> None:
@@ -139,8 +142,22 @@ def test_ctrl_c_and_sigterm_are_the_parents_business(child: Child) -> None:
 
 def test_one_that_can_not_start_is_told(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "_START", "raise SystemExit(1)")
+    monkeypatch.setattr(supervisor, "_STARTS", 3)
     with pytest.raises(AneurysmError, match="could not be started"):
         child.run(os.getpid)
+
+
+def test_a_shortage_of_processes_that_passes_is_waited_for(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, refused = subprocess.Popen, [BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")] * 2
+
+    def refuse_twice(*args: object, **options: object) -> object:
+        if refused:
+            raise refused.pop()
+        return start(*args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "Popen", refuse_twice)
+    assert child.run(divmod, 7, 2) == (3, 1)
+    assert not refused
 
 
 def test_stopped_from_another_thread(child: Child) -> None:
