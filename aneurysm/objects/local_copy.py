@@ -150,11 +150,7 @@ class StoredVolume:
 
     def _reserve(self, part: Path) -> None:
         """Make room, and take it by the folder that the volume is fetched to."""
-        if self.size > self.copy.most_bytes:
-            raise UsageError(
-                f"{self.name} has {self.size / 1e9:.3g} GB, and its local copy {self.copy.folder} may take "
-                f"{self.copy.most_bytes / 1e9:.3g} GB in all. Give more with --local-cache-gb"
-            )
+        self.check_bound()
         shutil.rmtree(part, ignore_errors=True)  # a dead process was at it
         while True:
             with _held(self.copy.folder / ".lock", keep=True):
@@ -162,6 +158,14 @@ class StoredVolume:
                     part.mkdir()
                     return
             time.sleep(_WAIT_S)  # all of it is on its way; what has arrived may go
+
+    def check_bound(self) -> None:
+        """Raise `UsageError` if the local copy is smaller than this volume."""
+        if self.size > self.copy.most_bytes:
+            raise UsageError(
+                f"{self.name} has {self.size / 1e9:.3g} GB, and its local copy {self.copy.folder} may take "
+                f"{self.copy.most_bytes / 1e9:.3g} GB in all. Give more with --local-cache-gb"
+            )
 
     def _bring(self, folder: Path) -> None:
         told = ""

@@ -49,4 +49,6 @@ def open_stored(url: str, local_cache: str | Path | None, local_cache_gb: float 
         }
     except ValueError as error:
         raise DamagedCacheError(f"{url}/manifest.csv is damaged: {error}. Run aneurysm precache") from error
+    for largest in sorted(stored.values(), key=lambda v: v.size)[-1:]:
+        largest.check_bound()
     return replace(cache, root=url, stored=stored)
