@@ -152,9 +152,9 @@ def section(results: dict[str, dict[str, list[float]]], about: dict[str, str], c
     lines += [f"- {key}: {value}" for key, value in about.items()]
     lines += [
         f"- command: `{command}`, the least of {repeats} runs each, taking turns",
-        "- 16 requests at once, to moto's server on the same machine: that is Python, and bounds the time of all; CPU is",
-        "  the client's own",
-        "- obstore takes credentials by boto3, which is counted with it: profiles, SSO and roles it does not read itself",
+        "- 16 requests at once, to moto's server on the same machine: that is Python, and bounds the time of all;",
+        "  CPU is the client's own",
+        "- obstore takes credentials by boto3, which is counted with it: it reads no profile, and has no SSO",
         "",
         "| client | import s | put 500 x 10 kB, s (CPU) | get | put 10 x 10 MB, s (CPU) | get | packages | MB |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",

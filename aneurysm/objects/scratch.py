@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from aneurysm.errors import AneurysmError, UsageError
+from aneurysm.errors import CacheError, NoSpaceError, UsageError
 
 
 def _base() -> Path:
@@ -58,7 +58,9 @@ def told_as(folder: Path, url: str) -> Iterator[None]:
     """Let messages of our errors name ``url`` where they name ``folder``, its copy."""
     try:
         yield
-    except AneurysmError as error:
+    except NoSpaceError as error:
+        raise NoSpaceError(f"{error}. TMPDIR can name a folder on another disk") from error
+    except (CacheError, UsageError) as error:
         if str(folder) not in str(error):
             raise
         raise type(error)(str(error).replace(str(folder), url)) from None

@@ -83,7 +83,9 @@ class ObjectStore:
                 for chunk in found
                 for o in chunk
             ]
-        return sorted(objects, key=lambda o: o.key)
+        folders = {parent for o in objects for parent in _parents(o.key)}
+        # Some tools mark a folder by an empty object of its name, which a disk could not hold beside the folder.
+        return sorted((o for o in objects if o.size or o.key not in folders), key=lambda o: o.key)
 
     def folders(self, prefix: str) -> tuple[list[str], list[str]]:
         """Return the names of the folders, and of the objects, directly in ``prefix``."""
@@ -200,7 +202,7 @@ class ObjectStore:
             if code == "NoSuchBucket":
                 raise self._refused(code, doing, key) from None
             status = found.group(1).strip() if (found := _STATUS.search(text)) else ""
-            if status[:3] in ("400", "401", "403") or code in ("AccessDenied", "InvalidAccessKeyId"):
+            if status[:3] in ("301", "400", "401", "403") or code in ("AccessDenied", "InvalidAccessKeyId"):
                 raise self._refused(code or status, doing, key) from None
             if status:
                 told = f"{doing} {self._called(key)} failed: the store answered {code or status}, also when asked again"
@@ -221,6 +223,10 @@ class ObjectStore:
             f"{doing} {self._called(key)} was refused ({code}). Do the credentials (AWS_PROFILE, or AWS_ACCESS_KEY_ID "
             "and AWS_SECRET_ACCESS_KEY), their permissions and the region (AWS_REGION) fit the bucket?"
         )
+
+
+def _parents(key: str) -> list[str]:
+    return [key[:i] for i, character in enumerate(key) if character == "/"]
 
 
 def _endpoint_told() -> str:

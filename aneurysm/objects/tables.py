@@ -41,6 +41,9 @@ def open_stored(url: str, local_cache: str | Path | None, local_cache_gb: float 
     with fetched_tables(url) as folder:
         cache = Cache.open(folder)
         rows = {row["series_uid"]: row for row in read_manifest(CacheLayout(folder).manifest)}
+    if strange := [uid for uid in cache.uids if "/" in uid or uid.startswith(".")]:
+        # It becomes a path on this machine, and came from elsewhere.
+        raise DamagedCacheError(f"{url}/manifest.csv is damaged: {strange[0]!a} can't name a volume")
     copy = LocalCopy.of(local_cache, local_cache_gb)
     try:
         stored = {

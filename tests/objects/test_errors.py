@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from aneurysm.cache.arrays import CacheWriter
 from aneurysm.cache.catalog import Cache
 from aneurysm.errors import StoreError, StoreRefusedError, UsageError
 from aneurysm.objects import store
@@ -60,6 +61,11 @@ def test_urls_are_told_from_paths(tmp_path: Path) -> None:
     assert not any(is_url(place) for place in ("cache", "~/cache", "./s3", "C:/x", tmp_path, "https://host/cache"))
     with pytest.raises(UsageError, match="two slashes"):
         is_url(Path("s3://bucket/cache"))
+
+
+def test_arrays_are_not_written_to_a_folder_of_the_name_of_a_url(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="to a folder"):
+        CacheWriter("s3://bucket/cache")
 
 
 def test_there_is_no_such_bucket() -> None:

@@ -15,6 +15,7 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.cache.merge import merge
 from aneurysm.cache.series import patient_key
 from aneurysm.cache.sharding import Shard
+from aneurysm.cache.spec import load_spec
 from aneurysm.cache.verify import verify_cache
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.objects import stored_cache
@@ -79,6 +80,7 @@ def test_data_in_a_store_as_a_free_tree(built: Built, bucket: Bucket, tmp_path: 
     shutil.copyfile(next((tree / "both").iterdir()), tree / ".hidden" / "a.dcm")
     assert build.precache(tree, tmp_path / "local-cache").cached == 3
     bucket.upload(tree, "tree")
+    bucket.put("tree/both/", b"")  # as the console of S3 makes a folder
     ran = precache(f"{bucket.url}/tree", f"{bucket.url}/cache")
     assert ran.code == 0, ran.text
     assert "3 not DICOM" in ran.err
@@ -208,6 +210,8 @@ def test_a_cache_of_another_spec_is_refused_by_its_url(built: Built, bucket: Buc
     ran = precache(built.data, url, "--spec", "rsna-1mm-u8")
     assert ran.code == 2
     assert f"{url} was made with spec 'rsna-1mm'" in ran.err
+    assert f"go on with --spec {url}/spec.toml" in ran.err
+    assert load_spec(f"{url}/spec.toml") == load_spec("rsna-1mm")
     assert "/tmp" not in ran.err.replace(str(built.data), "")
 
 

@@ -173,6 +173,14 @@ def test_a_damaged_and_a_missing_volume(built: Built, bucket: Bucket) -> None:
         cache.volume("9.9")
 
 
+def test_a_manifest_can_not_name_a_path(bucket: Bucket, built: Built) -> None:
+    url = bucket.upload(built.cache, "cache")
+    text = bucket.get("cache/manifest.csv").decode()
+    bucket.put("cache/manifest.csv", text.replace(built.uids[0], "../../x").encode())
+    with pytest.raises(DamagedCacheError, match="can't name a volume"):
+        Cache.open(url)
+
+
 def _shape(volume: CachedVolume) -> tuple[int, ...]:
     return volume.shape
 
