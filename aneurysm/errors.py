@@ -45,6 +45,14 @@ class ClusterError(AneurysmError):
     """The Dask cluster was lost while it was at work; what is cached is complete."""
 
 
+class StoreError(AneurysmError):
+    """An object store fails, also when it is asked again; the message names the URL and what was asked of it."""
+
+
+class StoreRefusedError(StoreError, UsageError):
+    """An object store that can't be used as it was named: no such bucket, out of reach, or it does not let us."""
+
+
 class SamplingError(UsageError):
     """Patches can't be drawn as asked: nothing to draw from, or settings that contradict each other."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from aneurysm.errors import CacheError, Reason, SeriesRejectedError
+from aneurysm.errors import CacheError, Reason, SeriesRejectedError, StoreError
 
 
 def reason_of(error: Exception) -> tuple[Reason, str]:
@@ -15,7 +15,7 @@ def reason_of(error: Exception) -> tuple[Reason, str]:
             return error.reason, error.detail
         case MemoryError():
             return Reason.OUT_OF_MEMORY, "not enough memory for this series; run with fewer workers"
-        case CacheError():
+        case CacheError() | StoreError():
             return Reason.READ_ERROR, str(error)
         case OSError():
             return Reason.READ_ERROR, f"{type(error).__name__}: {error.strerror or error}"

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from aneurysm.errors import UsageError
+from cli.local_cache import LocalCache, LocalCacheGb
 
 if TYPE_CHECKING:
+    from aneurysm.report.evaluate import EvaluateOptions
     from aneurysm.report.run import Run
 
 _EVERY_S: Final = 10.0
@@ -31,7 +33,7 @@ def evaluate(
         typer.Option(help="Folder of the report; RUN/evaluation if not given.", show_default=False),
     ] = None,
     cache: Annotated[
-        Path | None,
+        str | None,
         typer.Option(envvar="ANEURYSM_CACHE", help="The cache, if not where the runs say.", show_default=False),
     ] = None,
     truth: Annotated[
@@ -61,6 +63,8 @@ def evaluate(
         str | None,
         typer.Option(help="With --fresh: module:function, if the architecture is your own.", show_default=False),
     ] = None,
+    local_cache: LocalCache = None,
+    local_cache_gb: LocalCacheGb = None,
 ) -> None:
     """
     Evaluate the held-out predictions of runs: scores with intervals, calibration, localisation, plots, one page.
@@ -77,6 +81,8 @@ def evaluate(
         raise UsageError("--fold goes with --fresh: without it, what the runs predicted in training is evaluated")
     options = EvaluateOptions(
         cache=cache,
+        local_cache=local_cache,
+        local_cache_gb=local_cache_gb,
         truth=truth,
         ensemble=ensemble.value,
         target_precision=precision,
@@ -85,7 +91,7 @@ def evaluate(
         seed=seed,
     )
     out = out or runs[0] / ("evaluation-fresh" if fresh else "evaluation")
-    predicted = _predicted(runs, out, cache, fold, device, model) if fresh else runs
+    predicted = _predicted(runs, out, options, fold, device, model) if fresh else runs
     evaluation = evaluated(predicted, options)
     page = write_report(evaluation, out, cases=cases)
     ranking = evaluation.ranking
@@ -102,7 +108,7 @@ def evaluate(
 
 
 def _predicted(
-    runs: list[Path], out: Path, cache: Path | None, fold: str | None, device: str, model: str | None
+    runs: list[Path], out: Path, given: EvaluateOptions, fold: str | None, device: str, model: str | None
 ) -> list[Run]:
     """Predict anew, and say how it goes on stderr."""
     from aneurysm.report.fresh import FreshOptions, predict_fresh
@@ -121,7 +127,7 @@ def _predicted(
             told = time.monotonic()
             typer.echo(f"{done} of {total} series", err=True)
 
-    options = FreshOptions(cache, chosen, device, model)
+    options = FreshOptions(given.cache, chosen, device, model, given.local_cache, given.local_cache_gb)
     return predict_fresh(
         runs, out / "predictions", options, tell=lambda text: typer.echo(text, err=True), on_series=on_series
     )

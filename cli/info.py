@@ -16,7 +16,7 @@ from aneurysm.errors import UsageError
 
 def info(
     uid: Annotated[str | None, typer.Argument(help="A series; the whole cache if not given.")] = None,
-    cache: Annotated[Path, typer.Option(envvar="ANEURYSM_CACHE", help="Folder of the cache.")] = Path("cache"),
+    cache: Annotated[str, typer.Option(envvar="ANEURYSM_CACHE", help="Folder or URL of the cache.")] = "cache",
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     png: Annotated[Path | None, typer.Option(help="Draw the series to this file.", show_default=False)] = None,
 ) -> None:

@@ -16,6 +16,7 @@ from cli.exits import Exit
 _EXTRAS = {
     **dict.fromkeys(("torch", "lightning", "monai", "sklearn", "tensorboard"), "train"),
     **dict.fromkeys(("distributed", "dask"), "cluster"),
+    **dict.fromkeys(("obstore", "boto3", "botocore"), "objects"),
 }
 
 app = typer.Typer(
@@ -61,7 +62,7 @@ def main() -> NoReturn:
     except AneurysmError as error:
         _fail(error, Exit.ERROR)
     except ModuleNotFoundError as error:
-        # Precaching does without what training needs, and one machine without what a cluster needs.
+        # Precaching does without what training needs, one machine without what a cluster or an object store needs.
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from aneurysm.objects.url import joined
 from cli.exits import Exit
 
 _NAMED = 20
 
 
 def manifest(
-    cache: Annotated[Path, typer.Option(envvar="ANEURYSM_CACHE", help="Folder of the cache.")] = Path("cache"),
+    cache: Annotated[str, typer.Option(envvar="ANEURYSM_CACHE", help="Folder or URL of the cache.")] = "cache",
     data: Annotated[
-        Path | None,
-        typer.Option(envvar="ANEURYSM_DATA", help="Folder of the data: says what is missing.", show_default=False),
+        str | None,
+        typer.Option(
+            envvar="ANEURYSM_DATA", help="Folder or URL of the data: says what is missing.", show_default=False
+        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes; as many as CPUs may be used if not given.", show_default=False)
@@ -42,6 +44,6 @@ def manifest(
             "again does only those."
         )
     if merged.not_cached:
-        typer.echo(f"{cache / 'manifest.csv'} says why {merged.not_cached} are not cached.")
+        typer.echo(f"{joined(cache, 'manifest.csv')} says why {merged.not_cached} are not cached.")
     if merged.missing or merged.not_cached:
         raise typer.Exit(Exit.SOME_FAILED)

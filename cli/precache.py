@@ -10,14 +10,18 @@ import typer
 from rich.console import Console
 
 from aneurysm.errors import UsageError
+from aneurysm.objects.url import joined
 from cli.exits import Exit, end_on_sigterm
 
 
 def precache(
     data: Annotated[
-        Path, typer.Option(envvar="ANEURYSM_DATA", help="Folder of DICOM series: the RSNA layout, or any tree.")
-    ] = Path("data"),
-    cache: Annotated[Path, typer.Option(envvar="ANEURYSM_CACHE", help="Folder of the cache.")] = Path("cache"),
+        str,
+        typer.Option(envvar="ANEURYSM_DATA", help="Folder or URL of DICOM series: the RSNA layout, or any tree."),
+    ] = "data",
+    cache: Annotated[
+        str, typer.Option(envvar="ANEURYSM_CACHE", help="Folder of the cache, or URL (s3://bucket/prefix).")
+    ] = "cache",
     spec: Annotated[str, typer.Option(help="Name of a shipped cache spec, or path of a TOML file.")] = "rsna-1mm",
     workers: Annotated[
         int | None, typer.Option(help="Processes; as many as CPUs may be used if not given.", show_default=False)
@@ -101,6 +105,8 @@ def precache(
     if part:
         typer.echo(f"When all shards are done: aneurysm manifest --data {data} --cache {cache}")
     if bad:
-        why = f"{cache / 'rejected'} says why of those that can't be" if part else f"{cache / 'manifest.csv'} says why"
-        typer.echo(f"{bad} series are not cached; {why}.")
+        where = (
+            f"{joined(cache, 'rejected')} says why of those that can't be" if part else joined(cache, "manifest.csv")
+        )
+        typer.echo(f"{bad} series are not cached; {where}" + ("." if part else " says why."))
         raise typer.Exit(Exit.OK if exit_zero else Exit.SOME_FAILED)

@@ -16,7 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from aneurysm.errors import DataError, UsageError
 from aneurysm.labels import LABELS
+from aneurysm.objects.url import is_url
 from cli.exits import Exit, end_on_sigterm
+from cli.local_cache import LocalCache, LocalCacheGb
 
 if TYPE_CHECKING:
     from aneurysm.inference.calibration import Calibration
@@ -37,11 +39,11 @@ class FallbackName(StrEnum):
 
 def predict(
     paths: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="CHECKPOINT... SERIES...",
             help="Checkpoints (*.ckpt, or folders of runs), several to be averaged; then series: a folder of DICOM "
-            "files, a folder of such folders, a cached volume, or a cache.",
+            "files, a folder of such folders, a cached volume, or a cache; or the URL of one.",
             show_default=False,
         ),
     ],
@@ -90,6 +92,8 @@ def predict(
     ] = None,
     overlay_label: Annotated[str, typer.Option(help="What the maps show.")] = LABELS[13],
     cam: Annotated[bool, typer.Option("--cam", help="Make the maps by Grad-CAM, for a model that has none.")] = False,
+    local_cache: LocalCache = None,
+    local_cache_gb: LocalCacheGb = None,
 ) -> None:
     """
     Say for each series how likely an aneurysm is, at which of 13 sites, and where. Not for clinical use.
@@ -124,7 +128,7 @@ def predict(
     }
     predictor = load_predictor(checkpoints, device=names[0], **loading) if len(names) == 1 else None
     overlays = None if overlay is None else Overlays(overlay)
-    found, absent = _find(series)
+    found, absent = _find(series, local_cache, local_cache_gb)
     todo = [
         p
         for p in found
@@ -150,20 +154,23 @@ def predict(
         raise typer.Exit(Exit.SOME_FAILED)
 
 
-def _split(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+def _split(paths: list[str]) -> tuple[list[Path], list[str]]:
     """Tell checkpoints from series; of a run's folder its best checkpoint is meant."""
     checkpoints, series = [], []
-    for path in paths:
+    for text in paths:
+        path = Path(text)
         best = path / "checkpoints" / "best.ckpt"
-        if best.is_file():
+        if is_url(text):
+            series.append(text)
+        elif best.is_file():
             checkpoints.append(best)
         elif path.suffix == ".ckpt":
             checkpoints.append(path)
         else:
-            series.append(path)
+            series.append(text)
     if not checkpoints or not series:
         lacking = "series" if checkpoints else "checkpoint (*.ckpt, or a run's folder)"
-        raise UsageError(f"no {lacking} among {', '.join(map(str, paths))}")
+        raise UsageError(f"no {lacking} among {', '.join(paths)}")
     if missing := [path for path in checkpoints if not path.is_file()]:
         raise UsageError(f"there is no checkpoint {missing[0]}")
     return checkpoints, series
@@ -199,7 +206,9 @@ def _with_rates(
         yield replace(answer, probabilities=rates) if isinstance(answer, Failure) else answer
 
 
-def _find(paths: list[Path]) -> tuple[list[SeriesPath], list[Failure]]:
+def _find(
+    paths: list[str], local_cache: str | None, local_cache_gb: float | None
+) -> tuple[list[SeriesPath], list[Failure]]:
     """Return the series at ``paths``, each once, and a failure for each path that holds none."""
     from aneurysm.errors import Reason
     from aneurysm.inference.failure import Failure
@@ -209,9 +218,10 @@ def _find(paths: list[Path]) -> tuple[list[SeriesPath], list[Failure]]:
     absent = []
     for path in paths:
         try:
-            found.update((p.uid, p) for p in find_paths(path))
+            there = find_paths(path, local_cache=local_cache, local_cache_gb=local_cache_gb)
+            found.update((p.uid, p) for p in there)
         except DataError as error:
-            absent.append(Failure(path.name, "rejected", Reason.NO_IMAGES, str(error)))
+            absent.append(Failure(Path(path).name, "rejected", Reason.NO_IMAGES, str(error)))
     return list(found.values()), absent
 
 

@@ -10,17 +10,20 @@ import typer
 from rich.console import Console
 
 from aneurysm.errors import InterruptedRunError, UsageError
+from cli.local_cache import LocalCache, LocalCacheGb
 
 _FOLDER = "ANEURYSM_RUN_FOLDER"
 """Tells the processes that Lightning starts for further devices which folder the first one chose."""
-_MAY_CHANGE = {"cache", "workers", "devices", "epochs"}
+_MAY_CHANGE = {"cache", "local_cache", "local_cache_gb", "workers", "devices", "epochs"}
 """What a run that goes on may be given anew: it draws the same patches in the same order."""
 
 
 def train(
     cache: Annotated[
-        Path | None, typer.Option(envvar="ANEURYSM_CACHE", help="Folder of the cache.", show_default="cache")
+        str | None, typer.Option(envvar="ANEURYSM_CACHE", help="Folder or URL of the cache.", show_default="cache")
     ] = None,
+    local_cache: LocalCache = None,
+    local_cache_gb: LocalCacheGb = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run.", show_default="runs/<time>-<model>-fold<K>")
     ] = None,
@@ -82,7 +85,9 @@ def train(
     if more_modalities and not modality:
         raise UsageError(f"unexpected argument {more_modalities[0]!r}; modalities follow --modality")
     given: dict[str, Any] = {
-        "cache": None if cache is None else str(cache),
+        "cache": cache,
+        "local_cache": local_cache,
+        "local_cache_gb": local_cache_gb,
         "model": model,
         "patch": None if patch is None else _edges(patch),
         "batch_size": batch_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ from cli.exits import Exit
 
 
 def verify(
-    cache: Annotated[Path, typer.Option(envvar="ANEURYSM_CACHE", help="Folder of the cache.")] = Path("cache"),
+    cache: Annotated[str, typer.Option(envvar="ANEURYSM_CACHE", help="Folder or URL of the cache.")] = "cache",
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every chunk, and check the values.")] = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes; as many as CPUs may be used if not given.", show_default=False)

@@ -13,7 +13,7 @@ from aneurysm.labels import VESSEL_VALUES
 
 MAX_OUTSIDE: Final = 0.02
 """A mask of which a larger share lies outside the volume belongs to another image, or its affine is wrong."""
-_MASK_ENDINGS: Final = ("_cowseg.nii", "_cowseg.nii.gz")
+MASK_ENDINGS: Final = ("_cowseg.nii", "_cowseg.nii.gz")
 _MAX_VALUE: Final = max(VESSEL_VALUES)
 
 
@@ -24,7 +24,7 @@ def find_masks(root: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return masks
     names = sorted(p.name for p in folder.iterdir())
-    for ending in _MASK_ENDINGS:
+    for ending in MASK_ENDINGS:
         flat = ((name.removesuffix(ending), folder / name) for name in names if name.endswith(ending))
         nested = ((name, folder / name / f"{name}{ending}") for name in names)
         for uid, path in (*flat, *nested):  # the first found counts

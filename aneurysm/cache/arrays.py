@@ -27,6 +27,7 @@ from aneurysm.cache.store import store_volume
 from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import DataError, SeriesRejectedError, UsageError
 from aneurysm.labels import LABELS, SITES, VESSEL_VALUES
+from aneurysm.objects.url import is_url
 from aneurysm.volume.array import KNOWN_MODALITIES, GriddedArray, grid_array
 
 UNKNOWN_MODALITY = "unknown"
@@ -62,6 +63,8 @@ class CacheWriter:
     """
 
     def __init__(self, cache: str | Path, *, spec: str | Path = "arrays-u8", overwrite: bool = False) -> None:
+        if is_url(cache):
+            raise UsageError(f"arrays are written to a folder, not to {cache}; copy the folder there when it is closed")
         self.spec: CacheSpec = load_spec(spec)
         self._layout = CacheLayout(Path(cache).absolute())
         self._overwrite = overwrite

@@ -18,12 +18,10 @@ from typing import Final, Protocol
 
 import joblib
 
-from aneurysm.annotations.tables import Tables, read_tables
-from aneurysm.annotations.vessels import find_masks
-from aneurysm.cache.estimate import check_space
+from aneurysm.annotations.tables import Tables
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import leave_seconds, write_manifest
-from aneurysm.cache.opening import done_series, open_cache, patient_secret
+from aneurysm.cache.opening import done_series
+from aneurysm.cache.place import CachePlace, cache_place
 from aneurysm.cache.pool import Engine, InProcess, Local, run_jobs
 from aneurysm.cache.publish import sweep
 from aneurysm.cache.series import Outcome, SeriesJob, write_record
@@ -31,8 +29,9 @@ from aneurysm.cache.sharding import Shard
 from aneurysm.cache.spec import CacheSpec, load_spec
 from aneurysm.cache.supervisor import Limits
 from aneurysm.cache.write_errors import write_errors_told
-from aneurysm.dicom.scan import Inventory, SeriesSource, find_series, safe_source
+from aneurysm.dicom.scan import Inventory, SeriesSource, safe_source
 from aneurysm.errors import DataError, Reason, UsageError
+from aneurysm.objects.stored_data import data_place
 from aneurysm.threads import look_at_each
 
 _MANIFEST_EVERY_S: Final = 60.0
@@ -75,8 +74,8 @@ def usable_cpus() -> int:
 
 
 def precache(
-    data: Path,
-    cache: Path,
+    data: str | Path,
+    cache: str | Path,
     *,
     spec: str | Path = "rsna-1mm",
     workers: int = 1,
@@ -98,7 +97,8 @@ def precache(
     Parameters
     ----------
     data, cache
-        Folder of DICOM series; folder of the cache, made if absent.
+        Folder of DICOM series; folder of the cache, made if absent. Either may be the URL of an object store
+        (``s3://bucket/prefix``).
     spec
         Name of a shipped spec, or path of one's own.
     workers
@@ -136,40 +136,44 @@ def precache(
         The cache can't be written, or not any more.
     ClusterError
         The Dask cluster was lost on the way.
+    StoreError
+        An object store fails. What is cached is complete.
     """
     _check(workers=workers, limit=limit, timeout_s=timeout_s, memory_mb=memory_mb)
     started = time.perf_counter()
     resolved = load_spec(spec)
-    data, cache = data.absolute(), cache.absolute()
-    with _engine(workers, data, Limits(timeout_s, memory_mb), dask, scheduler_file, isolated=isolated) as engine:
-        layout = CacheLayout(cache)
-        inventory = find_series(data, workers)
-        tables = read_tables(data)
+    given = data_place(data)
+    with (
+        cache_place(cache) as place,
+        _engine(workers, given.path, Limits(timeout_s, memory_mb), dask, scheduler_file, isolated=isolated) as engine,
+    ):
+        layout = place.layout
+        inventory = given.find_series(workers)
+        tables = given.tables()
         sources = _chosen(inventory, series)
         sizes: dict[str, int] = {}
         if shard:
-            sizes = approximate_sizes(sources)
+            sizes = given.sizes(sources)
             mine = shard.of(sizes)
             sources = [s for s in sources if s.uid in mine]
-        with write_errors_told(cache):
-            open_cache(layout, resolved)
+        with write_errors_told(layout.root):
+            place.open(resolved)
             sweep(layout)
             if retry_failed:
-                for source in sources:
-                    layout.record(source.uid).unlink(missing_ok=True)
+                place.forget(s.uid for s in sources)
             there = done_series(layout)
             done = {s.uid for s in sources if s.uid in there}
             todo = [s for s in sources if overwrite or s.uid not in done]
-            sizes |= approximate_sizes([s for s in todo if s.uid not in sizes])
+            sizes |= given.sizes([s for s in todo if s.uid not in sizes])
             todo.sort(key=lambda s: (-sizes[s.uid], s.uid))
             todo = todo[:limit]
-            check_space(todo, resolved, cache)
+            place.check_space(todo, resolved)
             if not series and (shard is None or shard.index == 0):
                 _record_missing(layout, resolved, tables, inventory, there)
-            secret = patient_secret(layout)
-        masks = find_masks(data)
+            secret = place.patient_secret()
+        masks, again = given.find_masks(), overwrite or retry_failed
         jobs = [
-            SeriesJob(s, tables.of(s.uid), masks.get(s.uid), cache, resolved, secret, overwrite or retry_failed)
+            SeriesJob(s, tables.of(s.uid), masks.get(s.uid), layout.root, resolved, secret, again, place.url)
             for s in todo
         ]
         summary = Summary(skipped=len(done - {s.uid for s in todo}))
@@ -179,15 +183,16 @@ def precache(
         try:
             # Closed at once when the run is told to stop: nobody should build on while the tables are written.
             with closing(run_jobs(jobs, engine, layout)) as outcomes:
-                _run(outcomes, layout, summary, seconds, progress, shard)
+                _run(outcomes, place, summary, seconds, progress, shard)
         finally:
-            with write_errors_told(cache):
+            with write_errors_told(layout.root):
                 if shard:
-                    leave_seconds(layout, seconds)
+                    place.leave_seconds(seconds)
+                    place.refresh()
                     summary.total_cached = sum(layout.volume(s.uid).exists() for s in sources)
                     summary.total_not_cached = len(sources) - summary.total_cached
                 else:
-                    rows = write_manifest(layout, seconds)
+                    rows = place.write_manifest(seconds)
                     summary.total_cached = sum(r["status"] == "cached" for r in rows)
                     summary.total_not_cached = len(rows) - summary.total_cached
                 sweep(layout)
@@ -203,7 +208,7 @@ def _check(**numbers: float | None) -> None:
 
 @contextmanager
 def _engine(
-    workers: int, data: Path, limits: Limits, dask: str | None, scheduler_file: Path | None, *, isolated: bool
+    workers: int, data: Path | None, limits: Limits, dask: str | None, scheduler_file: Path | None, *, isolated: bool
 ) -> Iterator[Engine]:
     if dask is not None or scheduler_file is not None:
         from aneurysm.cache.dask_engine import dask_engine
@@ -218,7 +223,7 @@ def _engine(
 
 def _run(
     outcomes: Iterable[Outcome],
-    layout: CacheLayout,
+    place: CachePlace,
     summary: Summary,
     seconds: dict[str, float],
     progress: Progress | None,
@@ -239,22 +244,10 @@ def _run(
         if progress:
             progress.finished(outcome)
         if shard is None and (now := time.monotonic()) > next_manifest:
-            write_manifest(layout, seconds)
+            place.write_manifest(seconds)
             # It looks at every volume there is: of a large cache that takes minutes, so it is done the more seldom.
             taken = time.monotonic() - now
             next_manifest = now + max(_MANIFEST_EVERY_S, taken / _MANIFEST_SHARE)
-
-
-def approximate_sizes(sources: Sequence[SeriesSource]) -> dict[str, int]:
-    """Return about how many bytes each series has, by UID; 0 for one that can't be looked at."""
-
-    def size(source: SeriesSource) -> int:
-        try:
-            return source.approximate_size()
-        except OSError:
-            return 0
-
-    return dict(zip((s.uid for s in sources), look_at_each(sources, size), strict=True))
 
 
 def _chosen(inventory: Inventory, uids: Sequence[str]) -> list[SeriesSource]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,12 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.opening import read_spec
 from aneurysm.cache.reader import CachedVolume
 from aneurysm.cache.spec import CacheSpec
-from aneurysm.errors import DamagedCacheError
+from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.labels import LABELS, SITES
+from aneurysm.objects.url import is_url
+
+if TYPE_CHECKING:
+    from aneurysm.objects.local_copy import StoredVolume
 
 UNKNOWN = 255
 """Stands in `Cache.labels` where a series has no labels."""
@@ -29,7 +34,7 @@ class Cache:
     Attributes
     ----------
     root
-        Absolute path of the cache.
+        Absolute path of the cache, or its URL in an object store.
     spec
         Of the cache.
     uids
@@ -53,7 +58,7 @@ class Cache:
         (m, 3) float32: voxel coordinates, whole numbers being voxel centres.
     """
 
-    root: Path
+    root: Path | str
     spec: CacheSpec
     uids: list[str]
     shapes: NDArray[np.int32]
@@ -64,11 +69,23 @@ class Cache:
     lesion_volume: NDArray[np.int32]
     lesion_site: NDArray[np.uint8]
     lesion_zyx: NDArray[np.float32]
+    stored: dict[str, StoredVolume] = field(default_factory=dict)
+    """Of a cache in an object store, its volumes by UID."""
 
     @classmethod
-    def open(cls, path: str | Path) -> Cache:
+    def open(
+        cls, path: str | Path, *, local_cache: str | Path | None = None, local_cache_gb: float | None = None
+    ) -> Cache:
         """
         Read the tables of the cache at ``path``.
+
+        Parameters
+        ----------
+        path
+            Its folder, or the URL of an object store (``s3://bucket/cache``).
+        local_cache, local_cache_gb
+            For a URL: the folder to which its volumes are copied when they are read, and how many GB they may take
+            there. What is not given is as `aneurysm.objects.local_copy.LocalCopy.of` says.
 
         Raises
         ------
@@ -78,7 +95,13 @@ class Cache:
             A table is missing or can't be read, or volumes of another digest are listed.
         CacheError
             The spec can't be read.
+        StoreError
+            The object store can't be read.
         """
+        if is_url(path):
+            from aneurysm.objects.tables import open_stored
+
+            return open_stored(str(path), local_cache, local_cache_gb)
         root = Path(path).absolute()
         layout = CacheLayout(root)
         spec = read_spec(layout)
@@ -106,14 +129,22 @@ class Cache:
         return len(self.uids)
 
     def __getitem__(self, index: int) -> CachedVolume:
-        return CachedVolume(self.root, self.uids[index])
+        return self.volume(self.uids[index])
 
     def __iter__(self) -> Iterator[CachedVolume]:
         return (self[i] for i in range(len(self)))
 
     def volume(self, uid: str) -> CachedVolume:
-        """Return a volume by its UID; whether it is there shows at its first read."""
-        return CachedVolume(self.root, uid)
+        """
+        Return a volume by its UID; whether it is there shows at its first read.
+
+        In an object store only those in the manifest can be had, else `CacheNotFoundError` is raised.
+        """
+        if not isinstance(self.root, str):
+            return CachedVolume(self.root, uid)
+        if uid not in self.stored:
+            raise CacheNotFoundError(f"there is no volume {uid} in the manifest of {self.root}")
+        return CachedVolume(self.root, uid, self.stored[uid])
 
     def lesions_of(self, index: int) -> slice:
         """Return the slice of the lesion arrays that belongs to volume ``index``."""

@@ -41,7 +41,9 @@ _VISIBLE_S: Final = 30.0
 
 
 @contextmanager
-def dask_engine(address: str | None, scheduler_file: Path | None, data: Path, limits: Limits) -> Iterator[DaskEngine]:
+def dask_engine(
+    address: str | None, scheduler_file: Path | None, data: Path | None, limits: Limits
+) -> Iterator[DaskEngine]:
     """
     Connect to the cluster of a scheduler; leave it when the context ends.
 
@@ -69,7 +71,7 @@ def dask_engine(address: str | None, scheduler_file: Path | None, data: Path, li
 class DaskEngine:
     """Builds series on the cluster that ``client`` is connected to."""
 
-    def __init__(self, client: Client, address: str, data: Path, limits: Limits) -> None:
+    def __init__(self, client: Client, address: str, data: Path | None, limits: Limits) -> None:
         self._client = client
         self._address = address
         self._data = data
@@ -147,7 +149,7 @@ class _Cluster:
             )
 
 
-def build_on_worker(job: SeriesJob, data: Path, version: tuple[str, int], limits: Limits) -> Outcome:
+def build_on_worker(job: SeriesJob, data: Path | None, version: tuple[str, int], limits: Limits) -> Outcome:
     """
     Build one series in a child of this Dask worker.
 
@@ -162,8 +164,9 @@ def build_on_worker(job: SeriesJob, data: Path, version: tuple[str, int], limits
             f"the Dask worker on {host} has aneurysm {__version__} (recipe {RECIPE_VERSION}), and this is {version[0]} "
             f"(recipe {version[1]}): the cluster needs the same environment"
         )
-    for path, option, patience_s in ((data, "--data", 0.0), (CacheLayout(job.cache).spec, "--cache", _VISIBLE_S)):
-        if not _is_visible(path, patience_s):
+    cache = None if job.url else CacheLayout(job.cache).spec
+    for path, option, patience_s in ((data, "--data", 0.0), (cache, "--cache", _VISIBLE_S)):
+        if path is not None and not _is_visible(path, patience_s):
             raise UsageError(
                 f"the Dask worker on {host} does not see {path}: {option} must be on a file system that all workers "
                 "share, under one path"

@@ -69,7 +69,8 @@ def _within(seconds: float, sources: Sequence[SeriesSource], spec: CacheSpec) ->
 
 def _voxels(source: SeriesSource, spec: CacheSpec) -> int:
     try:
-        series = read_series(source.uid, source.list_files())
+        with source.brought(headers_only=True) as local:
+            series = read_series(source.uid, local.list_files())
         # Pixels are for the workers: a decoder that crashes must not do so here. The size is the same either way.
         stack = stack_frames(series.frames, spec.slices, lambda _a, _b: True)
         return int(np.prod(target_grid(stack, spec).shape))

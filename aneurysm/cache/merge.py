@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import write_manifest
 from aneurysm.cache.opening import full_disk_told, read_spec
+from aneurysm.cache.place import cache_place
 from aneurysm.cache.publish import sweep
-from aneurysm.dicom.scan import find_series
+from aneurysm.objects.stored_data import data_place
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Merged:
     missing: list[str]
 
 
-def merge(cache: Path, data: Path | None = None, *, workers: int = 1) -> Merged:
+def merge(cache: str | Path, data: str | Path | None = None, *, workers: int = 1) -> Merged:
     """
     Write the manifest of what is on disk, and compare it with the series in ``data``, if that is given.
 
@@ -34,12 +33,13 @@ def merge(cache: Path, data: Path | None = None, *, workers: int = 1) -> Merged:
     NoSpaceError
         The disk is full.
     """
-    layout = CacheLayout(cache.absolute())
-    read_spec(layout)
-    sources = find_series(data.absolute(), workers).sources if data else []
-    with full_disk_told(cache):
-        sweep(layout)
-        rows = write_manifest(layout)
+    with cache_place(cache) as place:
+        place.refresh()
+        read_spec(place.layout)
+        sources = data_place(data).find_series(workers).sources if data else []
+        with full_disk_told(place.layout.root):
+            sweep(place.layout)
+            rows = place.write_manifest({})
     known = {row["series_uid"] for row in rows}
     cached = sum(row["status"] == "cached" for row in rows)
     return Merged(cached, len(rows) - cached, [s.uid for s in sources if s.uid not in known])

@@ -4,6 +4,8 @@ A volume is opened at its first read; open ones are kept up to a bound, and the 
 and shard are opened through one descriptor of the volume's folder, so they belong together even if the volume is
 replaced at that moment; who reads on sees the old voxels until the handle is let go.
 
+A volume of a cache in an object store is brought to this machine's disk when it is opened, and read from there.
+
 Handles may be used by threads, before and after a fork, and pickled: what travels is an absolute path and a UID.
 """
 
@@ -16,7 +18,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,9 @@ from aneurysm.cache.blocks import Blocks
 from aneurysm.cache.layout import IMAGE, VESSELS, CacheLayout
 from aneurysm.cache.shard_reader import ShardReader, Triple, shard_layout
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
+
+if TYPE_CHECKING:
+    from aneurysm.objects.local_copy import StoredVolume
 
 
 class _ZarrArray:
@@ -63,18 +68,29 @@ class _Handles:
         # Two files a volume; the process needs descriptors for other things, too.
         self.most = max(4, min(512, (soft if soft > 0 else 1024) // 8))
 
-    def get(self, path: Path | str) -> _Open:
+    def get(self, volume: CachedVolume) -> _Open:
+        path = volume._path  # noqa: SLF001
         with self._lock:
             found = self._open.get(path)
             if found is not None:
                 self._open.move_to_end(path)
                 return found
-        opened = _open_volume(path)
+        opened = _open_volume(path) if volume.stored is None else self._open_stored(volume.stored)
         with self._lock:
             self._open[path] = opened
             while len(self._open) > self.most:
                 self._open.popitem(last=False)
         return opened
+
+    def _open_stored(self, stored: StoredVolume) -> _Open:
+        # What others removed from the local copy to make room takes its room until it is closed.
+        with self._lock:
+            for path in [p for p in self._open if isinstance(p, Path) and not p.exists()]:
+                del self._open[path]
+        try:
+            return _open_volume(stored.fetch())
+        except CacheNotFoundError:
+            return _open_volume(stored.fetch())  # it had to make room between the two
 
     def clear(self) -> None:
         with self._lock:
@@ -167,27 +183,38 @@ class CachedVolume:
     Parameters
     ----------
     root
-        The cache's folder, or a URL that fsspec knows (``s3://bucket/cache``); zarr-python reads those.
+        The cache's folder, or a URL that fsspec knows (``https://host/cache``): zarr-python reads those chunk by chunk,
+        which suits a look at a few.
     uid
         The series.
+    stored
+        The volume in an object store, which is copied to this machine's disk as a whole; see `Cache.open`. ``root`` is
+        not used then.
     """
 
-    __slots__ = ("_path", "uid")
+    __slots__ = ("_path", "stored", "uid")
 
-    def __init__(self, root: str | Path, uid: str) -> None:
-        self.uid = uid
+    def __init__(self, root: str | Path, uid: str, stored: StoredVolume | None = None) -> None:
+        self.uid, self.stored = uid, stored
         self._path: Path | str
-        if "://" in str(root):
+        if stored is not None:
+            self._path = stored.path
+        elif "://" in str(root):
             self._path = f"{str(root).rstrip('/')}/volumes/{uid}.zarr"
         else:
             self._path = CacheLayout(Path(root).absolute()).volume(uid)
 
     def __repr__(self) -> str:
-        return f"CachedVolume({str(self._path)!r})"
+        return f"CachedVolume({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        """How messages call it: its folder or URL."""
+        return str(self._path) if self.stored is None else self.stored.name
 
     @property
     def path(self) -> Path:
-        """The volume's folder. Raises `CacheNotFoundError` if it is remote, and so has none."""
+        """The volume's folder, or that of its local copy. Raises `CacheNotFoundError` if it is remote, and has none."""
         if isinstance(self._path, str):
             raise CacheNotFoundError(f"{self._path} is no folder of this machine")
         return self._path
@@ -195,22 +222,22 @@ class CachedVolume:
     @property
     def attributes(self) -> dict[str, Any]:
         """The attribute ``aneurysm`` (see docs/cache.md). Not a copy: don't change it."""
-        return _handles.get(self._path).attributes
+        return _handles.get(self).attributes
 
     @property
     def shape(self) -> Triple:
         """Voxels along (z, y, x)."""
-        return _handles.get(self._path).image.shape
+        return _handles.get(self).image.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the stored integers."""
-        return _handles.get(self._path).image.dtype
+        return _handles.get(self).image.dtype
 
     @property
     def fill(self) -> int:
         """Stored value of air, which pads what is read outside the volume."""
-        return _handles.get(self._path).image.fill
+        return _handles.get(self).image.fill
 
     @property
     def affine_lps(self) -> NDArray[np.float64]:
@@ -220,7 +247,7 @@ class CachedVolume:
     @property
     def blocks(self) -> Blocks:
         """What lies where. Raises `DamagedCacheError` if the metadata lacks it."""
-        opened = _handles.get(self._path)
+        opened = _handles.get(self)
         if opened.blocks is None:
             try:
                 opened.blocks = Blocks.from_metadata(opened.attributes["blocks"])
@@ -234,7 +261,7 @@ class CachedVolume:
     @property
     def has_vessels(self) -> bool:
         """Whether there is a vessel mask."""
-        return _handles.get(self._path).vessels is not None
+        return _handles.get(self).vessels is not None
 
     def read(self, start_zyx: Triple, shape_zyx: Triple, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """
@@ -256,11 +283,11 @@ class CachedVolume:
         ValueError
             ``out`` does not fit.
         """
-        return _read_box(_handles.get(self._path).image, start_zyx, shape_zyx, out)
+        return _read_box(_handles.get(self).image, start_zyx, shape_zyx, out)
 
     def read_vessels(self, start_zyx: Triple, shape_zyx: Triple, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the vessel mask of a box, 0 outside; raise `CacheNotFoundError` if the volume has none. See `read`."""
-        vessels = _handles.get(self._path).vessels
+        vessels = _handles.get(self).vessels
         if vessels is None:
             raise CacheNotFoundError(f"volume {self.uid} has no vessel mask")
         return _read_box(vessels, start_zyx, shape_zyx, out)

@@ -7,6 +7,7 @@ import hmac
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -22,7 +23,9 @@ from aneurysm.cache.store import store_volume
 from aneurysm.cache.write_errors import ends_the_run, write_errors_told
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import Series, read_series
-from aneurysm.errors import FAILURES, Reason, SeriesRejectedError
+from aneurysm.errors import FAILURES, Reason, SeriesRejectedError, StoreError
+from aneurysm.objects.stored_cache import VolumeSender, working_folder
+from aneurysm.objects.stored_data import brought_mask
 from aneurysm.reasons import reason_of
 from aneurysm.volume.assemble import Volume, assemble
 from aneurysm.volume.frame import target_grid
@@ -47,15 +50,20 @@ _ACQUISITION: Final = (
 
 @dataclass(frozen=True)
 class SeriesJob:
-    """All that a worker needs to know of one series."""
+    """
+    All that a worker needs to know of one series.
+
+    ``mask`` may be a URL. ``url`` is where the worker sends what it made; ``cache`` is then the run's scratch folder.
+    """
 
     source: SeriesSource
     notes: SeriesNotes
-    mask: Path | None
+    mask: Path | str | None
     cache: Path
     spec: CacheSpec
     secret: bytes
     overwrite: bool = False
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,23 +89,32 @@ def build_series(job: SeriesJob) -> Outcome:
         The disk is full: the run must end, and the series be left for the next one.
     CacheError
         The cache can't be written: the same.
+    StoreError
+        An object store fails: likewise.
     """
-    layout = CacheLayout(job.cache)
     uid = job.source.uid
     started = time.perf_counter()
-    with write_errors_told(job.cache), claim(layout, uid) as folder:
+    working = working_folder(job.cache) if job.url else nullcontext(job.cache)
+    with working as root, write_errors_told(root), claim(layout := CacheLayout(root), uid) as folder:
         if folder is None:
             return Outcome(uid, "busy")
-        if not job.overwrite and is_done(layout, uid):
+        sender = VolumeSender(job.url, uid, folder) if job.url else None
+        if not job.overwrite and (is_done(layout, uid) or (sender is not None and sender.is_done())):
             return Outcome(uid, "skipped")
+        layout = layout if sender is None else sender.layout
         try:
             bytes_in, bytes_out = _cache(job, layout, folder)
             layout.record(uid).unlink(missing_ok=True)
+            if sender is not None:
+                sender.send_volume(overwrite=job.overwrite)
             return Outcome(uid, "cached", seconds=_since(started), bytes_in=bytes_in, bytes_out=bytes_out)
         except Exception as error:
-            if ends_the_run(error):
+            if ends_the_run(error) or isinstance(error, StoreError):
                 raise
-            return _record(job, layout, error, _since(started))
+            outcome = _record(job, layout, error, _since(started))
+        if sender is not None:
+            sender.send_record(overwrite=job.overwrite)
+        return outcome
 
 
 def _since(started: float) -> float:
@@ -106,20 +123,26 @@ def _since(started: float) -> float:
 
 def _cache(job: SeriesJob, layout: CacheLayout, folder: Path) -> tuple[int, int]:
     """Build the volume in ``folder`` and publish it; return the bytes read and written."""
-    uid, spec = job.source.uid, job.spec
     if job.source.problem:
         raise SeriesRejectedError(Reason.INVALID_UID, job.source.problem)
-    files = job.source.list_files()
+    with job.source.brought() as source, brought_mask(job.mask) as mask:
+        return _cache_files(job, source.list_files(), mask, layout, folder)
+
+
+def _cache_files(
+    job: SeriesJob, files: list[Path], mask: Path | None, layout: CacheLayout, folder: Path
+) -> tuple[int, int]:
+    uid, spec = job.source.uid, job.spec
     if not files:
         raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty or absent")
     series = read_series(uid, files)
     volume = assemble(series, spec)
     attributes = _attributes(job, series, volume)
     vessels = None
-    if job.mask is not None:
+    if mask is not None:
         whole = target_grid(volume.stack, spec.model_copy(update={"region": None, "max_voxels": sys.maxsize}))
         here = (volume.affine_lps, volume.voxels.shape)
-        vessels, decision = resample_mask(job.mask, here, (whole.affine_lps, whole.shape))
+        vessels, decision = resample_mask(mask, here, (whole.affine_lps, whole.shape))
         attributes["decisions"].append(asdict(decision))
     bytes_out = store_volume(
         layout, folder, spec, attributes, volume.voxels, volume.affine_lps, volume.intensity, vessels,
@@ -198,5 +221,5 @@ def write_record(
 def _size(source: SeriesSource) -> int:
     try:
         return source.size()
-    except OSError:
+    except (OSError, StoreError):
         return 0

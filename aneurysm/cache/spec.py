@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aneurysm.errors import SpecError
+from aneurysm.objects.url import is_url
 
 RECIPE_VERSION: Final = 1
 """Stands in every digest. Raise it when a change of the arithmetic changes a voxel of some series."""
@@ -179,7 +180,7 @@ def shipped_specs() -> list[str]:
 
 def load_spec(name_or_path: str | Path) -> CacheSpec:
     """
-    Load a shipped spec by name, or one of your own by path (a value with a slash or the ending ``.toml``).
+    Load a shipped spec by name, or one of your own by path or URL (a value with a slash or the ending ``.toml``).
 
     Raises
     ------
@@ -194,6 +195,14 @@ def load_spec(name_or_path: str | Path) -> CacheSpec:
                 f"path, for example ./{text}.toml"
             )
         return parse_spec((resources.files("cache_specs") / f"{text}.toml").read_text("utf-8"), f"{text}.toml")
+    if is_url(text):
+        from aneurysm.objects.store import ObjectStore
+
+        folder, _, name = text.rpartition("/")
+        try:
+            return parse_spec(ObjectStore(folder).read(name).decode("utf-8"), text)
+        except (FileNotFoundError, UnicodeDecodeError) as error:
+            raise SpecError(f"the spec {text} can't be read: {error}") from error
     path = Path(text)
     try:
         content = path.read_text("utf-8")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import read_attributes, read_manifest
 from aneurysm.cache.opening import read_spec
 from aneurysm.errors import CacheNotFoundError
 from aneurysm.labels import LABELS
+from aneurysm.objects.url import is_url, joined
 
 
-def describe_cache(cache: Path) -> dict[str, Any]:
+def describe_cache(cache: str | Path) -> dict[str, Any]:
     """
     Return counts over the manifest; no volume is opened.
 
@@ -24,9 +28,9 @@ def describe_cache(cache: Path) -> dict[str, Any]:
     CacheError
         Its spec or manifest can't be read.
     """
-    layout = CacheLayout(cache)
-    spec = read_spec(layout)
-    rows = read_manifest(layout.manifest)
+    with tables_of(cache) as layout:
+        spec = read_spec(layout)
+        rows = read_manifest(layout.manifest)
     cached = [r for r in rows if r["status"] == "cached"]
     shapes = [[int(n) for n in r["shape"].split("x")] for r in cached]
     return {
@@ -69,34 +73,48 @@ def _voxels(row: dict[str, str]) -> int:
     return z * y * x
 
 
-def find_volume(cache: Path, uid: str) -> Path:
+@contextmanager
+def tables_of(cache: str | Path) -> Iterator[CacheLayout]:
+    """Yield where the tables of a cache are: its folder, or one to which they were fetched."""
+    if is_url(cache):
+        from aneurysm.objects.tables import fetched_tables
+
+        with fetched_tables(str(cache)) as folder:
+            yield CacheLayout(folder)
+    else:
+        yield CacheLayout(Path(cache))
+
+
+def find_volume(cache: str | Path, uid: str) -> Path:
     """
-    Return the folder of a volume.
+    Return the folder of a volume, or of its local copy.
 
     Raises
     ------
     CacheNotFoundError
         The series is not in the cache; the message gives the reason if there is one.
     """
-    layout = CacheLayout(cache)
-    volume = layout.volume(uid)
-    # A UID from the command line is no path: only what is directly in volumes/ is a volume.
-    if "/" not in uid and volume.is_dir():
-        return volume
-    row = next((r for r in read_manifest(layout.manifest) if r["series_uid"] == uid), None)
+    with tables_of(cache) as layout:
+        # A UID from the command line is no path: only what is directly in volumes/ is a volume.
+        if "/" not in uid and layout.volume(uid).is_dir():
+            return layout.volume(uid)
+        row = next((r for r in read_manifest(layout.manifest) if r["series_uid"] == uid), None)
+    if row is not None and row["status"] == "cached" and is_url(cache):
+        return Cache.open(cache).stored[uid].fetch()
     if row is not None:
         raise CacheNotFoundError(f"series {uid} is not cached: {row['status']}, {row['reason']}: {row['detail']}")
     raise CacheNotFoundError(f"there is no series {uid} in {cache}; its manifest.csv lists what there is")
 
 
-def describe_volume(cache: Path, uid: str) -> dict[str, Any]:
+def describe_volume(cache: str | Path, uid: str) -> dict[str, Any]:
     """Return the metadata of a volume, with its shape and size. Raises as `find_volume` does."""
     volume = find_volume(cache, uid)
     attributes = read_attributes(volume)
-    row = next((r for r in read_manifest(CacheLayout(cache).manifest) if r["series_uid"] == uid), {})
+    with tables_of(cache) as layout:
+        row = next((r for r in read_manifest(layout.manifest) if r["series_uid"] == uid), {})
     files = [p for p in volume.rglob("*") if p.is_file()]
     return {
-        "path": str(volume),
+        "path": joined(cache, f"volumes/{uid}.zarr") if is_url(cache) else str(volume),
         "shape": [int(n) for n in row.get("shape", "").split("x") if n],
         "files": len(files),
         "bytes": sum(p.stat().st_size for p in files),

@@ -17,11 +17,14 @@ from aneurysm.cache.blocks import Blocks
 from aneurysm.cache.layout import IMAGE, VESSELS, CacheLayout, tree_bytes
 from aneurysm.cache.manifest import manifest_row, read_attributes, read_manifest
 from aneurysm.cache.opening import read_spec
-from aneurysm.cache.publish import abandoned
+from aneurysm.cache.place import cache_place
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.writer import FORMAT_VERSION, content_hash
-from aneurysm.errors import CacheError
+from aneurysm.errors import CacheError, CacheNotFoundError
 from aneurysm.labels import VESSEL_VALUES
+from aneurysm.objects.local_copy import download_volume
+from aneurysm.objects.scratch import scratch_folder
+from aneurysm.objects.store import ObjectStore
 from aneurysm.threads import limit_threads
 
 _BATCH: Final = 64
@@ -53,9 +56,9 @@ class Report:
     bytes_read: int = 0
 
 
-def verify_cache(cache: Path, *, deep: bool = False, workers: int = 1) -> Report:
+def verify_cache(cache: str | Path, *, deep: bool = False, workers: int = 1) -> Report:
     """
-    Check a whole cache; see `Report`.
+    Check a whole cache, a folder or a URL, each of whose volumes is brought here for it; see `Report`.
 
     Raises
     ------
@@ -64,33 +67,48 @@ def verify_cache(cache: Path, *, deep: bool = False, workers: int = 1) -> Report
     CacheError
         Its spec can't be read, so nothing can be checked against it.
     """
-    layout = CacheLayout(cache.absolute())
-    spec = read_spec(layout)
-    report = Report()
-    folders = sorted(layout.volumes.iterdir()) if layout.volumes.is_dir() else []
-    # Checking a small volume takes less time than handing it over.
-    size = max(1, min(_BATCH, len(folders) // (8 * workers)))
-    batches = [folders[i : i + size] for i in range(0, len(folders), size)]
-    found = joblib.Parallel(n_jobs=min(workers, len(batches)) or 1)(
-        joblib.delayed(_check_volumes)(batch, spec, deep) for batch in batches
-    )
-    checks = itertools.chain.from_iterable(found)
-    rows: dict[str, dict[str, str]] = {}
-    for folder, (faults, row, size) in zip(folders, checks, strict=True):
-        report.faults.extend(faults)
-        report.volumes += 1
-        report.bytes_read += size
-        if row is not None:
-            rows[folder.name.removesuffix(".zarr")] = row
-    report.faults.extend(_check_manifest(layout, rows, {f.name.removesuffix(".zarr") for f in folders}))
-    for uid in abandoned(layout):
-        report.faults.append(Fault(f".building/{uid}", "left behind by a run that died", "The next run removes it"))
+    with cache_place(cache) as place:
+        place.refresh()
+        layout = place.layout
+        spec = read_spec(layout)
+        report = Report()
+        folders = sorted(layout.volumes.iterdir()) if layout.volumes.is_dir() else []
+        # Checking a small volume takes less time than handing it over.
+        size = max(1, min(_BATCH, len(folders) // (8 * workers)))
+        batches = [folders[i : i + size] for i in range(0, len(folders), size)]
+        found = joblib.Parallel(n_jobs=min(workers, len(batches)) or 1)(
+            joblib.delayed(_check_volumes)(batch, place.url, spec, deep) for batch in batches
+        )
+        checks = itertools.chain.from_iterable(found)
+        rows: dict[str, dict[str, str]] = {}
+        for folder, (faults, row, size) in zip(folders, checks, strict=True):
+            report.faults.extend(faults)
+            report.volumes += 1
+            report.bytes_read += size
+            if row is not None:
+                rows[folder.name.removesuffix(".zarr")] = row
+        report.faults.extend(_check_manifest(layout, rows, {f.name.removesuffix(".zarr") for f in folders}))
+        for where in place.abandoned():
+            report.faults.append(Fault(where, "left behind by a run that died", "The next run removes it"))
     return report
 
 
-def _check_volumes(folders: list[Path], spec: CacheSpec, deep: bool) -> list[_Checked]:
+def _check_volumes(folders: list[Path], url: str, spec: CacheSpec, deep: bool) -> list[_Checked]:
+    """Check volumes, or, of a cache at a URL, those of which ``folders`` are the shadows."""
     limit_threads(1)
+    if url:
+        return [_check_stored(folder.name, url, spec, deep) for folder in folders]
     return [_check_volume(folder, spec, deep) for folder in folders]
+
+
+def _check_stored(name: str, url: str, spec: CacheSpec, deep: bool) -> _Checked:
+    uid = name.removesuffix(".zarr")
+    with scratch_folder() as scratch:
+        try:
+            download_volume(ObjectStore(url), uid, scratch / name)
+        except CacheNotFoundError as error:
+            return [Fault(uid, str(error), _REBUILD.format(uid=uid))], None, 0
+        return _check_volume(scratch / name, spec, deep)
 
 
 def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> _Checked:

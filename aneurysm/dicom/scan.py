@@ -7,7 +7,9 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -48,12 +50,17 @@ class SeriesSource:
         """Return the bytes of all files: what orders the work."""
         return sum(p.stat().st_size for p in self.list_files())
 
+    @contextmanager
+    def brought(self, *, headers_only: bool = False) -> Iterator[SeriesSource]:  # noqa: ARG002 - for stored ones
+        """Yield the series as local files: this one, or what was fetched of one that is elsewhere."""
+        yield self
+
 
 @dataclass
 class Inventory:
     """What a data folder holds. ``ignored`` counts by kind the files that are no part of any series."""
 
-    root: Path
+    root: Path | str
     layout: str
     sources: list[SeriesSource]
     ignored: Counter[str] = field(default_factory=Counter)
@@ -115,20 +122,32 @@ def _rsna_layout(root: Path) -> Inventory:
 def _free_tree(root: Path, workers: int) -> Inventory:
     import joblib
 
-    ignored = Counter[str]()
-    by_uid: dict[str, list[str]] = defaultdict(list)
-    by_folder: dict[Path, list[str]] = defaultdict(list)
     paths = list(_visible_files(root, recursive=True))
     batches = [paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH)]
     parallel = joblib.Parallel(n_jobs=min(workers, len(batches)) or 1, return_as="generator")
-    for batch, found in zip(batches, parallel(joblib.delayed(_series_uids)(b) for b in batches), strict=True):
-        for path, (kind, uid) in zip(batch, found, strict=True):
-            if kind:
-                ignored[kind] += 1
-            elif uid:
-                by_uid[uid].append(path)
-            else:
-                by_folder[Path(path).parent].append(path)
+    told = parallel(joblib.delayed(series_uids)(b) for b in batches)
+    sources, ignored = group_by_series(root, zip(paths, chain.from_iterable(told), strict=True))
+    return Inventory(root, "tree", sources, ignored)
+
+
+def group_by_series(
+    root: Path, found: Iterable[tuple[str, tuple[str, str]]]
+) -> tuple[list[SeriesSource], Counter[str]]:
+    """
+    Return the series of a tree, and how many files are ignored, by kind.
+
+    ``found`` has of each file its path below ``root``, why it is ignored or "", and its SeriesInstanceUID or "".
+    """
+    ignored = Counter[str]()
+    by_uid: dict[str, list[str]] = defaultdict(list)
+    by_folder: dict[Path, list[str]] = defaultdict(list)
+    for path, (kind, uid) in found:
+        if kind:
+            ignored[kind] += 1
+        elif uid:
+            by_uid[uid].append(path)
+        else:
+            by_folder[Path(path).parent].append(path)
     sources = [safe_source(uid, files=files) for uid, files in sorted(by_uid.items())]
     taken = {s.uid for s in sources}
     for folder, files in sorted(by_folder.items()):
@@ -137,10 +156,10 @@ def _free_tree(root: Path, workers: int) -> Inventory:
             relative = folder.relative_to(root).as_posix()
             name = f"folder-{hashlib.sha256(relative.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
         sources.append(safe_source(name, files=files))
-    return Inventory(root, "tree", sources, ignored)
+    return sources, ignored
 
 
-def _series_uids(paths: Iterable[str]) -> list[tuple[str, str]]:
+def series_uids(paths: Iterable[str]) -> list[tuple[str, str]]:
     """Return for each path why it is ignored or "", and its SeriesInstanceUID or ""."""
     found = []
     for path in paths:

@@ -20,7 +20,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from aneurysm.cache.child import start_worker
 from aneurysm.cache.reader import CachedVolume
 from aneurysm.cache.spec import CacheSpec
-from aneurysm.errors import Reason, SpecMismatchError
+from aneurysm.errors import Reason, SpecMismatchError, StoreError
 from aneurysm.inference.failure import Failure, failure
 from aneurysm.inference.reading import ReadSeries, read_path
 from aneurysm.inference.series_paths import SeriesPath
@@ -59,10 +59,12 @@ def read_or_fail(path: SeriesPath, spec: CacheSpec) -> ReadSeries | Failure:
     ------
     SpecMismatchError
         A cached volume is of another spec: that is wrong with all of them.
+    StoreError
+        An object store fails: likewise.
     """
     try:
         return read_path(path, spec)
-    except SpecMismatchError:
+    except (SpecMismatchError, StoreError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one series, the others go on
         return failure(path.uid, *reason_of(error))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.reader import CachedVolume
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.scan import SeriesSource
@@ -49,10 +48,11 @@ def read_path(path: SeriesPath, spec: CacheSpec) -> ReadSeries:
 
 
 def _read_dicom(source: SeriesSource, spec: CacheSpec) -> ReadSeries:
-    files = source.list_files()
-    if not files:
-        raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty")
-    volume = assemble(read_series(source.uid, files), spec)
+    with source.brought() as local:
+        files = local.list_files()
+        if not files:
+            raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty")
+        volume = assemble(read_series(source.uid, files), spec)
     # Windows ask for the head alone; where the vessels are is costly to find, so an empty mask says that it is known.
     none = np.zeros(volume.voxels.shape, np.uint8)
     blocks = survey(volume.voxels, volume.intensity, spec.spacing_mm, dark_vessels=False, mask=none)
@@ -64,9 +64,9 @@ def _read_dicom(source: SeriesSource, spec: CacheSpec) -> ReadSeries:
 
 def _read_cached(volume: CachedVolume, spec: CacheSpec) -> ReadSeries:
     if (digest := volume.attributes.get("digest")) != spec.digest:
-        layout = CacheLayout(volume.path.parent.parent)
+        cache = volume.name.removesuffix(f"/volumes/{volume.uid}.zarr")
         raise SpecMismatchError(
-            f"{layout.root} has volumes of digest {digest}, the checkpoint wants {spec.digest} (spec {spec.name!r}). "
+            f"{cache} has volumes of digest {digest}, the checkpoint wants {spec.digest} (spec {spec.name!r}). "
             "Give the DICOM series themselves, or a cache of that spec"
         )
     voxels = volume.read((0, 0, 0), volume.shape)

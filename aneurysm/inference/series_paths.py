@@ -10,13 +10,18 @@ from aneurysm.cache.reader import CachedVolume
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.dicom.scan import SeriesSource, find_series, safe_source
 from aneurysm.errors import DataError, UsageError
+from aneurysm.objects.store import ObjectStore
+from aneurysm.objects.stored_data import StoredData
+from aneurysm.objects.url import checked_url, is_url
 
 SeriesPath = SeriesSource | CachedVolume
 
 
-def find_paths(path: Path) -> list[SeriesPath]:
+def find_paths(
+    path: str | Path, *, local_cache: str | Path | None = None, local_cache_gb: float | None = None
+) -> list[SeriesPath]:
     """
-    Return the series at ``path``.
+    Return the series at ``path``, which may be a URL of anything but a single file.
 
     It may be a DICOM file of several frames, a folder of DICOM files, a folder of such folders, a data set in the RSNA
     layout, a cached volume (``CACHE/volumes/<uid>.zarr``), or a cache.
@@ -29,7 +34,12 @@ def find_paths(path: Path) -> list[SeriesPath]:
         There is no series at it.
     CacheError
         The cache's tables are damaged.
+    StoreError
+        The object store can't be read.
     """
+    if is_url(path):
+        return _stored_paths(str(path), local_cache, local_cache_gb)
+    path = Path(path)
     if not path.exists():
         raise UsageError(f"there is no {path}")
     if path.is_file():
@@ -44,3 +54,14 @@ def find_paths(path: Path) -> list[SeriesPath]:
     if CacheLayout(path).spec.is_file():
         return list(Cache.open(path))
     return list(find_series(path).sources)
+
+
+def _stored_paths(url: str, local_cache: str | Path | None, local_cache_gb: float | None) -> list[SeriesPath]:
+    url = checked_url(url)
+    root, _, name = url.rpartition("/volumes/")
+    if root and name.endswith(".zarr") and "/" not in name:
+        cache = Cache.open(root, local_cache=local_cache, local_cache_gb=local_cache_gb)
+        return [cache.volume(name.removesuffix(".zarr"))]
+    if ObjectStore(url).exists("spec.toml"):
+        return list(Cache.open(url, local_cache=local_cache, local_cache_gb=local_cache_gb))
+    return list(StoredData(url).find_series(1).sources)

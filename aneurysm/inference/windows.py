@@ -21,6 +21,7 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.errors import UsageError
 from aneurysm.inference.ahead import ahead
 from aneurysm.inference.candidates import Candidate, best_candidates, map_peaks, window_peaks
+from aneurysm.inference.fetched import fetched
 from aneurysm.inference.source import Source, Windows, read_windows
 from aneurysm.inference.stitching import StitchedMap
 from aneurysm.models.output import check_output
@@ -161,7 +162,7 @@ def predict_cached(
     options = WindowOptions(
         patch_shape, pooling, overlap, batch_size, device, precision, workers, ct_windows_hu, candidates
     )
-    return _told(predict_sources(model, (cache[i] for i in volumes), options), volumes, on_series)
+    return _told(predict_sources(model, fetched(cache, volumes), options), volumes, on_series)
 
 
 def _told(

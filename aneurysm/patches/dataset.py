@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.reader import CachedVolume
-from aneurysm.errors import CacheError, LoaderError
+from aneurysm.errors import CacheError, LoaderError, NoSpaceError, StoreError
 from aneurysm.labels import LABELS
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.location import PatchLocation, Triple
@@ -101,7 +101,7 @@ class PatchDataset(Dataset[Batch]):
         Raises
         ------
         LoaderError
-            Replacement after replacement can't be read either.
+            Replacement after replacement can't be read either; or an object store fails, or the disk is full.
         """
         image = _empty((len(draws), 1, *self.shape_zyx), self._dtype)
         vessels = _empty((len(draws), 1, *self.shape_zyx), np.dtype(np.uint8)) if self.vessels else None
@@ -124,6 +124,8 @@ class PatchDataset(Dataset[Batch]):
                     volume.read_vessels(location.start, location.shape, vessels)
                 elif vessels is not None:
                     vessels.fill(0)
+            except (StoreError, NoSpaceError) as error:
+                raise LoaderError(str(error)) from error  # the next volume would fare no better
             except (CacheError, OSError) as error:
                 damaged.append(f"{volume.uid}: {error}")
                 rng = generator(self.seed, draw.epoch, draw.index * _REPLACEMENTS + attempt, Stream.REPLACE)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.errors import LoaderError, SamplingError
+from aneurysm.objects.fetch_ahead import FetchAhead
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.dataset import PatchDataset
 from aneurysm.patches.location import Triple
@@ -124,7 +125,12 @@ class PatchLoader:
             prefetch_factor=prefetch if workers else None,
             pin_memory=pin_memory,
             worker_init_fn=_start_worker,
+            # What reads object stores does not survive a fork.
+            multiprocessing_context="spawn" if workers and cache.stored else None,
         )
+        self._stored = {v: cache.stored[cache.uids[v]] for v in self.plan.volumes} if cache.stored else {}
+        self._ranks = (rank, ranks)
+        self._ahead: FetchAhead | None = None
         self._steps, self._max_damaged = steps, max_damaged
         self._step, self._goes_on = 0, True
         self.damaged: set[str] = set()
@@ -168,11 +174,14 @@ class PatchLoader:
             self._sampler.epoch, self._step = self._sampler.epoch + 1, 0
         self._goes_on = False
         self._sampler.first_step = self._step
+        self._fetch_ahead()
         with dead_workers_told():
             batches = iter(self._loader)
             while (batch := _next(batches)) is not None:
                 self._note_damage(batch)
                 self._step += 1
+                if self._ahead is not None:
+                    self._ahead.reached(self.epoch * self._steps + self._step)
                 yield batch
 
     def close(self) -> None:
@@ -181,6 +190,9 @@ class PatchLoader:
 
         Without it a run that ends by an error would end them when Python exits, by SIGTERM, for which they take time.
         """
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
         # They outlive an epoch with the loader's iterator, for whose end torch has no public way.
         iterator: Any = self._loader._iterator  # noqa: SLF001
         if iterator is not None and self._loader.num_workers:
@@ -190,6 +202,26 @@ class PatchLoader:
                 # They write nothing, so that nothing is lost.
                 worker.kill()
             self._loader._iterator = None  # noqa: SLF001
+
+    def _fetch_ahead(self) -> None:
+        """Let volumes of a cache in an object store be fetched from where the loader is, on into later epochs."""
+        at = self.epoch * self._steps + self._step
+        if self._ahead is not None and self._ahead.start > at:
+            self._ahead.close()  # the loader was set back
+            self._ahead = None
+        if self._ahead is None and self._stored:
+            self._ahead = FetchAhead(self._stored, self._walk(self.epoch, self._step), self._ranks[1], start=at)
+        if self._ahead is not None:
+            self._ahead.reached(at)
+
+    def _walk(self, epoch: int, step: int) -> Iterator[tuple[int, list[int]]]:
+        """Yield steps, counted over all epochs, and the volumes that their batches are drawn from."""
+        while True:
+            sampler = DrawSampler(self.plan, *self._ranks)
+            sampler.epoch, sampler.first_step = epoch, step
+            for i, draws in enumerate(sampler, step):
+                yield epoch * self._steps + i, [draw.volume for draw in draws]
+            epoch, step = epoch + 1, 0
 
     def _note_damage(self, batch: Batch) -> None:
         for told in batch.damaged:

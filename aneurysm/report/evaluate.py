@@ -28,7 +28,9 @@ class EvaluateOptions:
     Attributes
     ----------
     cache
-        Folder of the cache, if not where the runs' configurations say.
+        Folder or URL of the cache, if not where the runs' configurations say.
+    local_cache, local_cache_gb
+        See `Cache.open`.
     truth
         Table with the lesions' radii (the phantom's truth.csv).
     ensemble
@@ -46,7 +48,9 @@ class EvaluateOptions:
         An option has no such value.
     """
 
-    cache: Path | None = None
+    cache: str | Path | None = None
+    local_cache: str | None = None
+    local_cache_gb: float | None = None
     truth: Path | None = None
     ensemble: Ensemble = "logits"
     target_precision: float = 0.80
@@ -139,7 +143,7 @@ def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None =
     there = [run if isinstance(run, Run) else read_run(run) for run in runs]
     groups = group_runs(there)
     predictions = combine(groups, options.ensemble)
-    cache, no_cache = open_cache(there, options.cache)
+    cache, no_cache = open_cache(there, options.cache, options.local_cache, options.local_cache_gb)
     weights = patient_weights(predictions.patients, options.samples, options.seed)
     second = patient_halves(predictions, options.seed)
     groupings = {"modality": rank_by(predictions, predictions.modalities, weights)}

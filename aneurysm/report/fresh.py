@@ -34,7 +34,7 @@ class FreshOptions:
     Attributes
     ----------
     cache
-        Folder of the cache, if not the one that each run was trained on.
+        Folder or URL of the cache, if not the one that each run was trained on.
     fold
         The fold to predict: the one that the run held out, which is what None means, or the one that it kept for a
         test. ``all``: the whole cache, which may hold no series and no patient that the run was trained on.
@@ -42,12 +42,16 @@ class FreshOptions:
         ``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes a GPU if there is one.
     architecture
         ``module:function``, if it is the user's own.
+    local_cache, local_cache_gb
+        See `Cache.open`.
     """
 
-    cache: Path | None = None
+    cache: str | Path | None = None
     fold: int | Literal["all"] | None = None
     device: str = "auto"
     architecture: str | None = None
+    local_cache: str | None = None
+    local_cache_gb: float | None = None
 
 
 def predict_fresh(
@@ -98,7 +102,8 @@ def _predict(
 ) -> Run:
     checkpoint = load_checkpoint(run.best)
     config = checkpoint.config
-    cache = Cache.open(options.cache or config.cache)
+    place = options.cache or config.cache
+    cache = Cache.open(place, local_cache=options.local_cache, local_cache_gb=options.local_cache_gb)
     if cache.spec.digest != checkpoint.spec.digest:
         raise SpecMismatchError(
             f"{cache.root} is of spec {cache.spec.name!r} (digest {cache.spec.digest}), {run.root} was trained on "

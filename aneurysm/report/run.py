@@ -127,10 +127,10 @@ class Run:
     fresh: str = ""
 
     @property
-    def cache(self) -> Path | None:
-        """Folder of the cache that it was trained on, as its configuration says."""
+    def cache(self) -> str | None:
+        """Folder or URL of the cache that it was trained on, as its configuration says."""
         value = self.config.get("cache")
-        return Path(value) if isinstance(value, str) and value else None
+        return value if isinstance(value, str) and value else None
 
 
 def read_run(root: str | Path) -> Run:

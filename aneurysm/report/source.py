@@ -57,7 +57,9 @@ class Lesions:
         return np.flatnonzero(self.series == series)
 
 
-def open_cache(runs: Sequence[Run], path: Path | None) -> tuple[Cache | None, str]:
+def open_cache(
+    runs: Sequence[Run], path: str | Path | None, local_cache: str | None = None, local_cache_gb: float | None = None
+) -> tuple[Cache | None, str]:
     """
     Return the cache of the runs, or None and why there is none.
 
@@ -65,6 +67,8 @@ def open_cache(runs: Sequence[Run], path: Path | None) -> tuple[Cache | None, st
     ----------
     path
         The cache, wherever the runs' configurations say it is.
+    local_cache, local_cache_gb
+        See `Cache.open`.
 
     Raises
     ------
@@ -79,7 +83,7 @@ def open_cache(runs: Sequence[Run], path: Path | None) -> tuple[Cache | None, st
     opened, missing = [], ""
     for place in places:
         try:
-            opened.append(Cache.open(place))
+            opened.append(Cache.open(place, local_cache=local_cache, local_cache_gb=local_cache_gb))
         except CacheNotFoundError:
             if path is not None:
                 raise

@@ -78,7 +78,10 @@ class TrainConfig(_Section):
     Attributes
     ----------
     cache
-        Folder of the cache.
+        Folder of the cache, or its URL in an object store.
+    local_cache, local_cache_gb
+        Where volumes of a cache at a URL are copied to, and how many GB they may take there; see
+        `aneurysm.objects.local_copy.LocalCopy.of`.
     model, model_options
         A name of `aneurysm.models.registry`, or ``module:function``; and the options of its builder.
     patch
@@ -119,6 +122,8 @@ class TrainConfig(_Section):
     """
 
     cache: str = "cache"
+    local_cache: str | None = None
+    local_cache_gb: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
     model: str = "resnet3d18"
     model_options: dict[str, bool | int | float | str] = {}
     patch: tuple[_Edge, _Edge, _Edge] | None = None

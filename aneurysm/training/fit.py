@@ -92,6 +92,8 @@ def fit(
         There is nothing to train on, a checkpoint does not fit, or the folder holds a run already.
     CacheError
         The cache is missing or damaged, also in validation; or is of another spec than the run.
+    StoreError
+        The object store that the cache is in can't be read.
     DivergedError, DeviceMemoryError, LoaderError, NoSpaceError
         In mid-run; ``last.ckpt`` is sound.
     InterruptedRunError
@@ -99,7 +101,7 @@ def fit(
     """
     started = time.perf_counter()
     config = for_machine(config)
-    cache = Cache.open(config.cache)
+    cache = Cache.open(config.cache, local_cache=config.local_cache, local_cache_gb=config.local_cache_gb)
     if resume:
         _check_resumable(folder, cache)
     split = split_series(cache, config, folds_file=folder.folds if resume else None)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from aneurysm.cache.catalog import UNKNOWN, Cache
-from aneurysm.errors import AneurysmError, CacheError
+from aneurysm.errors import AneurysmError, CacheError, StoreError
 from aneurysm.labels import LABELS, SITES
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.score import Score, score_series
@@ -89,7 +89,7 @@ def predict_series(
             on_series(len(found))
             if stop := stopped():
                 break
-    except CacheError as caught:
+    except (CacheError, StoreError) as caught:
         error = str(caught)
     parts: list[tuple[Predictions, bool, str | None]] = gathered((found, stop, error))
     for _, _, told in parts:

@@ -1,0 +1,78 @@
+"""CachePlace: where a cache that is being built is. A folder here; a URL in aneurysm.objects.stored_cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from aneurysm.cache.estimate import check_space
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.manifest import Row, leave_seconds, write_manifest
+from aneurysm.cache.opening import open_cache, patient_secret
+from aneurysm.cache.publish import abandoned
+from aneurysm.cache.spec import CacheSpec
+from aneurysm.dicom.scan import SeriesSource
+from aneurysm.objects.url import is_url
+
+
+class CachePlace:
+    """
+    A cache in a folder.
+
+    Attributes
+    ----------
+    layout
+        What the run sees of the cache, and where its workers build.
+    url
+        Where workers send what they have built; empty if it is there already.
+    """
+
+    url = ""
+
+    def __init__(self, root: Path) -> None:
+        self.layout = CacheLayout(root)
+
+    def open(self, spec: CacheSpec) -> None:
+        """Make the cache, or make sure that it is of ``spec``."""
+        open_cache(self.layout, spec)
+
+    def refresh(self) -> None:
+        """Bring ``layout`` up to what is there."""
+
+    def abandoned(self) -> list[str]:
+        """Return what dead runs left, by its place in the cache."""
+        return [f".building/{uid}" for uid in abandoned(self.layout)]
+
+    def forget(self, uids: Iterable[str]) -> None:
+        """Remove the records of why series are not cached."""
+        for uid in uids:
+            self.layout.record(uid).unlink(missing_ok=True)
+
+    def check_space(self, todo: Sequence[SeriesSource], spec: CacheSpec) -> None:
+        """Raise `NoSpaceError` if ``todo``, in order of size, will not fit."""
+        check_space(todo, spec, self.layout.root)
+
+    def patient_secret(self) -> bytes:
+        """Return the key of patient_key."""
+        return patient_secret(self.layout)
+
+    def leave_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Leave for the next `write_manifest` how long series took."""
+        leave_seconds(self.layout, seconds)
+
+    def write_manifest(self, seconds: Mapping[str, float]) -> list[Row]:
+        """Derive manifest.csv and lesions.csv from what is there; return the manifest's rows."""
+        return write_manifest(self.layout, seconds)
+
+
+@contextmanager
+def cache_place(cache: str | Path) -> Iterator[CachePlace]:
+    """Yield where the cache is, a folder or a URL."""
+    if is_url(cache):
+        from aneurysm.objects.stored_cache import stored_cache
+
+        with stored_cache(str(cache)) as place:
+            yield place
+    else:
+        yield CachePlace(Path(cache).absolute())

@@ -1,0 +1,263 @@
+"""StoredVolume: one volume of a cache in an object store, and its bounded copy on this machine's disk.
+
+    DIR/
+      .lock                               held while room is made, so that the bound holds for all processes together
+      volumes/<key>-<bytes>/<uid>.zarr    complete, since it was renamed into place; its folder's time is its last use
+      fetching/<key>-<bytes>/, .lock      on its way, by whoever holds the lock; counts already
+
+The key is a hash of URL, series and content: a volume that was built again is another one. What was fetched is
+compared with its content hash before it is renamed. Beyond the bound the least recently used volumes go; whoever has
+one of them open reads on, for a map outlives its file's name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from aneurysm.cache.manifest import read_attributes
+from aneurysm.cache.publish import flush_tree, no_space_told
+from aneurysm.cache.writer import content_hash
+from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, UsageError
+from aneurysm.objects.store import ObjectStore
+
+DEFAULT_GB: Final = 100.0
+_SHARE: Final = 0.9
+"""Of the disk's free space, and of what the copy takes already, it takes no more, whatever it was told."""
+_WAIT_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCopy:
+    """Where copies of volumes are kept, and how many bytes they may take together."""
+
+    folder: Path
+    most_bytes: int
+
+    @classmethod
+    def of(cls, folder: str | Path | None = None, gigabytes: float | None = None) -> LocalCopy:
+        """
+        Return the local copy in ``folder``, of at most so many GB (1e9 bytes).
+
+        What is not given is taken from ANEURYSM_LOCAL_CACHE and ANEURYSM_LOCAL_CACHE_GB, else it is ``aneurysm`` in the
+        user's cache folder (XDG_CACHE_HOME, or ~/.cache), and 100 GB; in any case no more than 90 % of the disk's
+        free space.
+
+        Raises
+        ------
+        UsageError
+            The folder can't be made, or the number is none above 0.
+        """
+        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aneurysm"
+        given = folder or os.environ.get("ANEURYSM_LOCAL_CACHE") or usual
+        text = gigabytes if gigabytes is not None else os.environ.get("ANEURYSM_LOCAL_CACHE_GB") or DEFAULT_GB
+        try:
+            most = float(text)
+        except ValueError:
+            most = 0.0
+        if not 0 < most < float("inf"):
+            raise UsageError(
+                f"a local copy of {text} GB (--local-cache-gb, ANEURYSM_LOCAL_CACHE_GB): give a number above 0"
+            )
+        place = Path(given).expanduser().absolute()
+        try:
+            for name in ("volumes", "fetching"):
+                (place / name).mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(place).free
+        except OSError as error:
+            raise UsageError(
+                f"the folder for local copies of volumes, {place}, can't be made: {error.strerror}. Name another with "
+                "--local-cache or ANEURYSM_LOCAL_CACHE"
+            ) from error
+        taken = sum(size for size, _, _ in _entries(place / "volumes"))
+        return cls(place, min(int(most * 1e9), int(_SHARE * (free + taken))))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVolume:
+    """A volume in an object store. ``size`` is in bytes, ``content_hash`` what the manifest says."""
+
+    url: str
+    uid: str
+    content_hash: str
+    size: int
+    copy: LocalCopy
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"{self.url}/volumes/{self.uid}.zarr"
+
+    @property
+    def path(self) -> Path:
+        """Where its copy is, once it was fetched."""
+        return self.copy.folder / "volumes" / self._entry / f"{self.uid}.zarr"
+
+    @property
+    def _entry(self) -> str:
+        key = hashlib.sha256(f"{self.url}\0{self.uid}\0{self.content_hash}".encode()).hexdigest()[:32]
+        return f"{key}-{self.size}"
+
+    def fetch(self) -> Path:
+        """
+        Make sure that the volume is here, and mark it as used; return its folder.
+
+        Raises
+        ------
+        CacheNotFoundError
+            There is no such volume, or not any more.
+        DamagedCacheError
+            It is not what the manifest says, also when it is fetched again.
+        StoreError
+            The store can't be read.
+        UsageError
+            The local copy is smaller than this volume.
+        NoSpaceError
+            The disk is full.
+        """
+        if self._mark_used():
+            return self.path
+        with (
+            _held(self.copy.folder / "fetching" / f"{self._entry}.lock"),
+            no_space_told(self.copy.folder, "Free some, or name another folder with --local-cache"),
+        ):
+            # Another process may have fetched it meanwhile.
+            if not self._mark_used():
+                part = self.copy.folder / "fetching" / self._entry
+                try:
+                    self._reserve(part)
+                    self._bring(part / f"{self.uid}.zarr")
+                    flush_tree(part)
+                    part.rename(self.path.parent)
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
+        return self.path
+
+    def _mark_used(self) -> bool:
+        try:
+            os.utime(self.path.parent)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _reserve(self, part: Path) -> None:
+        """Make room, and take it by the folder that the volume is fetched to."""
+        self.check_bound()
+        shutil.rmtree(part, ignore_errors=True)  # a dead process was at it
+        while True:
+            with _held(self.copy.folder / ".lock", keep=True):
+                if _make_room(self.copy, self.size):
+                    part.mkdir()
+                    return
+            time.sleep(_WAIT_S)  # all of it is on its way; what has arrived may go
+
+    def check_bound(self) -> None:
+        """Raise `UsageError` if the local copy is smaller than this volume."""
+        if self.size > self.copy.most_bytes:
+            raise UsageError(
+                f"{self.name} has {self.size / 1e9:.3g} GB, and its local copy {self.copy.folder} may take "
+                f"{self.copy.most_bytes / 1e9:.3g} GB in all. Give more with --local-cache-gb"
+            )
+
+    def _bring(self, folder: Path) -> None:
+        told = ""
+        # Once more, if it was replaced while it was read, or a disk or net did it harm.
+        for _ in range(2):
+            shutil.rmtree(folder, ignore_errors=True)
+            download_volume(ObjectStore(self.url), self.uid, folder)
+            try:
+                attributes = read_attributes(folder)
+            except CacheError as error:
+                told = str(error).replace(str(folder), self.name)
+                continue
+            found = content_hash(folder, attributes)
+            if found == self.content_hash == attributes.get("content_hash"):
+                return
+            told = "its content hash differs from the manifest's"
+            if found == attributes.get("content_hash"):
+                told += ": it was built again since the manifest was read"
+        raise DamagedCacheError(f"{self.name} is not what it should be: {told}. Run aneurysm verify on the cache")
+
+
+def download_volume(store: ObjectStore, uid: str, folder: Path) -> None:
+    """Write the objects of a volume to ``folder``. Raises `CacheNotFoundError` if it is not there, or not complete."""
+    prefix = f"volumes/{uid}.zarr"
+    keys = [o.key for o in store.find(prefix)]
+    if f"{prefix}/zarr.json" not in keys:
+        raise CacheNotFoundError(f"there is no volume {store.url}/{prefix}")
+    try:
+        store.download_all({key: folder / key.removeprefix(f"{prefix}/") for key in keys})
+    except FileNotFoundError as error:
+        raise CacheNotFoundError(f"{store.url}/{prefix} was taken away while it was read ({error})") from error
+
+
+def _make_room(copy: LocalCopy, needed: int) -> bool:
+    """Remove the least recently used volumes until ``needed`` bytes fit; False if what is on its way leaves no room."""
+    coming = 0
+    for size, _, path in _entries(copy.folder / "fetching"):
+        if _is_held(path.with_name(f"{path.name}.lock")):
+            coming += size
+        else:
+            shutil.rmtree(path, ignore_errors=True)  # its owner is dead
+    there = sorted(_entries(copy.folder / "volumes"), key=lambda e: e[1])
+    total = coming + sum(size for size, _, _ in there)
+    for size, _, path in there:
+        if total + needed <= copy.most_bytes:
+            break
+        gone = copy.folder / "fetching" / f"{path.name}.gone"
+        # Renamed first: a volume is there as a whole, or not at all.
+        with suppress(FileNotFoundError):
+            path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+        total -= size
+    return total + needed <= copy.most_bytes
+
+
+def _entries(folder: Path) -> Iterator[tuple[int, float, Path]]:
+    """Yield size, last use and path of what is in a folder; names tell the sizes."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            size = entry.name.removesuffix(".gone").rsplit("-", 1)[-1]
+            if size.isdigit():
+                with suppress(FileNotFoundError):
+                    yield int(size), entry.stat().st_mtime, Path(entry.path)
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+@contextmanager
+def _held(path: Path, *, keep: bool = False) -> Iterator[None]:
+    """Hold the lock on ``path``, waiting for it; the file is gone afterwards, unless it is to be kept."""
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                break
+        os.close(descriptor)  # its last owner removed it
+    try:
+        yield
+    finally:
+        if not keep:
+            path.unlink(missing_ok=True)
+        os.close(descriptor)

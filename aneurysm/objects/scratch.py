@@ -1,0 +1,97 @@
+"""Folders for work in progress on this machine's disk (TMPDIR), gone with the process that holds them, however it ends.
+
+    TMPDIR/aneurysm-<user>/
+      .lock           held while a folder is made or the dead's are swept
+      <random>/.held  locked by all processes that work in the folder; the kernel lets go of it when they die
+
+A folder that nobody holds is swept when the next one is made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from aneurysm.errors import CacheError, NoSpaceError, UsageError
+
+
+def _base() -> Path:
+    base = Path(tempfile.gettempdir()) / f"aneurysm-{os.getuid()}"
+    base.mkdir(mode=0o700, exist_ok=True)
+    if base.stat().st_uid != os.getuid():
+        raise UsageError(f"{base} is another user's. Set TMPDIR to a folder of your own")
+    return base
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a new folder, which is gone afterwards; sweep what dead processes left."""
+    with _locked(_base() / ".lock"):
+        _sweep(_base())
+        folder = Path(tempfile.mkdtemp(dir=_base()))
+        descriptor = _hold(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the scratch folder of another process, so that it stays until both are done with it."""
+    with _locked(folder.parent / ".lock"):
+        descriptor = _hold(folder)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def told_as(folder: Path, url: str) -> Iterator[None]:
+    """Let messages of our errors name ``url`` where they name ``folder``, its copy."""
+    try:
+        yield
+    except NoSpaceError as error:
+        raise NoSpaceError(f"{error}. TMPDIR can name a folder on another disk") from error
+    except (CacheError, UsageError) as error:
+        if str(folder) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(folder), url)) from None
+
+
+def _hold(folder: Path) -> int:
+    descriptor = os.open(folder / ".held", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def _sweep(base: Path) -> None:
+    for folder in base.iterdir():
+        if not folder.is_dir():
+            continue
+        with suppress(FileNotFoundError):
+            descriptor = os.open(folder / ".held", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,269 @@
+"""StoredCache: a cache that is built in an object store.
+
+The run keeps a shadow of it in a scratch folder: the tables, the records, and of each volume its metadata, with a hole
+as large as the rest. All that reads a local cache reads the shadow. Workers build volumes in the scratch folder, and
+send them.
+
+What is guaranteed: a volume is there once its root zarr.json is, which is sent last, and is taken away first. A kill
+leaves objects without it, which nobody reads; the next run to build the series writes over them, and what is left
+of others is removed when it is some hours old, and so nobody's work any more. There are no locks: before a series is
+built, and before it is sent, its worker looks whether another run was faster. If both send it, the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from aneurysm.cache.layout import IMAGE, CacheLayout
+from aneurysm.cache.manifest import Row
+from aneurysm.cache.opening import open_cache
+from aneurysm.cache.place import CachePlace
+from aneurysm.cache.spec import CacheSpec
+from aneurysm.dicom.scan import SeriesSource
+from aneurysm.objects.scratch import held, scratch_folder, told_as
+from aneurysm.objects.store import ObjectStore, StoredObject
+
+ABANDONED_AFTER: Final = timedelta(hours=6)
+"""So old the newest object of an incomplete volume is, before it is taken for what a dead run left."""
+_METADATA: Final = ("zarr.json", f"{IMAGE}/zarr.json")
+_HOLE: Final = "rest"
+
+
+@contextmanager
+def stored_cache(url: str) -> Iterator[StoredCache]:
+    """Yield the cache at ``url``, with a shadow that is gone afterwards."""
+    store = ObjectStore(url)
+    with scratch_folder() as folder, told_as(folder / "cache", store.url):
+        yield StoredCache(store, folder / "cache")
+
+
+class StoredCache(CachePlace):
+    """A cache in an object store, and its shadow."""
+
+    def __init__(self, store: ObjectStore, shadow: Path) -> None:
+        super().__init__(shadow)
+        self.url, self._store = store.url, store
+        self._shown: dict[str, str] = {}
+        """ETags of the root metadata of the volumes in the shadow, by UID."""
+        self._incomplete: dict[str, list[StoredObject]] = {}
+        self._records: dict[str, tuple[str, bytes]] = {}
+        """ETags and content of the records in the shadow, by UID."""
+
+    def open(self, spec: CacheSpec) -> None:
+        """Make the cache, or make sure that it is of ``spec``; remove what dead runs left."""
+        self.refresh()
+        there = self.layout.spec.exists()
+        open_cache(self.layout, spec)
+        if not there and not self._store.create(self.layout.spec.name, self.layout.spec.read_bytes()):
+            # Another run was faster, whose spec counts.
+            self._fetch_table(self.layout.spec)
+            open_cache(self.layout, spec)
+        for prefix in self.abandoned():
+            # Listed once more, and deleted at once: another run may have begun to send it.
+            objects = self._store.find(prefix)
+            if _is_abandoned(objects, prefix):
+                self._store.delete(o.key for o in objects)
+
+    def forget(self, uids: Iterable[str]) -> None:
+        """Remove the records of why series are not cached."""
+        known = [uid for uid in uids if uid in self._records]
+        self._store.delete(_record(uid) for uid in known)
+        for uid in known:
+            self.layout.record(uid).unlink(missing_ok=True)
+            del self._records[uid]
+
+    def check_space(self, todo: Sequence[SeriesSource], spec: CacheSpec) -> None:
+        """Do nothing: an object store has no end."""
+
+    def patient_secret(self) -> bytes:
+        """Return the key of patient_key, which the first run makes."""
+        path = self.layout.patient_key
+        if not os.environ.get("ANEURYSM_PATIENT_KEY"):
+            self._fetch_table(path)
+            there = path.exists()
+            made = super().patient_secret()
+            if there or self._store.create(path.name, made + b"\n"):
+                return made
+            self._fetch_table(path)
+        return super().patient_secret()
+
+    def write_manifest(self, seconds: Mapping[str, float]) -> list[Row]:
+        """Derive manifest.csv and lesions.csv from what is in the store by now; return the manifest's rows."""
+        self.refresh()
+        left = [_left(path) for path in self.layout.seconds.glob("*.json")]
+        rows = super().write_manifest(seconds)
+        for path in (self.layout.lesions, self.layout.manifest):
+            self._store.write(path.name, path)
+        self._store.delete(left)
+        return rows
+
+    def leave_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Leave for the next `write_manifest` how long series took."""
+        before = set(self.layout.seconds.glob("*.json"))
+        super().leave_seconds(seconds)
+        for path in set(self.layout.seconds.glob("*.json")) - before:
+            self._store.write(_left(path), path)
+
+    def refresh(self) -> None:
+        """Send what this process recorded, and bring the shadow up to what is in the store."""
+        self._send_records()
+        objects = self._store.find()
+        volumes = _by_volume(objects)
+        complete = {uid: o for uid, o in volumes.items() if _root(o, uid) is not None}
+        self._incomplete = {uid: o for uid, o in volumes.items() if uid not in complete}
+        changed = [uid for uid, o in complete.items() if self._shown.get(uid) != _etag(o, uid)]
+        for uid in [u for u in self._shown if u not in complete] + changed:
+            shutil.rmtree(self.layout.volume(uid), ignore_errors=True)
+            self._shown.pop(uid, None)
+        self._store.each(lambda uid: self._show(uid, complete[uid]), changed)
+        records = {
+            o.key.rsplit("/", 1)[-1].removesuffix(".json"): o
+            for o in objects
+            if o.key.startswith("rejected/") and o.key.endswith(".json") and o.key.count("/") == 1
+        }
+        for uid in [u for u in self._records if u not in records]:
+            self.layout.record(uid).unlink(missing_ok=True)
+            del self._records[uid]
+        self._store.each(
+            self._fetch_record, [o for uid, o in records.items() if self._records.get(uid, ("",))[0] != o.e_tag]
+        )
+        for path in (self.layout.spec, self.layout.manifest):
+            self._fetch_table(path)
+        left = [o.key for o in objects if o.key.startswith(f"{self.layout.seconds.name}/")]
+        with suppress(FileNotFoundError):  # another run has put them into the manifest just now
+            self._store.download_all({key: self.layout.root / key for key in left})
+
+    def abandoned(self) -> list[str]:
+        """Return what dead runs left, by its place in the store, as of the last refresh."""
+        return sorted(_prefix(u) for u, objects in self._incomplete.items() if _is_abandoned(objects, _prefix(u)))
+
+    def _send_records(self) -> None:
+        if not self.layout.rejected.is_dir():
+            return
+        for path in sorted(self.layout.rejected.glob("*.json")):
+            uid, content = path.name.removesuffix(".json"), path.read_bytes()
+            if self._records.get(uid, ("", b""))[1] != content:
+                self._records[uid] = (self._store.write(_record(uid), content), content)
+
+    def _show(self, uid: str, objects: Sequence[StoredObject]) -> None:
+        """Make the shadow of a volume."""
+        folder, rest = self.layout.volume(uid), 0
+        for o in objects:
+            name = o.key.removeprefix(f"{_prefix(uid)}/")
+            if name not in _METADATA:
+                rest += o.size
+                continue
+            try:
+                self._store.download(o.key, folder / name)
+            except FileNotFoundError:
+                shutil.rmtree(folder, ignore_errors=True)
+                return  # taken away just now
+        with (folder / _HOLE).open("wb") as file:
+            file.truncate(rest)
+        self._shown[uid] = _etag(objects, uid)
+
+    def _fetch_record(self, record: StoredObject) -> None:
+        uid = record.key.rsplit("/", 1)[-1].removesuffix(".json")
+        try:
+            content = self._store.read(record.key)
+        except FileNotFoundError:
+            return
+        self._records[uid] = (record.e_tag, content)
+        self.layout.rejected.mkdir(parents=True, exist_ok=True)
+        self.layout.record(uid).write_bytes(content)
+
+    def _fetch_table(self, path: Path) -> None:
+        try:
+            self._store.download(path.name, path)
+        except FileNotFoundError:
+            path.unlink()
+
+
+@contextmanager
+def working_folder(shadow: Path) -> Iterator[Path]:
+    """Yield the run's shadow to build in, which tells who builds what on this machine; on another, a folder apart."""
+    if shadow.is_dir():
+        with held(shadow.parent):
+            yield shadow
+    else:
+        with scratch_folder() as folder:
+            yield folder / shadow.name
+
+
+class VolumeSender:
+    """What the worker at one series asks of the store; it builds in ``layout``, a cache of its own, and sends it."""
+
+    def __init__(self, url: str, uid: str, folder: Path) -> None:
+        self._store, self._uid = ObjectStore(url), uid
+        self.layout = CacheLayout(folder / "cache")
+
+    def is_done(self) -> bool:
+        """Say whether another run has built the volume meanwhile."""
+        return self._store.exists(f"{_prefix(self._uid)}/zarr.json")
+
+    def send_volume(self, *, overwrite: bool) -> None:
+        """Send the volume, its root metadata last, and remove the record of why it was not there."""
+        prefix, folder = _prefix(self._uid), self.layout.volume(self._uid)
+        files = {f"{prefix}/{p.relative_to(folder).as_posix()}": p for p in folder.rglob("*") if p.is_file()}
+        root = f"{prefix}/zarr.json"
+        there = {o.key for o in self._store.find(prefix)}
+        if root not in there or overwrite:
+            # Invisible from here on. What has a name that will be written again is left, for another run may be at it.
+            self._store.delete([root] if root in there else [])
+            self._store.delete(there - files.keys())
+            self._store.each(lambda key: self._store.write(key, files[key]), sorted(files.keys() - {root}))
+            self._store.write(root, files[root])
+        self._store.delete([_record(self._uid)])
+
+    def send_record(self, *, overwrite: bool) -> None:
+        """Send the record of why there is no volume; with ``overwrite`` take away the one that is there."""
+        self._store.write(_record(self._uid), self.layout.record(self._uid))
+        if overwrite:
+            keys = [o.key for o in self._store.find(_prefix(self._uid))]
+            self._store.delete(k for k in keys if k == f"{_prefix(self._uid)}/zarr.json")
+            self._store.delete(keys)
+
+
+def _prefix(uid: str) -> str:
+    return f"volumes/{uid}.zarr"
+
+
+def _record(uid: str) -> str:
+    return f"rejected/{uid}.json"
+
+
+def _left(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _by_volume(objects: Iterable[StoredObject]) -> dict[str, list[StoredObject]]:
+    found = defaultdict(list)
+    for o in objects:
+        top, _, rest = o.key.partition("/")
+        name = rest.split("/", 1)[0]
+        if top == "volumes" and "/" in rest and name.endswith(".zarr"):
+            found[name.removesuffix(".zarr")].append(o)
+    return found
+
+
+def _root(objects: Sequence[StoredObject], uid: str) -> StoredObject | None:
+    return next((o for o in objects if o.key == f"{_prefix(uid)}/zarr.json"), None)
+
+
+def _etag(objects: Sequence[StoredObject], uid: str) -> str:
+    root = _root(objects, uid)
+    return "" if root is None else root.e_tag
+
+
+def _is_abandoned(objects: Sequence[StoredObject], prefix: str) -> bool:
+    """Say whether there are objects of a volume, without its root metadata, and all of them old."""
+    if not objects or any(o.key == f"{prefix}/zarr.json" for o in objects):
+        return False
+    return max(o.modified for o in objects) < datetime.now(UTC) - ABANDONED_AFTER

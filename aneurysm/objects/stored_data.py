@@ -1,0 +1,238 @@
+"""DICOM data below a URL -> series whose files are brought to a scratch folder while they are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from aneurysm.annotations.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
+from aneurysm.annotations.vessels import MASK_ENDINGS, find_masks
+from aneurysm.dicom.header import NotDicomError, read_header
+from aneurysm.dicom.scan import Inventory, SeriesSource, find_series, group_by_series, safe_source, series_uids
+from aneurysm.errors import DataError
+from aneurysm.objects.scratch import scratch_folder, told_as
+from aneurysm.objects.store import ObjectStore, StoredObject
+from aneurysm.objects.url import is_url
+from aneurysm.threads import look_at_each
+
+_HEAD: Final = 32 * 1024
+"""So much of an object is read to learn whose series it is; of most headers that is all."""
+_BATCH: Final = 256
+_MASKS: Final = "segmentations"
+
+
+@dataclass(frozen=True)
+class StoredSource(SeriesSource):
+    """A series in an object store: all objects of a folder (RSNA layout), or those of ``keys``."""
+
+    url: str = ""
+    prefix: str = ""
+    keys: tuple[str, ...] = ()
+
+    def list_files(self) -> list[Path]:
+        """Raise: there are files only within `brought`."""
+        raise TypeError(f"series {self.uid} is in an object store: bring it first")
+
+    def size(self) -> int:
+        """Return the bytes of all objects."""
+        chosen = set(self.keys)
+        return sum(o.size for o in self._objects() if not chosen or o.key in chosen)
+
+    @contextmanager
+    def brought(self, *, headers_only: bool = False) -> Iterator[SeriesSource]:
+        """Yield the series as local files, which are gone afterwards."""
+        store = ObjectStore(self.url)
+        with scratch_folder() as folder:
+            objects = {o.key: o.size for o in self._objects()} if headers_only or not self.keys else {}
+            keys = self.keys or tuple(objects)
+            if headers_only:
+                store.each(lambda key: _bring_header(store, key, objects[key], folder / key), keys)
+            else:
+                store.download_all({key: folder / key for key in keys})
+            if self.keys:
+                yield SeriesSource(self.uid, files=tuple(str(folder / key) for key in keys), problem=self.problem)
+            else:
+                (folder / self.prefix).mkdir(parents=True, exist_ok=True)
+                yield SeriesSource(self.uid, folder / self.prefix, problem=self.problem)
+
+    def _objects(self) -> list[StoredObject]:
+        found = ObjectStore(self.url).find(self.prefix)
+        # Of a folder that is one series only what lies directly in it, as in a local one.
+        return found if self.keys else [o for o in found if _is_direct(o.key, self.prefix)]
+
+
+class DataPlace:
+    """Data in a folder."""
+
+    path: Path | None = None
+    """The folder; None if it is none, but a URL."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = self._root = root
+
+    def find_series(self, workers: int) -> Inventory:
+        """Find the series; see `aneurysm.dicom.scan.find_series`."""
+        return find_series(self._root, workers)
+
+    def tables(self) -> Tables:
+        """Read the tables; see `aneurysm.annotations.tables.read_tables`."""
+        return read_tables(self._root)
+
+    def find_masks(self) -> Mapping[str, Path | str]:
+        """Return where the vessel masks are, by series UID."""
+        return find_masks(self._root)
+
+    def sizes(self, sources: Sequence[SeriesSource]) -> dict[str, int]:
+        """Return about how many bytes each series has, by UID."""
+        return dict(zip((s.uid for s in sources), look_at_each(sources, _approximate_size), strict=True))
+
+
+class StoredData(DataPlace):
+    """Data below a URL."""
+
+    def __init__(self, url: str) -> None:
+        self._store = ObjectStore(url)
+
+    def find_series(self, workers: int) -> Inventory:
+        """Find the series, as in a folder: by the folders in ``series``, else by what the objects say."""
+        folders, files = self._store.folders("")
+        if "series" in folders:
+            inventory = self._rsna_layout()
+        elif TRAIN_CSV in files:
+            raise DataError(f"{self._store.url} has a train.csv but no folder series/. Is the data set complete?")
+        elif not folders and not files:
+            raise DataError(f"there is nothing below {self._store.url}. Name the data with --data or ANEURYSM_DATA")
+        else:
+            inventory = self._free_tree(workers)
+        if not inventory.sources:
+            kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(inventory.ignored.items())) or "no files"
+            raise DataError(f"no DICOM series below {self._store.url}: found {kinds}")
+        return inventory
+
+    def tables(self) -> Tables:
+        """Read the tables; see `aneurysm.annotations.tables.read_tables`."""
+        with scratch_folder() as folder, told_as(folder, self._store.url):
+            for name in (TRAIN_CSV, LOCALIZERS_CSV):
+                try:
+                    self._store.download(name, folder / name)
+                except FileNotFoundError:
+                    (folder / name).unlink()
+            return read_tables(folder)
+
+    def find_masks(self) -> Mapping[str, Path | str]:
+        """Return the URLs of the vessel masks, by series UID."""
+        keys = {o.key for o in self._store.find(_MASKS)}
+        found: dict[str, str] = {}
+        for ending in MASK_ENDINGS:
+            for nested in (False, True):  # the first found counts, as in a folder
+                for key in sorted(k for k in keys if k.endswith(ending)):
+                    uid = key.rsplit("/", 1)[-1].removesuffix(ending)
+                    if key == (f"{_MASKS}/{uid}/{uid}{ending}" if nested else f"{_MASKS}/{uid}{ending}"):
+                        found.setdefault(uid, f"{self._store.url}/{key}")
+        return found
+
+    def sizes(self, sources: Sequence[SeriesSource]) -> dict[str, int]:
+        """Return how many bytes each series has, by UID; a listing each, many at once."""
+        return dict(zip((s.uid for s in sources), self._store.each(lambda s: s.size(), sources), strict=True))
+
+    def _rsna_layout(self) -> Inventory:
+        folders, files = self._store.folders("series")
+        ignored = Counter[str]()
+        if loose := sum(not name.startswith(".") for name in files):
+            ignored["loose files in series/"] = loose
+        sources = [
+            _stored(safe_source(name), self._store.url, prefix=f"series/{name}")
+            for name in folders
+            if not name.startswith(".")
+        ]
+        return Inventory(self._store.url, "rsna", list(sources), ignored)
+
+    def _free_tree(self, workers: int) -> Inventory:
+        import joblib
+
+        objects = [o for o in self._store.find() if _is_visible(o.key)]
+        # In the order in which a folder is gone through, so that the volumes are the same.
+        objects.sort(key=lambda o: o.key.split("/"))
+        batches = [objects[i : i + _BATCH] for i in range(0, len(objects), _BATCH)]
+        parallel = joblib.Parallel(n_jobs=min(workers, len(batches)) or 1, return_as="generator")
+        told = parallel(joblib.delayed(_series_uids)(self._store.url, b) for b in batches)
+        root = Path("/")
+        names = (f"/{o.key}" for o in objects)
+        local, ignored = group_by_series(root, zip(names, chain.from_iterable(told), strict=True))
+        sources = [_stored(s, self._store.url, keys=tuple(name[1:] for name in s.files)) for s in local]
+        return Inventory(self._store.url, "tree", list(sources), ignored)
+
+
+def data_place(data: str | Path) -> DataPlace:
+    """Return where the data are, a folder or a URL."""
+    return StoredData(str(data)) if is_url(data) else DataPlace(Path(data).absolute())
+
+
+@contextmanager
+def brought_mask(mask: Path | str | None) -> Iterator[Path | None]:
+    """Yield a vessel mask as a local file."""
+    if not isinstance(mask, str):
+        yield mask
+        return
+    folder_url, name = mask.rsplit("/", 1)
+    with scratch_folder() as folder:
+        ObjectStore(folder_url).download(name, folder / name)
+        yield folder / name
+
+
+def _approximate_size(source: SeriesSource) -> int:
+    try:
+        return source.approximate_size()
+    except OSError:
+        return 0
+
+
+def _stored(source: SeriesSource, url: str, *, prefix: str = "", keys: tuple[str, ...] = ()) -> StoredSource:
+    return StoredSource(source.uid, problem=source.problem, url=url, prefix=prefix, keys=keys)
+
+
+def _series_uids(url: str, objects: Sequence[StoredObject]) -> list[tuple[str, str]]:
+    """Return for each object why it is ignored or "", and its SeriesInstanceUID or ""."""
+    store = ObjectStore(url)
+    with scratch_folder() as folder:
+        paths = {o.key: folder / o.key for o in objects}
+        try:
+            store.each(lambda o: _bring_header(store, o.key, o.size, paths[o.key]), objects)
+        except FileNotFoundError as error:
+            raise DataError(f"{error}: it was there when {url} was listed") from error
+        return series_uids([str(path) for path in paths.values()])
+
+
+def _bring_header(store: ObjectStore, key: str, size: int, path: Path) -> None:
+    """Write a file of ``size`` bytes of which the header is that of the object; of its pixels there may be a hole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if size <= _HEAD:
+        path.write_bytes(store.read(key) if size else b"")
+        return
+    start = store.read(key, _HEAD)
+    path.write_bytes(start)
+    if start[128:132] != b"DICM" and start[:2] not in (b"\x08\x00", b"\x02\x00"):
+        return  # no DICOM, whatever follows
+    with path.open("r+b") as file:
+        file.truncate(size)
+    try:
+        offset = read_header(path).pixel_offset
+    except NotDicomError:
+        offset = None
+    if offset is None or offset > _HEAD:
+        store.download(key, path)
+
+
+def _is_direct(key: str, prefix: str) -> bool:
+    name = key.removeprefix(f"{prefix}/")
+    return "/" not in name and not name.startswith(".")
+
+
+def _is_visible(key: str) -> bool:
+    parts = key.split("/")
+    return not any(p.startswith(".") for p in parts) and not any(p.endswith(".zarr") for p in parts[:-1])

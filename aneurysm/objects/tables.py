@@ -1,0 +1,57 @@
+"""Tables of a cache in an object store -> the same objects as from a local one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from aneurysm.cache.catalog import Cache
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.manifest import read_manifest
+from aneurysm.errors import DamagedCacheError
+from aneurysm.objects.local_copy import LocalCopy, StoredVolume
+from aneurysm.objects.scratch import scratch_folder, told_as
+from aneurysm.objects.store import ObjectStore
+from aneurysm.objects.url import checked_url
+
+
+@contextmanager
+def fetched_tables(url: str) -> Iterator[Path]:
+    """Yield a folder with spec.toml, manifest.csv and lesions.csv of the cache at ``url``, as far as there are any."""
+    store = ObjectStore(url)
+    with scratch_folder() as folder:
+        layout = CacheLayout(folder)
+
+        def fetch(path: Path) -> None:
+            try:
+                store.download(path.name, path)
+            except FileNotFoundError:
+                path.unlink()
+
+        store.each(fetch, [layout.spec, layout.manifest, layout.lesions])
+        with told_as(folder, store.url):
+            yield folder
+
+
+def open_stored(url: str, local_cache: str | Path | None, local_cache_gb: float | None) -> Cache:
+    """Open the cache at ``url``, whose volumes are to be copied to ``local_cache``; see `Cache.open`."""
+    url = checked_url(url)
+    with fetched_tables(url) as folder:
+        cache = Cache.open(folder)
+        rows = {row["series_uid"]: row for row in read_manifest(CacheLayout(folder).manifest)}
+    if strange := [uid for uid in cache.uids if "/" in uid or uid.startswith(".")]:
+        # It becomes a path on this machine, and came from elsewhere.
+        raise DamagedCacheError(f"{url}/manifest.csv is damaged: {strange[0]!a} can't name a volume")
+    copy = LocalCopy.of(local_cache, local_cache_gb)
+    try:
+        stored = {
+            uid: StoredVolume(url, uid, rows[uid]["content_hash"], int(rows[uid]["bytes_out"]), copy)
+            for uid in cache.uids
+        }
+    except ValueError as error:
+        raise DamagedCacheError(f"{url}/manifest.csv is damaged: {error}. Run aneurysm precache") from error
+    for largest in sorted(stored.values(), key=lambda v: v.size)[-1:]:
+        largest.check_bound()
+    return replace(cache, root=url, stored=stored)
