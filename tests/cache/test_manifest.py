@@ -64,7 +64,7 @@ def test_the_manifest_is_written_the_more_seldom_the_longer_it_takes(monkeypatch
     """Some ten minutes of outcomes, one a second: a manifest each minute, or as seldom as makes it 3 % of the time."""
     now, written = 0.0, []
 
-    def write(_layout, _seconds):
+    def write(_seconds):
         nonlocal now
         now += takes_s
         written.append(now)
@@ -78,6 +78,6 @@ def test_the_manifest_is_written_the_more_seldom_the_longer_it_takes(monkeypatch
             yield Outcome("1.2", "cached")
 
     monkeypatch.setattr(build, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(build, "write_manifest", write)
-    build._run(outcomes(), CacheLayout(None), build.Summary(), {}, None, None)  # type: ignore[arg-type]
+    place = SimpleNamespace(write_manifest=write)
+    build._run(outcomes(), place, build.Summary(), {}, None, None)  # type: ignore[arg-type]
     assert len(written) == times
