@@ -111,7 +111,7 @@ def _lock(path: Path) -> int | None:
 
 
 @contextmanager
-def one_at_a_time(path: Path, patience_s: float = 60.0) -> Iterator[None]:
+def one_at_a_time(path: Path, patience_s: float = 300.0) -> Iterator[None]:
     """
     Hold the lock on the file ``path``, which must exist; wait for it no longer than ``patience_s``.
 
