@@ -14,7 +14,7 @@ from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import read_series
 from aneurysm.dicom.stack import stack_frames
-from aneurysm.errors import NoSpaceError, SeriesRejectedError
+from aneurysm.errors import NoSpaceError, SeriesRejectedError, StoreError
 from aneurysm.volume.frame import target_grid
 
 _LOOKED_AT: Final = 6
@@ -74,5 +74,5 @@ def _voxels(source: SeriesSource, spec: CacheSpec) -> int:
         # Pixels are for the workers: a decoder that crashes must not do so here. The size is the same either way.
         stack = stack_frames(series.frames, spec.slices, lambda _a, _b: True)
         return int(np.prod(target_grid(stack, spec).shape))
-    except (SeriesRejectedError, OSError):
+    except (SeriesRejectedError, OSError, StoreError):
         return 0

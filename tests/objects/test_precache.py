@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import signal
 from datetime import timedelta
@@ -10,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from aneurysm.annotations.tables import read_tables
 from aneurysm.cache import build
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.merge import merge
-from aneurysm.cache.series import patient_key
+from aneurysm.cache.series import SeriesJob, build_series, patient_key
 from aneurysm.cache.sharding import Shard
 from aneurysm.cache.spec import load_spec
 from aneurysm.cache.verify import verify_cache
+from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.objects import stored_cache
 from tests.objects.conftest import SECRET, Bucket, Built
@@ -134,6 +137,20 @@ def test_a_writer_killed_midway_leaves_nothing_visible(built: Built, bucket: Buc
     build.precache(built.data, url)
     assert_same(bucket, "cache", tmp_path / "copy", built.cache)
     assert scratch_left(tmp_path) == []
+
+
+def test_a_worker_on_another_machine_needs_no_folder_of_the_run(built: Built, bucket: Bucket, tmp_path: Path) -> None:
+    """As one of a Dask cluster: the run's scratch folder is not there, and must not come into being."""
+    uid, url = built.uids[1], f"{bucket.url}/cache"
+    source = safe_source(uid, built.data / "series" / uid)
+    notes = read_tables(built.data).of(uid)
+    job = SeriesJob(source, notes, None, tmp_path / "elsewhere" / "cache", load_spec("rsna-1mm"), b"key", False, url)
+    assert pickle.loads(pickle.dumps(build_series(job))).status == "cached"
+    assert build_series(job).status == "skipped", "it looks into the store"
+    assert not (tmp_path / "elsewhere").exists()
+    assert scratch_left(tmp_path) == []
+    content = json.loads(bucket.get(f"cache/volumes/{uid}.zarr/zarr.json"))["attributes"]["aneurysm"]
+    assert content["content_hash"] == manifest(built.cache)[uid]["content_hash"]
 
 
 def test_what_dead_runs_left_is_removed_once_it_is_old(
