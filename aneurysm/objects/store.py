@@ -192,8 +192,13 @@ class ObjectStore:
                 raise self._refused("NoSuchBucket", doing, key) from None
             raise FileNotFoundError(f"there is no {self._called(key)}") from None
         except Exception as error:
-            from obstore.exceptions import BaseError
+            from obstore.exceptions import BaseError, InvalidPathError
 
+            if isinstance(error, InvalidPathError):
+                raise StoreError(
+                    f"{doing} {self._called(key)} failed: there is an object whose name can't be a file's, such as one "
+                    "with '..' in it. Remove it"
+                ) from None
             # Some of obstore's errors are Python's own (PermissionError, TimeoutError), others below its BaseError.
             if not isinstance(error, BaseError | PermissionError | TimeoutError | ConnectionError):
                 raise

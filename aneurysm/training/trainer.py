@@ -35,6 +35,23 @@ class _OurCheckpoints(TorchCheckpointIO):
 
 def make_trainer(config: ResolvedConfig) -> pl.Trainer:
     """Return the trainer for this machine's devices; callbacks are to be added."""
+    with _spared():
+        return _make_trainer(config)
+
+
+@contextmanager
+def _spared() -> Iterator[None]:
+    """Silence what Lightning warns of without a reason."""
+    with warnings.catch_warnings():
+        # Lightning 2.6 with the newest torch.
+        warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+        if "SLURM_JOB_ID" not in os.environ:
+            # It advises to use srun wherever that is installed. Only in a job is that of any use.
+            warnings.filterwarnings("ignore", "The `srun` command is available")
+        yield
+
+
+def _make_trainer(config: ResolvedConfig) -> pl.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     plugins: list[Any] = [_OurCheckpoints()]
     if SLURMEnvironment.detect():
@@ -83,9 +100,7 @@ def run_trainer(trainer: pl.Trainer, module: PatchModule, batches: TimedBatches,
         The checkpoint to go on from; None: begin.
     """
     try:
-        with warnings.catch_warnings():
-            # Lightning 2.6 with the newest torch.
-            warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+        with _spared():
             trainer.fit(module, train_dataloaders=batches, ckpt_path=last, weights_only=True)
     except BaseException:
         # Other processes that Lightning started would wait for this one for ever.

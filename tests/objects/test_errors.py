@@ -68,6 +68,14 @@ def test_arrays_are_not_written_to_a_folder_of_the_name_of_a_url(tmp_path: Path)
         CacheWriter("s3://bucket/cache")
 
 
+def test_an_object_whose_name_leads_elsewhere_is_told(bucket: Bucket) -> None:
+    bucket.put("data/series/1.2/../../../elsewhere.dcm", b"not here")
+    ran = call_cli("precache", "--data", f"{bucket.url}/data", "--cache", f"{bucket.url}/cache", "--workers", 1)
+    assert ran.code == 1
+    assert "'..'" in ran.err
+    assert "Traceback" not in ran.text
+
+
 def test_there_is_no_such_bucket() -> None:
     ran = told("s3://there-is-none/cache")
     assert ran.code == 2

@@ -147,7 +147,6 @@ def test_a_missing_volume_is_a_damaged_one(built: Built, bucket: Bucket) -> None
         loader.close()
 
 
-@pytest.mark.filterwarnings("ignore:The .srun. command")  # Lightning's, on a machine with Slurm
 def test_train_two_steps_and_predict(stored: str, built: Built, tmp_path: Path) -> None:
     gigabytes = bound_of_two(Cache.open(stored))
     local = ("--local-cache", tmp_path / "small", "--local-cache-gb", gigabytes)

@@ -177,7 +177,7 @@ def test_resume_takes_no_options_that_would_change_the_run(train_cache, tmp_path
     assert call_cli("train", "--cache", train_cache.root, *TINY, "--out", "run", cwd=tmp_path).code == 0
     ran = call_cli("train", "--out", "run", "--resume", "--lr", 0.1, cwd=tmp_path)
     assert ran.code == 2
-    assert "besides it only cache, devices, epochs, workers may be given" in ran.err
+    assert "besides it only cache, devices, epochs, local_cache, local_cache_gb, workers may be given" in ran.err
     ran = call_cli("train", "--out", "run", "--resume", cwd=tmp_path)
     assert (ran.code, ran.out) == (0, "All 2 epochs of run are done; --epochs 4 would go on.\n")
     ran = call_cli("train", "--cache", train_cache.root, *TINY, "--out", "run", cwd=tmp_path)
