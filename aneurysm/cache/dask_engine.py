@@ -113,6 +113,7 @@ class DaskEngine:
                 outcome = _outcome(running[future], future, self._address)
                 if outcome is None:
                     finished.add(future)
+                    time.sleep(_POLL_S)
                 else:
                     del running[future]
                     yield outcome
@@ -188,7 +189,7 @@ def _is_visible(path: Path, patience_s: float) -> bool:
 
 
 def _outcome(uid: str, future: Future, address: str) -> Outcome | None:
-    """Return what came of a series; None if it was lost with its worker, and is being built again."""
+    """Return what came of a series; None if that can't be had now: its worker or the connection was lost."""
     try:
         outcome: Outcome = future.result(timeout=_RESULT_S)
     except TimeoutError:
@@ -205,6 +206,8 @@ def _outcome(uid: str, future: Future, address: str) -> Outcome | None:
     except CancelledError as error:
         raise _lost(address) from error
     except Exception as error:
+        if isinstance(error, OSError) and future.status != "error":
+            return None  # no error of the series, but of the connection. A lost scheduler is seen when it is looked for
         raise ClusterError(f"the Dask cluster failed at {uid}: {type(error).__name__}: {error}. {_GO_ON}") from error
     return outcome
 
