@@ -148,7 +148,7 @@ def precache(
         _engine(workers, given.path, Limits(timeout_s, memory_mb), dask, scheduler_file, isolated=isolated) as engine,
     ):
         layout = place.layout
-        inventory = given.find_series(workers)
+        inventory = given.find_series(workers, timeout_s)
         tables = given.tables()
         sources = _chosen(inventory, series)
         sizes: dict[str, int] = {}

@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.errors import DataError
+
+if TYPE_CHECKING:
+    from aneurysm.cache.supervisor import Children
 
 _SAFE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)+")
@@ -66,12 +69,13 @@ class Inventory:
     ignored: Counter[str] = field(default_factory=Counter)
 
 
-def find_series(root: Path, workers: int = 1) -> Inventory:
+def find_series(root: Path, workers: int = 1, timeout_s: float | None = None) -> Inventory:
     """
     Find the series under ``root``.
 
     With a folder ``series`` (the RSNA layout) each folder in it is one series and bears its UID: the files of the
-    test set carry none. Otherwise every file below ``root`` is opened, and SeriesInstanceUID decides.
+    test set carry none. Otherwise every file below ``root`` is opened, and SeriesInstanceUID decides. A file that hangs
+    is given up after ``timeout_s`` seconds, if that is given.
 
     Raises
     ------
@@ -85,7 +89,7 @@ def find_series(root: Path, workers: int = 1) -> Inventory:
     elif (root / "train.csv").is_file():
         raise DataError(f"{root} has a train.csv but no folder series/. Is the data set unpacked?")
     else:
-        inventory = _free_tree(root, workers)
+        inventory = _free_tree(root, workers, timeout_s)
     if not inventory.sources:
         kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(inventory.ignored.items())) or "no files"
         raise DataError(f"no DICOM series under {root}: found {kinds}")
@@ -119,15 +123,35 @@ def _rsna_layout(root: Path) -> Inventory:
     return Inventory(root, "rsna", sources, ignored)
 
 
-def _free_tree(root: Path, workers: int) -> Inventory:
+def _free_tree(root: Path, workers: int, timeout_s: float | None) -> Inventory:
     import joblib
+
+    from aneurysm.cache.supervisor import Children
 
     paths = list(_visible_files(root, recursive=True))
     batches = [paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH)]
-    parallel = joblib.Parallel(n_jobs=min(workers, len(batches)) or 1, return_as="generator")
-    told = parallel(joblib.delayed(series_uids)(b) for b in batches)
-    sources, ignored = group_by_series(root, zip(paths, chain.from_iterable(told), strict=True))
+    n_jobs = min(workers, len(batches)) or 1
+    with Children() as children:
+        if timeout_s is None:
+            parallel = joblib.Parallel(n_jobs, return_as="generator")
+            told = parallel(joblib.delayed(series_uids)(b) for b in batches)
+        else:
+            parallel = joblib.Parallel(n_jobs, backend="threading", return_as="generator")
+            told = parallel(joblib.delayed(_series_uids_within)(children, timeout_s, b) for b in batches)
+        sources, ignored = group_by_series(root, zip(paths, chain.from_iterable(told), strict=True))
     return Inventory(root, "tree", sources, ignored)
+
+
+def _series_uids_within(children: Children, timeout_s: float, paths: list[str]) -> list[tuple[str, str]]:
+    """Do as `series_uids` in a child; a file that takes longer has no UID, and its folder's series will tell of it."""
+    from aneurysm.cache.supervisor import Limits, LostError
+
+    try:
+        return children.run(series_uids, paths, limits=Limits(timeout_s))
+    except LostError:
+        if len(paths) == 1:
+            return [("", "")]
+        return [found for path in paths for found in _series_uids_within(children, timeout_s, [path])]
 
 
 def group_by_series(

@@ -75,9 +75,9 @@ class DataPlace:
     def __init__(self, root: Path) -> None:
         self.path = self._root = root
 
-    def find_series(self, workers: int) -> Inventory:
+    def find_series(self, workers: int, timeout_s: float | None = None) -> Inventory:
         """Find the series; see `aneurysm.dicom.scan.find_series`."""
-        return find_series(self._root, workers)
+        return find_series(self._root, workers, timeout_s)
 
     def tables(self) -> Tables:
         """Read the tables; see `aneurysm.annotations.tables.read_tables`."""
@@ -98,7 +98,7 @@ class StoredData(DataPlace):
     def __init__(self, url: str) -> None:
         self._store = ObjectStore(url)
 
-    def find_series(self, workers: int) -> Inventory:
+    def find_series(self, workers: int, timeout_s: float | None = None) -> Inventory:  # noqa: ARG002 - requests have limits
         """Find the series, as in a folder: by the folders in ``series``, else by what the objects say."""
         folders, files = self._store.folders("")
         if "series" in folders:

@@ -19,7 +19,7 @@ from tests.cache import hooks
 from tests.cache.conftest import Built
 from tests.cache.running import precache, precache_here, published
 from tests.support.cache_state import leftovers, manifest, same_cache
-from tests.support.command import environment
+from tests.support.command import environment, run_cli
 
 
 def assert_one_row(built: Built, cache: Path, uid: str, reason: str) -> str:
@@ -60,6 +60,21 @@ def test_a_fault_of_one_series_is_one_row(
     assert words in detail
     assert "alone" in detail
     assert_retry_completes(built, cache)
+
+
+def test_a_file_that_hangs_while_a_tree_is_scanned_is_a_row(built: Built, tmp_path: Path) -> None:
+    """Which series it is of can't be known: it gets a row of its own, and the others are built."""
+    data, cache, uid = tmp_path / "tree", tmp_path / "cache", built.uids[1]
+    shutil.copytree(built.data / "series", data)
+    stuck = min((data / uid).iterdir()).name
+    fault = f"time.sleep(3600 * name.endswith({stuck!r}))"
+    env = environment(first_path=hooks.write_hook(tmp_path / "site", uid, fault))
+    ran = run_cli("precache", "--data", data, "--cache", cache, "--workers", 2, "--timeout-s", 3, env=env)
+    assert ran.code == 8, ran.text
+    assert "Traceback" not in ran.text
+    rows = manifest(cache)
+    assert [row["reason"] for row in rows.values()].count("timed_out") == 1
+    assert all(rows[other]["status"] == "cached" for other in built.uids if other != uid)
 
 
 def test_limits_that_are_kept_change_nothing(built: Built, tmp_path: Path) -> None:
