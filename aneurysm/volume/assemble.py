@@ -125,6 +125,10 @@ def _resample(
         for k in range(len(voxels)):
             stored[k] = mapping.store(voxels[k])
         return grid, stored, mapping, source.decisions
+    if voxels.min() == voxels.max():
+        # A rescale that is wrong sends all of CT beyond what is kept.
+        value = float(voxels.flat[0]) * intensity.scale + intensity.offset
+        raise SeriesRejectedError(Reason.NO_SIGNAL, f"all voxels are {value:g} HU: there is no image")
     return grid, voxels, intensity, source.decisions
 
 

@@ -207,6 +207,15 @@ def test_a_series_without_pixels_is_no_series_or_has_a_row_with_a_reason(tmp_pat
             run(tmp_path / "data")
 
 
+def test_ct_that_a_wrong_rescale_sends_below_air_has_no_signal(tmp_path):
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.RescaleSlope, dataset.RescaleIntercept = -1, -1024
+
+    values = np.arange(8 * 25 * 27.0).reshape(8, 25, 27) % 2000
+    write_series(tmp_path / "s", STACK, values, storage=Storage(16, 12, signed=False, intercept=0.0), edit=edit)
+    assert rejected(tmp_path / "s") == "no_signal"
+
+
 def test_a_series_of_one_value_has_no_signal(tmp_path):
     write_series(tmp_path / "s", STACK, np.zeros((8, 25, 27)), modality="MR")
     assert rejected(tmp_path / "s") == "no_signal"
