@@ -130,6 +130,7 @@ def test_a_series_that_kills_is_one_row(
     assert all(row["status"] == "cached" for other, row in rows.items() if other != uid), ran.text
 
 
+@pytest.mark.slow
 def test_a_series_that_hangs_is_one_row(built: Built, cluster: Callable[..., Cluster], tmp_path: Path) -> None:
     here, cache, uid = cluster(), tmp_path / "cache", built.uids[1]
     here.add_worker(first_path=hooks.write_hook(tmp_path / "site", uid, hooks.HANGS))
@@ -139,6 +140,7 @@ def test_a_series_that_hangs_is_one_row(built: Built, cluster: Callable[..., Clu
     assert [row["status"] for row in manifest(cache).values()].count("cached") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error, code", [("ENOSPC", 5), ("EROFS", 3)])
 def test_a_cache_that_workers_can_not_write_ends_the_run(
     built: Built, cluster: Callable[..., Cluster], tmp_path: Path, error: str, code: int
@@ -184,6 +186,7 @@ def test_a_killed_run_is_completed_by_the_next_one(
     assert worker.poll() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_stops_when_it_is_told(
     long_run: Built, cluster: Callable[..., Cluster], tmp_path: Path, sent: signal.Signals, code: int
@@ -203,6 +206,7 @@ def test_a_run_stops_when_it_is_told(
     assert_completes(long_run, cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nanny", ["--nanny", "--no-nanny"])
 def test_a_worker_stops_when_it_is_told(
     long_run: Built, cluster: Callable[..., Cluster], tmp_path: Path, nanny: str
@@ -238,6 +242,7 @@ def test_no_scheduler(built: Built, tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_no_workers(built: Built, cluster: Callable[..., Cluster], tmp_path: Path) -> None:
     ran = run_cli(*arguments(built, tmp_path / "cache", cluster()), timeout_s=60)
     assert ran.code == 2, ran.text
