@@ -79,7 +79,7 @@ def _try_lock(descriptor: int, *, shared: bool = False) -> bool:
     return True
 
 
-def _held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
     """Say whether a process holds the lock on ``path``; writes nothing."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -135,7 +135,7 @@ def sweep(layout: CacheLayout) -> list[str]:
     """Remove the unfinished work of processes that are gone; return whose series it was."""
     for place in (layout.root, layout.rejected):
         for temporary in place.glob(f".*{_TEMPORARY}"):
-            if not _held(temporary):
+            if not is_held(temporary):
                 temporary.unlink(missing_ok=True)
     if not layout.building.is_dir():
         return []
@@ -164,7 +164,7 @@ def _folders_of_the_dead(layout: CacheLayout) -> list[Path]:
     return [
         folder
         for folder in sorted(layout.building.iterdir())
-        if folder.is_dir() and (_is_ours(folder) or _is_old(folder)) and not _held(_lock_of(folder))
+        if folder.is_dir() and (_is_ours(folder) or _is_old(folder)) and not is_held(_lock_of(folder))
     ]
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from aneurysm.cache.manifest import read_attributes
-from aneurysm.cache.publish import flush_tree, no_space_told
+from aneurysm.cache.publish import flush_tree, is_held, no_space_told
 from aneurysm.cache.writer import content_hash
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, UsageError
 from aneurysm.objects.store import ObjectStore
@@ -203,7 +203,7 @@ def _make_room(copy: LocalCopy, needed: int) -> bool:
     """Remove the least recently used volumes until ``needed`` bytes fit; False if what is on its way leaves no room."""
     coming = 0
     for size, _, path in _entries(copy.folder / "fetching"):
-        if _is_held(path.with_name(f"{path.name}.lock")):
+        if is_held(path.with_name(f"{path.name}.lock")):
             coming += size
         else:
             shutil.rmtree(path, ignore_errors=True)  # its owner is dead
@@ -229,20 +229,6 @@ def _entries(folder: Path) -> Iterator[tuple[int, float, Path]]:
             if size.isdigit():
                 with suppress(FileNotFoundError):
                     yield int(size), entry.stat().st_mtime, Path(entry.path)
-
-
-def _is_held(lock: Path) -> bool:
-    try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 @contextmanager
