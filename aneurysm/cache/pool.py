@@ -44,8 +44,6 @@ def run_jobs(jobs: Sequence[SeriesJob], engine: Engine, layout: CacheLayout) -> 
             lost.append(outcome)
         else:
             yield outcome
-    for first in lost:
-        yield _alone(by_uid[first.uid], first, engine, layout)
     # Another run was at these, of two at once at every other one: by now they are done, or nobody's, if it died.
     left = []
     for job in busy:
@@ -53,8 +51,13 @@ def run_jobs(jobs: Sequence[SeriesJob], engine: Engine, layout: CacheLayout) -> 
             yield Outcome(job.source.uid, "skipped")
         else:
             left.append(job)
-    if left:
-        yield from engine.build(left)
+    for outcome in engine.build(left) if left else ():
+        if outcome.reason in _TRIED_AGAIN:
+            lost.append(outcome)
+        else:
+            yield outcome
+    for first in lost:
+        yield _alone(by_uid[first.uid], first, engine, layout)
 
 
 def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout) -> Outcome:

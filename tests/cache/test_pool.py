@@ -10,6 +10,7 @@ from aneurysm.cache.pool import run_jobs
 from aneurysm.cache.series import Outcome, SeriesJob
 from aneurysm.cache.spec import load_spec
 from aneurysm.dicom.scan import SeriesSource
+from aneurysm.errors import Reason
 
 
 class Engine:
@@ -47,3 +48,20 @@ def test_what_is_there_is_built_again_where_that_was_asked_for(tmp_path):
     jobs = [job(tmp_path, uid, overwrite=True) for uid in ("1.1", "1.2")]
     assert [outcome.status for outcome in run_jobs(jobs, engine, layout)] == ["cached", "cached"]
     assert engine.asked == [["1.1", "1.2"], ["1.2"]]
+
+
+class Losing(Engine):
+    """Every process that builds is lost."""
+
+    def build(self, jobs):
+        for outcome in super().build(jobs):
+            yield outcome if outcome.status == "busy" else Outcome(outcome.uid, "failed", Reason.WORKER_KILLED, "died")
+
+
+def test_what_another_run_left_and_is_then_lost_is_tried_alone_and_recorded(tmp_path):
+    layout, engine = CacheLayout(tmp_path), Losing()
+    jobs = [job(tmp_path, uid) for uid in ("1.1", "1.2")]
+    assert [outcome.status for outcome in run_jobs(jobs, engine, layout)] == ["failed", "failed"]
+    assert engine.asked == [["1.1", "1.2"], ["1.2"], ["1.1"], ["1.2"]]
+    assert layout.record("1.1").is_file()
+    assert layout.record("1.2").is_file()
