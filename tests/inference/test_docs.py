@@ -29,7 +29,7 @@ def work(tmp_path_factory):
         write_calibration(folder.parent / "evaluation" / "calibration.json", [best])
     for k in range(2):
         acquisition = acquire("axial", slices=16)
-        write_series(root / "data" / "series" / f"1.2.{k}", acquisition, lone_blob(np.zeros(3)), uid=f"1.2.{k}")
+        write_series(root / "data" / "series" / f"1.2.{k}", acquisition, lone_blob(acquisition.centre), uid=f"1.2.{k}")
     precache(root / "data", root / "cache", workers=1)
     write_series(root / "data" / "series" / "1.2.7", acquire(slices=1), lone_blob(np.zeros(3)), uid="1.2.7")
     return root

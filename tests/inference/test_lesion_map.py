@@ -20,7 +20,7 @@ from aneurysm.inference.windows import WindowOptions
 from aneurysm.labels import LABELS
 from tests.inference.test_predictor import SPEC, Brightest
 from tests.support.acquisition import acquire, rotation
-from tests.support.pattern import lone_blob
+from tests.support.pattern import level_but_one, lone_blob
 from tests.support.series import write_multiframe, write_series
 
 SITE = LABELS.index("Left Middle Cerebral Artery")
@@ -185,7 +185,7 @@ def test_any_map_is_sampled_at_the_pixels_own_points(tmp_path_factory, angle, pl
         turn=rotation([1, -2, 0.5], angle),
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("any")
-    write_series(folder, acquisition, np.full((6, 9, 7), 40.0), uid="1.2.3")
+    write_series(folder, acquisition, level_but_one((6, 9, 7), 40.0), uid="1.2.3")
     read = read_path(SeriesSource("1.2.3", folder), SPEC)
     indices = np.stack([*np.indices(read.volume.shape), np.ones(read.volume.shape)], -1)
     points = indices @ read.volume.affine_lps.T

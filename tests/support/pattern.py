@@ -101,3 +101,10 @@ def lone_blob(point: np.ndarray, *, height: float = 1000.0, sigma_mm: float = 3.
     """Nothing but one marked point."""
     point = np.asarray(point, dtype=np.float64)
     return Pattern(point, base, (0.0, 0.0, 0.0), (), (Blob(tuple(point), height, sigma_mm),))
+
+
+def level_but_one(shape: tuple[int, int, int], value: float) -> np.ndarray:
+    """``value`` throughout, but for the voxel in the middle: CT that is one value everywhere has no signal."""
+    values = np.full(shape, value)
+    values[tuple(n // 2 for n in shape)] += 2000
+    return values

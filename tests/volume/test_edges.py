@@ -7,15 +7,20 @@ import pytest
 
 from tests.support.acquisition import PLANES, acquire
 from tests.support.cached import cached
-from tests.support.pattern import Pattern
+from tests.support.pattern import Pattern, level_but_one
 from tests.support.series import write_series
 
 
 @pytest.mark.parametrize("plane", PLANES)
 def test_a_constant_series_stays_constant_to_the_last_voxel(tmp_path, plane):
     acquisition = acquire(plane, spacing_mm=(0.7, 1.3), gap_mm=2.4, slices=9)
-    write_series(tmp_path / "s", acquisition, np.full((9, 32, 28), 437.0))
-    assert (cached(tmp_path / "s").physical == 437).all()
+    write_series(tmp_path / "s", acquisition, level_but_one((9, 32, 28), 437.0))
+    image = cached(tmp_path / "s")
+    middle = acquisition.lps(4, x=14, y=16)
+    # A voxel of 1.3 mm in plane, one of 2.4 mm across, and what linear weights spread it over.
+    beyond = np.abs(image.centres() - middle).max(axis=-1) > 4
+    assert (image.physical[beyond] == 437).all()
+    assert not (image.physical[~beyond] == 437).all()
 
 
 def test_values_beyond_the_outermost_centres_are_those_of_the_edge(tmp_path):
@@ -35,7 +40,7 @@ def test_values_beyond_the_outermost_centres_are_those_of_the_edge(tmp_path):
 def test_the_field_of_view_reaches_half_a_gap_beyond_the_last_slice(tmp_path, gap_mm):
     slices = round(21 / gap_mm)
     acquisition = acquire(gap_mm=gap_mm, slices=slices)
-    write_series(tmp_path / "s", acquisition, np.full((slices, 32, 28), 100.0))
+    write_series(tmp_path / "s", acquisition, level_but_one((slices, 32, 28), 100.0))
     image = cached(tmp_path / "s")
     assert image.stored.shape[0] == int(np.ceil(slices * gap_mm - 1e-6))
     first, last = image.centres()[0, 0, 0, 2], image.centres()[-1, 0, 0, 2]
@@ -46,7 +51,7 @@ def test_the_field_of_view_reaches_half_a_gap_beyond_the_last_slice(tmp_path, ga
 def test_a_field_of_view_that_is_a_whole_number_of_voxels_gets_no_voxel_more(tmp_path):
     """0.1 * 240 is 24.000000000000004 to a computer."""
     acquisition = acquire(spacing_mm=(0.1, 0.3), gap_mm=0.7, slices=30, shape=(240, 70))
-    write_series(tmp_path / "s", acquisition, np.full((30, 240, 70), 100.0))
+    write_series(tmp_path / "s", acquisition, level_but_one((30, 240, 70), 100.0))
     assert cached(tmp_path / "s").stored.shape == (21, 24, 21)
 
 

@@ -176,7 +176,9 @@ def test_a_fine_checkerboard_does_not_alias(tmp_path, plane):
     """Black and white pixels of 0.45 mm must come out grey at 1 mm; SimpleITK alone gives stripes."""
     acquisition = acquire(plane, spacing_mm=(0.45, 0.45), gap_mm=0.45, slices=40, shape=(44, 42))
     parity = np.indices((40, 44, 42)).sum(axis=0) % 2
-    written = write_series(tmp_path / "s", acquisition, np.where(parity, 1500.0, 0.0))
+    values = np.where(parity, 1500.0, 0.0)
+    values[0, 0, 0] = 3000.0  # else all of it comes out as one grey, which has no signal
+    written = write_series(tmp_path / "s", acquisition, values)
     image = cached(tmp_path / "s")
     inside = acquisition.is_interior(image.centres(), 1.5)
     plain = _on_grid_of(image, _by_itk(written))
