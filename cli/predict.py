@@ -8,27 +8,22 @@ from dataclasses import replace
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from aneurysm.errors import DataError, UsageError
 from aneurysm.labels import LABELS
 from aneurysm.objects.url import is_url
 from cli.exits import Exit, end_on_sigterm
 from cli.local_cache import LocalCache, LocalCacheGb
+from cli.predict_output import fill_table, laid_over, print_answer, shown
 
 if TYPE_CHECKING:
     from aneurysm.inference.calibration import Calibration
     from aneurysm.inference.failure import Failure
-    from aneurysm.inference.overlays import Overlays
-    from aneurysm.inference.prediction_table import PredictionTable
-    from aneurysm.inference.predictor import LocatedCandidate, Prediction
+    from aneurysm.inference.predictor import Prediction
     from aneurysm.inference.series_paths import SeriesPath
-
-_EVERY_S: Final = 10.0
 
 
 class FallbackName(StrEnum):
@@ -67,6 +62,12 @@ def predict(
         str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on a GPU, else fp32.", show_default=False)
     ] = None,
     workers: Annotated[int, typer.Option(help="Series that are read ahead, on each device.")] = 1,
+    timeout_s: Annotated[
+        float | None, typer.Option(help="Seconds that reading one series may take.", show_default=False)
+    ] = None,
+    memory_mb: Annotated[
+        int | None, typer.Option(help="MB of memory that reading one series may take.", show_default=False)
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="module:function, if the architecture is your own.", show_default=False)
     ] = None,
@@ -125,6 +126,8 @@ def predict(
         "calibration": None if fitted is None else fitted.path,
         "map_label": None if overlay is None else overlay_label,
         "cam": cam,
+        "timeout_s": timeout_s,
+        "memory_mb": memory_mb,
     }
     predictor = load_predictor(checkpoints, device=names[0], **loading) if len(names) == 1 else None
     overlays = None if overlay is None else Overlays(overlay)
@@ -138,12 +141,12 @@ def predict(
     ]
     predicted = predict_on(names, checkpoints, loading, todo) if predictor is None else predictor.predict(todo)
     if overlays is not None:
-        predicted = _laid_over(predicted, overlays)
-    answers = _shown(_with_rates(chain(absent, predicted), rates), len(absent) + len(todo))
+        predicted = laid_over(predicted, overlays)
+    answers = shown(_with_rates(chain(absent, predicted), rates), len(absent) + len(todo))
     if table is None:
-        bad = sum([_print(answer) for answer in answers])
+        bad = sum([print_answer(answer) for answer in answers])
     else:
-        _fill(table, answers)
+        fill_table(table, answers)
         bad = table.bad
         typer.echo(
             f"{len(todo)} series in {time.perf_counter() - started:.1f} s; {out} holds {len(table.rows)}, "
@@ -223,82 +226,3 @@ def _find(
         except DataError as error:
             absent.append(Failure(Path(path).name, "rejected", Reason.NO_IMAGES, str(error)))
     return list(found.values()), absent
-
-
-def _shown(answers: Iterator[Prediction | Failure], total: int) -> Iterator[Prediction | Failure]:
-    """Pass answers on, with a bar on a terminal, else a line now and then; name those without an answer."""
-    from aneurysm.inference.failure import Failure
-
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("predict"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    told = time.monotonic()
-    with bar:
-        task = bar.add_task("predict", total=total)
-        for done, answer in enumerate(answers, 1):
-            if isinstance(answer, Failure):
-                typer.echo(f"{answer.status} {answer.series_uid}: {answer.reason}: {answer.detail}", err=True)
-            bar.update(task, completed=done)
-            if not console.is_terminal and time.monotonic() - told > _EVERY_S:
-                told = time.monotonic()
-                typer.echo(f"{done} of {total} series", err=True)
-            yield answer
-
-
-def _laid_over(answers: Iterator[Prediction | Failure], overlays: Overlays) -> Iterator[Prediction | Failure]:
-    """Pass answers on once their maps are written, without them: they are as large as a volume."""
-    from aneurysm.inference.predictor import Prediction
-
-    for answer in answers:
-        if isinstance(answer, Prediction) and answer.lesion_map is not None:
-            overlays.write(answer.series_uid, answer.lesion_map)
-            yield replace(answer, lesion_map=None)
-        else:
-            yield answer
-
-
-def _fill(table: PredictionTable, answers: Iterator[Prediction | Failure]) -> None:
-    written = time.monotonic()
-    try:
-        for answer in answers:
-            table.add(answer)
-            if time.monotonic() - written > _EVERY_S:
-                table.write()
-                written = time.monotonic()
-    except KeyboardInterrupt:
-        typer.echo(f"aneurysm: interrupted. The same command goes on with {table.path}.", err=True)
-        raise
-    finally:
-        table.write()
-
-
-def _print(answer: Prediction | Failure) -> bool:
-    """Write an answer for people to read; say whether it is none."""
-    from aneurysm.inference.failure import Failure
-
-    bad = isinstance(answer, Failure)
-    if answer.probabilities is None:
-        return bad
-    typer.echo(f"{answer.series_uid}: no answer, but base rates" if bad else answer.series_uid)
-    for label, probability in sorted(answer.probabilities.items(), key=lambda item: (item[0] != LABELS[13], -item[1])):
-        typer.echo(f"  {probability:6.1%}  {label}")
-    if isinstance(answer, Failure):
-        return True
-    for candidate in answer.candidates:
-        typer.echo(f"  {candidate.probability:6.1%}  {candidate.site} at {_place(candidate)}")
-    return False
-
-
-def _place(candidate: LocatedCandidate) -> str:
-    lps = ", ".join(f"{v:.1f}" for v in candidate.lps_mm)
-    source = candidate.source
-    if source is None:
-        return f"LPS ({lps}) mm"
-    frame = "" if source.frame is None else f", frame {source.frame}"
-    return f"LPS ({lps}) mm: image {source.sop_uid}{frame}, column {source.column:.1f}, row {source.row:.1f}"

@@ -27,7 +27,7 @@ from aneurysm.cache.publish import sweep
 from aneurysm.cache.series import Outcome, SeriesJob, write_record
 from aneurysm.cache.sharding import Shard
 from aneurysm.cache.spec import CacheSpec, load_spec
-from aneurysm.cache.supervisor import Limits
+from aneurysm.cache.supervisor import NO_LIMITS, Limits
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.dicom.scan import Inventory, SeriesSource, safe_source
 from aneurysm.errors import DataError, Reason, UsageError
@@ -139,13 +139,14 @@ def precache(
     StoreError
         An object store fails. What is cached is complete.
     """
-    _check(workers=workers, limit=limit, timeout_s=timeout_s, memory_mb=memory_mb)
+    _check(workers=workers, limit=limit)
+    limits = Limits(timeout_s, memory_mb)
     started = time.perf_counter()
     resolved = load_spec(spec)
     given = data_place(data)
     with (
         cache_place(cache) as place,
-        _engine(workers, given.path, Limits(timeout_s, memory_mb), dask, scheduler_file, isolated=isolated) as engine,
+        _engine(workers, given.path, limits, dask, scheduler_file, isolated=isolated) as engine,
     ):
         layout = place.layout
         inventory = given.find_series(workers, timeout_s)
@@ -200,9 +201,9 @@ def precache(
     return summary
 
 
-def _check(**numbers: float | None) -> None:
+def _check(**numbers: int | None) -> None:
     for name, given in numbers.items():
-        if given is not None and not (given >= 1 or (name == "timeout_s" and given > 0)):
+        if given is not None and given < 1:
             raise UsageError(f"{name} is {given}, at least 1 is needed")
 
 
@@ -215,7 +216,7 @@ def _engine(
 
         with dask_engine(dask, scheduler_file, data, limits) as cluster:
             yield cluster
-    elif workers > 1 or isolated or limits != Limits():
+    elif workers > 1 or isolated or limits != NO_LIMITS:
         yield Local(workers, limits)
     else:
         yield InProcess()

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from aneurysm.cache.layout import CacheLayout, tree_bytes
-from aneurysm.cache.publish import one_at_a_time, write_atomically, write_json
+from aneurysm.cache.publish import write_atomically, write_json
 from aneurysm.errors import CacheError
 from aneurysm.labels import LABELS
+from aneurysm.locks import one_at_a_time
 from aneurysm.threads import look_at_each
 
 COLUMNS: Final = (

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aneurysm.cache.opening import full_disk_told, read_spec
+from aneurysm.cache.opening import read_spec
 from aneurysm.cache.place import cache_place
 from aneurysm.cache.publish import sweep
+from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.objects.stored_data import data_place
 
 
@@ -26,18 +27,18 @@ def merge(cache: str | Path, data: str | Path | None = None, *, workers: int = 1
 
     Raises
     ------
-    CacheError
-        There is no cache, or its spec can't be read.
     DataError
         There is no such data folder, or nothing in it.
     NoSpaceError
         The disk is full.
+    CacheError
+        There is no cache, its spec can't be read, or it can't be written.
     """
     with cache_place(cache) as place:
         place.refresh()
         read_spec(place.layout)
         sources = data_place(data).find_series(workers).sources if data else []
-        with full_disk_told(place.layout.root):
+        with write_errors_told(place.layout.root):
             sweep(place.layout)
             rows = place.write_manifest({})
     known = {row["series_uid"] for row in rows}

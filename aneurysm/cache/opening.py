@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 from contextlib import AbstractContextManager, suppress
@@ -12,6 +11,7 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.publish import is_disk_full, no_space_told, temporary_beside, write_atomically
 from aneurysm.cache.spec import CacheSpec, parse_spec
 from aneurysm.errors import CacheError, CacheNotFoundError, SpecError, SpecMismatchError, UsageError
+from aneurysm.locks import lock_file
 
 
 def full_disk_told(cache: Path) -> AbstractContextManager[None]:
@@ -74,8 +74,7 @@ def patient_secret(layout: CacheLayout) -> bytes:
         temporary = temporary_beside(layout.patient_key)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            with suppress(OSError):  # where there are locks, a sweep leaves it alone
-                fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file.fileno(), wait=True)  # so that a sweep leaves it alone
             file.write(secrets.token_hex(32) + "\n")
             file.flush()
             # Fails if another run was faster, whose key then counts, or if it was swept before the lock: once more.

@@ -13,7 +13,6 @@ that seems to be nobody's is left alone until it is hours old.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -28,10 +27,10 @@ from typing import Any, Final
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import NoSpaceError
+from aneurysm.locks import is_locked, lock_file, take_lock
 
 _TEMPORARY: Final = ".tmp"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
 _NODE: Final = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64] or "node"
 _FOREIGN_S: Final = 6 * 3600.0
 """So old is another node's work before it counts as abandoned: far longer than any series takes."""
@@ -45,12 +44,12 @@ def claim(layout: CacheLayout, uid: str) -> Iterator[Path | None]:
     The folder is gone when the claim is.
     """
     lock = layout.building / f"{uid}.lock"
-    descriptor = _lock(lock)
+    descriptor = take_lock(lock)
     if descriptor is None:
         yield None
         return
     folder = layout.building / f"{uid}@{_NODE}~{secrets.token_hex(4)}"
-    alive = _lock(_lock_of(folder))
+    alive = take_lock(_lock_of(folder))
     try:
         folder.mkdir()
         yield folder
@@ -67,75 +66,11 @@ def _lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
-def _try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Lock an open file, or say that another process has. Where there are no locks, everybody gets one."""
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True
-
-
-def is_held(path: Path) -> bool:
-    """Say whether a process holds the lock on ``path``; writes nothing."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        return not _try_lock(descriptor, shared=True)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(path: Path) -> int | None:
-    """Return a descriptor that holds the lock on ``path``, None if another process does."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:
-            continue  # the folder was swept in between
-        if not _try_lock(descriptor):
-            os.close(descriptor)
-            return None
-        try:
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                return descriptor
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)  # its last owner removed it
-
-
-@contextmanager
-def one_at_a_time(path: Path, patience_s: float = 300.0) -> Iterator[None]:
-    """
-    Hold the lock on the file ``path``, which must exist; wait for it no longer than ``patience_s``.
-
-    For work that is safe without it, and only better one after the other: a node that hangs with the lock in its hands
-    must not stop the others.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS locks only what may be written
-    except OSError:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        end = time.monotonic() + patience_s
-        while not _try_lock(descriptor) and time.monotonic() < end:
-            time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def sweep(layout: CacheLayout) -> list[str]:
     """Remove the unfinished work of processes that are gone; return whose series it was."""
     for place in (layout.root, layout.rejected):
         for temporary in place.glob(f".*{_TEMPORARY}"):
-            if not is_held(temporary):
+            if not is_locked(temporary):
                 temporary.unlink(missing_ok=True)
     if not layout.building.is_dir():
         return []
@@ -144,7 +79,7 @@ def sweep(layout: CacheLayout) -> list[str]:
         shutil.rmtree(folder, ignore_errors=True)
         swept.add(_uid_of(folder))
     for path in layout.building.glob("*.lock"):
-        if (descriptor := _lock(path)) is not None:
+        if (descriptor := take_lock(path)) is not None:
             if not path.with_suffix("").is_dir():  # else it says whose folder that is
                 path.unlink(missing_ok=True)
             os.close(descriptor)
@@ -164,7 +99,7 @@ def _folders_of_the_dead(layout: CacheLayout) -> list[Path]:
     return [
         folder
         for folder in sorted(layout.building.iterdir())
-        if folder.is_dir() and (_is_ours(folder) or _is_old(folder)) and not is_held(_lock_of(folder))
+        if folder.is_dir() and (_is_ours(folder) or _is_old(folder)) and not is_locked(_lock_of(folder))
     ]
 
 
@@ -212,7 +147,7 @@ def write_atomically(path: Path, content: str) -> None:
         while True:
             with temporary.open("w", encoding="utf-8") as file:
                 # The lock tells a sweep that the file has an owner.
-                _try_lock(file.fileno())
+                lock_file(file.fileno())
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

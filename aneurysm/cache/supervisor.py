@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from aneurysm.cache.child import Kind
-from aneurysm.errors import AneurysmError, Reason
+from aneurysm.errors import AneurysmError, Reason, UsageError
 from aneurysm.threads import single_threaded
 
 T = TypeVar("T")
@@ -48,15 +48,30 @@ _KILL_S: Final = 1.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What one series may take: wall time in seconds and resident memory in MB (10^6 bytes). None is no limit."""
+    """
+    What one series may take: wall time in seconds and resident memory in MB (10^6 bytes). None is no limit.
+
+    Raises
+    ------
+    UsageError
+        One of them is not above 0.
+    """
 
     timeout_s: float | None = None
     memory_mb: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, given in (("timeout_s", self.timeout_s), ("memory_mb", self.memory_mb)):
+            if given is not None and not given > 0:  # nor NaN
+                raise UsageError(f"{name} is {given}, more than 0 is needed")
 
     @property
     def memory(self) -> int | None:
         """The limit of memory in bytes."""
         return None if self.memory_mb is None else self.memory_mb * 10**6
+
+
+NO_LIMITS: Final = Limits()
 
 
 class LostError(AneurysmError):
@@ -81,7 +96,7 @@ class Child:
         self._stopped = False
         self._lock = threading.Lock()
 
-    def run(self, function: Callable[..., T], *args: Any, limits: Limits = Limits()) -> T:
+    def run(self, function: Callable[..., T], *args: Any, limits: Limits = NO_LIMITS) -> T:
         """
         Return what ``function`` returns in the process; raise what it raises.
 
@@ -227,7 +242,7 @@ class Children:
     ) -> None:
         self.stop()
 
-    def run(self, function: Callable[..., T], *args: Any, limits: Limits = Limits()) -> T:
+    def run(self, function: Callable[..., T], *args: Any, limits: Limits = NO_LIMITS) -> T:
         """Do as `Child.run` does, in a child that has nothing else to do."""
         with self._lock:
             if self._stopped:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from aneurysm.cache.spec import CacheSpec
+from aneurysm.cache.supervisor import NO_LIMITS, Limits
 from aneurysm.dicom.series import Decision
 from aneurysm.dicom.stack import Stack
 from aneurysm.errors import UsageError
@@ -106,14 +107,22 @@ class Predictor:
         How windows are laid, run and pooled.
     adjustment
         What is done to the probabilities of a series.
+    limits
+        What reading one DICOM series may take, in `predict`.
     """
 
     def __init__(
-        self, model: torch.nn.Module, spec: CacheSpec, options: WindowOptions, adjustment: Adjustment | None = None
+        self,
+        model: torch.nn.Module,
+        spec: CacheSpec,
+        options: WindowOptions,
+        adjustment: Adjustment | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self._model = model.eval().to(options.device)
         self.spec, self.options = spec, options
         self.adjustment = adjustment or Adjustment()
+        self.limits = limits
 
     def __call__(self, series_path: str | Path) -> Prediction:
         """
@@ -144,8 +153,8 @@ class Predictor:
         """
         Yield an answer for each series, in order; one that can't be read is a `Failure`, and the next one follows.
 
-        While the model runs, the next series are read: DICOM in processes of its own, so that a decoder that crashes
-        costs one series.
+        While the model runs, the next series are read: DICOM in processes of its own, so that a decoder that crashes,
+        or a file that hangs beyond ``limits``, costs one series.
 
         Parameters
         ----------
@@ -160,7 +169,7 @@ class Predictor:
         order: deque[ReadSeries | Failure] = deque()
 
         def readable() -> Iterator[MemoryVolume]:
-            for read in read_ahead(paths, self.spec, max(1, self.options.workers)):
+            for read in read_ahead(paths, self.spec, max(1, self.options.workers), self.limits):
                 order.append(read)
                 if isinstance(read, ReadSeries):
                     yield read.volume
@@ -189,6 +198,8 @@ def load_predictor(
     gate: float = 0.0,
     map_label: str | None = None,
     cam: bool = False,
+    timeout_s: float | None = None,
+    memory_mb: int | None = None,
 ) -> Predictor:
     """
     Load one checkpoint, or several to be ensembled.
@@ -219,6 +230,8 @@ def load_predictor(
         One of `aneurysm.labels.LABELS`, of which each answer shall bring the map.
     cam
         Make the map by Grad-CAM, for a model that has none.
+    timeout_s, memory_mb
+        What reading one DICOM series may take in `Predictor.predict`: seconds, and resident memory in MB (10^6 bytes).
 
     Raises
     ------
@@ -265,7 +278,7 @@ def load_predictor(
     if cam and label is not None:
         models = [GradCam(model, label) for model in models]
     model = models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip)
-    return Predictor(model, first.spec, options, adjustment)
+    return Predictor(model, first.spec, options, adjustment, Limits(timeout_s, memory_mb))
 
 
 def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:

@@ -12,21 +12,21 @@ one of them open reads on, for a map outlives its file's name.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from aneurysm.cache.manifest import read_attributes
-from aneurysm.cache.publish import flush_tree, is_held, no_space_told
+from aneurysm.cache.publish import flush_tree, no_space_told
 from aneurysm.cache.writer import content_hash
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, UsageError
+from aneurysm.locks import is_locked, locked
 from aneurysm.objects.store import ObjectStore
 
 DEFAULT_GB: Final = 100.0
@@ -126,7 +126,7 @@ class StoredVolume:
         if self._mark_used():
             return self.path
         with (
-            _held(self.copy.folder / "fetching" / f"{self._entry}.lock"),
+            locked(self.copy.folder / "fetching" / f"{self._entry}.lock"),
             no_space_told(self.copy.folder, "Free some, or name another folder with --local-cache"),
         ):
             # Another process may have fetched it meanwhile.
@@ -153,7 +153,7 @@ class StoredVolume:
         self.check_bound()
         shutil.rmtree(part, ignore_errors=True)  # a dead process was at it
         while True:
-            with _held(self.copy.folder / ".lock", keep=True):
+            with locked(self.copy.folder / ".lock", keep=True):
                 if _make_room(self.copy, self.size):
                     part.mkdir()
                     return
@@ -203,7 +203,7 @@ def _make_room(copy: LocalCopy, needed: int) -> bool:
     """Remove the least recently used volumes until ``needed`` bytes fit; False if what is on its way leaves no room."""
     coming = 0
     for size, _, path in _entries(copy.folder / "fetching"):
-        if is_held(path.with_name(f"{path.name}.lock")):
+        if is_locked(path.with_name(f"{path.name}.lock")):
             coming += size
         else:
             shutil.rmtree(path, ignore_errors=True)  # its owner is dead
@@ -229,21 +229,3 @@ def _entries(folder: Path) -> Iterator[tuple[int, float, Path]]:
             if size.isdigit():
                 with suppress(FileNotFoundError):
                     yield int(size), entry.stat().st_mtime, Path(entry.path)
-
-
-@contextmanager
-def _held(path: Path, *, keep: bool = False) -> Iterator[None]:
-    """Hold the lock on ``path``, waiting for it; the file is gone afterwards, unless it is to be kept."""
-    while True:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                break
-        os.close(descriptor)  # its last owner removed it
-    try:
-        yield
-    finally:
-        if not keep:
-            path.unlink(missing_ok=True)
-        os.close(descriptor)

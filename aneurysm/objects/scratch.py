@@ -9,7 +9,6 @@ A folder that nobody holds is swept when the next one is made.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aneurysm.errors import CacheError, NoSpaceError, UsageError
+from aneurysm.locks import lock_file, locked
 
 
 def _base() -> Path:
@@ -31,7 +31,7 @@ def _base() -> Path:
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """Yield a new folder, which is gone afterwards; sweep what dead processes left."""
-    with _locked(_base() / ".lock"):
+    with locked(_base() / ".lock", keep=True):
         _sweep(_base())
         folder = Path(tempfile.mkdtemp(dir=_base()))
         descriptor = _hold(folder)
@@ -45,7 +45,7 @@ def scratch_folder() -> Iterator[Path]:
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold the scratch folder of another process, so that it stays until both are done with it."""
-    with _locked(folder.parent / ".lock"):
+    with locked(folder.parent / ".lock", keep=True):
         descriptor = _hold(folder)
     try:
         yield
@@ -68,7 +68,7 @@ def told_as(folder: Path, url: str) -> Iterator[None]:
 
 def _hold(folder: Path) -> int:
     descriptor = os.open(folder / ".held", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    lock_file(descriptor, shared=True, wait=True)
     return descriptor
 
 
@@ -79,19 +79,7 @@ def _sweep(base: Path) -> None:
         with suppress(FileNotFoundError):
             descriptor = os.open(folder / ".held", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            except BlockingIOError:
-                pass
+                if lock_file(descriptor):
+                    shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(descriptor)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -127,6 +127,13 @@ class ObjectStore:
             for chunk in chunks:
                 file.write(chunk)
 
+    def download_if_there(self, key: str, path: Path) -> None:
+        """Write an object to a file, which is gone afterwards if there is no such object."""
+        try:
+            self.download(key, path)
+        except FileNotFoundError:
+            path.unlink()
+
     def _chunks(self, key: str) -> Iterator[Any]:
         with self._told("reading", key):
             import obstore

@@ -63,7 +63,7 @@ class StoredCache(CachePlace):
         open_cache(self.layout, spec)
         if not there and not self._store.create(self.layout.spec.name, self.layout.spec.read_bytes()):
             # Another run was faster, whose spec counts.
-            self._fetch_table(self.layout.spec)
+            self._store.download_if_there(self.layout.spec.name, self.layout.spec)
             open_cache(self.layout, spec)
         for prefix in self.abandoned():
             # Listed once more, and deleted at once: another run may have begun to send it.
@@ -86,12 +86,12 @@ class StoredCache(CachePlace):
         """Return the key of patient_key, which the first run makes."""
         path = self.layout.patient_key
         if not os.environ.get("ANEURYSM_PATIENT_KEY"):
-            self._fetch_table(path)
+            self._store.download_if_there(path.name, path)
             there = path.exists()
             made = super().patient_secret()
             if there or self._store.create(path.name, made + b"\n"):
                 return made
-            self._fetch_table(path)
+            self._store.download_if_there(path.name, path)
         return super().patient_secret()
 
     def write_manifest(self, seconds: Mapping[str, float]) -> list[Row]:
@@ -135,7 +135,7 @@ class StoredCache(CachePlace):
             self._fetch_record, [o for uid, o in records.items() if self._records.get(uid, ("",))[0] != o.e_tag]
         )
         for path in (self.layout.spec, self.layout.manifest):
-            self._fetch_table(path)
+            self._store.download_if_there(path.name, path)
         left = [o.key for o in objects if o.key.startswith(f"{self.layout.seconds.name}/")]
         with suppress(FileNotFoundError):  # another run has put them into the manifest just now
             self._store.download_all({key: self.layout.root / key for key in left})
@@ -178,12 +178,6 @@ class StoredCache(CachePlace):
         self._records[uid] = (record.e_tag, content)
         self.layout.rejected.mkdir(parents=True, exist_ok=True)
         self.layout.record(uid).write_bytes(content)
-
-    def _fetch_table(self, path: Path) -> None:
-        try:
-            self._store.download(path.name, path)
-        except FileNotFoundError:
-            path.unlink()
 
 
 @contextmanager

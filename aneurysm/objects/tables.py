@@ -23,14 +23,8 @@ def fetched_tables(url: str) -> Iterator[Path]:
     store = ObjectStore(url)
     with scratch_folder() as folder:
         layout = CacheLayout(folder)
-
-        def fetch(path: Path) -> None:
-            try:
-                store.download(path.name, path)
-            except FileNotFoundError:
-                path.unlink()
-
-        store.each(fetch, [layout.spec, layout.manifest, layout.lesions])
+        tables = (layout.spec, layout.manifest, layout.lesions)
+        store.each(lambda path: store.download_if_there(path.name, path), tables)
         with told_as(folder, store.url):
             yield folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,8 +21,8 @@ from tests.cache.running import (
     start,
     wait_until,
 )
-from tests.support.cache_state import leftovers, same_cache
-from tests.support.command import environment
+from tests.support.cache_state import leftovers, manifest, same_cache
+from tests.support.command import environment, run_cli
 
 
 @pytest.fixture
@@ -115,3 +116,20 @@ def test_a_read_only_disk_is_refused(built: Built, small_disk: object) -> None:
     assert ran.code == 2, ran.text
     assert "Traceback" not in ran.text
     assert str(disk) in ran.text
+
+
+@pytest.mark.parametrize(
+    "error, code, word", [("ENOSPC", 5, "full"), ("EROFS", 3, "read-only")], ids=["full", "read-only"]
+)
+def test_tables_that_can_not_be_written_are_told(
+    built: Built, tmp_path: Path, error: str, code: int, word: str
+) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(built.cache, cache)
+    before = manifest(cache)
+    env = environment(first_path=hooks.write_unwritable(tmp_path / "site", cache, error))
+    ran = run_cli("manifest", "--cache", cache, env=env)
+    assert ran.code == code, ran.text
+    assert "Traceback" not in ran.text
+    assert word in ran.text
+    assert manifest(cache) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from aneurysm.inference.failure import Failure
 from aneurysm.inference.predictor import Prediction, load_predictor
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.labels import LABELS
+from tests.cache import hooks
 from tests.cache.running import assert_group_ends, wait_until
 from tests.inference.checkpoints import write_checkpoint
 from tests.support.acquisition import acquire
@@ -86,9 +88,9 @@ def test_a_series_that_kills_its_process_costs_no_other(data, deadly):
 @pytest.mark.parametrize(
     "devices, members, number, code",
     [
-        # The command, joblib's tracker, and one that reads; or, of two devices, two that predict, too.
-        pytest.param(1, 3, signal.SIGINT, 130, id="one device, Ctrl-C"),
-        pytest.param(2, 5, signal.SIGTERM, 143, id="two devices, SIGTERM"),
+        # The command and one that reads; or, of two devices, two that predict, and multiprocessing's tracker.
+        pytest.param(1, 2, signal.SIGINT, 130, id="one device, Ctrl-C"),
+        pytest.param(2, 4, signal.SIGTERM, 143, id="two devices, SIGTERM"),
     ],
 )
 def test_no_process_outlives_a_command_that_is_stopped(data, checkpoint, tmp_path, devices, members, number, code):
@@ -124,36 +126,47 @@ def test_what_is_wrong_with_the_checkpoint_is_said(data, tmp_path):
     assert list(predict_on(["cpu", "cpu"], [tmp_path / "x.ckpt"], {}, [])) == []
 
 
-READ_POISON = """
-import os, signal, sys
-
-main = os.environ.setdefault("TEST_MAIN_PROCESS", str(os.getpid()))
-
-def die_at_the_poisoned_series(event, args):
-    if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)) and os.getpid() != int(main):
-        name = os.fsdecode(args[0])
-        if "/{uid}/" in name and name.endswith(".dcm"):
-            os.kill(os.getpid(), signal.{signal})
-
-sys.addaudithook(die_at_the_poisoned_series)
-"""
-
-
-@pytest.mark.parametrize("number", ["SIGKILL", pytest.param("SIGSEGV", marks=pytest.mark.slow)])
-def test_a_reader_that_dies_costs_one_series_and_not_the_command(data, checkpoint, tmp_path, number):
-    (tmp_path / "sitecustomize.py").write_text(READ_POISON.replace("{uid}", BRIGHT).replace("{signal}", number))
+@pytest.mark.parametrize(
+    "fault, options, reason",
+    [
+        pytest.param(hooks.KILLED, (), "worker_killed", id="killed"),
+        pytest.param(hooks.SEGMENTATION_FAULT, (), "worker_killed", id="crash", marks=pytest.mark.slow),
+        pytest.param(hooks.HANGS, ("--timeout-s", 3), "timed_out", id="hangs"),
+        pytest.param(hooks.GROWS, ("--memory-mb", 800), "out_of_memory", id="grows", marks=pytest.mark.slow),
+    ],
+)
+def test_a_reader_that_is_lost_costs_one_series_and_not_the_command(data, checkpoint, tmp_path, fault, options, reason):
+    env = environment(first_path=hooks.write_hook(tmp_path / "site", BRIGHT, fault))
     out = tmp_path / "found.csv"
     ran = run_cli(
-        "predict", checkpoint, data, "--out", out, "--fallback", "prevalence", "--workers", 2,
-        env=environment(first_path=tmp_path),
-    )  # fmt: skip
+        "predict", checkpoint, data, "--out", out, "--fallback", "prevalence", "--workers", 2, *options, env=env
+    )
     assert ran.code == 8, ran.text
     assert "Traceback" not in ran.text
-    assert f"failed {BRIGHT}: worker_killed" in ran.err
+    assert f"failed {BRIGHT}: {reason}" in ran.err
     rows = rows_of(out)
     assert [uid for uid in UIDS if rows[uid]["status"] == "predicted"] == [u for u in UIDS if u != BRIGHT]
-    assert (rows[BRIGHT]["status"], rows[BRIGHT]["reason"]) == ("failed", "worker_killed")
+    assert (rows[BRIGHT]["status"], rows[BRIGHT]["reason"]) == ("failed", reason)
     assert float(rows[BRIGHT][LABELS[13]]) == 0.43
+
+
+def test_a_reader_that_hangs_does_not_outlive_a_run_that_is_stopped(data, checkpoint, tmp_path):
+    env = environment(first_path=hooks.write_hook(tmp_path / "site", BRIGHT, hooks.HANGS))
+    process = start_cli("predict", checkpoint, data, "--out", tmp_path / "found.csv", env=env)
+    try:
+        assert wait_until(lambda: len(group_members(process)) > 1, process)
+        time.sleep(5)  # it is at the series that hangs, or nearly so
+        process.terminate()
+        assert process.wait(20) == 143
+        assert_group_ends(process)
+    finally:
+        end_all()
+
+
+def test_limits_that_are_none_are_refused(data, checkpoint):
+    ran = call_cli("predict", checkpoint, data, "--timeout-s", "0")
+    assert ran.code == 2, ran.text
+    assert "timeout_s is 0.0, more than 0 is needed" in ran.err
 
 
 def test_readers_work_for_the_python_interface_too(data, checkpoint):

@@ -1,0 +1,102 @@
+"""What `aneurysm predict` shows and writes of its answers, as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from aneurysm.labels import LABELS
+
+if TYPE_CHECKING:
+    from aneurysm.inference.failure import Failure
+    from aneurysm.inference.overlays import Overlays
+    from aneurysm.inference.prediction_table import PredictionTable
+    from aneurysm.inference.predictor import LocatedCandidate, Prediction
+
+_EVERY_S: Final = 10.0
+
+
+def shown(answers: Iterator[Prediction | Failure], total: int) -> Iterator[Prediction | Failure]:
+    """Pass answers on, with a bar on a terminal, else a line now and then; name those without an answer."""
+    from aneurysm.inference.failure import Failure
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("predict"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    told = time.monotonic()
+    with bar:
+        task = bar.add_task("predict", total=total)
+        for done, answer in enumerate(answers, 1):
+            if isinstance(answer, Failure):
+                typer.echo(f"{answer.status} {answer.series_uid}: {answer.reason}: {answer.detail}", err=True)
+            bar.update(task, completed=done)
+            if not console.is_terminal and time.monotonic() - told > _EVERY_S:
+                told = time.monotonic()
+                typer.echo(f"{done} of {total} series", err=True)
+            yield answer
+
+
+def laid_over(answers: Iterator[Prediction | Failure], overlays: Overlays) -> Iterator[Prediction | Failure]:
+    """Pass answers on once their maps are written, without them: they are as large as a volume."""
+    from aneurysm.inference.predictor import Prediction
+
+    for answer in answers:
+        if isinstance(answer, Prediction) and answer.lesion_map is not None:
+            overlays.write(answer.series_uid, answer.lesion_map)
+            yield replace(answer, lesion_map=None)
+        else:
+            yield answer
+
+
+def fill_table(table: PredictionTable, answers: Iterator[Prediction | Failure]) -> None:
+    """Put answers into a table as they come, and write it now and then, and at the end."""
+    written = time.monotonic()
+    try:
+        for answer in answers:
+            table.add(answer)
+            if time.monotonic() - written > _EVERY_S:
+                table.write()
+                written = time.monotonic()
+    except KeyboardInterrupt:
+        typer.echo(f"aneurysm: interrupted. The same command goes on with {table.path}.", err=True)
+        raise
+    finally:
+        table.write()
+
+
+def print_answer(answer: Prediction | Failure) -> bool:
+    """Write an answer for people to read; say whether it is none."""
+    from aneurysm.inference.failure import Failure
+
+    bad = isinstance(answer, Failure)
+    if answer.probabilities is None:
+        return bad
+    typer.echo(f"{answer.series_uid}: no answer, but base rates" if bad else answer.series_uid)
+    for label, probability in sorted(answer.probabilities.items(), key=lambda item: (item[0] != LABELS[13], -item[1])):
+        typer.echo(f"  {probability:6.1%}  {label}")
+    if isinstance(answer, Failure):
+        return True
+    for candidate in answer.candidates:
+        typer.echo(f"  {candidate.probability:6.1%}  {candidate.site} at {_place(candidate)}")
+    return False
+
+
+def _place(candidate: LocatedCandidate) -> str:
+    lps = ", ".join(f"{v:.1f}" for v in candidate.lps_mm)
+    source = candidate.source
+    if source is None:
+        return f"LPS ({lps}) mm"
+    frame = "" if source.frame is None else f", frame {source.frame}"
+    return f"LPS ({lps}) mm: image {source.sop_uid}{frame}, column {source.column:.1f}, row {source.row:.1f}"
