@@ -100,7 +100,9 @@ class RunFolder:
 def full_disk_told(folder: RunFolder) -> AbstractContextManager[None]:
     """Turn the operating system's error of a full disk into a `NoSpaceError`."""
     go_on = f"free some space, and go on with --out {folder.root} --resume"
-    return no_space_told(folder.root, f"The last checkpoint is whole: {go_on}")
+    return no_space_told(
+        folder.root, f"The last checkpoint is whole: {go_on}; if there is none yet, remove the folder, and begin again"
+    )
 
 
 def default_root(config: TrainConfig) -> Path:

@@ -54,7 +54,7 @@ def test_a_folder_with_a_run_is_refused(train_cache, straight, tmp_path):
     with pytest.raises(UsageError, match=r"holds a run\. Go on with it: --out .* --resume"):
         fit(quick(train_cache), straight)
     (tmp_path / "config.toml").write_bytes(straight.config.read_bytes())
-    with pytest.raises(UsageError, match=r"holds a run\. Never saved: remove it; or name another"):
+    with pytest.raises(UsageError, match=r"holds a run\. It was never saved: remove it; or name another"):
         fit(quick(train_cache), RunFolder(tmp_path))
 
 
@@ -78,10 +78,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(train_cache, tmp_path, monkeypat
     fit(quick(train_cache, epochs=1), folder)
     before = folder.last.read_bytes()
 
-    def full(descriptor):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("aneurysm.training.checkpoint.os.fsync", full)
+    monkeypatch.setattr("aneurysm.training.checkpoint.torch.save", full)
     with pytest.raises(NoSpaceError, match=r"can't be saved; .* is still the one before"):
         fit(quick(train_cache, epochs=2), folder, resume=True)
     assert folder.last.read_bytes() == before
@@ -113,7 +113,7 @@ def test_a_disk_that_is_full_from_the_start_is_told_and_the_same_command_works_l
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator")])
 def test_out_of_memory_says_what_was_used_and_what_to_lower(train_cache, tmp_path, monkeypatch, error):
-    def out_of_memory(image):
+    def out_of_memory(self, image):
         raise error
 
     monkeypatch.setattr("tests.training.tiny.Tiny.forward", out_of_memory)
