@@ -1,4 +1,4 @@
-"""The 14 labels in train.csv's order, their left/right pairs, vessel-mask values and metric weights."""
+"""The 14 labels in train.csv's order, their left/right pairs, and vessel-mask values."""
 
 from __future__ import annotations
 
@@ -28,9 +28,6 @@ LEFT_RIGHT_PAIRS: tuple[tuple[int, int], ...] = ((0, 1), (2, 3), (4, 5), (7, 8),
 
 VESSEL_VALUES: tuple[int, ...] = (6, 5, 8, 7, 10, 9, 13, 12, 11, 4, 3, 2, 1)
 """VESSEL_VALUES[i] is the value of SITES[i] in a vessel mask: the masks have an order of their own."""
-
-METRIC_WEIGHTS: tuple[float, ...] = (1.0,) * 13 + (13.0,)
-"""Weights of the columns in the competition's mean weighted columnwise AUC."""
 
 MODALITIES: tuple[str, ...] = ("CTA", "MRA", "MRI T2", "MRI T1post")
 """The values of train.csv's Modality column."""

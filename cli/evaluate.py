@@ -99,6 +99,9 @@ def evaluate(
     typer.echo(f"score        {ranking.score}")
     typer.echo(f"AUC, present {ranking.present_auc}")
     typer.echo(f"AUC, sites   {ranking.site_auc}")
+    for result in evaluation.runs:
+        if result.run.remark:
+            typer.echo(f"{result.run.name}: {result.run.remark}")
     if evaluation.froc is not None:
         typer.echo(f"lesions found at 1 false positive a scan: {evaluation.froc.at[1.0]}")
     if ranking.left_out:

@@ -119,12 +119,14 @@ def build_model(name: str, in_channels: int = 1, **options: Any) -> nn.Module:
     Raises
     ------
     UsageError
-        There is no such model, it has no such option, or what was built is no module.
+        There is no such model, it has no such option, or not that value, or what was built is no module.
     """
     architecture = find_architecture(name)
     try:
         model = architecture.build(in_channels, **options)
-    except TypeError as error:
+    except UsageError:  # a ValueError, too
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UsageError(f"can't build the model {name!r} with options {options}: {error}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name!r} built {type(model).__name__}, not a torch.nn.Module")

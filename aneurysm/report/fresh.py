@@ -18,6 +18,7 @@ from aneurysm.cache.publish import no_space_told
 from aneurysm.errors import SpecMismatchError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.report.run import Run, read_run
+from aneurysm.training.begun import learnt_from
 from aneurysm.training.checkpoint import load_checkpoint
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_toml
@@ -144,8 +145,10 @@ def _predict(
         shutil.copyfile(run.folds, new.folds)
     write_predictions(new.predictions, cache, predictions, dict.fromkeys(volumes, fold))
     write_candidates(new.candidates, cache, predictions)
-    if run.metrics.exists():
-        shutil.copyfile(run.metrics, new.metrics)
+    for old, copy in ((run.metrics, new.metrics), (run.init, new.init)):
+        copy.unlink(missing_ok=True)
+        if old.exists():
+            shutil.copyfile(old, copy)
     return replace(read_run(out), name=name, checkpoint=checkpoint_digest(run.best), fresh=what)
 
 
@@ -175,7 +178,7 @@ def _of_fold(cache: Cache, run: RunFolder, config: ResolvedConfig, fold: int) ->
 
 
 def _unseen(cache: Cache, run: RunFolder, config: ResolvedConfig) -> list[int]:
-    trained_on = {uid: key for uid, (key, at) in fold_rows(run.folds).items() if at not in _not_trained_on(config)}
+    trained_on, _ = learnt_from(run, config)
     patients = set(trained_on.values()) - {""}
     seen = [
         uid for uid, key in zip(cache.uids, cache.patient_keys, strict=True) if uid in trained_on or key in patients

@@ -52,7 +52,7 @@ def metrics_table(e: Evaluation) -> dict[str, Any]:
         },
         "runs": [
             {"name": r.run.name, "folds": sorted({int(f) for f in r.run.predictions.folds}), "fresh": r.run.fresh,
-             **_ranking(r.ranking), "ensemble_gain": None if r.gain is None else asdict(r.gain)}
+             "remark": r.run.remark, **_ranking(r.ranking), "ensemble_gain": None if r.gain is None else asdict(r.gain)}
             for r in e.runs
         ],
         "overall": {

@@ -15,6 +15,7 @@ from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.errors import DataError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.labels import LABELS, SITES
+from aneurysm.training.begun import read_begun
 
 _CANDIDATE_COLUMNS = ("series_uid", "site", "probability", "x_mm", "y_mm", "z_mm")
 
@@ -113,6 +114,8 @@ class Run:
         SHA-256 of checkpoints/best.ckpt, whose predictions these are; None if it is not there.
     fresh
         What was predicted anew (see `aneurysm.report.fresh`); empty if these are the predictions of training.
+    remark
+        What the weights that it began with may have learnt from; empty if it began with none.
     """
 
     name: str
@@ -125,6 +128,7 @@ class Run:
     assigned: dict[str, int]
     checkpoint: str | None
     fresh: str = ""
+    remark: str = ""
 
     @property
     def cache(self) -> str | None:
@@ -135,8 +139,8 @@ class Run:
 
 def read_run(root: str | Path) -> Run:
     """
-    Read ``predictions_val.csv`` and ``folds.csv`` of a run, and what is there of ``config.toml``, ``metrics.csv`` and
-    ``candidates_val.csv``.
+    Read ``predictions_val.csv`` and ``folds.csv`` of a run, and what is there of ``config.toml``, ``init.json``,
+    ``metrics.csv`` and ``candidates_val.csv``.
 
     Raises
     ------
@@ -154,6 +158,8 @@ def read_run(root: str | Path) -> Run:
     predictions = _predictions(root / "predictions_val.csv", folds)
     text, config = _config(root / "config.toml")
     best = root / "checkpoints" / "best.ckpt"
+    begun = read_begun(root / "init.json")
+    keys = dict(zip(folds["series_uid"], folds["patient_key"], strict=True))
     return Run(
         root.resolve().name,
         root,
@@ -164,6 +170,7 @@ def read_run(root: str | Path) -> Run:
         _epochs(root / "metrics.csv"),
         dict(zip(folds["series_uid"], folds["fold"].astype(int), strict=True)),
         checkpoint_digest(best) if best.is_file() else None,
+        remark="" if begun is None else begun.told(predictions.uids.tolist(), keys),
     )
 
 

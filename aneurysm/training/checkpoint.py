@@ -19,7 +19,6 @@ A file is a dict that ``torch.load(weights_only=True)`` reads: it runs no code, 
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,10 +152,15 @@ def read_file(path: Path) -> dict[str, Any]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(f"there is no checkpoint {path}") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except Exception as error:  # torch's unpickler is an interpreter: of damaged bytes it raises what it will
         raise UsageError(f"{path} is no checkpoint of aneurysm, or damaged ({type(error).__name__})") from error
     found: dict[str, Any] = content if isinstance(content, dict) else {}
     version = found.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UsageError(
+            f"{path} was written by aneurysm {found.get('package_version')}, in format {version}; this one, "
+            f"{__version__}, reads format {FORMAT_VERSION}: it takes a newer aneurysm"
+        )
     if version != FORMAT_VERSION:
         raise UsageError(f"{path} is no checkpoint of aneurysm: its format_version is {version}, not {FORMAT_VERSION}")
     return found
@@ -178,8 +182,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             raise UsageError(f"{path} was trained on other labels: {', '.join(map(str, content['labels']))}")
         spec = parse_spec(content["spec"], f"the spec in {path}")
         if spec.digest != content["digest"]:
-            raise UsageError(f"{path}: its spec has digest {spec.digest}, not {content['digest']} as it says")
+            raise UsageError(
+                f"{path} was trained on voxels of digest {content['digest']}, by aneurysm "
+                f"{content['package_version']}; from its spec aneurysm {__version__} makes others ({spec.digest}). "
+                "Use it with the version that wrote it, or train again on a cache built anew"
+            )
         config = parse_resolved(content["config"], f"the configuration in {path}")
+        if wrong := [name for name, tensor in content["model"].items() if not isinstance(tensor, Tensor)]:
+            raise ValueError(f"{wrong[0]} is no tensor")
         return Checkpoint(
             path,
             content["model"],
@@ -191,7 +201,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         )
     except UsageError:  # a ValueError, too
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # any part may be of any type
         raise UsageError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from aneurysm.cache.catalog import Cache
+from aneurysm.cache.publish import no_space_told, write_atomically
 from aneurysm.errors import DataError, SpecMismatchError, UsageError
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader, dead_workers_told
 from aneurysm.patches.plan import Plan
 from aneurysm.training.balance import positive_weights
 from aneurysm.training.batches import TimedBatches
+from aneurysm.training.begun import Begun, learnt_from, write_begun
 from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.callbacks.epoch_end import EpochEnd
 from aneurysm.training.callbacks.loss_watch import LossWatch
@@ -109,8 +111,7 @@ def fit(
         config = config.model_copy(update={"pos_weight": _positive_weights(config, cache, split)})
     torch.manual_seed(config.seed)
     module = PatchModule(build_model(config.model, config.in_channels, **config.model_options), config)
-    if init is not None and not resume:
-        _begin_from(init, module, cache)
+    begun = None if init is None or resume else _begin_from(init, module, cache)
 
     stop = StopSignal()
     trainer = make_trainer(config)
@@ -136,16 +137,14 @@ def fit(
     end = EpochEnd(
         folder, cache, split, batches=batches, ema=ema, watch=watch, stop=stop, progress=told, workers=workers
     )
+    first = _go_on(folder, config, loader) if resume else 0
     # Not to the constructor: the callbacks need the rank, which only the trainer knows.
     trainer.callbacks.extend([ema, watch, end])  # type: ignore[attr-defined]
-    if trainer.is_global_zero and not resume:
-        folder.create()
-        folder.config.write_text(config_toml(config), encoding="utf-8")
-        write_folds(folder.folds, cache.uids, cache.patient_keys, split.folds)
-    first = int(read_file(folder.last)["epoch"]) if resume else 0
+    if trainer.is_global_zero:
+        _keep(folder, config, cache, split, begun, resume=resume)
     with log_file(folder.log, wanted=trainer.is_global_zero), stop.caught(), memory_told(config, device):
         told.started(_facts(config, folder, cache, split, module, trainer, first))
-        for warning in split.warnings:
+        for warning in (*split.warnings, *([] if begun is None else [_begun_told(begun, cache, split)])):
             _log.warning("%s", warning)
         with closing(loader), full_disk_told(folder), dead_workers_told():
             run_trainer(trainer, module, batches, folder.last if resume else None)
@@ -183,7 +182,7 @@ def usual_workers(config: ResolvedConfig, trainer: pl.Trainer) -> int:
     return min(16, max(1, cpus)) if torch.cuda.is_available() else min(1, cpus - 1)
 
 
-def _begin_from(init: Path, module: PatchModule, cache: Cache) -> None:
+def _begin_from(init: Path, module: PatchModule, cache: Cache) -> Begun:
     begin = load_checkpoint(init)
     taken = take_weights(module.model, begin.weights)
     _log.info("began with %d of %d tensors of %s", taken, len(module.model.state_dict()), init)
@@ -192,6 +191,15 @@ def _begin_from(init: Path, module: PatchModule, cache: Cache) -> None:
             "%s was trained on a cache of spec %s (digest %s), this one is of %s (digest %s): voxels differ",
             init, begin.spec.name, begin.spec.digest, cache.spec.name, cache.spec.digest,
         )  # fmt: skip
+    run = RunFolder(init.resolve().parent.parent)
+    if run.last.parent != init.resolve().parent or not (run.config.exists() and run.folds.exists()):
+        return Begun(str(init), {}, known=False)
+    learnt, known = learnt_from(run, begin.config)
+    return Begun(str(init), learnt, known)
+
+
+def _begun_told(begun: Begun, cache: Cache, split: Split) -> str:
+    return begun.told([cache.uids[i] for i in split.val], dict(zip(cache.uids, cache.patient_keys, strict=True)))
 
 
 def _check_resumable(folder: RunFolder, cache: Cache) -> None:
@@ -208,8 +216,36 @@ def _check_resumable(folder: RunFolder, cache: Cache) -> None:
     if differing := known ^ set(cache.uids):
         raise UsageError(
             f"{cache.root} has other series than when the run began ({len(differing)} came or went, as "
-            f"{min(differing)}): it can't go on exactly. Begin a new run with --init {folder.last}"
+            f"{min(differing)}): it can't go on exactly. Begin a new run with --init {folder.last} and --folds-file, a "
+            f"copy of {folder.folds} with a row for each new series: in folds dealt anew held-out patients would be "
+            "such as the weights have learnt from"
         )
+
+
+def _go_on(folder: RunFolder, config: ResolvedConfig, loader: PatchLoader) -> int:
+    """Return how many epochs the run has behind it, sure that it can have as many as it is to."""
+    content = read_file(folder.last)
+    if "loader" not in content:
+        raise UsageError(f"{folder.last} has weights alone, and nothing to go on from: is it a best.ckpt?")
+    loader.load_state_dict(content["loader"])
+    first = int(content["epoch"])
+    if config.epochs < first:
+        raise UsageError(f"{folder.root} has {first} epochs behind it: it can't have {config.epochs}")
+    return first
+
+
+def _keep(
+    folder: RunFolder, config: ResolvedConfig, cache: Cache, split: Split, begun: Begun | None, *, resume: bool
+) -> None:
+    """Write what was decided."""
+    with no_space_told(folder.root, "Free some space, and give the command again"):
+        if not resume:
+            folder.create()
+            write_folds(folder.folds, cache.uids, cache.patient_keys, split.folds)
+            if begun is not None:
+                write_begun(folder.init, begun)
+        # Last: with it the folder is a run. And again when it goes on, perhaps with more epochs or another cache.
+        write_atomically(folder.config, config_toml(config))
 
 
 def _facts(

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from aneurysm.cache.catalog import UNKNOWN
+from aneurysm.cache.publish import write_atomically
 from aneurysm.errors import DataError, UsageError
 
 COLUMNS = ("series_uid", "patient_key", "fold")
@@ -78,13 +79,11 @@ def assign_folds(
 
 def write_folds(path: str | Path, uids: Sequence[str], patient_keys: Sequence[str], folds: ArrayLike) -> None:
     """Write ``folds.csv``, sorted by UID, so that equal folds are equal files."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(sorted(zip(uids, patient_keys, np.asarray(folds).tolist(), strict=True)))
-    part.replace(path)
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(sorted(zip(uids, patient_keys, np.asarray(folds).tolist(), strict=True)))
+    write_atomically(Path(path), text.getvalue())
 
 
 def read_folds(path: str | Path, uids: Sequence[str], patient_keys: Sequence[str]) -> NDArray[np.int64]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
+from aneurysm.cache.publish import write_atomically
 from aneurysm.labels import LABELS
 from aneurysm.training.score import Score
 
@@ -49,12 +50,11 @@ class MetricsTable:
         text["epoch"] = str(row["epoch"])
         text["step"] = str(row["step"])
         self._rows = [r for r in self._rows if int(r["epoch"]) < int(text["epoch"])] + [text]
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n", restval="")
-            writer.writeheader()
-            writer.writerows(self._rows)
-        part.replace(self.path)
+        written = StringIO()
+        writer = csv.DictWriter(written, self.columns, lineterminator="\n", restval="")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self.path, written.getvalue())
 
 
 def score_row(score: Score) -> Row:

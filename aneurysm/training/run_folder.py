@@ -21,7 +21,7 @@ class RunFolder:
 
     ::
 
-        config.toml  folds.csv  metrics.csv  predictions_val.csv  candidates_val.csv  log.txt
+        config.toml  folds.csv  [init.json]  metrics.csv  predictions_val.csv  candidates_val.csv  log.txt
         tensorboard/  checkpoints/{last,best}.ckpt
     """
 
@@ -36,6 +36,11 @@ class RunFolder:
     def folds(self) -> Path:
         """The fold of each series, as `aneurysm.training.folds.read_folds` reads it."""
         return self.root / "folds.csv"
+
+    @property
+    def init(self) -> Path:
+        """What the run began with, if not with random weights; see `aneurysm.training.begun`."""
+        return self.root / "init.json"
 
     @property
     def metrics(self) -> Path:
@@ -82,7 +87,10 @@ class RunFolder:
             There is a run in it already, or it can't be made.
         """
         if self.config.exists():
-            raise UsageError(f"{self.root} holds a run. Go on with it: --out {self.root} --resume; or name another")
+            go_on = (
+                f"Go on with it: --out {self.root} --resume" if self.last.exists() else "It was never saved: remove it"
+            )
+            raise UsageError(f"{self.root} holds a run. {go_on}; or name another")
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -92,7 +100,9 @@ class RunFolder:
 def full_disk_told(folder: RunFolder) -> AbstractContextManager[None]:
     """Turn the operating system's error of a full disk into a `NoSpaceError`."""
     go_on = f"free some space, and go on with --out {folder.root} --resume"
-    return no_space_told(folder.root, f"The last checkpoint is whole: {go_on}")
+    return no_space_told(
+        folder.root, f"The last checkpoint is whole: {go_on}; if there is none yet, remove the folder, and begin again"
+    )
 
 
 def default_root(config: TrainConfig) -> Path:

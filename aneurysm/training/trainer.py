@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from aneurysm.errors import DeviceMemoryError
+from aneurysm.errors import DeviceMemoryError, UsageError
 from aneurysm.training.batches import TimedBatches
 from aneurysm.training.checkpoint import read_file, save_atomically
 from aneurysm.training.config import ResolvedConfig
@@ -34,7 +34,17 @@ class _OurCheckpoints(TorchCheckpointIO):
 
 
 def make_trainer(config: ResolvedConfig) -> pl.Trainer:
-    """Return the trainer for this machine's devices; callbacks are to be added."""
+    """
+    Return the trainer for this machine's devices; callbacks are to be added.
+
+    Raises
+    ------
+    UsageError
+        It has fewer GPUs than were asked for.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus and config.devices != "auto" and config.devices > gpus:
+        raise UsageError(f"--devices {config.devices}: there are {gpus} GPUs here")
     with _spared():
         return _make_trainer(config)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from aneurysm.cache.catalog import UNKNOWN, Cache
+from aneurysm.cache.publish import write_atomically
 from aneurysm.errors import AneurysmError, CacheError, StoreError
 from aneurysm.labels import LABELS, SITES
 from aneurysm.training.config import ResolvedConfig
@@ -144,9 +145,8 @@ def _by_uid(cache: Cache, predictions: Predictions) -> list[int]:
 
 
 def _write(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-    part.replace(path)
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())

@@ -62,6 +62,12 @@ def test_an_unknown_option_is_named():
         build_model("resnet3d18", dept=18)
 
 
+@pytest.mark.parametrize("width", ["big", float("nan"), float("inf")])
+def test_an_impossible_value_is_told(width):
+    with pytest.raises(UsageError, match=r"can't build the model 'cnn3d' with options \{'width': "):
+        build_model("cnn3d", width=width)
+
+
 def test_a_function_of_ones_own(own):
     model = build_model("nets_of_my_own:Tiny", 2, hidden=6)
     image = torch.zeros(3, 2, 8, 8, 8)

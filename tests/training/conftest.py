@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import load_config
+from aneurysm.training.fit import fit
+from aneurysm.training.run_folder import RunFolder
 from tests.patches.conftest import add_volume, open_cache
 
 SHAPE = (36, 40, 44)
@@ -46,3 +50,38 @@ def quick(cache: Cache, **options: Any) -> ResolvedConfig:
         "optimizer.learning_rate": 1e-2,
     }
     return load_config(None, given | {key.replace("__", "."): value for key, value in options.items()}).resolved()
+
+
+@pytest.fixture(scope="session")
+def straight(train_cache, tmp_path_factory) -> RunFolder:
+    """Two epochs without a stop. Don't change it."""
+    folder = RunFolder(tmp_path_factory.mktemp("straight") / "run")
+    fit(quick(train_cache), folder)
+    return folder
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def timeless(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [
+        {k: v for k, v in row.items() if k not in ("patches_per_s", "idle_share", "train_s", "val_s")} for row in rows
+    ]
+
+
+def assert_same(left, right, at: str = "") -> None:
+    """Equal to the bit, but for times."""
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), at
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), at
+        for key in left:
+            assert_same(left[key], right[key], f"{at}/{key}")
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right), at
+        for i, (a, b) in enumerate(zip(left, right)):
+            assert_same(a, b, f"{at}/{i}")
+    else:
+        assert left == right, at

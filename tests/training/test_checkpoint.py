@@ -7,6 +7,7 @@ import pickle
 import resource
 import subprocess
 import sys
+from random import Random
 
 import pytest
 import torch
@@ -87,9 +88,21 @@ def test_a_file_runs_no_code(content, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        pytest.param({"format_version": 2}, "format_version is 2, not 1", id="version"),
+        pytest.param({"format_version": 0}, "format_version is 0, not 1", id="version"),
+        pytest.param(
+            {"format_version": 2, "package_version": "9.1"},
+            r"written by aneurysm 9\.1, in format 2.*takes a newer aneurysm",
+            id="newer version",
+        ),
         pytest.param({"labels": ["a", "b"]}, "trained on other labels: a, b", id="labels"),
-        pytest.param({"digest": "0"}, "its spec has digest .* not 0 as it says", id="digest"),
+        pytest.param(
+            {"digest": "0", "package_version": "0.0.1"},
+            r"on voxels of digest 0, by aneurysm 0\.0\.1; .* Use it with the version that wrote it, or train again",
+            id="digest",
+        ),
+        pytest.param({"model": [1]}, "is damaged: AttributeError", id="no weights"),
+        pytest.param({"model": {"a": 1}}, "is damaged: ValueError a is no tensor", id="weights that are none"),
+        pytest.param({"epoch": float("inf")}, "is damaged: OverflowError", id="epoch"),
         pytest.param({"spec": "x = 1"}, "the spec in .*: ", id="spec"),
         pytest.param({"config": {"epoch": 1}}, "the configuration in .*: .*did you mean epochs", id="config"),
         pytest.param({"config": 3}, "is damaged", id="no config"),
@@ -103,11 +116,32 @@ def test_contradictions_are_refused(content, tmp_path, changes, words):
         load_checkpoint(tmp_path / "x.ckpt")
 
 
-@pytest.mark.parametrize("text", [b"", b"no checkpoint", b"PK\x03\x04" + bytes(100)])
+@pytest.mark.parametrize("text", [b"", b"no checkpoint", b"\x80\x02.", b"PK\x03\x04" + bytes(100)])
 def test_other_files_are_refused(tmp_path, text):
     (tmp_path / "x.ckpt").write_bytes(text)
     with pytest.raises(UsageError, match="is no checkpoint of aneurysm"):
         read_file(tmp_path / "x.ckpt")
+
+
+def test_a_file_that_is_cut_short_or_has_wrong_bytes_is_refused_or_read(tmp_path):
+    path, damaged, random = tmp_path / "x.ckpt", tmp_path / "y.ckpt", Random(0)
+    config = load_config(None, {}).resolved()
+    save_atomically(model_entries(classifier(1).state_dict(), config, load_spec("rsna-1mm"), 4, {}, PREVALENCE), path)
+    whole = path.read_bytes()
+    pickled = whole.index(b"archive/data/0")  # the dict comes first, then the tensors
+    refused = 0
+    for turn in range(300):
+        content = bytearray(whole)
+        if turn % 10 == 0:
+            del content[random.randrange(len(content)) :]
+        else:
+            content[random.randrange(64, pickled)] ^= 1 << random.randrange(8)
+        damaged.write_bytes(content)
+        try:
+            load_checkpoint(damaged)
+        except UsageError:
+            refused += 1
+    assert refused > 100
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

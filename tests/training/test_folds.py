@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from aneurysm.errors import DataError, UsageError
 from aneurysm.labels import MODALITIES
 from aneurysm.training.folds import assign_folds, read_folds, write_folds
+from aneurysm.training.metrics_table import MetricsTable
+from aneurysm.training.validation import write_candidates
 
 
 @st.composite
@@ -148,3 +150,25 @@ def test_many_missing_series_are_counted(tmp_path):
     path = write(tmp_path, "series_uid,fold\n")
     with pytest.raises(DataError, match="0, 1, 2 and 7 more of 10 series"):
         read_folds(path, [str(i) for i in range(10)], [""] * 10)
+
+
+def test_tables_are_on_the_disk_or_as_they_were(tmp_path, monkeypatch):
+    path = tmp_path / "folds.csv"
+    write_folds(path, ["1.2"], ["p"], [0])
+    before = path.read_text()
+    assert before == "series_uid,patient_key,fold\n1.2,p,0\n"
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    tables = MetricsTable(tmp_path / "metrics.csv", ["bce"], ["CTA"], 0)
+    for write in (
+        lambda: write_folds(path, ["1.2"], ["p"], [1]),
+        lambda: tables.add({"epoch": 1, "step": 4}),
+        lambda: write_candidates(tmp_path / "candidates_val.csv", None, {}),
+    ):
+        with pytest.raises(OSError, match="No space"):
+            write()
+    assert [p.name for p in tmp_path.iterdir()] == ["folds.csv"]
+    assert path.read_text() == before

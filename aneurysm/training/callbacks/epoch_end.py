@@ -15,7 +15,8 @@ from aneurysm.training.batches import TimedBatches
 from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.callbacks.loss_watch import LossWatch
 from aneurysm.training.checkpoint import model_entries, read_file, save_atomically
-from aneurysm.training.metrics_table import MetricsTable, Row, score_row
+from aneurysm.training.epoch_files import EpochFiles
+from aneurysm.training.metrics_table import Row, score_row
 from aneurysm.training.module import PatchModule
 from aneurysm.training.progress import Progress, StepFacts
 from aneurysm.training.run_folder import RunFolder
@@ -27,8 +28,6 @@ from aneurysm.training.validation import (
     StoppedError,
     predict_series,
     score_predictions,
-    write_candidates,
-    write_predictions,
 )
 
 _log: Final = logging.getLogger(__name__)
@@ -74,24 +73,17 @@ class EpochEnd(pl.Callback):
         self._metrics: dict[str, float | None] = {}
         self._epoch = 0
         self._best: tuple[str, float] | None = None
-        self._table: MetricsTable | None = None
+        self._files: EpochFiles | None = None
         self._tell_all = True
-        self._writer: Any = None
 
     # ---- as Lightning calls it -------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: PatchModule) -> None:  # type: ignore[override]
         """Open the tables; validate, if the run that goes on was left before."""
         if trainer.is_global_zero:
-            from torch.utils.tensorboard import SummaryWriter
-
-            modalities = sorted({self._cache.modalities[i] for i in self._split.val})
-            terms = list(pl_module.objective.weights)
             done = self._epoch - (self._pending is not None)
-            self._table = MetricsTable(self._folder.metrics, terms, modalities, done)
-            # Steps that were lost with a crash are not drawn twice.
-            purge = done * pl_module.config.steps_per_epoch + 1 if done else None
-            self._writer = SummaryWriter(self._folder.tensorboard, purge_step=purge)
+            terms, steps = list(pl_module.objective.weights), pl_module.config.steps_per_epoch
+            self._files = EpochFiles(self._folder, self._cache, self._split, terms, done, steps)
         if self._pending is not None:
             self._finish(trainer, pl_module)
             if trainer.is_global_zero:
@@ -188,8 +180,8 @@ class EpochEnd(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
         """Close the event file."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._files is not None:
+            self._files.close()
 
     # ---- the end of an epoch ---------------------------------------------------------------------------------------
 
@@ -248,18 +240,11 @@ class EpochEnd(pl.Callback):
     def _write(
         self, module: PatchModule, row: Row, score: Score | None, predictions: Predictions, *, best: bool
     ) -> None:
-        assert self._table is not None
-        self._table.add(row)
-        for name, value in row.items():
-            if value is not None and name not in ("epoch", "step"):
-                tag = name.replace(": ", "/") if ": " in name else f"epoch/{name}"
-                self._writer.add_scalar(tag, value, int(row["step"] or 0))
-        self._writer.flush()
+        assert self._files is not None
+        self._files.add(row)
         if best:
             save_atomically(self._entries(module), self._folder.best)
-            folds = dict(enumerate(self._split.folds.tolist()))
-            write_predictions(self._folder.predictions, self._cache, predictions, folds)
-            write_candidates(self._folder.candidates, self._cache, predictions)
+            self._files.keep(predictions)
         # Which labels have no AUC stays the same in all epochs.
         summary = score.summary() if score is not None else "not validated"
         _log.info(
