@@ -99,15 +99,16 @@ def calibration_json(e: Evaluation) -> str:
     """
     Return what predicting takes from an evaluation: a temperature and a threshold for each label, null where none.
 
-    ``threshold`` is of probabilities as the model gives them, ``calibrated_threshold`` the same after the temperature.
+    ``threshold`` is of probabilities as the model gives them, ``calibrated_threshold`` the same after the temperature,
+    if there is one. Thresholds of means of ranks are none of probabilities, and left out.
     `aneurysm.inference.calibration` reads it.
     """
     labels = {}
     for i, name in enumerate(LABELS):
         temperature = None if e.calibration is None else e.calibration.labels[i].temperature
         threshold = e.operation.labels[i].threshold
-        value = None if threshold is None else threshold.value
-        calibrated = None
+        value = None if threshold is None or e.calibration is None else threshold.value
+        calibrated = value
         if value is not None and temperature is not None:
             calibrated = float(apply_temperature(np.float64(value), temperature))
         labels[name] = {"temperature": temperature, "threshold": value, "calibrated_threshold": calibrated}
@@ -140,6 +141,8 @@ def _label(e: Evaluation, i: int) -> dict[str, Any]:
         remarks.append(point.missing)
     if not _all_reached(point):
         remarks.append("the target precision was out of reach")
+    if e.calibration is not None and not ranking.one_class and e.calibration.labels[i].missing:
+        remarks.append(f"no temperature: {e.calibration.labels[i].missing}")
     found: dict[str, Any] = {
         "n": ranking.n,
         "n_positive": ranking.n_positive,

@@ -23,10 +23,50 @@ def test_a_known_temperature_is_found(temperature):
     assert fit_temperature(positive, given) == pytest.approx(temperature, rel=0.05)
 
 
-def test_classes_apart_end_at_the_bound_and_one_class_has_none():
+def test_classes_apart_and_one_class_have_none():
     positive = np.arange(20) < 10
-    assert fit_temperature(positive, np.where(positive, 0.6, 0.4)) == pytest.approx(TEMPERATURES[0], rel=0.01)
-    assert fit_temperature(np.zeros(5, bool), np.linspace(0, 1, 5)) is None
+    assert fit_temperature(positive, np.where(positive, 0.6, 0.4)) is None
+    assert fit_temperature(positive, np.where(positive, 0.4, 0.6)) is None
+    assert fit_temperature(np.zeros(5, bool), np.linspace(0, 0.4, 5)) is None
+
+
+def predictions_of(positive, given):
+    """Of present alone."""
+    n = len(positive)
+    truth, probabilities = np.full((n, 14), 255, np.uint8), np.full((n, 14), 0.5)
+    truth[:, 13], probabilities[:, 13] = positive, given
+    names = np.array([f"{i:05}" for i in range(n)])
+    return Predictions(names, names, names, np.zeros(n, np.int64), probabilities, truth)
+
+
+@pytest.mark.parametrize("positives", [4, 5])
+def test_a_temperature_takes_five_of_each_class_in_each_half(positives):
+    """The halves are scored alike, and no half is parted perfectly."""
+    second = np.repeat([False, True], 50)
+    positive = np.arange(100) % 50 < positives
+    given = np.where(positive, 0.6, 0.1)
+    given[[0, 49, 50, 99]] = 0.2, 0.7, 0.2, 0.7
+    p = predictions_of(positive, given)
+    found = calibrate(p, second, patient_weights(p.patients, 50, 0)).labels[13]
+    if positives == 5:
+        assert found.temperature > TEMPERATURES[0]
+        assert found.missing == ""
+    else:
+        assert found.temperature is None
+        assert found.missing == "fewer than 5 positives or negatives in one half of the patients"
+        assert found.ece_after.value is None
+
+
+def test_one_half_that_is_parted_perfectly_has_no_temperature():
+    second = np.repeat([False, True], 50)
+    positive = np.arange(100) % 5 == 0
+    given = np.where(positive, 0.6, 0.4)
+    given[0] = 0.3
+    p = predictions_of(positive, given)
+    found = calibrate(p, second, patient_weights(p.patients, 50, 0))
+    assert found.labels[13].temperature is None
+    assert found.labels[13].missing == "none from 0.05 to 20 fits"
+    np.testing.assert_array_equal(found.probabilities, p.probabilities)
 
 
 def test_applying_a_temperature_keeps_the_order_and_a_half():

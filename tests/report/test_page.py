@@ -14,6 +14,7 @@ from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
 from aneurysm.report.evaluate import EvaluateOptions, evaluate
 from aneurysm.report.page import write_report
+from aneurysm.report.results import calibration_json, metrics_table
 from tests.report.fake_runs import fake_series, write_run
 
 PLOTS = (
@@ -105,6 +106,23 @@ def test_tables_agree(report):
     assert calibration["digest"] == found.cache.spec.digest
     assert calibration["runs"] == [{"name": "run", "checkpoint": None}]
     assert calibration["averaged"] is False
+
+
+def test_thresholds_without_a_temperature_stay_and_ranks_have_none(tmp_path):
+    run = write_run(tmp_path / "run", fake_series(60, seed=1), n_folds=1)
+    for ensemble in ("logits", "ranks"):
+        found = evaluate([run], EvaluateOptions(samples=50, ensemble=ensemble))
+        labels = json.loads(calibration_json(found))["labels"]
+        rare = [name for name, x in labels.items() if x["temperature"] is None and x["threshold"] is not None]
+        if ensemble == "logits":
+            assert rare
+            assert all(labels[name]["calibrated_threshold"] == labels[name]["threshold"] for name in rare)
+            remark = metrics_table(found)["labels"][rare[0]]["remark"]
+            assert "no temperature: fewer than 5 positives or negatives in one half" in remark
+            assert "none: fewer than 5" in write_report(found, tmp_path / "out", cases=0).read_text("utf-8")
+        else:
+            assert not rare
+            assert all(set(x.values()) == {None} for x in labels.values())
 
 
 def test_names_are_no_markup(tmp_path):
