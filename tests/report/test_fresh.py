@@ -103,10 +103,10 @@ def test_an_external_cache_from_the_command_line(trained, other, tmp_path):
     for root, copy in zip(trained, runs):
         shutil.copytree(root, copy)
     given = ("--fresh", "--fold", "all", "--cache", other.root, "--model", MODEL, "--device", "cpu", "--samples", 50)
-    ran = call_cli("evaluate", *runs, *given, "--cases", 0)
+    out = tmp_path / "external"
+    ran = call_cli("evaluate", *runs, *given, "--cases", 0, "--out", out)
     assert ran.code == 0, ran.err
     assert f"predicting all series of {other.root} (8 series)" in ran.err
-    out = runs[0] / "evaluation-fresh"
     assert ran.out.startswith("8 held-out series of 8 patients, 2 runs")
     assert sorted(p.name for p in (out / "predictions").iterdir()) == ["fold0", "fold1"]
     metrics = json.loads((out / "metrics.json").read_text())
