@@ -97,7 +97,7 @@ def evaluate(
     evaluation = evaluated(predicted, options)
     page = write_report(evaluation, out, cases=cases)
     ranking = evaluation.ranking
-    typer.echo(f"{ranking.n} held-out series of {ranking.n_patients} patients, {len(runs)} runs")
+    typer.echo(f"{ranking.n} {evaluation.series} of {ranking.n_patients} patients, {len(runs)} runs")
     typer.echo(f"score        {ranking.score}")
     typer.echo(f"AUC, present {ranking.present_auc}")
     typer.echo(f"AUC, sites   {ranking.site_auc}")

@@ -15,7 +15,7 @@ from aneurysm.report.calibration import Calibration, calibrate
 from aneurysm.report.combine import Ensemble, combine, combine_candidates, group_runs
 from aneurysm.report.froc import Froc, froc
 from aneurysm.report.ranking import Ranking, rank, rank_by
-from aneurysm.report.run import Candidates, Predictions, Run, read_run
+from aneurysm.report.run import PARTS, Candidates, Predictions, Run, read_run
 from aneurysm.report.source import Lesions, acquisitions, lesions, localisation, open_cache
 from aneurysm.report.thresholds import Operation, operate, patient_halves
 
@@ -120,6 +120,23 @@ class Evaluation:
     froc: Froc | None
     froc_same_site: Froc | None
     no_froc: str
+
+    @property
+    def digest(self) -> str | None:
+        """Of the spec of the runs' cache; None if neither they nor a cache say."""
+        said = next((r.run.digest for r in self.runs if r.run.digest is not None), None)
+        return said if said is not None or self.cache is None else self.cache.spec.digest
+
+    @property
+    def part(self) -> str:
+        """What series these are, where all runs agree: see `Run.part`. If any picked an epoch, ``val``."""
+        parts = {r.run.part for r in self.runs}
+        return parts.pop() if len(parts) == 1 else "val"
+
+    @property
+    def series(self) -> str:
+        """How these series are called."""
+        return PARTS[self.part]
 
 
 def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None = None) -> Evaluation:

@@ -47,8 +47,11 @@ def metrics_table(e: Evaluation) -> dict[str, Any]:
         "data": {
             "series": len(p),
             "patients": e.ranking.n_patients,
+            "part": e.part,
             "folds": sorted({int(f) for f in p.folds}),
-            "spec": None if e.cache is None else {"name": e.cache.spec.name, "digest": e.cache.spec.digest},
+            "spec": None if e.digest is None else {
+                "name": None if e.cache is None else e.cache.spec.name, "digest": e.digest,
+            },
         },
         "runs": [
             {"name": r.run.name, "folds": sorted({int(f) for f in r.run.predictions.folds}), "fresh": r.run.fresh,
@@ -112,12 +115,11 @@ def calibration_json(e: Evaluation) -> str:
         if value is not None and temperature is not None:
             calibrated = float(apply_temperature(np.float64(value), temperature))
         labels[name] = {"temperature": temperature, "threshold": value, "calibrated_threshold": calibrated}
-    digest = None if e.cache is None else e.cache.spec.digest
     content = {
         "format_version": calibration.FORMAT_VERSION,
         "runs": [{"name": r.run.name, "checkpoint": r.run.checkpoint} for r in e.runs],
         "averaged": e.ensembled,
-        "digest": digest,
+        "digest": e.digest,
         "labels": labels,
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"

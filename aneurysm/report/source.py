@@ -73,7 +73,7 @@ def open_cache(
     Raises
     ------
     SpecMismatchError
-        The runs were trained on caches of different specs.
+        The runs were trained on caches of different specs, or on one of another spec than ``path``.
     CacheError
         ``path`` is none, or a cache is damaged.
     DataError
@@ -99,6 +99,11 @@ def open_cache(
             )
     there = set(first.uids)
     for run in runs:
+        if run.digest not in (None, first.spec.digest):
+            raise SpecMismatchError(
+                f"{first.root} is of spec {first.spec.name!r} (digest {first.spec.digest}), the predictions of "
+                f"{run.root} are of a cache of digest {run.digest}"
+            )
         if strange := [uid for uid in run.predictions.uids.tolist() if uid not in there]:
             raise DataError(
                 f"{run.root} predicted {len(strange)} series that are not in {first.root}: {strange[0]} ..."

@@ -47,13 +47,8 @@ def test_several_runs_leave_the_report_of_one_alone(tmp_path):
 
 def test_what_is_wrong_is_one_line(tmp_path):
     write_run(tmp_path / "run", fake_series(30), n_folds=1)
-    for arguments in (
-        ("none",),
-        ("run", "run"),
-        ("run", "--precision", 2),
-        ("run", "--samples", 5),
-        ("run", "--samples", 10_001),
-    ):
+    samples = [("run", "--samples", n) for n in (5, 10_001)]
+    for arguments in (("none",), ("run", "run", "--out", "out"), ("run", "--precision", 2), *samples):
         ran = call_cli("evaluate", *arguments, cwd=tmp_path)
         assert ran.code == 2
         assert ran.err.startswith("aneurysm: ")

@@ -258,7 +258,7 @@ class EpochEnd(pl.Callback):
         if best:
             save_atomically(self._entries(module), self._folder.best)
             folds = dict(enumerate(self._split.folds.tolist()))
-            write_predictions(self._folder.predictions, self._cache, predictions, folds)
+            write_predictions(self._folder.predictions, self._cache, predictions, folds, epoch=self._epoch)
             write_candidates(self._folder.candidates, self._cache, predictions)
         # Which labels have no AUC stays the same in all epochs.
         summary = score.summary() if score is not None else "not validated"
