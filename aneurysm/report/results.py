@@ -183,6 +183,7 @@ def _froc(f: Froc) -> dict[str, Any]:
     return {
         "scans": f.n_scans,
         "lesions": f.n_lesions,
+        "lesions_outside_volume": f.n_outside,
         "sensitivity_at": {f"{rate:g}": asdict(value) for rate, value in f.at.items()},
         "mean_sensitivity": asdict(f.mean),
         f"by_site_at_{BY_GROUP_RATE:g}": {g.name: {"lesions": g.n_lesions, **asdict(g.sensitivity)} for g in f.by_site},

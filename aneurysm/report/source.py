@@ -34,7 +34,7 @@ class Acquisition:
 @dataclass(frozen=True)
 class Lesions:
     """
-    Placed lesions of the series, m of them.
+    Lesions of the series: m that have a place, and k that lie beyond the cached volume.
 
     Attributes
     ----------
@@ -44,6 +44,8 @@ class Lesions:
         (m,), (m, 3), (m,): NaN where a diameter is not known.
     settled
         (n,): series of which the place of every lesion is known, so that a candidate elsewhere is false.
+    outside_series, outside_sites
+        (k,): of those beyond, which no candidate can find.
     """
 
     series: NDArray[np.int64]
@@ -51,6 +53,8 @@ class Lesions:
     lps_mm: NDArray[np.float64]
     diameter_mm: NDArray[np.float64]
     settled: NDArray[np.bool_]
+    outside_series: NDArray[np.int64]
+    outside_sites: NDArray[np.int64]
 
     def of(self, series: int) -> NDArray[np.int64]:
         """Return the lesions of a series."""
@@ -134,7 +138,7 @@ def acquisitions(cache: Cache, predictions: Predictions) -> Acquisition:
 
 def lesions(cache: Cache, predictions: Predictions, truth: Path | None) -> Lesions:
     """
-    Return the placed lesions of the predicted series.
+    Return the lesions of the predicted series.
 
     Parameters
     ----------
@@ -166,24 +170,32 @@ def lesions(cache: Cache, predictions: Predictions, truth: Path | None) -> Lesio
     diameter = np.full(len(lps_mm), np.nan)
     if truth is not None:
         diameter = _diameters(truth, predictions.uids[found[0]], found[1], lps_mm)
-    return Lesions(*found, lps_mm, diameter, settled)
+    at = {volume_of[uid]: i for i, uid in enumerate(predictions.uids.tolist())}
+    beyond = np.array([(at[v], site) for v, site in cache.outside.tolist() if v in at], np.int64).reshape(-1, 2)
+    return Lesions(*found, lps_mm, diameter, settled, beyond[:, 0], beyond[:, 1])
 
 
 def localisation(predictions: Predictions, found: Lesions, candidates: Candidates) -> Localisation:
-    """Return what can be compared: candidates and lesions of the series in which every lesion's place is known."""
+    """
+    Return what can be compared: candidates and lesions of the series in which every lesion's place is known.
+
+    Lesions beyond the cached volume are there, infinitely far away: the model missed them, whatever the reason.
+    """
     number = {uid: i for i, uid in enumerate(predictions.uids.tolist())}
     scan = np.array([number[uid] for uid in candidates.uids.tolist()], np.int64)
-    counts, lesion_counts = found.settled[scan], found.settled[found.series]
+    counts, series = found.settled[scan], np.concatenate([found.series, found.outside_series])
+    sites, lesion_counts = np.concatenate([found.sites, found.outside_sites]), found.settled[series]
+    far, unknown = np.full((len(found.outside_series), 3), np.inf), np.full(len(found.outside_series), np.nan)
     return Localisation(
         np.flatnonzero(found.settled),
         scan[counts],
         candidates.sites[counts],
         candidates.probabilities[counts],
         candidates.lps_mm[counts],
-        found.series[lesion_counts],
-        found.sites[lesion_counts],
-        found.lps_mm[lesion_counts],
-        found.diameter_mm[lesion_counts],
+        series[lesion_counts],
+        sites[lesion_counts],
+        np.concatenate([found.lps_mm, far])[lesion_counts],
+        np.concatenate([found.diameter_mm, unknown])[lesion_counts],
     )
 
 
