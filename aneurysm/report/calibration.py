@@ -2,7 +2,9 @@
 
 Fitted on one half of the patients and tried on the other, both ways; the temperatures to use later are fitted on all.
 The expected calibration error (ECE) has 15 bins of equal width; it is the mean over the series of |mean probability -
-share of positives| of their bin (Guo et al., "On calibration of modern neural networks", ICML 2017).
+share of positives| of their bin (Guo et al., "On calibration of modern neural networks", ICML 2017). Its interval takes
+the bins' differences with the sign that they have: drawn anew, each would be larger by the noise of drawing, and the
+interval could lie beside the value.
 """
 
 from __future__ import annotations
@@ -100,7 +102,8 @@ def calibration_error(positive: NDArray[np.bool_], probabilities: NDArray[np.flo
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     excess = np.zeros((len(positive), BINS))
     excess[np.arange(len(positive)), bins] = probabilities - positive
+    total = excess.sum(axis=0)
     drawn = weights.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        samples = np.abs(drawn @ excess).sum(axis=1) / drawn.sum(axis=1)
-    return estimate(float(np.abs(excess.sum(axis=0)).sum() / len(positive)), samples)
+        samples = np.maximum(0, drawn @ (excess @ np.sign(total))) / drawn.sum(axis=1)
+    return estimate(float(np.abs(total).sum() / len(positive)), samples, len(positive))

@@ -17,7 +17,7 @@ from aneurysm.report.froc import Froc, froc
 from aneurysm.report.ranking import Ranking, rank, rank_by
 from aneurysm.report.run import PARTS, Candidates, Predictions, Run, read_run
 from aneurysm.report.source import Lesions, acquisitions, lesions, localisation, open_cache
-from aneurysm.report.thresholds import Operation, operate, patient_halves
+from aneurysm.report.thresholds import Operation, Rates, operate, patient_halves, present_by
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ class Evaluation:
         (samples, n): the bootstrap's.
     groupings
         Rankings by what, then by class: modality, and plane and slice thickness where the cache is there.
+    decisions
+        In the same groups, how good the decisions about present are.
     calibration
         None if scores are no probabilities: means of ranks.
     cache, no_cache
@@ -111,6 +113,7 @@ class Evaluation:
     ensembled: bool
     ranking: Ranking
     groupings: dict[str, dict[str, Ranking]]
+    decisions: dict[str, dict[str, Rates]]
     operation: Operation
     calibration: Calibration | None
     cache: Cache | None
@@ -164,12 +167,11 @@ def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None =
     cache, no_cache = open_cache(there, options.cache, options.local_cache, options.local_cache_gb)
     weights = patient_weights(predictions.patients, options.samples, options.seed)
     second = patient_halves(predictions, options.seed)
-    groupings = {"modality": rank_by(predictions, predictions.modalities, weights)}
+    groups_by = {"modality": predictions.modalities}
     found: Lesions | None = None
     if cache is not None:
         acquired = acquisitions(cache, predictions)
-        groupings["plane"] = rank_by(predictions, acquired.planes, weights)
-        groupings["slice thickness"] = rank_by(predictions, acquired.thickness, weights)
+        groups_by |= {"plane": acquired.planes, "slice thickness": acquired.thickness}
         found = lesions(cache, predictions, options.truth)
     candidates = combine_candidates(groups, options.match_radius_mm)
     no_froc, curves = "", None
@@ -183,6 +185,7 @@ def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None =
             curves = [froc(where, weights, options.match_radius_mm, same_site=same) for same in (False, True)]
         else:
             no_froc = "The cache has no lesion with a place in these series."
+    operation = operate(predictions, second, weights, options.target_precision)
     return Evaluation(
         options,
         _each(groups, predictions, options),
@@ -190,8 +193,9 @@ def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None =
         weights,
         any(len(group) > 1 for group in groups),
         rank(predictions, weights),
-        groupings,
-        operate(predictions, second, weights, options.target_precision),
+        {by: rank_by(predictions, names, weights) for by, names in groups_by.items()},
+        {by: present_by(predictions, operation, names, weights) for by, names in groups_by.items()},
+        operation,
         calibrate(predictions, second, weights) if options.ensemble == "logits" else None,
         cache,
         no_cache,
@@ -216,6 +220,7 @@ def _each(groups: Sequence[Sequence[Run]], combined: Predictions, options: Evalu
             alone = rank(run.predictions, weights)
             gain = None
             if together is not None and together.score.value is not None and alone.score.value is not None:
-                gain = estimate(together.score.value - alone.score.value, together.score_samples - alone.score_samples)
+                samples = together.score_samples - alone.score_samples
+                gain = estimate(together.score.value - alone.score.value, samples, alone.score_behind)
             results.append(RunResult(run, alone, gain))
     return tuple(results)

@@ -24,12 +24,12 @@ FORMAT_VERSION = 1
 NOTICE = "Not for clinical use"
 
 _COLUMNS = (
-    "label", "n", "n_positive", "prevalence", "auc", "auc_low", "auc_high", "average_precision",
-    "average_precision_low", "average_precision_high", "threshold", "threshold_reached", "sensitivity",
-    "sensitivity_low", "sensitivity_high", "specificity", "specificity_low", "specificity_high", "precision",
-    "precision_low", "precision_high", "f1", "f1_low", "f1_high", "true_positive", "false_negative", "false_positive",
-    "true_negative", "temperature", "ece_before", "ece_before_low", "ece_before_high", "ece_after", "ece_after_low",
-    "ece_after_high", "remark",
+    "label", "n", "n_positive", "prevalence", "prevalence_low", "prevalence_high", "auc", "auc_low", "auc_high",
+    "average_precision", "average_precision_low", "average_precision_high", "threshold", "threshold_reached",
+    "sensitivity", "sensitivity_low", "sensitivity_high", "specificity", "specificity_low", "specificity_high",
+    "precision", "precision_low", "precision_high", "f1", "f1_low", "f1_high", "true_positive", "false_negative",
+    "false_positive", "true_negative", "temperature", "ece_before", "ece_before_low", "ece_before_high", "ece_after",
+    "ece_after_low", "ece_after_high", "remark",
 )  # fmt: skip
 
 
@@ -63,12 +63,15 @@ def metrics_table(e: Evaluation) -> dict[str, Any]:
             "site_average_precision": asdict(e.ranking.site_average_precision),
             "micro_auc": asdict(e.ranking.micro_auc),
             "micro_average_precision": asdict(e.ranking.micro_average_precision),
-            "macro_f1": asdict(e.operation.macro_f1),
-            "micro_f1": asdict(e.operation.micro_f1),
+            **{f"macro_{name}": value for name, value in asdict(e.operation.macro).items()},
+            **{f"micro_{name}": value for name, value in asdict(e.operation.micro).items()},
             "one_class": [label.label for label in e.ranking.left_out],
         },
         "labels": {name: _label(e, i) for i, name in enumerate(LABELS)},
-        "by": {by: {name: _ranking(r) for name, r in found.items()} for by, found in e.groupings.items()},
+        "by": {
+            by: {name: {**_ranking(r), "present": asdict(e.decisions[by][name])} for name, r in found.items()}
+            for by, found in e.groupings.items()
+        },
         "froc": {"missing": e.no_froc} if e.froc is None or e.froc_same_site is None else {
             "any_site": _froc(e.froc), "same_site": _froc(e.froc_same_site),
         },
@@ -148,17 +151,14 @@ def _label(e: Evaluation, i: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "n": ranking.n,
         "n_positive": ranking.n_positive,
-        "prevalence": ranking.prevalence,
+        "prevalence": asdict(ranking.prevalence),
         "auc": asdict(ranking.auc),
         "average_precision": asdict(ranking.average_precision),
         "threshold": None if point.threshold is None else point.threshold.value,
         "threshold_rule": point.rule,
         "threshold_reached": None if point.threshold is None else _all_reached(point),
         "threshold_halves": None if point.halves is None else [half.value for half in point.halves],
-        "sensitivity": asdict(point.sensitivity),
-        "specificity": asdict(point.specificity),
-        "precision": asdict(point.precision),
-        "f1": asdict(point.f1),
+        **asdict(point.rates),
         "counts": None if point.counts is None else asdict(point.counts),
         "temperature": None,
         "ece_before": asdict(Estimate(None)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -119,11 +120,8 @@ def acquisitions(cache: Cache, predictions: Predictions) -> Acquisition:
     """Read plane and slice thickness from the volumes' attributes; a damaged volume's are not known."""
     planes, thickness = [], []
     low, high = THICKNESS_MM
-    for uid in predictions.uids.tolist():
-        try:
-            source = cache.volume(uid).attributes.get("source") or {}
-        except CacheError:
-            source = {}
+    for attributes in _attributes(cache, predictions.uids.tolist()):
+        source = {} if isinstance(attributes, CacheError) else attributes.get("source") or {}
         planes.append(str(source.get("plane") or NOT_KNOWN))
         value = (source.get("acquisition") or {}).get("SliceThickness")
         if not isinstance(value, int | float) or value <= 0:
@@ -155,13 +153,18 @@ def lesions(cache: Cache, predictions: Predictions, truth: Path | None) -> Lesio
     volume_of = {uid: i for i, uid in enumerate(cache.uids)}
     series, sites, places = [], [], []
     settled = np.zeros(len(predictions), bool)
+    rows_of = {}
     for i, uid in enumerate(predictions.uids.tolist()):
         volume = volume_of[uid]
         settled[i] = not cache.unlocated[volume].any()
         rows = cache.lesions_of(volume)
-        if rows.start == rows.stop:
-            continue
-        affine = cache[volume].affine_lps
+        if rows.start < rows.stop:
+            rows_of[i] = rows
+    told = _attributes(cache, predictions.uids[list(rows_of)].tolist()) if rows_of else []
+    for (i, rows), attributes in zip(rows_of.items(), told, strict=True):
+        if isinstance(attributes, CacheError):
+            raise attributes
+        affine = np.array(attributes["affine_lps"])
         series += [i] * (rows.stop - rows.start)
         sites += cache.lesion_site[rows].tolist()
         places += (cache.lesion_zyx[rows].astype(np.float64) @ affine[:3, :3].T + affine[:3, 3]).tolist()
@@ -197,6 +200,21 @@ def localisation(predictions: Predictions, found: Lesions, candidates: Candidate
         np.concatenate([found.lps_mm, far])[lesion_counts],
         np.concatenate([found.diameter_mm, unknown])[lesion_counts],
     )
+
+
+def _attributes(cache: Cache, uids: Sequence[str]) -> list[dict[str, Any] | CacheError]:
+    """Return what volumes say of themselves, or what is wrong with them; of a stored cache no voxels are brought."""
+    if isinstance(cache.root, str):
+        from aneurysm.objects.tables import read_stored_attributes
+
+        return read_stored_attributes(cache.root, uids)
+    found: list[dict[str, Any] | CacheError] = []
+    for uid in uids:
+        try:
+            found.append(cache.volume(uid).attributes)
+        except CacheError as error:
+            found.append(error)
+    return found
 
 
 def _diameters(

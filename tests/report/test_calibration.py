@@ -103,3 +103,16 @@ def test_calibrating_mends_what_is_too_sure_with_the_other_half():
     assert one_class.ece_before.value == pytest.approx(0.1)
     assert unknown.ece_before.value is None
     np.testing.assert_array_equal(found.probabilities[:, 0], given[:, 0])
+
+
+def test_the_errors_interval_holds_it_and_is_that_of_its_bins():
+    """Of probabilities that are right, too, where noise alone makes up the error."""
+    for seed in range(20):
+        positive, given = overconfident(300, 1.0, seed)
+        found = calibration_error(positive, given, patient_weights(np.arange(300).astype(str), 300, seed))
+        assert found.low <= found.value <= found.high
+    # One bin, of 0.5: the error is |0.5 - share|, as uncertain as the share.
+    positive = np.arange(400) < 120
+    found = calibration_error(positive, np.full(400, 0.5), patient_weights(np.arange(400).astype(str), 4000, 0))
+    half = 1.96 * np.sqrt(0.3 * 0.7 / 400)
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=0.004)

@@ -14,6 +14,7 @@ from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
 from aneurysm.report.evaluate import EvaluateOptions, evaluate
 from aneurysm.report.page import write_report
+from aneurysm.report.plots import draw_plots
 from aneurysm.report.results import calibration_json, metrics_table
 from tests.report.fake_runs import fake_series, write_run
 
@@ -69,6 +70,15 @@ def test_plots_are_there_as_png_and_svg(report):
         assert ET.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
 
 
+def test_sites_with_fewer_than_five_positives_have_no_band(report):
+    found, _ = report
+    (roc, precision) = (p.figure.axes for p in draw_plots(found) if p.name.endswith("_sites"))
+    for label, *both in zip(found.ranking.labels[:13], roc, precision):
+        assert [len(axes.collections) for axes in both] == [int(label.auc.low is not None)] * 2
+    counts = [label.n_positive for label in found.ranking.labels[:13]]
+    assert max(counts) >= 5 > min(counts)
+
+
 def test_the_pages_plots_turn_dark_with_it(report):
     page = (report[1] / "report.html").read_text("utf-8")
     plots = re.findall(r"<svg .*?</svg>", page, re.DOTALL)
@@ -93,7 +103,7 @@ def test_tables_agree(report):
     for row in rows:
         label = metrics["labels"][row["label"]]
         assert int(row["n_positive"]) == label["n_positive"]
-        for key in ("auc", "sensitivity", "ece_before"):
+        for key in ("prevalence", "auc", "sensitivity", "ece_before"):
             value = label[key]["value"]
             assert row[key] == ("" if value is None else f"{value:.6g}")
         if label["counts"] is not None:
