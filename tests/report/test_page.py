@@ -129,7 +129,8 @@ def test_thresholds_without_a_temperature_stay_and_ranks_have_none(tmp_path):
             assert all(labels[name]["calibrated_threshold"] == labels[name]["threshold"] for name in rare)
             remark = metrics_table(found)["labels"][rare[0]]["remark"]
             assert "no temperature: fewer than 5 positives or negatives in one half" in remark
-            assert "none: fewer than 5" in write_report(found, tmp_path / "out", cases=0).read_text("utf-8")
+            page = write_report(found, tmp_path / "out", cases=0).read_text("utf-8")
+            assert "<b>No temperature</b> (fewer than 5 positives or negatives in one half of the patients): " in page
         else:
             assert not rare
             assert all(set(x.values()) == {None} for x in labels.values())
