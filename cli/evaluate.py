@@ -30,7 +30,7 @@ def evaluate(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Folders that `aneurysm train` wrote.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the report; RUN/evaluation if not given.", show_default=False),
+        typer.Option(help="Folder of the report; RUN/evaluation if not given, for one run.", show_default=False),
     ] = None,
     cache: Annotated[
         str | None,
@@ -79,6 +79,8 @@ def evaluate(
 
     if fold is not None and not fresh:
         raise UsageError("--fold goes with --fresh: without it, what the runs predicted in training is evaluated")
+    if out is None and len(runs) > 1:
+        raise UsageError("name the report's folder with --out: RUN/evaluation is for the report of one run alone")
     options = EvaluateOptions(
         cache=cache,
         local_cache=local_cache,
@@ -95,7 +97,7 @@ def evaluate(
     evaluation = evaluated(predicted, options)
     page = write_report(evaluation, out, cases=cases)
     ranking = evaluation.ranking
-    typer.echo(f"{ranking.n} held-out series of {ranking.n_patients} patients, {len(runs)} runs")
+    typer.echo(f"{ranking.n} {evaluation.series} of {ranking.n_patients} patients, {len(runs)} runs")
     typer.echo(f"score        {ranking.score}")
     typer.echo(f"AUC, present {ranking.present_auc}")
     typer.echo(f"AUC, sites   {ranking.site_auc}")

@@ -69,6 +69,8 @@ class Cache:
     lesion_volume: NDArray[np.int32]
     lesion_site: NDArray[np.uint8]
     lesion_zyx: NDArray[np.float32]
+    outside: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 2), np.int32))
+    """(k, 2): volume and site of each lesion that lies beyond the volume's faces, as of one that was cropped."""
     stored: dict[str, StoredVolume] = field(default_factory=dict)
     """Of a cache in an object store, its volumes by UID."""
 
@@ -119,10 +121,10 @@ class Cache:
             raise DamagedCacheError(f"{layout.manifest} is damaged: {error}. Run aneurysm precache") from error
         index = pd.Series(np.arange(len(table), dtype=np.int32), index=table["series_uid"])
         unlocated = labels[:, :-1] != 0
-        volumes, sites, places = _lesions(layout.lesions, index, unlocated)
+        volumes, sites, places, outside = _lesions(layout.lesions, index, unlocated)
         return cls(
             root, spec, table["series_uid"].tolist(), shapes, labels, table["modality"].tolist(),
-            table["patient_key"].tolist(), unlocated, volumes, sites, places,
+            table["patient_key"].tolist(), unlocated, volumes, sites, places, outside,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -161,8 +163,8 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
 
 def _lesions(
     path: Path, index: pd.Series, unlocated: NDArray[np.bool_]
-) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float32]]:
-    """Return the placed lesions, sorted by volume; mark in ``unlocated`` which sites are settled, and which open."""
+) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float32], NDArray[np.int32]]:
+    """Return placed lesions by volume, and those outside; mark in ``unlocated`` which sites are settled, which open."""
     table = _read(path, ["series_uid", "location", "status", "reason", "z", "y", "x"])
     table = table[table["series_uid"].isin(index.index)]
     numbers = {site: i for i, site in enumerate(SITES)}
@@ -184,4 +186,5 @@ def _lesions(
     lost = ~(placed | outside)
     unlocated[known[lost & (site_of >= 0)], site_of[lost & (site_of >= 0)]] = True
     unlocated[known[lost & (site_of < 0)]] = True
-    return volumes[order], sites[order], places[order]
+    beyond = np.stack([known, site_of], axis=1)[outside & (site_of >= 0)].astype(np.int32)
+    return volumes[order], sites[order], places[order], beyond

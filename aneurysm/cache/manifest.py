@@ -66,13 +66,22 @@ def read_attributes(volume: Path) -> dict[str, Any]:
     """
     path = volume / "zarr.json"
     try:
-        attributes = json.loads(path.read_text("utf-8"))["attributes"]["aneurysm"]
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise CacheError(f"{path} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         raise CacheError(f"{path} is damaged: {type(error).__name__} {error}") from error
+    return parse_attributes(content, str(path))
+
+
+def parse_attributes(content: bytes, name: str) -> dict[str, Any]:
+    """Return the attribute ``aneurysm`` of zarr.json, which errors call ``name``. Raises as `read_attributes` does."""
+    try:
+        attributes = json.loads(content)["attributes"]["aneurysm"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{name} is damaged: {type(error).__name__} {error}") from error
     if not isinstance(attributes, dict):
-        raise CacheError(f"{path} is damaged: the attribute aneurysm is no table")
+        raise CacheError(f"{name} is damaged: the attribute aneurysm is no table")
     return attributes
 
 

@@ -122,8 +122,8 @@ class PredictionTable:
 def _row(answer: Prediction | Failure) -> dict[str, Any]:
     probabilities = answer.probabilities
     if probabilities is not None:
-        # Six digits tell a probability of a float32 from its neighbours, as far as anybody ranks by it.
-        probabilities = {label: float(f"{p:.6g}") for label, p in probabilities.items()}
+        # Fewer digits would tie the surest.
+        probabilities = {label: float(f"{p:.15g}") for label, p in probabilities.items()}
     if isinstance(answer, Failure):
         why = {"status": answer.status, "reason": str(answer.reason), "detail": answer.detail}
         found: dict[str, Any] = {"candidates": [], "decisions": []}

@@ -49,7 +49,7 @@ class SeriesPrediction:
     series_uid
         The series.
     probabilities, logits
-        (14,) float32 in the order of `aneurysm.labels.LABELS`, pooled over the windows.
+        (14,) float64 and float32 in the order of `aneurysm.labels.LABELS`, pooled over the windows.
     candidates
         Where, the most probable first; as many as were asked for, or fewer.
     lesion_map
@@ -58,7 +58,7 @@ class SeriesPrediction:
 
     volume: int
     series_uid: str
-    probabilities: NDArray[np.float32]
+    probabilities: NDArray[np.float64]
     logits: NDArray[np.float32]
     candidates: list[Candidate]
     lesion_map: NDArray[np.float32] | None = None
@@ -253,7 +253,7 @@ class _Series:
         return SeriesPrediction(
             self.number,
             self.windows.source.uid,
-            pooled.float().numpy(),
+            pooled.numpy(),
             pooled.logit(1e-15).float().numpy(),
             self._candidates(logits.numpy()) if self.options.candidates else [],
             None if self.stitched is None else self.stitched.values,

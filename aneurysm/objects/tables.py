@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import read_manifest
-from aneurysm.errors import DamagedCacheError
+from aneurysm.cache.manifest import parse_attributes, read_manifest
+from aneurysm.errors import CacheError, DamagedCacheError
 from aneurysm.objects.local_copy import LocalCopy, StoredVolume
 from aneurysm.objects.scratch import scratch_folder, told_as
 from aneurysm.objects.store import ObjectStore
@@ -27,6 +28,22 @@ def fetched_tables(url: str) -> Iterator[Path]:
         store.each(lambda path: store.download_if_there(path.name, path), tables)
         with told_as(folder, store.url):
             yield folder
+
+
+def read_stored_attributes(url: str, uids: Sequence[str]) -> list[dict[str, Any] | CacheError]:
+    """Return what volumes say of themselves, or what is wrong with them; no voxels are brought."""
+    store = ObjectStore(url)
+
+    def read(uid: str) -> dict[str, Any] | CacheError:
+        key = f"volumes/{uid}.zarr/zarr.json"
+        try:
+            return parse_attributes(store.read(key), f"{url}/{key}")
+        except FileNotFoundError:
+            return CacheError(f"{url}/{key} is missing")
+        except CacheError as error:
+            return error
+
+    return store.each(read, uids)
 
 
 def open_stored(url: str, local_cache: str | Path | None, local_cache_gb: float | None) -> Cache:

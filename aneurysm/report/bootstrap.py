@@ -100,6 +100,34 @@ class RankedSamples:
             values = (self.at * precision).sum(axis=1) / self.positives
         return np.where(self.negatives > 0, values, np.nan)
 
+    def roc(self, grid: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (samples, grid) sensitivities at false-positive rates; NaN for a sample that has one class only."""
+        # Ties of positives and negatives are lines aslant, all else is steps: so the area below is the AUC.
+        before = np.pad(self.true_positives, ((0, 0), (1, 0)))[:, :-1]
+        shape = (len(self.positives), -1)
+        with np.errstate(invalid="ignore"):
+            x = np.stack([self.above, self.false_positives], axis=2).reshape(shape) / self.negatives[:, None]
+            y = np.stack([before, self.true_positives], axis=2).reshape(shape) / self.positives[:, None]
+        x, y = (np.pad(v, ((0, 0), (1, 1)), constant_values=(0, 1)) for v in (x, y))
+        # Of several sensitivities at one rate np.interp gives the last, the highest, if it is not just missed.
+        found = np.array([np.interp(grid + 1e-9, a, b) for a, b in zip(x, y, strict=True)])
+        return np.where(self._of_both_classes, found, np.nan)
+
+    def precision(self, grid: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (samples, grid) precisions: of the highest threshold that reaches a sensitivity; NaN as in `roc`."""
+        precision = self.true_positives / np.maximum(self.true_positives + self.false_positives, 1)
+        with np.errstate(invalid="ignore"):
+            sensitivity = self.true_positives / self.positives[:, None]
+        # At 0, the first positive drawn.
+        limits = np.maximum(grid - 1e-9, 1e-9)
+        last = precision.shape[1] - 1
+        found = [p[np.searchsorted(s, limits).clip(max=last)] for s, p in zip(sensitivity, precision, strict=True)]
+        return np.where(self._of_both_classes, np.array(found), np.nan)
+
+    @property
+    def _of_both_classes(self) -> NDArray[np.bool_]:
+        return np.asarray((self.positives > 0) & (self.negatives > 0))[:, None]
+
 
 def ranked_samples(
     positive: NDArray[np.bool_], scores: NDArray[np.float64], weights: Weights, series: NDArray[np.int64]

@@ -2,7 +2,9 @@
 
 Fitted on one half of the patients and tried on the other, both ways; the temperatures to use later are fitted on all.
 The expected calibration error (ECE) has 15 bins of equal width; it is the mean over the series of |mean probability -
-share of positives| of their bin (Guo et al., "On calibration of modern neural networks", ICML 2017).
+share of positives| of their bin (Guo et al., "On calibration of modern neural networks", ICML 2017). Its interval takes
+the bins' differences with the sign that they have: drawn anew, each would be larger by the noise of drawing, and the
+interval could lie beside the value.
 """
 
 from __future__ import annotations
@@ -14,23 +16,28 @@ from numpy.typing import NDArray
 
 from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.labels import LABELS
-from aneurysm.report.bootstrap import Estimate, Weights, estimate
+from aneurysm.report.bootstrap import FEWEST, Estimate, Weights, estimate
 from aneurysm.report.combine import logit, sigmoid
 from aneurysm.report.run import Predictions
 
 BINS = 15
 TEMPERATURES = (0.05, 20.0)
-"""Where a temperature is sought; classes that scores part perfectly would drive it to 0."""
+"""Where a temperature is sought: classes that scores part perfectly have none, for it would go to 0."""
 
 
 @dataclass(frozen=True)
 class LabelCalibration:
-    """One label: the temperature fitted on all series, and the error without and with those of the other half."""
+    """
+    One label: the temperature fitted on all series, and the error without and with those of the other half.
+
+    ``missing`` says why there is no temperature.
+    """
 
     label: str
     temperature: float | None
     ece_before: Estimate
     ece_after: Estimate
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,20 +49,19 @@ class Calibration:
 
 
 def fit_temperature(positive: NDArray[np.bool_], probabilities: NDArray[np.float64]) -> float | None:
-    """Return the temperature of the highest likelihood, within `TEMPERATURES`; None if there is one class only."""
-    from scipy.optimize import minimize_scalar
+    """Return the temperature of the highest likelihood; None if it lies at an end of `TEMPERATURES`, or beyond."""
+    from scipy.optimize import brentq
 
-    if positive.all() or not positive.any():
-        return None
     signed = np.where(positive, 1.0, -1.0) * logit(probabilities)
 
-    # Convex in 1 / temperature.
-    def loss(inverse: float) -> float:
-        return float(np.logaddexp(0.0, -inverse * signed).mean())
+    # The loss, mean log(1 + exp(-signed / temperature)), is convex in 1 / temperature: its slope rises.
+    def slope(inverse: float) -> float:
+        return float(-(signed * sigmoid(-inverse * signed)).mean())
 
-    low, high = TEMPERATURES
-    found = minimize_scalar(loss, bounds=(1 / high, 1 / low), method="bounded", options={"xatol": 1e-5})
-    return float(1 / found.x)
+    low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    if not len(signed) or slope(low) >= 0 or slope(high) <= 0:
+        return None
+    return float(1 / brentq(slope, low, high))
 
 
 def apply_temperature(probabilities: NDArray[np.float64] | np.float64, temperature: float) -> NDArray[np.float64]:
@@ -64,24 +70,28 @@ def apply_temperature(probabilities: NDArray[np.float64] | np.float64, temperatu
 
 
 def calibrate(predictions: Predictions, second_half: NDArray[np.bool_], weights: Weights) -> Calibration:
-    """Fit and try a temperature for each label; without both classes in both halves, a label is left as it is."""
+    """Fit and try a temperature for each label; with too few of a class in a half, a label is left as it is."""
     calibrated = predictions.probabilities.copy()
     labels = []
     for i, label in enumerate(LABELS):
         known = predictions.truth[:, i] != UNKNOWN
         positive, raw = predictions.positive(i), predictions.probabilities[:, i]
-        temperature = None
+        temperature, missing = None, ""
         halves = (known & ~second_half, known & second_half)
-        fitted = [fit_temperature(positive[half], raw[half]) for half in halves]
-        if fitted[0] is not None and fitted[1] is not None:
-            temperature = fit_temperature(positive[known], raw[known])
-            calibrated[~second_half, i] = apply_temperature(raw[~second_half], fitted[1])
-            calibrated[second_half, i] = apply_temperature(raw[second_half], fitted[0])
+        if any(min(positive[half].sum(), (~positive[half]).sum()) < FEWEST for half in halves):
+            # Two positives are parted from the rest by chance: their temperature would make 0.6 a certainty.
+            missing = f"fewer than {FEWEST} positives or negatives in one half of the patients"
+        else:
+            first, second, temperature = (fit_temperature(positive[s], raw[s]) for s in (*halves, known))
+            if first is None or second is None or temperature is None:
+                temperature = None
+                missing = "none from {:g} to {:g} fits".format(*TEMPERATURES)
+            else:
+                calibrated[~second_half, i] = apply_temperature(raw[~second_half], second)
+                calibrated[second_half, i] = apply_temperature(raw[second_half], first)
         before = calibration_error(positive[known], raw[known], weights[:, known])
         after = calibration_error(positive[known], calibrated[known, i], weights[:, known])
-        labels.append(
-            LabelCalibration(label, temperature, before, after if temperature is not None else Estimate(None))
-        )
+        labels.append(LabelCalibration(label, temperature, before, Estimate(None) if missing else after, missing))
     return Calibration(tuple(labels), calibrated)
 
 
@@ -92,7 +102,8 @@ def calibration_error(positive: NDArray[np.bool_], probabilities: NDArray[np.flo
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     excess = np.zeros((len(positive), BINS))
     excess[np.arange(len(positive)), bins] = probabilities - positive
+    total = excess.sum(axis=0)
     drawn = weights.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        samples = np.abs(drawn @ excess).sum(axis=1) / drawn.sum(axis=1)
-    return estimate(float(np.abs(excess.sum(axis=0)).sum() / len(positive)), samples)
+        samples = np.maximum(0, drawn @ (excess @ np.sign(total))) / drawn.sum(axis=1)
+    return estimate(float(np.abs(total).sum() / len(positive)), samples, len(positive))

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.errors import DataError
+from aneurysm.errors import DataError, SpecMismatchError
 from aneurysm.report.run import Candidates, Predictions, Run
 
 Ensemble = Literal["logits", "ranks"]
@@ -37,9 +37,18 @@ def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
     DataError
         A run is named twice; two runs share some series but not all, know other labels of them, or were dealt into
         other folds: then one may have been trained on what the other is tested on.
+    SpecMismatchError
+        They predicted caches of different specs.
     """
     if len({run.root.resolve() for run in runs}) < len(runs):
         raise DataError("a run is named twice")
+    of_spec = [run for run in runs if run.digest is not None]
+    for run in of_spec[1:]:
+        if run.digest != of_spec[0].digest:
+            raise SpecMismatchError(
+                f"the runs are of caches of different specs: {of_spec[0].root} of digest {of_spec[0].digest}, "
+                f"{run.root} of {run.digest}"
+            )
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:

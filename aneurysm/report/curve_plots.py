@@ -36,7 +36,11 @@ def curve_plots(e: Evaluation) -> list[Plot]:
     return [*plots, _roc_sites(e, bands), _precision_recall_sites(e, bands)]
 
 
-def _roc(e: Evaluation, bands: _Bands) -> Plot:
+def _caption(bands: _Bands | None) -> str:
+    return "Too few series for a 95 % interval." if bands is None else "The band is the 95 % interval by patient."
+
+
+def _roc(e: Evaluation, bands: _Bands | None) -> Plot:
     from sklearn.metrics import roc_curve
 
     data = _label_data(e, PRESENT)
@@ -44,8 +48,8 @@ def _roc(e: Evaluation, bands: _Bands) -> Plot:
     figure = new_figure()
     axes = figure.subplots()
     fpr, tpr, _ = roc_curve(*data)
-    low, high = bands.roc
-    axes.fill_between(_GRID, low, high, color=BLUE, alpha=0.2, linewidth=0)
+    if bands is not None:
+        axes.fill_between(_GRID, *bands.roc, color=BLUE, alpha=0.2, linewidth=0)
     axes.plot(fpr, tpr, color=BLUE, label=f"Present: {e.ranking.present_auc}")
     mean = [np.interp(_GRID, *roc_curve(*d)[:2]) for i in range(PRESENT) if (d := _label_data(e, i)) is not None]
     if mean:
@@ -56,10 +60,10 @@ def _roc(e: Evaluation, bands: _Bands) -> Plot:
     axes.set_ylabel("Sensitivity")
     axes.set_title("ROC")
     axes.legend(loc="lower right")
-    return Plot("roc", "ROC curve", "The band is the 95 % interval by patient.", figure)
+    return Plot("roc", "ROC curve", _caption(bands), figure)
 
 
-def _precision_recall(e: Evaluation, bands: _Bands) -> Plot:
+def _precision_recall(e: Evaluation, bands: _Bands | None) -> Plot:
     from sklearn.metrics import precision_recall_curve
 
     data = _label_data(e, PRESENT)
@@ -67,8 +71,8 @@ def _precision_recall(e: Evaluation, bands: _Bands) -> Plot:
     figure = new_figure()
     axes = figure.subplots()
     precision, recall, _ = precision_recall_curve(*data)
-    low, high = bands.precision
-    axes.fill_between(_GRID, low, high, color=BLUE, alpha=0.2, linewidth=0)
+    if bands is not None:
+        axes.fill_between(_GRID, *bands.precision, color=BLUE, alpha=0.2, linewidth=0)
     label = e.ranking.labels[PRESENT]
     axes.step(recall, precision, color=BLUE, where="post", label=f"Present: AP {label.average_precision}")
     share = float(data[0].mean())
@@ -78,16 +82,16 @@ def _precision_recall(e: Evaluation, bands: _Bands) -> Plot:
     axes.set_ylabel("Precision")
     axes.set_title("Precision and recall")
     axes.legend(loc="lower left")
-    return Plot("precision_recall", "Precision-recall curve", "The band is the 95 % interval by patient.", figure)
+    return Plot("precision_recall", "Precision-recall curve", _caption(bands), figure)
 
 
-def _roc_sites(e: Evaluation, bands: dict[int, _Bands]) -> Plot:
+def _roc_sites(e: Evaluation, bands: dict[int, _Bands | None]) -> Plot:
     from sklearn.metrics import roc_curve
 
     def draw(axes: Axes, i: int, positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
         fpr, tpr, _ = roc_curve(positive, scores)
-        low, high = bands[i].roc
-        axes.fill_between(_GRID, low, high, color=BLUE, alpha=0.2, linewidth=0)
+        if (band := bands[i]) is not None:
+            axes.fill_between(_GRID, *band.roc, color=BLUE, alpha=0.2, linewidth=0)
         axes.plot(fpr, tpr, color=BLUE, linewidth=1.4)
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
         axes.text(0.97, 0.05, f"{e.ranking.labels[i].auc.value:.3f}", ha="right", fontsize=8.5)
@@ -95,16 +99,17 @@ def _roc_sites(e: Evaluation, bands: dict[int, _Bands]) -> Plot:
     figure = _by_site(e, draw)
     figure.supxlabel("False-positive rate", fontsize=9)
     figure.supylabel("Sensitivity", fontsize=9)
-    return Plot("roc_sites", "ROC of each site", "With 95 % intervals and the area under the curve.", figure, wide=True)
+    caption = "With the area under the curve, and 95 % intervals where that has one."
+    return Plot("roc_sites", "ROC of each site", caption, figure, wide=True)
 
 
-def _precision_recall_sites(e: Evaluation, bands: dict[int, _Bands]) -> Plot:
+def _precision_recall_sites(e: Evaluation, bands: dict[int, _Bands | None]) -> Plot:
     from sklearn.metrics import precision_recall_curve
 
     def draw(axes: Axes, i: int, positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
         precision, recall, _ = precision_recall_curve(positive, scores)
-        low, high = bands[i].precision
-        axes.fill_between(_GRID, low, high, color=BLUE, alpha=0.2, linewidth=0)
+        if (band := bands[i]) is not None:
+            axes.fill_between(_GRID, *band.precision, color=BLUE, alpha=0.2, linewidth=0)
         axes.step(recall, precision, color=BLUE, linewidth=1.4, where="post")
         axes.axhline(float(positive.mean()), color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
         axes.text(0.97, 0.9, f"{e.ranking.labels[i].average_precision.value:.3f}", ha="right", fontsize=8.5)
@@ -112,7 +117,10 @@ def _precision_recall_sites(e: Evaluation, bands: dict[int, _Bands]) -> Plot:
     figure = _by_site(e, draw)
     figure.supxlabel("Sensitivity (recall)", fontsize=9)
     figure.supylabel("Precision", fontsize=9)
-    caption = "With 95 % intervals and the average precision; the dashed line is the prevalence."
+    caption = (
+        "With the average precision, and 95 % intervals where the area under the ROC curve has one; the dashed line "
+        "is the prevalence."
+    )
     return Plot("precision_recall_sites", "Precision-recall of each site", caption, figure, wide=True)
 
 
@@ -135,9 +143,10 @@ def _froc(e: Evaluation) -> Plot:
     axes.set_ylabel("Sensitivity for lesions")
     axes.set_title(f"FROC, match within {e.options.match_radius_mm:g} mm")
     axes.legend(loc="lower right")
+    band = "the band is the 95 % interval by patient" if e.froc.band.size else "too few for a 95 % interval"
     caption = (
-        f"{e.froc.n_lesions} lesions in {e.froc.n_scans} scans; the band is the 95 % interval by patient. The curve "
-        "ends where the model named no more candidates."
+        f"{e.froc.n_lesions} lesions in {e.froc.n_scans} scans; {band}. The curve ends where the model named no more "
+        "candidates."
     )
     return Plot("froc", "FROC", caption, figure)
 
@@ -165,20 +174,14 @@ def _by_site(e: Evaluation, draw: Callable[[Axes, int, NDArray[np.bool_], NDArra
     return figure
 
 
-def _bands(e: Evaluation, i: int) -> _Bands:
+def _bands(e: Evaluation, i: int) -> _Bands | None:
+    if e.ranking.labels[i].auc.low is None:
+        return None
     p, known = e.predictions, e.predictions.known(i)
     drawn = ranked_samples(p.positive(i)[known], p.probabilities[known, i], e.weights, known)
-    usable = np.flatnonzero((drawn.positives > 0) & (drawn.negatives > 0))
-    hits, alarms = drawn.true_positives[usable], drawn.false_positives[usable]
-    sensitivity = np.pad(hits / drawn.positives[usable, None], ((0, 0), (1, 1)), constant_values=(0, 1))
-    false_rate = np.pad(alarms / drawn.negatives[usable, None], ((0, 0), (1, 1)), constant_values=(0, 1))
-    precision = hits / np.maximum(hits + alarms, 1)
-    rocs = [np.interp(_GRID, x, y) for x, y in zip(false_rate, sensitivity, strict=True)]
-    # Above the first positive drawn, there is no precision.
-    precisions = [
-        np.interp(_GRID, x[1:-1][n > 0], y[n > 0]) for x, y, n in zip(sensitivity, precision, hits, strict=True)
-    ]
-    return _Bands(np.percentile(rocs, [2.5, 97.5], axis=0), np.percentile(precisions, [2.5, 97.5], axis=0))
+    usable = (drawn.positives > 0) & (drawn.negatives > 0)
+    roc, precision = (np.percentile(v[usable], [2.5, 97.5], axis=0) for v in (drawn.roc(_GRID), drawn.precision(_GRID)))
+    return _Bands(roc, precision)
 
 
 def _label_data(e: Evaluation, i: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]] | None:

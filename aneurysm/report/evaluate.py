@@ -15,9 +15,9 @@ from aneurysm.report.calibration import Calibration, calibrate
 from aneurysm.report.combine import Ensemble, combine, combine_candidates, group_runs
 from aneurysm.report.froc import Froc, froc
 from aneurysm.report.ranking import Ranking, rank, rank_by
-from aneurysm.report.run import Candidates, Predictions, Run, read_run
+from aneurysm.report.run import PARTS, Candidates, Predictions, Run, read_run
 from aneurysm.report.source import Lesions, acquisitions, lesions, localisation, open_cache
-from aneurysm.report.thresholds import Operation, operate, patient_halves
+from aneurysm.report.thresholds import Operation, Rates, operate, patient_halves, present_by
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ class EvaluateOptions:
             raise UsageError(f"a precision of {self.target_precision:g} can't be reached: give more than 0, at most 1")
         if not 0 < self.match_radius_mm < float("inf"):
             raise UsageError(f"the match radius is {self.match_radius_mm:g} mm: give more than 0")
-        if not 40 <= self.samples <= 100_000:
-            raise UsageError(f"{self.samples} bootstrap samples: give 40 to 100,000")
+        # All samples of a metric are held at once: of 4,348 series 10,000 take about 2 GB.
+        if not 40 <= self.samples <= 10_000:
+            raise UsageError(f"{self.samples} bootstrap samples: give 40 to 10,000")
         if self.seed < 0:
             raise UsageError(f"the seed is {self.seed}: give 0 or more")
 
@@ -93,6 +94,8 @@ class Evaluation:
         (samples, n): the bootstrap's.
     groupings
         Rankings by what, then by class: modality, and plane and slice thickness where the cache is there.
+    decisions
+        In the same groups, how good the decisions about present are.
     calibration
         None if scores are no probabilities: means of ranks.
     cache, no_cache
@@ -110,6 +113,7 @@ class Evaluation:
     ensembled: bool
     ranking: Ranking
     groupings: dict[str, dict[str, Ranking]]
+    decisions: dict[str, dict[str, Rates]]
     operation: Operation
     calibration: Calibration | None
     cache: Cache | None
@@ -119,6 +123,23 @@ class Evaluation:
     froc: Froc | None
     froc_same_site: Froc | None
     no_froc: str
+
+    @property
+    def digest(self) -> str | None:
+        """Of the spec of the runs' cache; None if neither they nor a cache say."""
+        said = next((r.run.digest for r in self.runs if r.run.digest is not None), None)
+        return said if said is not None or self.cache is None else self.cache.spec.digest
+
+    @property
+    def part(self) -> str:
+        """What series these are, where all runs agree: see `Run.part`. If any picked an epoch, ``val``."""
+        parts = {r.run.part for r in self.runs}
+        return parts.pop() if len(parts) == 1 else "val"
+
+    @property
+    def series(self) -> str:
+        """How these series are called."""
+        return PARTS[self.part]
 
 
 def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None = None) -> Evaluation:
@@ -146,12 +167,11 @@ def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None =
     cache, no_cache = open_cache(there, options.cache, options.local_cache, options.local_cache_gb)
     weights = patient_weights(predictions.patients, options.samples, options.seed)
     second = patient_halves(predictions, options.seed)
-    groupings = {"modality": rank_by(predictions, predictions.modalities, weights)}
+    groups_by = {"modality": predictions.modalities}
     found: Lesions | None = None
     if cache is not None:
         acquired = acquisitions(cache, predictions)
-        groupings["plane"] = rank_by(predictions, acquired.planes, weights)
-        groupings["slice thickness"] = rank_by(predictions, acquired.thickness, weights)
+        groups_by |= {"plane": acquired.planes, "slice thickness": acquired.thickness}
         found = lesions(cache, predictions, options.truth)
     candidates = combine_candidates(groups, options.match_radius_mm)
     no_froc, curves = "", None
@@ -165,6 +185,7 @@ def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None =
             curves = [froc(where, weights, options.match_radius_mm, same_site=same) for same in (False, True)]
         else:
             no_froc = "The cache has no lesion with a place in these series."
+    operation = operate(predictions, second, weights, options.target_precision)
     return Evaluation(
         options,
         _each(groups, predictions, options),
@@ -172,8 +193,9 @@ def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None =
         weights,
         any(len(group) > 1 for group in groups),
         rank(predictions, weights),
-        groupings,
-        operate(predictions, second, weights, options.target_precision),
+        {by: rank_by(predictions, names, weights) for by, names in groups_by.items()},
+        {by: present_by(predictions, operation, names, weights) for by, names in groups_by.items()},
+        operation,
         calibrate(predictions, second, weights) if options.ensemble == "logits" else None,
         cache,
         no_cache,
@@ -198,6 +220,7 @@ def _each(groups: Sequence[Sequence[Run]], combined: Predictions, options: Evalu
             alone = rank(run.predictions, weights)
             gain = None
             if together is not None and together.score.value is not None and alone.score.value is not None:
-                gain = estimate(together.score.value - alone.score.value, together.score_samples - alone.score_samples)
+                samples = together.score_samples - alone.score_samples
+                gain = estimate(together.score.value - alone.score.value, samples, alone.score_behind)
             results.append(RunResult(run, alone, gain))
     return tuple(results)

@@ -24,7 +24,7 @@ from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import fold_rows, write_folds
 from aneurysm.training.run_folder import RunFolder
-from aneurysm.training.validation import predict_series, write_candidates, write_predictions
+from aneurysm.training.validation import Part, predict_series, write_candidates, write_predictions
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,13 @@ def _predict(
             f"{cache.root} is of spec {cache.spec.name!r} (digest {cache.spec.digest}), {run.root} was trained on "
             f"{checkpoint.spec.name!r} ({checkpoint.spec.digest})"
         )
+    part: Part = "external"
     if options.fold == "all":
         volumes, fold, what = _unseen(cache, run, config), 0, "all series"
     else:
         fold = config.fold if options.fold is None else options.fold
         volumes, what = _of_fold(cache, run, config, fold), f"fold {fold}"
+        part = "val" if fold == config.fold else "test"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -143,7 +145,8 @@ def _predict(
         write_folds(new.folds, cache.uids, cache.patient_keys, [fold] * len(cache))
     else:
         shutil.copyfile(run.folds, new.folds)
-    write_predictions(new.predictions, cache, predictions, dict.fromkeys(volumes, fold))
+    of_fold = dict.fromkeys(volumes, fold)
+    write_predictions(new.predictions, cache, predictions, of_fold, epoch=checkpoint.epoch, part=part)
     write_candidates(new.candidates, cache, predictions)
     for old, copy in ((run.metrics, new.metrics), (run.init, new.init)):
         copy.unlink(missing_ok=True)

@@ -3,11 +3,14 @@
 A candidate finds the nearest lesion of its series within the match radius that no more probable candidate has found.
 One that has only lesions near it that are found already counts neither way; all others are false positives. Each lesion
 is found once at most.
+
+A model may name one place for several sites. Where only the place is asked for, that is one candidate: those within the
+match radius of a more probable one of their scan are left out first.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.labels import SITES
-from aneurysm.report.bootstrap import Estimate, Weights, estimate
+from aneurysm.report.bootstrap import FEWEST, Estimate, Weights, estimate
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """False positives per scan at which sensitivities are given."""
@@ -40,7 +43,7 @@ class Localisation:
     candidate_scan, candidate_site, candidate_probability, candidate_lps_mm
         Of c candidates: index of the series, index of the site, (c,), (c, 3).
     lesion_scan, lesion_site, lesion_lps_mm, lesion_diameter_mm
-        Of m lesions, all in ``scans``; NaN where a diameter is not known.
+        Of m lesions, all in ``scans``; infinite places beyond the cached volume, NaN where a diameter is not known.
     """
 
     scans: NDArray[np.int64]
@@ -70,6 +73,8 @@ class Froc:
 
     Attributes
     ----------
+    n_outside
+        How many of the lesions lie beyond the cached volume, so that they can't be found.
     false_positives, sensitivity
         (points,): at every distinct probability, the highest first; false positives are per scan.
     band
@@ -86,6 +91,7 @@ class Froc:
 
     n_scans: int
     n_lesions: int
+    n_outside: int
     false_positives: NDArray[np.float64]
     sensitivity: NDArray[np.float64]
     grid: NDArray[np.float64]
@@ -134,6 +140,8 @@ def froc(where: Localisation, weights: Weights, radius_mm: float, *, same_site: 
     radius_mm
         How far from a lesion's point a candidate may lie to have found it.
     """
+    if not same_site:
+        where = _one_a_place(where, radius_mm)
     found = match(where, radius_mm, same_site=same_site)
     counts = found != AGAIN
     order = np.flatnonzero(counts)[np.argsort(-where.candidate_probability[counts], kind="stable")]
@@ -158,19 +166,38 @@ def froc(where: Localisation, weights: Weights, radius_mm: float, *, same_site: 
     detected[found[order][hit & (probability >= threshold)]] = True
     rates = sampled[:, : len(RATES)]
     usable = sampled[np.isfinite(sampled).all(axis=1), len(RATES) :]
-    band = np.percentile(usable, [2.5, 97.5], axis=0) if len(usable) >= 40 else np.empty((2, 0))
+    enough = len(usable) >= 40 and n_lesions >= FEWEST
+    band = np.percentile(usable, [2.5, 97.5], axis=0) if enough else np.empty((2, 0))
     return Froc(
         n_scans,
         n_lesions,
+        int(np.isinf(where.lesion_lps_mm).any(axis=1).sum()),
         alarms / n_scans,
         hits / n_lesions,
         grid,
         band,
-        {rate: estimate(float(at_rates[i]), rates[:, i]) for i, rate in enumerate(RATES)},
-        estimate(float(at_rates.mean()), rates.mean(axis=1)),
+        {rate: estimate(float(at_rates[i]), rates[:, i], n_lesions) for i, rate in enumerate(RATES)},
+        estimate(float(at_rates.mean()), rates.mean(axis=1), n_lesions),
         threshold,
         _by_site(where, detected, weights),
         _by_size(where, detected, weights),
+    )
+
+
+def _one_a_place(where: Localisation, radius_mm: float) -> Localisation:
+    kept = np.zeros(len(where.candidate_scan), bool)
+    kept_of: dict[int, list[int]] = {}
+    for c in np.argsort(-where.candidate_probability, kind="stable"):
+        others = where.candidate_lps_mm[kept_of.setdefault(int(where.candidate_scan[c]), [])]
+        if not (np.linalg.norm(others - where.candidate_lps_mm[c], axis=1) <= radius_mm).any():
+            kept[c] = True
+            kept_of[int(where.candidate_scan[c])].append(int(c))
+    return replace(
+        where,
+        candidate_scan=where.candidate_scan[kept],
+        candidate_site=where.candidate_site[kept],
+        candidate_probability=where.candidate_probability[kept],
+        candidate_lps_mm=where.candidate_lps_mm[kept],
     )
 
 

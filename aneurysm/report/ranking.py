@@ -21,8 +21,8 @@ class LabelRanking:
     """
     One label.
 
-    ``n`` series have it known, ``n_positive`` of them are positive. Where only one class is known, nothing can be
-    ranked: both estimates are empty, and every mean over labels leaves this one out.
+    ``n`` series have it known, ``n_positive`` of them, the share ``prevalence``, are positive. Where only one class is
+    known, nothing can be ranked: AUC and average precision are empty, and every mean over labels leaves this one out.
     """
 
     label: str
@@ -30,11 +30,12 @@ class LabelRanking:
     n_positive: int
     auc: Estimate
     average_precision: Estimate
+    prevalence: Estimate
 
     @property
-    def prevalence(self) -> float | None:
-        """Share of positives among the known."""
-        return self.n_positive / self.n if self.n else None
+    def rarer(self) -> int:
+        """Series of the rarer class, which stand behind what compares the two."""
+        return min(self.n_positive, self.n - self.n_positive)
 
     @property
     def one_class(self) -> bool:
@@ -57,6 +58,8 @@ class Ranking:
         All pairs of a series and a site ranked in one list.
     score_samples
         (samples,) of the score, for differences between models on the same samples.
+    score_behind
+        Series of the rarer class of present, or of all sites together, if these are fewer.
     """
 
     n: int
@@ -69,6 +72,7 @@ class Ranking:
     micro_auc: Estimate
     micro_average_precision: Estimate
     score_samples: NDArray[np.float64]
+    score_behind: int
 
     @property
     def left_out(self) -> tuple[LabelRanking, ...]:
@@ -96,23 +100,27 @@ def rank(predictions: Predictions, weights: Weights) -> Ranking:
             LabelRanking(
                 found.label, found.n, found.n_positive, estimate(found.auc, aucs[i], rarer),
                 estimate(found.average_precision, precisions[i], rarer),
+                _prevalence(predictions.positive(i)[known], weights[:, known], rarer),
             )
         )  # fmt: skip
     site_auc, site_precision = _mean(aucs[:PRESENT]), _mean(precisions[:PRESENT])
     score = 0.5 * (aucs[PRESENT] + site_auc)
     site_values = [s.average_precision for s in point.labels[:PRESENT] if s.average_precision is not None]
     micro_auc, micro_precision = _micro(predictions, weights)
+    of_sites = sum(label.rarer for label in labels[:PRESENT])
+    behind = min(labels[PRESENT].rarer, of_sites)
     return Ranking(
         len(predictions),
         len(np.unique(predictions.patients)),
         tuple(labels),
-        estimate(point.score, score),
+        estimate(point.score, score, behind),
         labels[PRESENT].auc,
-        estimate(point.mean_site_auc, site_auc),
-        estimate(float(np.mean(site_values)) if site_values else None, site_precision),
+        estimate(point.mean_site_auc, site_auc, of_sites),
+        estimate(float(np.mean(site_values)) if site_values else None, site_precision, of_sites),
         micro_auc,
         micro_precision,
         score,
+        behind,
     )
 
 
@@ -123,6 +131,14 @@ def rank_by(predictions: Predictions, groups: NDArray[np.str_], weights: Weights
         chosen = np.flatnonzero(groups == name)
         found[str(name)] = rank(predictions.select(chosen), weights[:, chosen])
     return found
+
+
+def _prevalence(positive: NDArray[np.bool_], weights: Weights, rarer: int) -> Estimate:
+    if not len(positive):
+        return Estimate(None)
+    with np.errstate(invalid="ignore"):
+        samples = (weights @ positive.astype(np.float32)).astype(np.float64) / weights.sum(axis=1)
+    return estimate(float(positive.mean()), samples, rarer)
 
 
 def _mean(samples: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -140,7 +156,8 @@ def _micro(predictions: Predictions, weights: Weights) -> tuple[Estimate, Estima
     if positive.all() or not positive.any():
         return Estimate(None), Estimate(None)
     drawn = ranked_samples(positive, scores, weights, series)
+    rarer = int(min(positive.sum(), (~positive).sum()))
     return (
-        estimate(float(roc_auc_score(positive, scores)), drawn.auc()),
-        estimate(float(average_precision_score(positive, scores)), drawn.average_precision()),
+        estimate(float(roc_auc_score(positive, scores)), drawn.auc(), rarer),
+        estimate(float(average_precision_score(positive, scores)), drawn.average_precision(), rarer),
     )

@@ -24,12 +24,12 @@ FORMAT_VERSION = 1
 NOTICE = "Not for clinical use"
 
 _COLUMNS = (
-    "label", "n", "n_positive", "prevalence", "auc", "auc_low", "auc_high", "average_precision",
-    "average_precision_low", "average_precision_high", "threshold", "threshold_reached", "sensitivity",
-    "sensitivity_low", "sensitivity_high", "specificity", "specificity_low", "specificity_high", "precision",
-    "precision_low", "precision_high", "f1", "f1_low", "f1_high", "true_positive", "false_negative", "false_positive",
-    "true_negative", "temperature", "ece_before", "ece_before_low", "ece_before_high", "ece_after", "ece_after_low",
-    "ece_after_high", "remark",
+    "label", "n", "n_positive", "prevalence", "prevalence_low", "prevalence_high", "auc", "auc_low", "auc_high",
+    "average_precision", "average_precision_low", "average_precision_high", "threshold", "threshold_reached",
+    "sensitivity", "sensitivity_low", "sensitivity_high", "specificity", "specificity_low", "specificity_high",
+    "precision", "precision_low", "precision_high", "f1", "f1_low", "f1_high", "true_positive", "false_negative",
+    "false_positive", "true_negative", "temperature", "ece_before", "ece_before_low", "ece_before_high", "ece_after",
+    "ece_after_low", "ece_after_high", "remark",
 )  # fmt: skip
 
 
@@ -47,8 +47,11 @@ def metrics_table(e: Evaluation) -> dict[str, Any]:
         "data": {
             "series": len(p),
             "patients": e.ranking.n_patients,
+            "part": e.part,
             "folds": sorted({int(f) for f in p.folds}),
-            "spec": None if e.cache is None else {"name": e.cache.spec.name, "digest": e.cache.spec.digest},
+            "spec": None if e.digest is None else {
+                "name": None if e.cache is None else e.cache.spec.name, "digest": e.digest,
+            },
         },
         "runs": [
             {"name": r.run.name, "folds": sorted({int(f) for f in r.run.predictions.folds}), "fresh": r.run.fresh,
@@ -60,12 +63,15 @@ def metrics_table(e: Evaluation) -> dict[str, Any]:
             "site_average_precision": asdict(e.ranking.site_average_precision),
             "micro_auc": asdict(e.ranking.micro_auc),
             "micro_average_precision": asdict(e.ranking.micro_average_precision),
-            "macro_f1": asdict(e.operation.macro_f1),
-            "micro_f1": asdict(e.operation.micro_f1),
+            **{f"macro_{name}": value for name, value in asdict(e.operation.macro).items()},
+            **{f"micro_{name}": value for name, value in asdict(e.operation.micro).items()},
             "one_class": [label.label for label in e.ranking.left_out],
         },
         "labels": {name: _label(e, i) for i, name in enumerate(LABELS)},
-        "by": {by: {name: _ranking(r) for name, r in found.items()} for by, found in e.groupings.items()},
+        "by": {
+            by: {name: {**_ranking(r), "present": asdict(e.decisions[by][name])} for name, r in found.items()}
+            for by, found in e.groupings.items()
+        },
         "froc": {"missing": e.no_froc} if e.froc is None or e.froc_same_site is None else {
             "any_site": _froc(e.froc), "same_site": _froc(e.froc_same_site),
         },
@@ -99,24 +105,24 @@ def calibration_json(e: Evaluation) -> str:
     """
     Return what predicting takes from an evaluation: a temperature and a threshold for each label, null where none.
 
-    ``threshold`` is of probabilities as the model gives them, ``calibrated_threshold`` the same after the temperature.
+    ``threshold`` is of probabilities as the model gives them, ``calibrated_threshold`` the same after the temperature,
+    if there is one. Thresholds of means of ranks are none of probabilities, and left out.
     `aneurysm.inference.calibration` reads it.
     """
     labels = {}
     for i, name in enumerate(LABELS):
         temperature = None if e.calibration is None else e.calibration.labels[i].temperature
         threshold = e.operation.labels[i].threshold
-        value = None if threshold is None else threshold.value
-        calibrated = None
+        value = None if threshold is None or e.calibration is None else threshold.value
+        calibrated = value
         if value is not None and temperature is not None:
             calibrated = float(apply_temperature(np.float64(value), temperature))
         labels[name] = {"temperature": temperature, "threshold": value, "calibrated_threshold": calibrated}
-    digest = None if e.cache is None else e.cache.spec.digest
     content = {
         "format_version": calibration.FORMAT_VERSION,
         "runs": [{"name": r.run.name, "checkpoint": r.run.checkpoint} for r in e.runs],
         "averaged": e.ensembled,
-        "digest": digest,
+        "digest": e.digest,
         "labels": labels,
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
@@ -140,20 +146,19 @@ def _label(e: Evaluation, i: int) -> dict[str, Any]:
         remarks.append(point.missing)
     if not _all_reached(point):
         remarks.append("the target precision was out of reach")
+    if e.calibration is not None and not ranking.one_class and e.calibration.labels[i].missing:
+        remarks.append(f"no temperature: {e.calibration.labels[i].missing}")
     found: dict[str, Any] = {
         "n": ranking.n,
         "n_positive": ranking.n_positive,
-        "prevalence": ranking.prevalence,
+        "prevalence": asdict(ranking.prevalence),
         "auc": asdict(ranking.auc),
         "average_precision": asdict(ranking.average_precision),
         "threshold": None if point.threshold is None else point.threshold.value,
         "threshold_rule": point.rule,
         "threshold_reached": None if point.threshold is None else _all_reached(point),
         "threshold_halves": None if point.halves is None else [half.value for half in point.halves],
-        "sensitivity": asdict(point.sensitivity),
-        "specificity": asdict(point.specificity),
-        "precision": asdict(point.precision),
-        "f1": asdict(point.f1),
+        **asdict(point.rates),
         "counts": None if point.counts is None else asdict(point.counts),
         "temperature": None,
         "ece_before": asdict(Estimate(None)),
@@ -178,6 +183,7 @@ def _froc(f: Froc) -> dict[str, Any]:
     return {
         "scans": f.n_scans,
         "lesions": f.n_lesions,
+        "lesions_outside_volume": f.n_outside,
         "sensitivity_at": {f"{rate:g}": asdict(value) for rate, value in f.at.items()},
         "mean_sensitivity": asdict(f.mean),
         f"by_site_at_{BY_GROUP_RATE:g}": {g.name: {"lesions": g.n_lesions, **asdict(g.sensitivity)} for g in f.by_site},

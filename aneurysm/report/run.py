@@ -17,6 +17,8 @@ from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.labels import LABELS, SITES
 from aneurysm.training.begun import read_begun
 
+PARTS = {"val": "held-out series", "test": "series of a test fold", "external": "external series"}
+"""Of which series predictions are, and how the report calls them; see `aneurysm.training.validation.Part`."""
 _CANDIDATE_COLUMNS = ("series_uid", "site", "probability", "x_mm", "y_mm", "z_mm")
 
 
@@ -116,6 +118,10 @@ class Run:
         What was predicted anew (see `aneurysm.report.fresh`); empty if these are the predictions of training.
     remark
         What the weights that it began with may have learnt from; empty if it began with none.
+    part
+        Of which series: ``val`` picked the best epoch, ``test`` is a fold kept for a test, ``external`` another cache.
+    digest
+        Of the spec of the cache that was predicted; None in an older run, which does not say.
     """
 
     name: str
@@ -129,6 +135,8 @@ class Run:
     checkpoint: str | None
     fresh: str = ""
     remark: str = ""
+    part: str = "val"
+    digest: str | None = None
 
     @property
     def cache(self) -> str | None:
@@ -145,7 +153,8 @@ def read_run(root: str | Path) -> Run:
     Raises
     ------
     DataError
-        There is no such run, it has no predictions yet, or a file is damaged, or of other labels.
+        There is no such run, it has no predictions yet, a file is damaged, or of other labels, or the predictions are
+        not of the best checkpoint that is there.
     """
     root = Path(root)
     if not root.is_dir():
@@ -155,11 +164,15 @@ def read_run(root: str | Path) -> Run:
             f"{root} has no predictions_val.csv: it is no run of `aneurysm train`, or has not validated yet"
         )
     folds = _read(root / "folds.csv", ("series_uid", "patient_key", "fold"))
-    predictions = _predictions(root / "predictions_val.csv", folds)
+    path = root / "predictions_val.csv"
+    table = _read(path, ("series_uid", "modality", "fold"))
+    predictions, about = _predictions(path, table, folds), _about(path, table)
     text, config = _config(root / "config.toml")
     best = root / "checkpoints" / "best.ckpt"
     begun = read_begun(root / "init.json")
     keys = dict(zip(folds["series_uid"], folds["patient_key"], strict=True))
+    if best.is_file() and about["epoch"]:
+        _check_epoch(best, about["epoch"])
     return Run(
         root.resolve().name,
         root,
@@ -171,7 +184,34 @@ def read_run(root: str | Path) -> Run:
         dict(zip(folds["series_uid"], folds["fold"].astype(int), strict=True)),
         checkpoint_digest(best) if best.is_file() else None,
         remark="" if begun is None else begun.told(predictions.uids.tolist(), keys),
+        part=about["part"] or "val",
+        digest=about["digest"] or None,
     )
+
+
+def _about(path: Path, table: pd.DataFrame) -> dict[str, str]:
+    """Return what is the same for all series; empty in an older run, which does not say."""
+    found = {}
+    for name in ("part", "epoch", "digest"):
+        values = sorted(set(table[name])) if name in table else [""]
+        if len(values) > 1:
+            raise DataError(f"{path}: its rows are of different {name}s, {values[0]} and {values[1]}")
+        found[name] = values[0]
+    if found["part"] not in ("", *PARTS):
+        raise DataError(f"{path}: part is {found['part']!r}, expected one of {', '.join(PARTS)}")
+    return found
+
+
+def _check_epoch(best: Path, epoch: str) -> None:
+    """Refuse what a run leaves that ends between writing the two: weights, with the predictions of others."""
+    from aneurysm.training.checkpoint import read_file
+
+    seen = read_file(best).get("epoch")
+    if str(seen) != epoch:
+        raise DataError(
+            f"the predictions of {best.parent.parent} are of epoch {epoch}, its best.ckpt is of epoch {seen}: the run "
+            "was ended between the two. Go on with it (aneurysm train --resume), or predict again (--fresh)"
+        )
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -186,8 +226,7 @@ def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     return table
 
 
-def _predictions(path: Path, folds: pd.DataFrame) -> Predictions:
-    table = _read(path, ("series_uid", "modality", "fold"))
+def _predictions(path: Path, table: pd.DataFrame, folds: pd.DataFrame) -> Predictions:
     for kind in ("p: ", "y: "):
         found = {c.removeprefix(kind) for c in table.columns if c.startswith(kind)}
         if found != set(LABELS):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -152,7 +154,7 @@ def _training(e: Evaluation) -> Plot | None:
     figure = new_figure(4.2, 4.4)
     upper, lower = figure.subplots(2, 1, sharex=True)
     styles: list[tuple[str, str]] = [(c, s) for s in ("-", "--", ":") for c in (BLUE, ORANGE, GREEN, MUTED, INK)]
-    for run, (colour, line) in zip(runs, styles, strict=False):
+    for run, (colour, line) in zip(runs, cycle(styles), strict=False):
         table = run.epochs
         upper.plot(table["epoch"], table["loss"], color=colour, linestyle=line, linewidth=1.4, label=run.name)
         if "score" in table and table["score"].notna().any():
@@ -163,6 +165,8 @@ def _training(e: Evaluation) -> Plot | None:
     lower.set_xlabel("Epoch")
     upper.legend(loc="upper right", facecolor=PAPER)
     caption = "Scores are of whole held-out series. The best epoch was picked by it, so that it is a little too good."
+    if e.part != "val":
+        caption = f"Scores are of what was held out in training, which picked the best epoch, not of these {e.series}."
     return Plot("training", "Training", caption, figure)
 
 

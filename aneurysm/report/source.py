@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ class Acquisition:
 @dataclass(frozen=True)
 class Lesions:
     """
-    Placed lesions of the series, m of them.
+    Lesions of the series: m that have a place, and k that lie beyond the cached volume.
 
     Attributes
     ----------
@@ -44,6 +45,8 @@ class Lesions:
         (m,), (m, 3), (m,): NaN where a diameter is not known.
     settled
         (n,): series of which the place of every lesion is known, so that a candidate elsewhere is false.
+    outside_series, outside_sites
+        (k,): of those beyond, which no candidate can find.
     """
 
     series: NDArray[np.int64]
@@ -51,6 +54,8 @@ class Lesions:
     lps_mm: NDArray[np.float64]
     diameter_mm: NDArray[np.float64]
     settled: NDArray[np.bool_]
+    outside_series: NDArray[np.int64]
+    outside_sites: NDArray[np.int64]
 
     def of(self, series: int) -> NDArray[np.int64]:
         """Return the lesions of a series."""
@@ -73,7 +78,7 @@ def open_cache(
     Raises
     ------
     SpecMismatchError
-        The runs were trained on caches of different specs.
+        The runs were trained on caches of different specs, or on one of another spec than ``path``.
     CacheError
         ``path`` is none, or a cache is damaged.
     DataError
@@ -99,6 +104,11 @@ def open_cache(
             )
     there = set(first.uids)
     for run in runs:
+        if run.digest not in (None, first.spec.digest):
+            raise SpecMismatchError(
+                f"{first.root} is of spec {first.spec.name!r} (digest {first.spec.digest}), the predictions of "
+                f"{run.root} are of a cache of digest {run.digest}"
+            )
         if strange := [uid for uid in run.predictions.uids.tolist() if uid not in there]:
             raise DataError(
                 f"{run.root} predicted {len(strange)} series that are not in {first.root}: {strange[0]} ..."
@@ -110,11 +120,8 @@ def acquisitions(cache: Cache, predictions: Predictions) -> Acquisition:
     """Read plane and slice thickness from the volumes' attributes; a damaged volume's are not known."""
     planes, thickness = [], []
     low, high = THICKNESS_MM
-    for uid in predictions.uids.tolist():
-        try:
-            source = cache.volume(uid).attributes.get("source") or {}
-        except CacheError:
-            source = {}
+    for attributes in _attributes(cache, predictions.uids.tolist()):
+        source = {} if isinstance(attributes, CacheError) else attributes.get("source") or {}
         planes.append(str(source.get("plane") or NOT_KNOWN))
         value = (source.get("acquisition") or {}).get("SliceThickness")
         if not isinstance(value, int | float) or value <= 0:
@@ -129,7 +136,7 @@ def acquisitions(cache: Cache, predictions: Predictions) -> Acquisition:
 
 def lesions(cache: Cache, predictions: Predictions, truth: Path | None) -> Lesions:
     """
-    Return the placed lesions of the predicted series.
+    Return the lesions of the predicted series.
 
     Parameters
     ----------
@@ -146,13 +153,18 @@ def lesions(cache: Cache, predictions: Predictions, truth: Path | None) -> Lesio
     volume_of = {uid: i for i, uid in enumerate(cache.uids)}
     series, sites, places = [], [], []
     settled = np.zeros(len(predictions), bool)
+    rows_of = {}
     for i, uid in enumerate(predictions.uids.tolist()):
         volume = volume_of[uid]
         settled[i] = not cache.unlocated[volume].any()
         rows = cache.lesions_of(volume)
-        if rows.start == rows.stop:
-            continue
-        affine = cache[volume].affine_lps
+        if rows.start < rows.stop:
+            rows_of[i] = rows
+    told = _attributes(cache, predictions.uids[list(rows_of)].tolist()) if rows_of else []
+    for (i, rows), attributes in zip(rows_of.items(), told, strict=True):
+        if isinstance(attributes, CacheError):
+            raise attributes
+        affine = np.array(attributes["affine_lps"])
         series += [i] * (rows.stop - rows.start)
         sites += cache.lesion_site[rows].tolist()
         places += (cache.lesion_zyx[rows].astype(np.float64) @ affine[:3, :3].T + affine[:3, 3]).tolist()
@@ -161,25 +173,48 @@ def lesions(cache: Cache, predictions: Predictions, truth: Path | None) -> Lesio
     diameter = np.full(len(lps_mm), np.nan)
     if truth is not None:
         diameter = _diameters(truth, predictions.uids[found[0]], found[1], lps_mm)
-    return Lesions(*found, lps_mm, diameter, settled)
+    at = {volume_of[uid]: i for i, uid in enumerate(predictions.uids.tolist())}
+    beyond = np.array([(at[v], site) for v, site in cache.outside.tolist() if v in at], np.int64).reshape(-1, 2)
+    return Lesions(*found, lps_mm, diameter, settled, beyond[:, 0], beyond[:, 1])
 
 
 def localisation(predictions: Predictions, found: Lesions, candidates: Candidates) -> Localisation:
-    """Return what can be compared: candidates and lesions of the series in which every lesion's place is known."""
+    """
+    Return what can be compared: candidates and lesions of the series in which every lesion's place is known.
+
+    Lesions beyond the cached volume are there, infinitely far away: the model missed them, whatever the reason.
+    """
     number = {uid: i for i, uid in enumerate(predictions.uids.tolist())}
     scan = np.array([number[uid] for uid in candidates.uids.tolist()], np.int64)
-    counts, lesion_counts = found.settled[scan], found.settled[found.series]
+    counts, series = found.settled[scan], np.concatenate([found.series, found.outside_series])
+    sites, lesion_counts = np.concatenate([found.sites, found.outside_sites]), found.settled[series]
+    far, unknown = np.full((len(found.outside_series), 3), np.inf), np.full(len(found.outside_series), np.nan)
     return Localisation(
         np.flatnonzero(found.settled),
         scan[counts],
         candidates.sites[counts],
         candidates.probabilities[counts],
         candidates.lps_mm[counts],
-        found.series[lesion_counts],
-        found.sites[lesion_counts],
-        found.lps_mm[lesion_counts],
-        found.diameter_mm[lesion_counts],
+        series[lesion_counts],
+        sites[lesion_counts],
+        np.concatenate([found.lps_mm, far])[lesion_counts],
+        np.concatenate([found.diameter_mm, unknown])[lesion_counts],
     )
+
+
+def _attributes(cache: Cache, uids: Sequence[str]) -> list[dict[str, Any] | CacheError]:
+    """Return what volumes say of themselves, or what is wrong with them; of a stored cache no voxels are brought."""
+    if isinstance(cache.root, str):
+        from aneurysm.objects.tables import read_stored_attributes
+
+        return read_stored_attributes(cache.root, uids)
+    found: list[dict[str, Any] | CacheError] = []
+    for uid in uids:
+        try:
+            found.append(cache.volume(uid).attributes)
+        except CacheError as error:
+            found.append(error)
+    return found
 
 
 def _diameters(

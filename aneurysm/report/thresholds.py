@@ -39,6 +39,19 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """How often decisions are right."""
+
+    sensitivity: Estimate
+    specificity: Estimate
+    precision: Estimate
+    f1: Estimate
+
+
+_NO_RATES = Rates(*[Estimate(None)] * 4)
+
+
+@dataclass(frozen=True)
 class OperatingPoint:
     """
     What one label's threshold does.
@@ -51,6 +64,8 @@ class OperatingPoint:
         Chosen on all series: the one to use.
     halves
         Chosen on either half; the counts come from each on the other half.
+    counts, rates
+        Of the decisions.
     missing
         Why there is none; then all else is empty.
     """
@@ -60,10 +75,7 @@ class OperatingPoint:
     threshold: Threshold | None
     halves: tuple[Threshold, Threshold] | None
     counts: Counts | None
-    sensitivity: Estimate
-    specificity: Estimate
-    precision: Estimate
-    f1: Estimate
+    rates: Rates
     missing: str = ""
 
 
@@ -76,14 +88,14 @@ class Operation:
     ----------
     called
         (n, 14) int8: 1 or 0 as decided with the other half's threshold, -1 where there is none.
-    macro_f1, micro_f1
-        Over the sites: the mean of theirs, and that of their counts' sum.
+    macro, micro
+        Over the sites: the means of theirs, and those of their counts' sum.
     """
 
     labels: tuple[OperatingPoint, ...]
     called: NDArray[np.int8]
-    macro_f1: Estimate
-    micro_f1: Estimate
+    macro: Rates
+    micro: Rates
 
 
 def patient_halves(predictions: Predictions, seed: int) -> NDArray[np.bool_]:
@@ -137,27 +149,33 @@ def operate(
     Intervals are of the counts with the thresholds as they are.
     """
     called = np.full(predictions.truth.shape, -1, np.int8)
-    points, f1s, summed = [], [], np.zeros((len(weights), 4))
+    points, rows, samples = [], [], []
     for i, label in enumerate(LABELS):
         point, drawn = _point(predictions, i, label, second_half, weights, target_precision, called)
         points.append(point)
-        if i != PRESENT and drawn is not None:
-            f1s.append(_f1(drawn))
-            summed += drawn
-    sites = [p for p in points[:PRESENT] if p.counts is not None]
-    if not sites:
-        return Operation(tuple(points), called, Estimate(None), Estimate(None))
-    total = np.sum([_as_row(p.counts) for p in sites if p.counts], axis=0)
-    with np.errstate(invalid="ignore"):
-        usable = np.isfinite(f1s)
-        macro = np.where(usable, f1s, 0).sum(axis=0) / usable.sum(axis=0)
-    values = [p.f1.value for p in sites if p.f1.value is not None]
+        if i != PRESENT and point.counts is not None and drawn is not None:
+            rows.append(_as_row(point.counts))
+            samples.append(drawn)
+    if not rows:
+        return Operation(tuple(points), called, _NO_RATES, _NO_RATES)
     return Operation(
         tuple(points),
         called,
-        estimate(float(np.mean(values)) if values else None, macro),
-        estimate(float(_f1(total)), _f1(summed)),
+        _rates(np.array(rows), np.array(samples)),
+        _rates(np.sum(rows, axis=0)[None], np.sum(samples, axis=0)[None]),
     )
+
+
+def present_by(
+    predictions: Predictions, operation: Operation, groups: NDArray[np.str_], weights: Weights
+) -> dict[str, Rates]:
+    """Return how good the decisions about present are in each group of series; ``groups`` (n,) names them."""
+    positive, called = predictions.positive(PRESENT), operation.called[:, PRESENT]
+    found = {}
+    for name in np.unique(groups):
+        cells = _cells(positive, called == 1, (called >= 0) & (groups == name))
+        found[str(name)] = _rates(cells.sum(axis=0)[None], (weights.astype(np.float64) @ cells)[None])
+    return found
 
 
 def _point(
@@ -181,29 +199,35 @@ def _point(
     for half in halves:
         if positive[half].all() or not positive[half].any():
             missing = "one half of the patients has only one class"
-            none = Estimate(None)
-            return OperatingPoint(label, rule, None, None, None, none, none, none, none, missing), None
+            return OperatingPoint(label, rule, None, None, None, _NO_RATES, missing), None
     first, second = choose(halves[0]), choose(halves[1])
     decided = scores >= np.where(second_half, first.value, second.value)
     called[known, i] = decided[known]
-    # (n, 4): true positive, false negative, false positive, true negative
-    cells = np.stack(
-        [positive & decided, positive & ~decided, ~positive & decided, ~positive & ~decided], axis=1
-    ) & known[:, None]  # fmt: skip
-    row, drawn = cells.sum(axis=0).astype(float), weights.astype(np.float64) @ cells.astype(np.float64)
-    positives, negatives = int(row[0] + row[1]), int(row[2] + row[3])
-    point = OperatingPoint(
-        label,
-        rule,
-        choose(known),
-        (first, second),
-        Counts(*(int(v) for v in row)),
-        estimate(float(_sensitivity(row)), _sensitivity(drawn), positives),
-        estimate(float(_specificity(row)), _specificity(drawn), negatives),
-        estimate(float(_precision(row)), _precision(drawn), positives),
-        estimate(float(_f1(row)), _f1(drawn), positives),
-    )
-    return point, drawn
+    cells = _cells(positive, decided, known)
+    row, drawn = cells.sum(axis=0), weights.astype(np.float64) @ cells
+    counts = Counts(*(int(v) for v in row))
+    return OperatingPoint(label, rule, choose(known), (first, second), counts, _rates(row[None], drawn[None])), drawn
+
+
+def _cells(positive: NDArray[np.bool_], decided: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return (n, 4) 0 or 1: true positive, false negative, false positive, true negative."""
+    found = [positive & decided, positive & ~decided, ~positive & decided, ~positive & ~decided]
+    return (np.stack(found, axis=1) & known[:, None]).astype(np.float64)
+
+
+def _rates(rows: NDArray[np.float64], drawn: NDArray[np.float64]) -> Rates:
+    """Return means over s labels of (s, 4) cells, with intervals by (s, samples, 4); one without is left out."""
+    true_positive, false_negative, false_positive, true_negative = rows.sum(axis=0)
+    positives, negatives = true_positive + false_negative, false_positive + true_negative
+    behind = (positives, negatives, true_positive + false_positive, positives)
+    shares = (_sensitivity, _specificity, _precision, _f1)
+    found = zip(shares, behind, strict=True)
+    return Rates(*(estimate(float(_mean(share(rows))), _mean(share(drawn)), int(n)) for share, n in found))
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    usable = np.isfinite(values)
+    return _share(np.where(usable, values, 0).sum(axis=0), usable.sum(axis=0))
 
 
 def _as_row(counts: Counts) -> NDArray[np.float64]:

@@ -44,10 +44,10 @@ class EpochFiles:
                 self._writer.add_scalar(tag, value, int(row["step"] or 0))
         self._writer.flush()
 
-    def keep(self, predictions: Predictions) -> None:
+    def keep(self, predictions: Predictions, *, epoch: int) -> None:
         """Write the predictions of the best epoch so far."""
         folds = dict(enumerate(self._split.folds.tolist()))
-        write_predictions(self._folder.predictions, self._cache, predictions, folds)
+        write_predictions(self._folder.predictions, self._cache, predictions, folds, epoch=epoch)
         write_candidates(self._folder.candidates, self._cache, predictions)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixe
 
 Predictions = dict[int, "SeriesPrediction"]
 """By the series' index in the cache."""
+Part = Literal["val", "test", "external"]
+"""Series that picked the best epoch, those of the fold kept for a test, and those of another cache."""
 
 
 class StoppedError(AneurysmError):
@@ -108,22 +110,29 @@ def score_predictions(cache: Cache, predictions: Predictions) -> Score:
     return score_series(true, scores, [cache.modalities[v] for v in volumes])
 
 
-def write_predictions(path: Path, cache: Cache, predictions: Predictions, folds: Mapping[int, int]) -> None:
+def write_predictions(
+    path: Path, cache: Cache, predictions: Predictions, folds: Mapping[int, int], *, epoch: int, part: Part = "val"
+) -> None:
     """
-    Write ``series_uid, modality, fold``, ``p: <label>`` and ``y: <label>`` of the 14, empty where a label is unknown.
+    Write a row per series: ``series_uid, modality, fold, part, epoch, digest``, ``p: <label>`` and ``y: <label>``.
+
+    Labels are the 14; ``y`` is empty where one is unknown. ``digest`` is that of the cache's spec.
 
     Parameters
     ----------
     folds
         By the series' index in the cache.
+    epoch
+        That the checkpoint has seen.
     """
-    header = ["series_uid", "modality", "fold", *(f"p: {name}" for name in LABELS), *(f"y: {name}" for name in LABELS)]
+    header = ["series_uid", "modality", "fold", "part", "epoch", "digest"]
     rows = []
     for volume in _by_uid(cache, predictions):
         labels = ["" if y == UNKNOWN else int(y) for y in cache.labels[volume]]
-        values = [f"{p:.6g}" for p in predictions[volume].probabilities]
-        rows.append([cache.uids[volume], cache.modalities[volume], folds[volume], *values, *labels])
-    _write(path, header, rows)
+        about = [cache.uids[volume], cache.modalities[volume], folds[volume], part, epoch, cache.spec.digest]
+        # Fewer digits would tie the surest, which the score told apart.
+        rows.append([*about, *(f"{p:.15g}" for p in predictions[volume].probabilities), *labels])
+    _write(path, [*header, *(f"p: {name}" for name in LABELS), *(f"y: {name}" for name in LABELS)], rows)
 
 
 def write_candidates(path: Path, cache: Cache, predictions: Predictions) -> None:
@@ -133,7 +142,7 @@ def write_candidates(path: Path, cache: Cache, predictions: Predictions) -> None
     z, y, x are voxel coordinates in the cached volume; the last three are the same place in patient space (LPS).
     """
     rows = [
-        [cache.uids[volume], SITES[c.site], f"{c.probability:.6g}", *(f"{v:.3f}" for v in (*c.zyx, *c.lps_mm))]
+        [cache.uids[volume], SITES[c.site], f"{c.probability:.9g}", *(f"{v:.3f}" for v in (*c.zyx, *c.lps_mm))]
         for volume in _by_uid(cache, predictions)
         for c in predictions[volume].candidates
     ]

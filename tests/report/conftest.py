@@ -42,9 +42,8 @@ def report_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cached_run(report_cache, tmp_path_factory):
     """A run that held out all of the cache's series, with candidates."""
-    run = write_run(
-        tmp_path_factory.mktemp("runs") / "run", of_cache(report_cache), n_folds=1, skill=2.0, cache=report_cache.root
-    )
+    root, series = tmp_path_factory.mktemp("runs") / "run", of_cache(report_cache)
+    run = write_run(root, series, n_folds=1, skill=2.0, seed=1, cache=report_cache.root)
     write_candidates(run, report_cache)
     return run
 

@@ -105,6 +105,14 @@ def write_predictions(path: Path, series: FakeSeries, chosen, scores, fold=0, co
             writer.writerow([series.uids[i], series.modalities[i], fold, *(f"{v:.6g}" for v in values), *labels])
 
 
+def say(root: Path, **values) -> Path:
+    """Add columns that are the same for all series to a run's predictions: part, epoch, digest."""
+    header, *rows = (root / "predictions_val.csv").read_text().splitlines()
+    lines = [",".join([header, *values]), *(",".join([row, *map(str, values.values())]) for row in rows)]
+    (root / "predictions_val.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
 def write_candidates(root: Path, cache, *, seed=0, sensitivity=0.75, false_per_scan=2.0) -> None:
     """candidates_val.csv: most lesions are found within 2 mm; false ones lie anywhere, and are less probable."""
     rng = np.random.default_rng(seed)

@@ -1,9 +1,10 @@
 """Metrics of all samples at once are scikit-learn's of each, drawn one by one."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from aneurysm.report.bootstrap import FEWEST, Estimate, estimate, patient_weights, ranked_samples
 
@@ -25,6 +26,25 @@ def test_samples_are_scored_as_scikit_learn_does_with_ties(seed, n, distinct):
         else:
             assert np.isclose(auc, roc_auc_score(y, p))
             assert np.isclose(precision, average_precision_score(y, p))
+
+
+@pytest.mark.parametrize("distinct", [5, 10_000], ids=["ties", "no ties"])
+def test_the_samples_curves_are_those_that_are_drawn(distinct):
+    rng = np.random.default_rng(0)
+    positive, scores = np.arange(306) < 6, rng.integers(0, distinct, 306) / 7
+    weights = np.concatenate([np.ones((1, 306)), patient_weights(np.arange(306).astype(str), 5, 0)]).astype(np.float32)
+    drawn, grid = ranked_samples(positive, scores, weights, np.arange(306)), np.linspace(0, 1, 101)
+    fine = np.linspace(0, 1, 200_001)
+    np.testing.assert_allclose(drawn.roc(fine).mean(axis=1), drawn.auc(), atol=1e-4)
+    np.testing.assert_allclose(drawn.precision(fine).mean(axis=1), drawn.average_precision(), atol=1e-4)
+    for w, roc, precision in zip(weights, drawn.roc(grid), drawn.precision(grid)):
+        y, p = np.repeat(positive, w.astype(int)), np.repeat(scores, w.astype(int))
+        x, height, _ = roc_curve(y, p, drop_intermediate=False)
+        np.testing.assert_allclose(roc, np.interp(grid + 1e-9, x, height), atol=1e-6)
+        values, recalls, _ = precision_recall_curve(y, p)
+        # Of the points that reach a sensitivity, the last before the curve's end is of the highest threshold.
+        expected = [values[np.flatnonzero(recalls >= max(r - 1e-9, 1e-9))[-1]] for r in grid]
+        np.testing.assert_allclose(precision, expected)
 
 
 def test_many_thresholds_are_counted_in_chunks_as_in_one():

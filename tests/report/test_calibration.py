@@ -23,10 +23,50 @@ def test_a_known_temperature_is_found(temperature):
     assert fit_temperature(positive, given) == pytest.approx(temperature, rel=0.05)
 
 
-def test_classes_apart_end_at_the_bound_and_one_class_has_none():
+def test_classes_apart_and_one_class_have_none():
     positive = np.arange(20) < 10
-    assert fit_temperature(positive, np.where(positive, 0.6, 0.4)) == pytest.approx(TEMPERATURES[0], rel=0.01)
-    assert fit_temperature(np.zeros(5, bool), np.linspace(0, 1, 5)) is None
+    assert fit_temperature(positive, np.where(positive, 0.6, 0.4)) is None
+    assert fit_temperature(positive, np.where(positive, 0.4, 0.6)) is None
+    assert fit_temperature(np.zeros(5, bool), np.linspace(0, 0.4, 5)) is None
+
+
+def predictions_of(positive, given):
+    """Of present alone."""
+    n = len(positive)
+    truth, probabilities = np.full((n, 14), 255, np.uint8), np.full((n, 14), 0.5)
+    truth[:, 13], probabilities[:, 13] = positive, given
+    names = np.array([f"{i:05}" for i in range(n)])
+    return Predictions(names, names, names, np.zeros(n, np.int64), probabilities, truth)
+
+
+@pytest.mark.parametrize("positives", [4, 5])
+def test_a_temperature_takes_five_of_each_class_in_each_half(positives):
+    """The halves are scored alike, and no half is parted perfectly."""
+    second = np.repeat([False, True], 50)
+    positive = np.arange(100) % 50 < positives
+    given = np.where(positive, 0.6, 0.1)
+    given[[0, 49, 50, 99]] = 0.2, 0.7, 0.2, 0.7
+    p = predictions_of(positive, given)
+    found = calibrate(p, second, patient_weights(p.patients, 50, 0)).labels[13]
+    if positives == 5:
+        assert found.temperature > TEMPERATURES[0]
+        assert found.missing == ""
+    else:
+        assert found.temperature is None
+        assert found.missing == "fewer than 5 positives or negatives in one half of the patients"
+        assert found.ece_after.value is None
+
+
+def test_one_half_that_is_parted_perfectly_has_no_temperature():
+    second = np.repeat([False, True], 50)
+    positive = np.arange(100) % 5 == 0
+    given = np.where(positive, 0.6, 0.4)
+    given[0] = 0.3
+    p = predictions_of(positive, given)
+    found = calibrate(p, second, patient_weights(p.patients, 50, 0))
+    assert found.labels[13].temperature is None
+    assert found.labels[13].missing == "none from 0.05 to 20 fits"
+    np.testing.assert_array_equal(found.probabilities, p.probabilities)
 
 
 def test_applying_a_temperature_keeps_the_order_and_a_half():
@@ -63,3 +103,16 @@ def test_calibrating_mends_what_is_too_sure_with_the_other_half():
     assert one_class.ece_before.value == pytest.approx(0.1)
     assert unknown.ece_before.value is None
     np.testing.assert_array_equal(found.probabilities[:, 0], given[:, 0])
+
+
+def test_the_errors_interval_holds_it_and_is_that_of_its_bins():
+    """Of probabilities that are right, too, where noise alone makes up the error."""
+    for seed in range(20):
+        positive, given = overconfident(300, 1.0, seed)
+        found = calibration_error(positive, given, patient_weights(np.arange(300).astype(str), 300, seed))
+        assert found.low <= found.value <= found.high
+    # One bin, of 0.5: the error is |0.5 - share|, as uncertain as the share.
+    positive = np.arange(400) < 120
+    found = calibration_error(positive, np.full(400, 0.5), patient_weights(np.arange(400).astype(str), 4000, 0))
+    half = 1.96 * np.sqrt(0.3 * 0.7 / 400)
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=0.004)

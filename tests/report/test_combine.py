@@ -1,6 +1,7 @@
 """Several runs: folds put together, models averaged, and what must not be mixed."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import pytest
 from aneurysm.errors import DataError, SpecMismatchError
 from aneurysm.report.combine import combine, combine_candidates, group_runs, logit, sigmoid
 from aneurysm.report.evaluate import EvaluateOptions, evaluate
+from aneurysm.report.results import calibration_json
 from aneurysm.report.run import read_run
 from tests.patches.conftest import add_volume, open_cache
-from tests.report.fake_runs import fake_series, of_cache, write_run
+from tests.report.fake_runs import fake_series, of_cache, say, write_run
 
 
 def test_folds_are_put_together_out_of_fold(tmp_path):
@@ -128,3 +130,20 @@ def test_runs_of_other_specs(tmp_path):
     ]
     with pytest.raises(SpecMismatchError, match=r"different specs: .*'rsna-1mm' .*'rsna-head-0.5mm'"):
         evaluate(roots, EvaluateOptions(samples=50))
+
+
+def test_runs_say_themselves_of_which_spec_they_are(tmp_path):
+    """Where one cache is gone, or another is named, nothing else would tell."""
+    add_volume(tmp_path / "cache", "1.1", patient="p")
+    add_volume(tmp_path / "cache", "1.2", sites=(4,), patient="q")
+    cache = open_cache(tmp_path / "cache")
+    fitting, other = cache.spec.digest, "0123456789abcdef"
+    ours = say(write_run(tmp_path / "a", of_cache(cache), n_folds=1), digest=fitting)
+    theirs = say(write_run(tmp_path / "b", of_cache(cache), n_folds=1, seed=1), digest=other)
+    with pytest.raises(SpecMismatchError, match=rf"different specs: .*a of digest {fitting}, .*b of {other}"):
+        group_runs([read_run(root) for root in (ours, theirs)])
+    with pytest.raises(SpecMismatchError, match=rf"cache is of spec 'rsna-1mm' .*are of a cache of digest {other}"):
+        evaluate([theirs], EvaluateOptions(samples=50, cache=cache.root))
+    alone = evaluate([theirs], EvaluateOptions(samples=50))
+    assert alone.cache is None
+    assert json.loads(calibration_json(alone))["digest"] == other

@@ -36,9 +36,19 @@ def test_the_options_get_there(cached_run, report_cache, tmp_path):
     assert not (cached_run / "evaluation").exists()
 
 
+def test_several_runs_leave_the_report_of_one_alone(tmp_path):
+    for fold in range(2):
+        write_run(tmp_path / f"run{fold}", fake_series(30), fold=fold, n_folds=2)
+    ran = call_cli("evaluate", "run0", "run1", cwd=tmp_path)
+    assert ran.code == 2
+    assert "name the report's folder with --out" in ran.err
+    assert not (tmp_path / "run0" / "evaluation").exists()
+
+
 def test_what_is_wrong_is_one_line(tmp_path):
     write_run(tmp_path / "run", fake_series(30), n_folds=1)
-    for arguments in (("none",), ("run", "run"), ("run", "--precision", 2), ("run", "--samples", 5)):
+    samples = [("run", "--samples", n) for n in (5, 10_001)]
+    for arguments in (("none",), ("run", "run", "--out", "out"), ("run", "--precision", 2), *samples):
         ran = call_cli("evaluate", *arguments, cwd=tmp_path)
         assert ran.code == 2
         assert ran.err.startswith("aneurysm: ")

@@ -46,7 +46,7 @@ def other(tmp_path_factory):
     return open_cache(root)
 
 
-def test_the_held_out_fold_comes_out_as_in_training(trained, tmp_path):
+def test_the_held_out_fold_comes_out_as_in_training(trained, cache, tmp_path):
     told, done = [], []
     (run,) = predict_fresh(
         trained[:1], tmp_path, FreshOptions(device="cpu", architecture=MODEL), tell=told.append,
@@ -58,6 +58,7 @@ def test_the_held_out_fold_comes_out_as_in_training(trained, tmp_path):
     assert run.predictions.truth.tolist() == before.predictions.truth.tolist()
     assert np.allclose(run.candidates.lps_mm, before.candidates.lps_mm, atol=1e-2)
     assert (run.name, run.fresh, run.assigned) == ("fold0", "fold 0", before.assigned)
+    assert (run.part, run.digest) == (before.part, before.digest) == ("val", cache.spec.digest)
     assert run.checkpoint == before.checkpoint == checkpoint_digest(trained[0] / "checkpoints" / "best.ckpt")
     assert "predicting fold 0 of" in told[0]
     assert done[-1] == (len(run.predictions),) * 2
@@ -103,11 +104,11 @@ def test_an_external_cache_from_the_command_line(trained, other, tmp_path):
     for root, copy in zip(trained, runs):
         shutil.copytree(root, copy)
     given = ("--fresh", "--fold", "all", "--cache", other.root, "--model", MODEL, "--device", "cpu", "--samples", 50)
-    ran = call_cli("evaluate", *runs, *given, "--cases", 0)
+    out = tmp_path / "external"
+    ran = call_cli("evaluate", *runs, *given, "--cases", 0, "--out", out)
     assert ran.code == 0, ran.err
     assert f"predicting all series of {other.root} (8 series)" in ran.err
-    out = runs[0] / "evaluation-fresh"
-    assert ran.out.startswith("8 held-out series of 8 patients, 2 runs")
+    assert ran.out.startswith("8 external series of 8 patients, 2 runs")
     assert sorted(p.name for p in (out / "predictions").iterdir()) == ["fold0", "fold1"]
     metrics = json.loads((out / "metrics.json").read_text())
     assert [run["fresh"] for run in metrics["runs"]] == ["all series", "all series"]
@@ -117,11 +118,16 @@ def test_an_external_cache_from_the_command_line(trained, other, tmp_path):
     assert [run["checkpoint"] for run in calibration["runs"]] == [
         checkpoint_digest(root / "checkpoints" / "best.ckpt") for root in runs
     ]
-    assert "Predicted anew: all series." in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "Predicted anew: all series." in page
+    assert "picked by the same held-out series" not in page
+    assert "still to be done" not in page
+    assert "8 external series" in page
     assert not (runs[0] / "evaluation").exists()
     # What it wrote is a run: it can be evaluated again without the model.
     again = call_cli("evaluate", out / "predictions" / "fold0", "--samples", 50, "--cases", 0, "--out", tmp_path / "o")
     assert again.code == 0, again.err
+    assert again.out.startswith("8 external series")
 
 
 @pytest.mark.parametrize(

@@ -84,3 +84,20 @@ def test_sites_and_sizes_are_counted_at_one_false_positive_a_scan():
     assert found.at[1.0].value == 0
     assert found.at[2.0].value == 1
     assert found.by_site[0].sensitivity.value == 0
+
+
+def test_one_false_place_named_for_several_sites_is_one_false_positive():
+    sites = [(0, site, 0.9 - site / 100, 50 + site / 10) for site in range(13)]
+    where = localisation([*sites, (0, 2, 0.5, 0), (1, 2, 0.4, 50)], [(0, 2, 0, 4)], scans=2)
+    found = froc(where, patient_weights(np.arange(2).astype(str), 50, 0), 5.0)
+    np.testing.assert_allclose(found.false_positives, [0.5, 0.5, 1.0])
+    assert found.at[0.5].value == 1
+    # With the site asked for, each is an answer of its own.
+    assert froc(where, patient_weights(np.arange(2).astype(str), 50, 0), 5.0, same_site=True).at[4.0].value == 0
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_no_interval_from_fewer_than_five_lesions(n):
+    where = localisation([(i, 2, 0.9, 0) for i in range(0, n, 2)], [(i, 2, 0, 4) for i in range(n)], scans=20)
+    found = froc(where, patient_weights(np.arange(20).astype(str), 200, 0), 5.0)
+    assert (found.at[1.0].low is None, found.mean.low is None, found.band.size == 0) == (n < 5,) * 3

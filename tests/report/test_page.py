@@ -14,6 +14,8 @@ from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
 from aneurysm.report.evaluate import EvaluateOptions, evaluate
 from aneurysm.report.page import write_report
+from aneurysm.report.plots import draw_plots
+from aneurysm.report.results import calibration_json, metrics_table
 from tests.report.fake_runs import fake_series, write_run
 
 PLOTS = (
@@ -68,6 +70,15 @@ def test_plots_are_there_as_png_and_svg(report):
         assert ET.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
 
 
+def test_sites_with_fewer_than_five_positives_have_no_band(report):
+    found, _ = report
+    (roc, precision) = (p.figure.axes for p in draw_plots(found) if p.name.endswith("_sites"))
+    for label, *both in zip(found.ranking.labels[:13], roc, precision):
+        assert [len(axes.collections) for axes in both] == [int(label.auc.low is not None)] * 2
+    counts = [label.n_positive for label in found.ranking.labels[:13]]
+    assert max(counts) >= 5 > min(counts)
+
+
 def test_the_pages_plots_turn_dark_with_it(report):
     page = (report[1] / "report.html").read_text("utf-8")
     plots = re.findall(r"<svg .*?</svg>", page, re.DOTALL)
@@ -92,7 +103,7 @@ def test_tables_agree(report):
     for row in rows:
         label = metrics["labels"][row["label"]]
         assert int(row["n_positive"]) == label["n_positive"]
-        for key in ("auc", "sensitivity", "ece_before"):
+        for key in ("prevalence", "auc", "sensitivity", "ece_before"):
             value = label[key]["value"]
             assert row[key] == ("" if value is None else f"{value:.6g}")
         if label["counts"] is not None:
@@ -105,6 +116,24 @@ def test_tables_agree(report):
     assert calibration["digest"] == found.cache.spec.digest
     assert calibration["runs"] == [{"name": "run", "checkpoint": None}]
     assert calibration["averaged"] is False
+
+
+def test_thresholds_without_a_temperature_stay_and_ranks_have_none(tmp_path):
+    run = write_run(tmp_path / "run", fake_series(60, seed=1), n_folds=1)
+    for ensemble in ("logits", "ranks"):
+        found = evaluate([run], EvaluateOptions(samples=50, ensemble=ensemble))
+        labels = json.loads(calibration_json(found))["labels"]
+        rare = [name for name, x in labels.items() if x["temperature"] is None and x["threshold"] is not None]
+        if ensemble == "logits":
+            assert rare
+            assert all(labels[name]["calibrated_threshold"] == labels[name]["threshold"] for name in rare)
+            remark = metrics_table(found)["labels"][rare[0]]["remark"]
+            assert "no temperature: fewer than 5 positives or negatives in one half" in remark
+            page = write_report(found, tmp_path / "out", cases=0).read_text("utf-8")
+            assert "<b>No temperature</b> (fewer than 5 positives or negatives in one half of the patients): " in page
+        else:
+            assert not rare
+            assert all(set(x.values()) == {None} for x in labels.values())
 
 
 def test_names_are_no_markup(tmp_path):

@@ -1,5 +1,7 @@
 """The RSNA score and the rankings of labels, against a count of all pairs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,7 +52,7 @@ def test_labels_of_one_class_are_in_no_mean(tmp_path):
     found = rank(p, patient_weights(p.patients, 100, 0))
     assert [x.label for x in found.left_out] == [LABELS[7], LABELS[8]]
     assert found.labels[7].auc == Estimate(None)
-    assert found.labels[8].prevalence is None
+    assert found.labels[8].prevalence == Estimate(None)
     others = [x.auc.value for x in found.labels[:13] if not x.one_class]
     assert len(others) == 11
     assert found.site_auc.value == pytest.approx(np.mean(others))
@@ -71,3 +73,25 @@ def test_groups_are_ranked_by_themselves(tmp_path):
     of = p.modalities == "CTA"
     assert groups["CTA"].n == of.sum()
     assert groups["CTA"].present_auc.value == pytest.approx(counted_auc(p.truth[of, 13] == 1, p.probabilities[of, 13]))
+
+
+def test_no_interval_from_fewer_than_five_positives_of_all_sites(tmp_path):
+    p = read(tmp_path, 200)
+    p.truth[:, :13] = 0
+    for n in (4, 5):
+        p.truth[range(n), range(n)] = 1
+        found = rank(p, patient_weights(p.patients, 100, 0))
+        values = (found.score, found.site_auc, found.site_average_precision, found.micro_auc)
+        assert all(x.value is not None for x in values)
+        assert [x.low is None for x in values] == [n < 5] * 4
+
+
+def test_the_prevalence_has_an_interval(tmp_path):
+    p = read(tmp_path, 400)
+    p = replace(p, patients=p.uids)
+    found = rank(p, patient_weights(p.patients, 2000, 0)).labels[13].prevalence
+    share = p.positive(13).mean()
+    assert found.value == pytest.approx(share)
+    # The binomial distribution's.
+    half = 1.96 * np.sqrt(share * (1 - share) / 400)
+    assert (found.low, found.high) == pytest.approx((share - half, share + half), abs=0.006)

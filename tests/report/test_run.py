@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 
 from aneurysm.errors import DataError
+from aneurysm.inference.windows import SeriesPrediction
 from aneurysm.labels import LABELS, SITES
 from aneurysm.report.run import read_run
-from tests.report.fake_runs import fake_series, folds_of, write_run
+from aneurysm.training.folds import write_folds
+from aneurysm.training.score import score_series
+from aneurysm.training.validation import score_predictions, write_predictions
+from tests.inference.checkpoints import write_checkpoint
+from tests.report.fake_runs import fake_series, folds_of, say, write_run
 
 
 @pytest.fixture
@@ -110,12 +115,14 @@ def with_candidate(row):
         (emptied, "has no series"),
         (diverged, "no probability. Has the run diverged"),
         (rewritten("config.toml", "model =", "model"), "config.toml is damaged"),
+        (lambda run: say(run, part="train"), "part is 'train', expected one of val, test, external"),
         (with_candidate("9.9.9,Basilar Tip,0.5,1,1,1,1,1,1"), "9.9.9 is none of the series"),
         (with_candidate("9.9.9,Elbow,0.5,1,1,1,1,1,1"), "no site 'Elbow'"),
     ],
     ids=[
         "no predictions", "no folds", "another label", "no modality", "no uid in folds", "series not in folds",
-        "a series twice", "no series", "diverged", "no toml", "a candidate of another series", "an unknown site",
+        "a series twice", "no series", "diverged", "no toml", "another part",
+        "a candidate of another series", "an unknown site",
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(run, damage, message):
@@ -136,3 +143,30 @@ def test_candidates_come_back(run):
     assert found.uids.tolist() == [uid]
     assert found.sites.tolist() == [LABELS.index("Left Middle Cerebral Artery")]
     np.testing.assert_allclose(found.lps_mm, [[-30.5, 20, 10]])
+
+
+def test_predictions_of_another_epoch_than_the_best_checkpoint_are_refused(run):
+    """As a run leaves them that was killed between writing the two."""
+    say(run, epoch=3)
+    best = run / "checkpoints" / "best.ckpt"
+    write_checkpoint(best, 0)
+    with pytest.raises(DataError, match=r"are of epoch 3, its best\.ckpt is of epoch 1: .* --resume\), or .*--fresh"):
+        read_run(run)
+    best.unlink()
+    assert read_run(run).part == "val"
+
+
+def test_the_surest_keep_their_order_in_the_file(tmp_path, report_cache):
+    """So that the report's score is that of training."""
+    shape = (len(report_cache), len(LABELS))
+    values = 1 - 10.0 ** -np.random.default_rng(0).permutation(np.linspace(8, 11, shape[0] * shape[1])).reshape(shape)
+    found = {
+        i: SeriesPrediction(i, uid, values[i], np.zeros(len(LABELS), np.float32), [])
+        for i, uid in enumerate(report_cache.uids)
+    }
+    folds = dict.fromkeys(found, 0)
+    write_predictions(tmp_path / "predictions_val.csv", report_cache, found, folds, epoch=1)
+    write_folds(tmp_path / "folds.csv", report_cache.uids, report_cache.patient_keys, list(folds.values()))
+    p = read_run(tmp_path).predictions
+    assert score_series(p.truth, p.probabilities).score == pytest.approx(score_predictions(report_cache, found).score)
+    assert len(np.unique(p.probabilities)) == p.probabilities.size

@@ -8,6 +8,7 @@ import pytest
 from aneurysm.errors import CacheNotFoundError, DataError
 from aneurysm.labels import SITES
 from aneurysm.report.evaluate import EvaluateOptions, evaluate
+from aneurysm.report.page import write_report
 from aneurysm.report.run import read_run
 from aneurysm.report.source import acquisitions, lesions, localisation
 from tests.patches.conftest import add_volume, open_cache
@@ -44,6 +45,22 @@ def test_lesions_lie_where_the_cache_says_in_patient_space(tmp_path):
     where = localisation(predictions, found, read_run(run).candidates)
     assert where.scans.tolist() == [0, 1]
     assert set(where.candidate_scan.tolist()) <= {0, 1}
+
+
+def test_lesions_beyond_the_volume_are_missed(tmp_path):
+    """The place of each is known, so the scan counts; no candidate can be there."""
+    add_volume(tmp_path, "1.1", sites=(4,), places=[[10.0, 20, 30]], unplaced=[(2, "outside_volume")])
+    add_volume(tmp_path, "1.2", sites=(), unplaced=[(6, "outside_volume")])
+    cache = open_cache(tmp_path)
+    run = write_run(tmp_path / "run", of_cache(cache), n_folds=1)
+    write_candidates(run, cache, sensitivity=1, false_per_scan=0)
+    found = evaluate([run], EvaluateOptions(samples=50, cache=cache.root))
+    assert (found.froc.n_scans, found.froc.n_lesions, found.froc.n_outside) == (2, 3, 2)
+    assert found.froc.at[8.0].value == pytest.approx(1 / 3)
+    assert [(g.name, g.sensitivity.value) for g in found.froc.by_site] == [(SITES[2], 0), (SITES[4], 1), (SITES[6], 0)]
+    page = write_report(found, tmp_path / "out", cases=1).read_text("utf-8")
+    assert "3 lesions in 2 scans" in page
+    assert "2 of them lie beyond the cached volume, and count as missed" in page
 
 
 def write_radii(path, rows):

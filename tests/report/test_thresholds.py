@@ -7,7 +7,13 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_score
 from aneurysm.report.bootstrap import patient_weights
 from aneurysm.report.ranking import PRESENT
 from aneurysm.report.run import read_run
-from aneurysm.report.thresholds import operate, patient_halves, threshold_for_f1, threshold_for_precision
+from aneurysm.report.thresholds import (
+    operate,
+    patient_halves,
+    present_by,
+    threshold_for_f1,
+    threshold_for_precision,
+)
 from tests.report.fake_runs import fake_series, write_run
 
 
@@ -61,15 +67,48 @@ def test_each_half_is_judged_by_the_other_halfs_threshold(predictions):
     counts = point.counts
     assert (counts.true_positive, counts.false_negative) == (tp, fn)
     assert (counts.false_positive, counts.true_negative) == (fp, tn)
-    assert point.sensitivity.value == pytest.approx(tp / (tp + fn))
-    assert point.specificity.value == pytest.approx(tn / (tn + fp))
-    assert point.f1.value == pytest.approx(f1_score(y, called))
-    assert point.sensitivity.low < point.sensitivity.value < point.sensitivity.high
+    assert point.rates.sensitivity.value == pytest.approx(tp / (tp + fn))
+    assert point.rates.specificity.value == pytest.approx(tn / (tn + fp))
+    assert point.rates.f1.value == pytest.approx(f1_score(y, called))
+    assert point.rates.sensitivity.low < point.rates.sensitivity.value < point.rates.sensitivity.high
     np.testing.assert_array_equal(found.called[:, PRESENT], called)
     scores = [f1_score(predictions.positive(i), found.called[:, i] == 1, zero_division=0) for i in range(PRESENT)]
-    assert found.macro_f1.value == pytest.approx(np.mean(scores))
+    assert found.macro.f1.value == pytest.approx(np.mean(scores))
     sites = f1_score((predictions.truth[:, :PRESENT] == 1).ravel(), (found.called[:, :PRESENT] == 1).ravel())
-    assert found.micro_f1.value == pytest.approx(sites)
+    assert found.micro.f1.value == pytest.approx(sites)
+
+
+def test_micro_and_macro_sensitivity_and_specificity(predictions):
+    found = operate(predictions, patient_halves(predictions, 0), patient_weights(predictions.patients, 100, 0), 0.8)
+    y, called = predictions.truth[:, :PRESENT] == 1, found.called[:, :PRESENT] == 1
+    assert found.micro.sensitivity.value == pytest.approx(called[y].mean())
+    assert found.micro.specificity.value == pytest.approx((~called)[~y].mean())
+    assert found.macro.sensitivity.value == pytest.approx(np.mean([called[y[:, i], i].mean() for i in range(PRESENT)]))
+    assert found.macro.specificity.low < found.macro.specificity.value < found.macro.specificity.high
+
+
+def test_decisions_about_present_by_group(predictions):
+    weights = patient_weights(predictions.patients, 100, 0)
+    operation = operate(predictions, patient_halves(predictions, 0), weights, 0.8)
+    found = present_by(predictions, operation, predictions.modalities, weights)
+    of = predictions.modalities == "CTA"
+    y, called = predictions.positive(PRESENT)[of], operation.called[of, PRESENT]
+    assert found["CTA"].f1.value == pytest.approx(f1_score(y, called))
+    assert found["CTA"].sensitivity.value == pytest.approx(called[y].mean())
+    assert set(found) == set(predictions.modalities.tolist())
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_no_interval_from_fewer_than_five_positives(predictions, n):
+    changed = predictions.select(np.arange(len(predictions)))
+    changed.truth[:, :PRESENT] = 0
+    changed.truth[:n, 2] = 1
+    changed.probabilities[:n, 2] = [0.9, 0.9, 0.01, 0.01, 0.9][:n]
+    second = np.arange(len(changed)) % 2 == 1
+    found = operate(changed, second, patient_weights(changed.patients, 200, 0), 0.8)
+    assert found.labels[2].rates.sensitivity.value is not None
+    for rates in (found.labels[2].rates, found.macro, found.micro):
+        assert (rates.sensitivity.low is None, rates.f1.low is None) == (n < 5, n < 5)
 
 
 def test_a_label_with_one_positive_has_no_threshold(predictions):

@@ -244,7 +244,7 @@ class EpochEnd(pl.Callback):
         self._files.add(row)
         if best:
             save_atomically(self._entries(module), self._folder.best)
-            self._files.keep(predictions)
+            self._files.keep(predictions, epoch=self._epoch)
         # Which labels have no AUC stays the same in all epochs.
         summary = score.summary() if score is not None else "not validated"
         _log.info(
