@@ -1,8 +1,8 @@
 """StoredCache: a cache that is built in an object store.
 
-The run keeps a shadow of it in a scratch folder: the tables, the records, and of each volume its metadata, with a hole
-as large as the rest. All that reads a local cache reads the shadow. Workers build volumes in the scratch folder, and
-send them.
+The run keeps a shadow of it in a scratch folder: the tables, the records, and of each volume an empty folder; for the
+manifest also its metadata, with a hole as large as the rest. All that reads a local cache reads the shadow. Workers
+build volumes in the scratch folder, and send them.
 
 What is guaranteed: a volume is there once its root zarr.json is, which is sent last, and is taken away first. A kill
 leaves objects without it, which nobody reads; the next run to build the series writes over them, and what is left
@@ -53,8 +53,8 @@ class StoredCache(CachePlace):
     def __init__(self, store: ObjectStore, shadow: Path) -> None:
         super().__init__(shadow)
         self.url, self._store = store.url, store
-        self._shown: dict[str, str] = {}
-        """ETags of the root metadata of the volumes in the shadow, by UID."""
+        self._shown: dict[str, str | None] = {}
+        """ETags of the root metadata of the volumes in the shadow, by UID; None for an empty folder."""
         self._incomplete: dict[str, list[StoredObject]] = {}
         self._marks: list[StoredObject] = []
         self._records: dict[str, tuple[str, bytes]] = {}
@@ -101,7 +101,7 @@ class StoredCache(CachePlace):
 
     def write_manifest(self, seconds: Mapping[str, float]) -> list[Row]:
         """Derive manifest.csv and lesions.csv from what is in the store by now; return the manifest's rows."""
-        self.refresh()
+        self.refresh(metadata=True)
         left = [_left(path) for path in self.layout.seconds.glob("*.json")]
         rows = super().write_manifest(seconds)
         for path in (self.layout.lesions, self.layout.manifest):
@@ -116,7 +116,7 @@ class StoredCache(CachePlace):
         for path in set(self.layout.seconds.glob("*.json")) - before:
             self._store.write(_left(path), path)
 
-    def refresh(self) -> None:
+    def refresh(self, *, metadata: bool = False) -> None:
         """Send what this process recorded, and bring the shadow up to what is in the store."""
         self._send_records()
         objects = self._store.find()
@@ -124,11 +124,15 @@ class StoredCache(CachePlace):
         complete = {uid: o for uid, o in volumes.items() if _root(o, uid) is not None}
         self._incomplete = {uid: o for uid, o in volumes.items() if uid not in complete}
         self._marks = [o for o in objects if o.key.startswith(mark_of(""))]
-        changed = [uid for uid, o in complete.items() if self._shown.get(uid) != _etag(o, uid)]
-        for uid in [u for u in self._shown if u not in complete] + changed:
+        for uid in self._shown.keys() - complete.keys():
             shutil.rmtree(self.layout.volume(uid), ignore_errors=True)
-            self._shown.pop(uid, None)
-        self._store.each(lambda uid: self._show(uid, complete[uid]), changed)
+            del self._shown[uid]
+        for uid in complete.keys() - self._shown.keys():
+            self.layout.volume(uid).mkdir(parents=True)
+            self._shown[uid] = None
+        if metadata:
+            changed = [uid for uid, o in complete.items() if self._shown[uid] != _etag(o, uid)]
+            self._store.each(lambda uid: self._show(uid, complete[uid]), changed)
         records = {
             o.key.rsplit("/", 1)[-1].removesuffix(".json"): o
             for o in objects
@@ -161,6 +165,7 @@ class StoredCache(CachePlace):
     def _show(self, uid: str, objects: Sequence[StoredObject]) -> None:
         """Make the shadow of a volume."""
         folder, rest = self.layout.volume(uid), 0
+        shutil.rmtree(folder)
         for o in objects:
             name = o.key.removeprefix(f"{prefix_of(uid)}/")
             if name not in _METADATA:
@@ -169,7 +174,8 @@ class StoredCache(CachePlace):
             try:
                 self._store.download(o.key, folder / name)
             except FileNotFoundError:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(folder)
+                del self._shown[uid]
                 return  # taken away just now
         with (folder / _HOLE).open("wb") as file:
             file.truncate(rest)
