@@ -39,7 +39,7 @@ def run_jobs(jobs: Sequence[SeriesJob], engine: Engine, layout: CacheLayout) -> 
     busy: list[SeriesJob] = []
     for outcome in engine.build(jobs):
         if outcome.status == "busy":
-            busy.append(by_uid[outcome.uid])
+            busy.append(replace(by_uid[outcome.uid], insist=True))
         elif outcome.reason in _TRIED_AGAIN:
             lost.append(outcome)
         else:
@@ -62,7 +62,7 @@ def run_jobs(jobs: Sequence[SeriesJob], engine: Engine, layout: CacheLayout) -> 
 
 def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout) -> Outcome:
     layout.record(first.uid).unlink(missing_ok=True)  # of a MemoryError, which the process lived to record
-    (last,) = engine.build([job])
+    (last,) = engine.build([replace(job, retry=True, insist=True)])
     if last.status == "busy":
         last = first  # the lost process hangs in the kernel, and holds the claim still
     if last.reason not in _TRIED_AGAIN:

@@ -7,7 +7,7 @@ import hmac
 import shutil
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,8 +24,8 @@ from aneurysm.cache.write_errors import ends_the_run, write_errors_told
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import Series, read_series
 from aneurysm.errors import FAILURES, Reason, SeriesRejectedError, StoreError
-from aneurysm.objects.stored_cache import VolumeSender, working_folder
 from aneurysm.objects.stored_data import brought_mask
+from aneurysm.objects.volume_sender import VolumeSender, working_folder
 from aneurysm.reasons import reason_of
 from aneurysm.volume.assemble import Volume, assemble
 from aneurysm.volume.frame import target_grid
@@ -54,6 +54,8 @@ class SeriesJob:
     All that a worker needs to know of one series.
 
     ``mask`` may be a URL. ``url`` is where the worker sends what it made; ``cache`` is then the run's scratch folder.
+    With ``retry`` a record of why there is no volume does not count. With ``insist`` a series is built also if another
+    run seems to be at it.
     """
 
     source: SeriesSource
@@ -64,6 +66,8 @@ class SeriesJob:
     secret: bytes
     overwrite: bool = False
     url: str = ""
+    retry: bool = False
+    insist: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,20 @@ def build_series(job: SeriesJob) -> Outcome:
     uid = job.source.uid
     started = time.perf_counter()
     working = working_folder(job.cache) if job.url else nullcontext(job.cache)
-    with working as root, write_errors_told(root), claim(layout := CacheLayout(root), uid) as folder:
+    with (
+        working as root,
+        write_errors_told(root),
+        claim(layout := CacheLayout(root), uid) as folder,
+        ExitStack() as stack,
+    ):
         if folder is None:
             return Outcome(uid, "busy")
         sender = VolumeSender(job.url, uid, folder) if job.url else None
+        if sender is not None and not stack.enter_context(sender.marked(insist=job.insist)):
+            return Outcome(uid, "busy")
         if not job.overwrite and (is_done(layout, uid) or (sender is not None and sender.is_done())):
+            return Outcome(uid, "skipped")
+        if not (job.overwrite or job.retry) and sender is not None and sender.is_recorded():
             return Outcome(uid, "skipped")
         layout = layout if sender is None else sender.layout
         try:

@@ -13,11 +13,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
+from aneurysm.cache.publish import no_space_told
 from aneurysm.errors import CacheError, NoSpaceError, UsageError
 from aneurysm.locks import lock_file, locked
+
+_ADVICE: Final = "TMPDIR can name a folder on another disk"
 
 
 def _base() -> Path:
@@ -59,11 +63,18 @@ def told_as(folder: Path, url: str) -> Iterator[None]:
     try:
         yield
     except NoSpaceError as error:
-        raise NoSpaceError(f"{error}. TMPDIR can name a folder on another disk") from error
+        if _ADVICE in str(error):
+            raise
+        raise NoSpaceError(f"{error}. {_ADVICE}") from error
     except (CacheError, UsageError) as error:
         if str(folder) not in str(error):
             raise
         raise type(error)(str(error).replace(str(folder), url)) from None
+
+
+def scratch_space_told(folder: Path) -> AbstractContextManager[None]:
+    """Turn the operating system's error of a full disk into ours: it is that of ``folder``, a scratch folder."""
+    return no_space_told(folder, _ADVICE)
 
 
 def _hold(folder: Path) -> int:

@@ -1,7 +1,6 @@
 """ObjectStore: what is asked of an object store, by obstore; its errors in words that name the URL and no secret.
 
-Credentials, region and endpoint are found as every AWS tool finds them (environment, profile, SSO, role), by boto3:
-obstore itself reads no profile. Every request is tried again for a while, and ends by a time limit.
+Every request is tried again for a while, and ends by a time limit.
 
 A process that was forked after its parent used obstore would wait for ever for threads that only the parent has.
 Such a process gets an error instead: processes that are to use a store are to be spawned.
@@ -22,6 +21,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from aneurysm.errors import StoreError, StoreRefusedError
+from aneurysm.objects.credentials import aws_options
 from aneurysm.objects.url import checked_url
 
 _REQUESTS: Final = 16
@@ -263,39 +263,8 @@ def _opened(url: str, *, writing: bool) -> Any:
     client: dict[str, Any] = {"connect_timeout": _CONNECT_S, "allow_http": True}
     client |= {"timeout": _WRITE_S} | ({} if writing else {"read_timeout": _STALLED_S})
     given: dict[str, Any] = {"client_options": client, "retry_config": _RETRY}
-    return from_url(url, **given, **(_aws(url) if url.startswith("s3://") else {}))
+    return from_url(url, **given, **(aws_options(url) if url.startswith("s3://") else {}))
 
 
 # A store that the parent opened would answer nothing here.
 os.register_at_fork(after_in_child=_opened.cache_clear)
-
-
-def _aws(url: str) -> dict[str, Any]:
-    """Return credentials, region and endpoint as boto3 finds them."""
-    import boto3
-    import botocore.session
-    from botocore.exceptions import BotoCoreError
-    from obstore.auth.boto3 import Boto3CredentialProvider
-
-    session = botocore.session.get_session()
-    found: dict[str, Any] = {}
-    try:
-        profile = session.get_scoped_config()
-        endpoint = (
-            os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or profile.get("endpoint_url")
-        )
-        if endpoint:
-            found["endpoint"] = endpoint
-        found["region"] = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
-        if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"):
-            return found | {"skip_signature": True}
-        credentials = session.get_credentials()
-        if credentials is None:
-            raise StoreRefusedError(
-                f"{url}: there are no credentials. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; "
-                "AWS_SKIP_SIGNATURE=true for a public bucket"
-            )
-        credentials.get_frozen_credentials()  # an expired login shows here, in words
-    except BotoCoreError as error:
-        raise StoreRefusedError(f"{url}: {error}") from None
-    return found | {"credential_provider": Boto3CredentialProvider(boto3.Session(botocore_session=session))}

@@ -1,13 +1,15 @@
 """StoredCache: a cache that is built in an object store.
 
-The run keeps a shadow of it in a scratch folder: the tables, the records, and of each volume its metadata, with a hole
-as large as the rest. All that reads a local cache reads the shadow. Workers build volumes in the scratch folder, and
-send them.
+The run keeps a shadow of it in a scratch folder: the tables, the records, and of each volume an empty folder; for the
+manifest also its metadata, with a hole as large as the rest. All that reads a local cache reads the shadow. Workers
+build volumes in the scratch folder, and send them.
 
 What is guaranteed: a volume is there once its root zarr.json is, which is sent last, and is taken away first. A kill
 leaves objects without it, which nobody reads; the next run to build the series writes over them, and what is left
-of others is removed when it is some hours old, and so nobody's work any more. There are no locks: before a series is
-built, and before it is sent, its worker looks whether another run was faster. If both send it, the bytes are the same.
+of others is removed when it is some hours old, and so nobody's work any more. There are no locks, for nobody would
+know whether the holder is dead: a worker marks the series that it is at, and the marked ones are built last, by
+whoever has nothing else to do. Before a series is built, and before it is sent, its worker looks whether another run
+was faster. If both send it, the bytes are the same.
 """
 
 from __future__ import annotations
@@ -21,17 +23,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from aneurysm.cache.layout import IMAGE, CacheLayout
+from aneurysm.cache.layout import IMAGE
 from aneurysm.cache.manifest import Row
 from aneurysm.cache.opening import open_cache
 from aneurysm.cache.place import CachePlace
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.scan import SeriesSource
-from aneurysm.objects.scratch import held, scratch_folder, told_as
+from aneurysm.objects.scratch import scratch_folder, told_as
 from aneurysm.objects.store import ObjectStore, StoredObject
+from aneurysm.objects.volume_sender import mark_of, prefix_of, record_of
 
 ABANDONED_AFTER: Final = timedelta(hours=6)
-"""So old the newest object of an incomplete volume is, before it is taken for what a dead run left."""
+"""So old a mark is, or the newest object of an incomplete volume, before it is taken for what a dead run left."""
 _METADATA: Final = ("zarr.json", f"{IMAGE}/zarr.json")
 _HOLE: Final = "rest"
 
@@ -50,9 +53,10 @@ class StoredCache(CachePlace):
     def __init__(self, store: ObjectStore, shadow: Path) -> None:
         super().__init__(shadow)
         self.url, self._store = store.url, store
-        self._shown: dict[str, str] = {}
-        """ETags of the root metadata of the volumes in the shadow, by UID."""
+        self._shown: dict[str, str | None] = {}
+        """ETags of the root metadata of the volumes in the shadow, by UID; None for an empty folder."""
         self._incomplete: dict[str, list[StoredObject]] = {}
+        self._marks: list[StoredObject] = []
         self._records: dict[str, tuple[str, bytes]] = {}
         """ETags and content of the records in the shadow, by UID."""
 
@@ -65,6 +69,7 @@ class StoredCache(CachePlace):
             # Another run was faster, whose spec counts.
             self._store.download_if_there(self.layout.spec.name, self.layout.spec)
             open_cache(self.layout, spec)
+        self._store.delete(o.key for o in self._marks if _is_old(o))
         for prefix in self.abandoned():
             # Listed once more, and deleted at once: another run may have begun to send it.
             objects = self._store.find(prefix)
@@ -74,7 +79,7 @@ class StoredCache(CachePlace):
     def forget(self, uids: Iterable[str]) -> None:
         """Remove the records of why series are not cached."""
         known = [uid for uid in uids if uid in self._records]
-        self._store.delete(_record(uid) for uid in known)
+        self._store.delete(record_of(uid) for uid in known)
         for uid in known:
             self.layout.record(uid).unlink(missing_ok=True)
             del self._records[uid]
@@ -96,7 +101,7 @@ class StoredCache(CachePlace):
 
     def write_manifest(self, seconds: Mapping[str, float]) -> list[Row]:
         """Derive manifest.csv and lesions.csv from what is in the store by now; return the manifest's rows."""
-        self.refresh()
+        self.refresh(metadata=True)
         left = [_left(path) for path in self.layout.seconds.glob("*.json")]
         rows = super().write_manifest(seconds)
         for path in (self.layout.lesions, self.layout.manifest):
@@ -111,18 +116,23 @@ class StoredCache(CachePlace):
         for path in set(self.layout.seconds.glob("*.json")) - before:
             self._store.write(_left(path), path)
 
-    def refresh(self) -> None:
+    def refresh(self, *, metadata: bool = False) -> None:
         """Send what this process recorded, and bring the shadow up to what is in the store."""
         self._send_records()
         objects = self._store.find()
         volumes = _by_volume(objects)
         complete = {uid: o for uid, o in volumes.items() if _root(o, uid) is not None}
         self._incomplete = {uid: o for uid, o in volumes.items() if uid not in complete}
-        changed = [uid for uid, o in complete.items() if self._shown.get(uid) != _etag(o, uid)]
-        for uid in [u for u in self._shown if u not in complete] + changed:
+        self._marks = [o for o in objects if o.key.startswith(mark_of(""))]
+        for uid in self._shown.keys() - complete.keys():
             shutil.rmtree(self.layout.volume(uid), ignore_errors=True)
-            self._shown.pop(uid, None)
-        self._store.each(lambda uid: self._show(uid, complete[uid]), changed)
+            del self._shown[uid]
+        for uid in complete.keys() - self._shown.keys():
+            self.layout.volume(uid).mkdir(parents=True)
+            self._shown[uid] = None
+        if metadata:
+            changed = [uid for uid, o in complete.items() if self._shown[uid] != _etag(o, uid)]
+            self._store.each(lambda uid: self._show(uid, complete[uid]), changed)
         records = {
             o.key.rsplit("/", 1)[-1].removesuffix(".json"): o
             for o in objects
@@ -142,7 +152,7 @@ class StoredCache(CachePlace):
 
     def abandoned(self) -> list[str]:
         """Return what dead runs left, by its place in the store, as of the last refresh."""
-        return sorted(_prefix(u) for u, objects in self._incomplete.items() if _is_abandoned(objects, _prefix(u)))
+        return sorted(prefix_of(u) for u, objects in self._incomplete.items() if _is_abandoned(objects, prefix_of(u)))
 
     def _send_records(self) -> None:
         if not self.layout.rejected.is_dir():
@@ -150,20 +160,22 @@ class StoredCache(CachePlace):
         for path in sorted(self.layout.rejected.glob("*.json")):
             uid, content = path.name.removesuffix(".json"), path.read_bytes()
             if self._records.get(uid, ("", b""))[1] != content:
-                self._records[uid] = (self._store.write(_record(uid), content), content)
+                self._records[uid] = (self._store.write(record_of(uid), content), content)
 
     def _show(self, uid: str, objects: Sequence[StoredObject]) -> None:
         """Make the shadow of a volume."""
         folder, rest = self.layout.volume(uid), 0
+        shutil.rmtree(folder)
         for o in objects:
-            name = o.key.removeprefix(f"{_prefix(uid)}/")
+            name = o.key.removeprefix(f"{prefix_of(uid)}/")
             if name not in _METADATA:
                 rest += o.size
                 continue
             try:
                 self._store.download(o.key, folder / name)
             except FileNotFoundError:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(folder)
+                del self._shown[uid]
                 return  # taken away just now
         with (folder / _HOLE).open("wb") as file:
             file.truncate(rest)
@@ -178,59 +190,6 @@ class StoredCache(CachePlace):
         self._records[uid] = (record.e_tag, content)
         self.layout.rejected.mkdir(parents=True, exist_ok=True)
         self.layout.record(uid).write_bytes(content)
-
-
-@contextmanager
-def working_folder(shadow: Path) -> Iterator[Path]:
-    """Yield the run's shadow to build in, which tells who builds what on this machine; on another, a folder apart."""
-    if shadow.is_dir():
-        with held(shadow.parent):
-            yield shadow
-    else:
-        with scratch_folder() as folder:
-            yield folder / shadow.name
-
-
-class VolumeSender:
-    """What the worker at one series asks of the store; it builds in ``layout``, a cache of its own, and sends it."""
-
-    def __init__(self, url: str, uid: str, folder: Path) -> None:
-        self._store, self._uid = ObjectStore(url), uid
-        self.layout = CacheLayout(folder / "cache")
-
-    def is_done(self) -> bool:
-        """Say whether another run has built the volume meanwhile."""
-        return self._store.exists(f"{_prefix(self._uid)}/zarr.json")
-
-    def send_volume(self, *, overwrite: bool) -> None:
-        """Send the volume, its root metadata last, and remove the record of why it was not there."""
-        prefix, folder = _prefix(self._uid), self.layout.volume(self._uid)
-        files = {f"{prefix}/{p.relative_to(folder).as_posix()}": p for p in folder.rglob("*") if p.is_file()}
-        root = f"{prefix}/zarr.json"
-        there = {o.key for o in self._store.find(prefix)}
-        if root not in there or overwrite:
-            # Invisible from here on. What has a name that will be written again is left, for another run may be at it.
-            self._store.delete([root] if root in there else [])
-            self._store.delete(there - files.keys())
-            self._store.each(lambda key: self._store.write(key, files[key]), sorted(files.keys() - {root}))
-            self._store.write(root, files[root])
-        self._store.delete([_record(self._uid)])
-
-    def send_record(self, *, overwrite: bool) -> None:
-        """Send the record of why there is no volume; with ``overwrite`` take away the one that is there."""
-        self._store.write(_record(self._uid), self.layout.record(self._uid))
-        if overwrite:
-            keys = [o.key for o in self._store.find(_prefix(self._uid))]
-            self._store.delete(k for k in keys if k == f"{_prefix(self._uid)}/zarr.json")
-            self._store.delete(keys)
-
-
-def _prefix(uid: str) -> str:
-    return f"volumes/{uid}.zarr"
-
-
-def _record(uid: str) -> str:
-    return f"rejected/{uid}.json"
 
 
 def _left(path: Path) -> str:
@@ -248,7 +207,7 @@ def _by_volume(objects: Iterable[StoredObject]) -> dict[str, list[StoredObject]]
 
 
 def _root(objects: Sequence[StoredObject], uid: str) -> StoredObject | None:
-    return next((o for o in objects if o.key == f"{_prefix(uid)}/zarr.json"), None)
+    return next((o for o in objects if o.key == f"{prefix_of(uid)}/zarr.json"), None)
 
 
 def _etag(objects: Sequence[StoredObject], uid: str) -> str:
@@ -260,4 +219,8 @@ def _is_abandoned(objects: Sequence[StoredObject], prefix: str) -> bool:
     """Say whether there are objects of a volume, without its root metadata, and all of them old."""
     if not objects or any(o.key == f"{prefix}/zarr.json" for o in objects):
         return False
-    return max(o.modified for o in objects) < datetime.now(UTC) - ABANDONED_AFTER
+    return all(_is_old(o) for o in objects)
+
+
+def _is_old(found: StoredObject) -> bool:
+    return found.modified < datetime.now(UTC) - ABANDONED_AFTER

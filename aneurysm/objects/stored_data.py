@@ -15,7 +15,7 @@ from aneurysm.annotations.vessels import MASK_ENDINGS, find_masks
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.dicom.scan import Inventory, SeriesSource, find_series, group_by_series, safe_source, series_uids
 from aneurysm.errors import DataError
-from aneurysm.objects.scratch import scratch_folder, told_as
+from aneurysm.objects.scratch import scratch_folder, scratch_space_told, told_as
 from aneurysm.objects.store import ObjectStore, StoredObject
 from aneurysm.objects.url import is_url
 from aneurysm.threads import look_at_each
@@ -28,11 +28,12 @@ _MASKS: Final = "segmentations"
 
 @dataclass(frozen=True)
 class StoredSource(SeriesSource):
-    """A series in an object store: all objects of a folder (RSNA layout), or those of ``keys``."""
+    """A series in an object store: all objects of a folder (RSNA layout), or those of ``keys``, of ``sizes``."""
 
     url: str = ""
     prefix: str = ""
     keys: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
 
     def list_files(self) -> list[Path]:
         """Raise: there are files only within `brought`."""
@@ -40,30 +41,28 @@ class StoredSource(SeriesSource):
 
     def size(self) -> int:
         """Return the bytes of all objects."""
-        chosen = set(self.keys)
-        return sum(o.size for o in self._objects() if not chosen or o.key in chosen)
+        return sum(self._objects().values())
 
     @contextmanager
     def brought(self, *, headers_only: bool = False) -> Iterator[SeriesSource]:
         """Yield the series as local files, which are gone afterwards."""
-        store = ObjectStore(self.url)
+        store, objects = ObjectStore(self.url), self._objects()
         with scratch_folder() as folder:
-            objects = {o.key: o.size for o in self._objects()} if headers_only or not self.keys else {}
-            keys = self.keys or tuple(objects)
-            if headers_only:
-                store.each(lambda key: _bring_header(store, key, objects[key], folder / key), keys)
-            else:
-                store.download_all({key: folder / key for key in keys})
-            if self.keys:
-                yield SeriesSource(self.uid, files=tuple(str(folder / key) for key in keys), problem=self.problem)
-            else:
-                (folder / self.prefix).mkdir(parents=True, exist_ok=True)
-                yield SeriesSource(self.uid, folder / self.prefix, problem=self.problem)
+            paths = {key: _file_of(key, folder / str(i)) for i, key in enumerate(objects)}
+            with scratch_space_told(folder):
+                if headers_only:
+                    store.each(lambda key: _bring_header(store, key, objects[key], paths[key]), objects)
+                else:
+                    store.download_all(paths)
+            yield SeriesSource(self.uid, files=tuple(map(str, paths.values())), problem=self.problem)
 
-    def _objects(self) -> list[StoredObject]:
+    def _objects(self) -> dict[str, int]:
+        """Return the sizes of the objects, by key."""
+        if self.keys:
+            return dict(zip(self.keys, self.sizes, strict=True))  # a listing would be of the whole bucket
         found = ObjectStore(self.url).find(self.prefix)
         # Of a folder that is one series only what lies directly in it, as in a local one.
-        return found if self.keys else [o for o in found if _is_direct(o.key, self.prefix)]
+        return {o.key: o.size for o in found if _is_direct(o.key, self.prefix)}
 
 
 class DataPlace:
@@ -116,7 +115,7 @@ class StoredData(DataPlace):
 
     def tables(self) -> Tables:
         """Read the tables; see `aneurysm.annotations.tables.read_tables`."""
-        with scratch_folder() as folder, told_as(folder, self._store.url):
+        with scratch_folder() as folder, told_as(folder, self._store.url), scratch_space_told(folder):
             for name in (TRAIN_CSV, LOCALIZERS_CSV):
                 try:
                     self._store.download(name, folder / name)
@@ -145,12 +144,12 @@ class StoredData(DataPlace):
         ignored = Counter[str]()
         if loose := sum(not name.startswith(".") for name in files):
             ignored["loose files in series/"] = loose
-        sources = [
-            _stored(safe_source(name), self._store.url, prefix=f"series/{name}")
-            for name in folders
-            if not name.startswith(".")
-        ]
-        return Inventory(self._store.url, "rsna", list(sources), ignored)
+        sources: list[SeriesSource] = []
+        for name in folders:
+            if not name.startswith("."):
+                s = safe_source(name)
+                sources.append(StoredSource(s.uid, problem=s.problem, url=self._store.url, prefix=f"series/{name}"))
+        return Inventory(self._store.url, "rsna", sources, ignored)
 
     def _free_tree(self, workers: int) -> Inventory:
         import joblib
@@ -164,8 +163,13 @@ class StoredData(DataPlace):
         root = Path("/")
         names = (f"/{o.key}" for o in objects)
         local, ignored = group_by_series(root, zip(names, chain.from_iterable(told), strict=True))
-        sources = [_stored(s, self._store.url, keys=tuple(name[1:] for name in s.files)) for s in local]
-        return Inventory(self._store.url, "tree", list(sources), ignored)
+        sizes = {o.key: o.size for o in objects}
+        sources: list[SeriesSource] = []
+        for s in local:
+            keys = tuple(name[1:] for name in s.files)
+            size_of = tuple(sizes[key] for key in keys)
+            sources.append(StoredSource(s.uid, problem=s.problem, url=self._store.url, keys=keys, sizes=size_of))
+        return Inventory(self._store.url, "tree", sources, ignored)
 
 
 def data_place(data: str | Path) -> DataPlace:
@@ -181,7 +185,8 @@ def brought_mask(mask: Path | str | None) -> Iterator[Path | None]:
         return
     folder_url, name = mask.rsplit("/", 1)
     with scratch_folder() as folder:
-        ObjectStore(folder_url).download(name, folder / name)
+        with scratch_space_told(folder):
+            ObjectStore(folder_url).download(name, folder / name)
         yield folder / name
 
 
@@ -192,15 +197,17 @@ def _approximate_size(source: SeriesSource) -> int:
         return 0
 
 
-def _stored(source: SeriesSource, url: str, *, prefix: str = "", keys: tuple[str, ...] = ()) -> StoredSource:
-    return StoredSource(source.uid, problem=source.problem, url=url, prefix=prefix, keys=keys)
+def _file_of(key: str, folder: Path) -> Path:
+    """Return a file in ``folder`` whose name messages can use; of a long one, which a disk may not take, the end."""
+    return folder / key.rsplit("/", 1)[-1][-60:]
 
 
 def _series_uids(url: str, objects: Sequence[StoredObject]) -> list[tuple[str, str]]:
     """Return for each object why it is ignored or "", and its SeriesInstanceUID or ""."""
     store = ObjectStore(url)
-    with scratch_folder() as folder:
-        paths = {o.key: folder / o.key for o in objects}
+    with scratch_folder() as folder, scratch_space_told(folder):
+        # Not by their keys: a store may have a and a/b at once, and names that are too long for a disk.
+        paths = {o.key: folder / str(i) for i, o in enumerate(objects)}
         try:
             store.each(lambda o: _bring_header(store, o.key, o.size, paths[o.key]), objects)
         except FileNotFoundError as error:

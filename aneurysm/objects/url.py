@@ -11,6 +11,7 @@ from aneurysm.errors import UsageError
 
 SCHEMES: Final = ("s3", "gs", "az")
 """``s3`` is what the tests try; the others are handed to the same library as they are."""
+_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _COLLAPSED: Final = re.compile(rf"({'|'.join(SCHEMES)}):/(?!/)")
 
 
@@ -21,12 +22,18 @@ def is_url(place: str | Path) -> bool:
     Raises
     ------
     UsageError
-        It was a URL, until it was made a `Path`, which collapses slashes.
+        It is a URL of another kind, which would make a strange folder; or it was one, until it was made a `Path`,
+        which collapses slashes.
     """
     text = str(place)
-    if _COLLAPSED.match(text):
-        raise UsageError(f"{_scheme(text)}: a URL has two slashes, {_scheme(text)}://bucket/prefix; give it as text")
-    return _scheme(text) in SCHEMES and "://" in text
+    if found := _COLLAPSED.match(text):
+        raise UsageError(f"{found[1]}: a URL has two slashes, {found[1]}://bucket/prefix; give it as text")
+    if not (found := _URL.match(text)):
+        return False
+    if found[1] not in SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise UsageError(f"{found[1]}:// is no URL of an object store that is known here. Known are {known}")
+    return True
 
 
 def checked_url(url: str) -> str:
@@ -61,7 +68,3 @@ def checked_url(url: str) -> str:
 def joined(place: str | Path, name: str) -> str:
     """Return how messages call the file ``name`` at ``place``, a URL or a folder."""
     return f"{str(place).rstrip('/')}/{name}"
-
-
-def _scheme(text: str) -> str:
-    return text.split(":", 1)[0]

@@ -58,9 +58,18 @@ def test_urls_that_are_none_are_refused_without_repeating_secrets(url: str, word
 
 def test_urls_are_told_from_paths(tmp_path: Path) -> None:
     assert is_url("s3://bucket/cache")
-    assert not any(is_url(place) for place in ("cache", "~/cache", "./s3", "C:/x", tmp_path, "https://host/cache"))
+    assert not any(is_url(place) for place in ("cache", "~/cache", "./s3", "C:/x", tmp_path, "a folder/s3://b"))
     with pytest.raises(UsageError, match="two slashes"):
         is_url(Path("s3://bucket/cache"))
+
+
+@pytest.mark.parametrize("url", ["S3://b/hidden", "s3a://b/hidden", "gcs://b/hidden", "https://key:hidden@host/x"])
+def test_a_url_of_another_kind_makes_no_folder(url: str, built: Built, tmp_path: Path) -> None:
+    ran = call_cli("precache", "--data", built.data, "--cache", url, cwd=tmp_path)
+    assert ran.code == 2
+    assert "Known are s3://, gs://, az://" in ran.err
+    assert "hidden" not in ran.text
+    assert not any(tmp_path.glob("*:"))
 
 
 def test_arrays_are_not_written_to_a_folder_of_the_name_of_a_url(tmp_path: Path) -> None:

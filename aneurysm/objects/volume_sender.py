@@ -1,0 +1,94 @@
+"""VolumeSender: what a worker asks of the store for the one series that it builds, and where it builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.errors import StoreError
+from aneurysm.objects.scratch import held, scratch_folder
+from aneurysm.objects.store import ObjectStore
+
+
+def prefix_of(uid: str) -> str:
+    """Return the prefix of a volume's objects, without a slash."""
+    return f"volumes/{uid}.zarr"
+
+
+def record_of(uid: str) -> str:
+    """Return the key of the record of why there is no volume."""
+    return f"rejected/{uid}.json"
+
+
+def mark_of(uid: str) -> str:
+    """Return the key of the mark that somebody is at a series."""
+    return f".building/{uid}"
+
+
+@contextmanager
+def working_folder(shadow: Path) -> Iterator[Path]:
+    """Yield the run's shadow to build in, which tells who builds what on this machine; on another, a folder apart."""
+    if shadow.is_dir():
+        with held(shadow.parent):
+            yield shadow
+    else:
+        with scratch_folder() as folder:
+            yield folder / shadow.name
+
+
+class VolumeSender:
+    """What the worker at one series asks of the store; it builds in ``layout``, a cache of its own, and sends it."""
+
+    def __init__(self, url: str, uid: str, folder: Path) -> None:
+        self._store, self._uid = ObjectStore(url), uid
+        self.layout = CacheLayout(folder / "cache")
+
+    @contextmanager
+    def marked(self, *, insist: bool) -> Iterator[bool]:
+        """Mark the series as one that is being built; False if it was so already, unless we ``insist``."""
+        mark = mark_of(self._uid)
+        if not self._store.create(mark, b"") and not insist:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with suppress(StoreError):  # what is left of it changes nothing but an order
+                self._store.delete([mark])
+
+    def is_done(self) -> bool:
+        """Say whether another run has built the volume meanwhile."""
+        return self._store.exists(f"{prefix_of(self._uid)}/zarr.json")
+
+    def is_recorded(self) -> bool:
+        """Say whether another run has recorded meanwhile why there is no volume."""
+        return self._store.exists(record_of(self._uid))
+
+    def send_volume(self, *, overwrite: bool) -> None:
+        """Send the volume, its root metadata last, and remove the record of why it was not there."""
+        prefix, folder = prefix_of(self._uid), self.layout.volume(self._uid)
+        files = {f"{prefix}/{p.relative_to(folder).as_posix()}": p for p in folder.rglob("*") if p.is_file()}
+        root = f"{prefix}/zarr.json"
+        there = {o.key for o in self._store.find(prefix)}
+        if root not in there or overwrite:
+            # Invisible from here on. What has a name that will be written again is left, for another run may be at it.
+            self._store.delete([root] if root in there else [])
+            self._store.delete(there - files.keys())
+            self._send(files, files.keys() - {root})
+            # A run that took what we found here for a dead run's may have deleted it while we wrote over it.
+            self._send(files, files.keys() - {root} - {o.key for o in self._store.find(prefix)})
+            self._store.write(root, files[root])
+        self._store.delete([record_of(self._uid)])
+
+    def _send(self, files: Mapping[str, Path], keys: Iterable[str]) -> None:
+        self._store.each(lambda key: self._store.write(key, files[key]), sorted(keys))
+
+    def send_record(self, *, overwrite: bool) -> None:
+        """Send the record of why there is no volume; with ``overwrite`` take away the one that is there."""
+        self._store.write(record_of(self._uid), self.layout.record(self._uid))
+        if overwrite:
+            keys = [o.key for o in self._store.find(prefix_of(self._uid))]
+            self._store.delete(k for k in keys if k == f"{prefix_of(self._uid)}/zarr.json")
+            self._store.delete(keys)

@@ -1,0 +1,67 @@
+"""DICOM data in an object store: few requests, names that no disk would take, and a scratch disk that is full."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from aneurysm.cache import build
+from aneurysm.errors import NoSpaceError
+from aneurysm.objects.store import ObjectStore
+from tests.objects.conftest import Bucket, Built
+
+
+def upload_tree(built: Built, bucket: Bucket, n_series: int = 1) -> str:
+    for uid in built.uids[:n_series]:
+        bucket.upload(built.data / "series" / uid, f"tree/{uid}")
+    return f"{bucket.url}/tree"
+
+
+def test_a_tree_is_listed_once_however_many_series_it_has(
+    built: Built, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, listed = upload_tree(built, bucket, 3), []
+    find = ObjectStore.find
+
+    def counted(self: ObjectStore, prefix: str = "") -> object:
+        listed.append(prefix)
+        return find(self, prefix)
+
+    monkeypatch.setattr(ObjectStore, "find", counted)
+    summary = build.precache(url, tmp_path / "cache")
+    assert summary.cached == 3
+    assert summary.bytes_in == sum(p.stat().st_size for uid in built.uids[:3] for p in files(built, uid))
+    assert listed.count("") == 1, listed
+    assert set(listed) <= {"", "segmentations"}
+
+
+def files(built: Built, uid: str) -> list[Path]:
+    return sorted((built.data / "series" / uid).iterdir())
+
+
+def test_names_that_a_disk_would_not_take(built: Built, bucket: Bucket, tmp_path: Path) -> None:
+    """One that is also a folder's, and one of 300 bytes."""
+    names = ["a", "a/b", "long" * 75, *(f"c/{n}" for n in range(100))]
+    for name, path in zip(names, files(built, built.uids[0])):
+        bucket.put(f"tree/{name}", path.read_bytes())
+    summary = build.precache(f"{bucket.url}/tree", tmp_path / "cache")
+    assert (summary.cached, summary.rejected, summary.failed) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("during", ["the scan", "the build"])
+def test_a_full_scratch_disk_is_told_as_such(
+    built: Built, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    """And not as that of the cache, which is elsewhere."""
+    url = upload_tree(built, bucket)
+
+    def full(self: ObjectStore, key: str, *_: object) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ObjectStore, "read" if during == "the scan" else "download_all", full)
+    with pytest.raises(NoSpaceError, match="TMPDIR") as caught:
+        build.precache(url, tmp_path / "cache")
+    assert str(tmp_path / "tmp") in str(caught.value)
+    assert str(tmp_path / "cache") not in str(caught.value)
