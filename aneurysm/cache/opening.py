@@ -26,12 +26,20 @@ def is_done(layout: CacheLayout, uid: str) -> bool:
 
 def done_series(layout: CacheLayout) -> set[str]:
     """Return the series of which `is_done` is true: two listings, where asking of each takes two looks at the disk."""
-    done: set[str] = set()
-    for folder, ending in ((layout.volumes, ".zarr"), (layout.rejected, ".json")):
-        with suppress(FileNotFoundError):
-            names = os.listdir(folder)  # noqa: PTH208 - 100,000 Path objects would take most of the time
-            done.update(n.removesuffix(ending) for n in names if n.endswith(ending))
-    return done
+    return cached_series(layout) | _listed(layout.rejected, ".json")
+
+
+def cached_series(layout: CacheLayout) -> set[str]:
+    """Return the series that have a volume."""
+    return _listed(layout.volumes, ".zarr")
+
+
+def _listed(folder: Path, ending: str) -> set[str]:
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - 100,000 Path objects would take most of the time
+    except FileNotFoundError:
+        return set()
+    return {n.removesuffix(ending) for n in names if n.endswith(ending)}
 
 
 def open_cache(layout: CacheLayout, spec: CacheSpec) -> None:

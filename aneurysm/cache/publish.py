@@ -62,6 +62,11 @@ def claim(layout: CacheLayout, uid: str) -> Iterator[Path | None]:
                 os.close(held)
 
 
+def is_claimed(layout: CacheLayout, uid: str) -> bool:
+    """Say whether a process holds the claim on a series."""
+    return is_locked(layout.building / f"{uid}.lock")
+
+
 def _lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
@@ -132,6 +137,12 @@ def publish(built: Path, final: Path) -> bool:
         raise
     _flush_folder(final.parent)
     return True
+
+
+def set_aside(final: Path, claimed: Path) -> None:
+    """Take a folder away in one step: into that of the claim on it, with which it is swept, also after a kill."""
+    with suppress(FileNotFoundError):  # another node did so just now
+        final.rename(claimed / "replaced")
 
 
 def temporary_beside(path: Path) -> Path:

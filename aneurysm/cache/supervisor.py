@@ -138,11 +138,12 @@ class Child:
             if self._process is not None:
                 self._process.kill()
 
-    def wait(self) -> None:
+    def wait(self, patience_s: float = _KILL_S) -> None:
         """See a process off that was stopped."""
-        if self._process is not None:
+        process = self._process
+        if process is not None:
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_KILL_S)
+                process.wait(patience_s)
 
     def _start(self) -> Connection:
         with self._lock:
@@ -263,8 +264,9 @@ class Children:
             self._stopped = True
         for child in self._all:
             child.stop()
+        end = time.monotonic() + _KILL_S  # for all: a node's whole file server may be dead
         for child in self._all:
-            child.wait()
+            child.wait(max(0.0, end - time.monotonic()))
 
 
 def _step(end: float | None, limits: Limits) -> float | None:

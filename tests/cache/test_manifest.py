@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.cache.opening import done_series, is_done
 from aneurysm.cache.series import Outcome
+from aneurysm.errors import CacheError
 from tests.cache.conftest import Built
 from tests.support.cache_state import manifest, same_cache
 
@@ -60,7 +63,7 @@ def test_what_is_done_is_told_from_two_listings(built, layout, tmp_path):
 
 
 @pytest.mark.parametrize("takes_s, times", [(0.0, 10), (1.0, 10), (9.0, 2), (60.0, 1)])
-def test_the_manifest_is_written_the_more_seldom_the_longer_it_takes(monkeypatch, takes_s, times):
+def test_the_manifest_is_written_the_more_seldom_the_longer_it_takes(monkeypatch, tmp_path, takes_s, times):
     """Some ten minutes of outcomes, one a second: a manifest each minute, or as seldom as makes it 3 % of the time."""
     now, written = 0.0, []
 
@@ -78,6 +81,16 @@ def test_the_manifest_is_written_the_more_seldom_the_longer_it_takes(monkeypatch
             yield Outcome("1.2", "cached")
 
     monkeypatch.setattr(build, "time", SimpleNamespace(monotonic=lambda: now))
-    place = SimpleNamespace(write_manifest=write)
+    place = SimpleNamespace(write_manifest=write, layout=CacheLayout(tmp_path))
     build._run(outcomes(), place, build.Summary(), {}, None, None)  # type: ignore[arg-type]
     assert len(written) == times
+
+
+def test_a_manifest_that_can_not_be_written_on_the_way_is_told(monkeypatch, tmp_path):
+    def refuse(_seconds):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(build, "_MANIFEST_EVERY_S", 0.0)
+    place = SimpleNamespace(write_manifest=refuse, layout=CacheLayout(tmp_path))
+    with pytest.raises(CacheError, match="read-only"):
+        build._run([Outcome("1.2", "cached")], place, build.Summary(), {}, None, None)  # type: ignore[arg-type]
