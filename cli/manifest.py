@@ -21,7 +21,7 @@ def manifest(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes; as many as CPUs may be used if not given.", show_default=False)
+        int | None, typer.Option(min=1, help="Processes; as many as CPUs may be used if not given.", show_default=False)
     ] = None,
 ) -> None:
     """

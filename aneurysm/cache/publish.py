@@ -170,6 +170,26 @@ def write_atomically(path: Path, content: str) -> None:
     _flush_folder(path.parent)
 
 
+def write_once(path: Path, content: str, mode: int = 0o666) -> None:
+    """Write a file, whole, unless it is there: of several who do so at once the first counts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while not path.exists():
+        temporary = temporary_beside(path)
+        try:
+            with os.fdopen(
+                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8"
+            ) as file:
+                lock_file(file.fileno())
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                with suppress(FileExistsError, FileNotFoundError):  # another was faster, or a sweep: once more
+                    os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write ``record`` as JSON, atomically."""
     write_atomically(path, json.dumps(record, indent=1, sort_keys=True) + "\n")

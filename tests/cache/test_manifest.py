@@ -53,6 +53,35 @@ def test_a_volume_counts_before_a_record_and_a_record_before_a_volume_that_cant_
     assert list(rows) == sorted(rows)
 
 
+@pytest.mark.parametrize("record", ["[]", "{}", '{"status": "failed", "lesions": 3}', "null"])
+def test_a_record_that_is_none_has_no_row(built, layout, record):
+    put_record(layout, "1.2.3")
+    layout.record("1.2.4").write_text(record)
+    assert len(write_manifest(layout)) == 5
+    assert set(manifest(layout.root)) == {*built.uids, "1.2.3"}
+
+
+@pytest.mark.parametrize("key, value", [("source", None), ("source", {}), ("lesions", [{}]), ("decisions", 3)])
+def test_a_volume_with_odd_metadata_has_no_row(built, layout, key, value):
+    path = layout.volume(built.uids[0]) / "zarr.json"
+    content = json.loads(path.read_text())
+    content["attributes"]["aneurysm"][key] = value
+    path.write_text(json.dumps(content))
+    assert [row["series_uid"] for row in write_manifest(layout)] == built.uids[1:]
+
+
+def test_a_volume_that_vanishes_meanwhile_has_no_row(built, layout, monkeypatch):
+    """--overwrite sets it aside between the look at its metadata and that at its size."""
+
+    def vanish(folder):
+        if folder == layout.volume(built.uids[0]):
+            raise FileNotFoundError(folder)
+        return 1
+
+    monkeypatch.setattr("aneurysm.cache.manifest.tree_bytes", vanish)
+    assert [row["series_uid"] for row in write_manifest(layout)] == built.uids[1:]
+
+
 def test_what_is_done_is_told_from_two_listings(built, layout, tmp_path):
     put_record(layout, "1.2.3")
     (layout.rejected / ".1.2.4.json.abcd.tmp").touch()
