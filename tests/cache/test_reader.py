@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aneurysm.cache import reader
+from aneurysm.cache.open_volume import ZarrArray
 from aneurysm.cache.reader import CachedVolume, close_volumes
 from aneurysm.cache.spec import load_spec, shipped_specs
 from aneurysm.cache.writer import write_volume
@@ -102,7 +103,7 @@ def test_other_layouts_are_read_by_zarr(tmp_path):
     shutil.rmtree(folder)
     zarr.create_array(folder, data=voxels, chunks=(16, 16, 16), compressors="auto", zarr_format=3)
     volume = CachedVolume(tmp_path, "1")
-    assert isinstance(reader._handles.get(volume).image, reader._ZarrArray)
+    assert isinstance(reader._handles.get(volume).image, ZarrArray)
     assert np.array_equal(volume.read((3, 4, 5), (30, 30, 30)), voxels[3:33, 4:34, 5:35])
 
 
@@ -110,7 +111,7 @@ def test_remote_volumes_are_read_by_zarr(tmp_path):
     voxels = make_volume(tmp_path, "1", (40, 44, 48), vessels=True)
     url = f"file://{tmp_path}"
     here, there = CachedVolume(tmp_path, "1"), pickle.loads(pickle.dumps(CachedVolume(url, "1")))
-    assert isinstance(reader._handles.get(CachedVolume(url, "1")).image, reader._ZarrArray)
+    assert isinstance(reader._handles.get(CachedVolume(url, "1")).image, ZarrArray)
     assert there.shape == voxels.shape
     assert there.attributes == here.attributes
     box = ((-3, 4, 20), (30, 30, 40))
