@@ -77,6 +77,9 @@ def main() -> NoReturn:
         # `aneurysm info | head`: the reader has left. Keep Python from complaining of it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(Exit.OK)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _fail(AneurysmError(f"{where}{error.strerror or error}"), Exit.ERROR)
     sys.exit(Exit.OK)
 
 

@@ -21,19 +21,21 @@ def manifest(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes; as many as CPUs may be used if not given.", show_default=False)
+        int | None, typer.Option(min=1, help="Processes; as many as CPUs may be used if not given.", show_default=False)
     ] = None,
 ) -> None:
     """
     Write manifest.csv and lesions.csv anew, after the last shard of several.
 
-    Exit code 0: all cached; 8: some rejected, failed or missing.
+    Exit code 0: all cached; 8: some rejected, failed or missing. Without --data nobody knows what is missing.
     """
     from aneurysm.cache.build import usable_cpus
     from aneurysm.cache.merge import merge
 
     merged = merge(cache, data, workers=usable_cpus() if workers is None else workers)
     typer.echo(f"{cache} holds {merged.cached} volumes; {merged.not_cached} series are recorded as not cached.")
+    if data is None:
+        typer.echo("Whether others are missing can't be said without --data.")
     for uid in merged.missing[:_NAMED]:
         typer.echo(f"missing: {uid}")
     if len(merged.missing) > _NAMED:

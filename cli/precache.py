@@ -93,7 +93,11 @@ def precache(
                 progress=progress,
             )
         except KeyboardInterrupt:
-            typer.echo("aneurysm: interrupted. What is cached is complete; the same command goes on here.", err=True)
+            typer.echo(
+                "aneurysm: interrupted. What is cached is complete; the same command goes on here, and `aneurysm "
+                "manifest` writes the tables of what there is.",
+                err=True,
+            )
             raise
     bad = summary.total_not_cached
     typer.echo(
@@ -104,9 +108,13 @@ def precache(
     )
     if part:
         typer.echo(f"When all shards are done: aneurysm manifest --data {data} --cache {cache}")
+    if summary.busy:
+        typer.echo(f"{summary.busy} series are in the hands of another run: when it is done, run this again.")
     if bad:
         where = (
             f"{joined(cache, 'rejected')} says why of those that can't be" if part else joined(cache, "manifest.csv")
         )
         typer.echo(f"{bad} series are not cached; {where}" + ("." if part else " says why."))
+    # Of what was built again and failed the volume is kept: it does not count among those that are not cached.
+    if bad or summary.busy or summary.rejected or summary.failed:
         raise typer.Exit(Exit.OK if exit_zero else Exit.SOME_FAILED)

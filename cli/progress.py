@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import TracebackType
 from typing import Final, Self
@@ -20,7 +21,8 @@ class PrecacheProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._started = self._told = time.monotonic()
+        self._started = time.monotonic()
+        self._ended = threading.Event()
         self._todo = self._done = self._bad = self._bytes_in = self._bytes_expected = 0
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -31,13 +33,14 @@ class PrecacheProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         if self._bar:
             self._bar.stop()
 
     def started(self, inventory: Inventory, todo: int, there: int, bytes_in: int) -> None:
         """Say what was found and what is to do."""
         self._todo, self._bytes_expected = todo, bytes_in
-        self._started = self._told = time.monotonic()
+        self._started = time.monotonic()
         ignored = ", ".join(f"{n} {kind}" for kind, n in sorted(inventory.ignored.items()))
         self._print(
             f"{len(inventory.sources)} series in {inventory.root} ({inventory.layout} layout); {there} done before, "
@@ -56,6 +59,8 @@ class PrecacheProgress:
             # The bar runs by bytes: the largest series come first, and would make an estimate by series far too long.
             self._task = self._bar.add_task("precache", total=bytes_in or 1, count=f"0/{todo}", rate="", bad="")
             self._bar.start()
+        elif todo:
+            threading.Thread(target=self._tell, daemon=True).start()
 
     def finished(self, outcome: Outcome) -> None:
         """Count one series; name it if it is not cached."""
@@ -69,8 +74,9 @@ class PrecacheProgress:
             done = self._bytes_expected if self._done == self._todo else self._bytes_in
             count = f"{self._done}/{self._todo}"
             self._bar.update(self._task, completed=done, count=count, rate=self._rate(), bad=bad)
-        elif time.monotonic() - self._told > _LINE_EVERY_S:
-            self._told = time.monotonic()
+
+    def _tell(self) -> None:
+        while not self._ended.wait(_LINE_EVERY_S):
             self._print(f"{self._done} of {self._todo} series, {self._rate()}, {self._left()}, {self._bad} not cached")
 
     def _rate(self) -> str:

@@ -13,7 +13,7 @@ def verify(
     cache: Annotated[str, typer.Option(envvar="ANEURYSM_CACHE", help="Folder or URL of the cache.")] = "cache",
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every chunk, and check the values.")] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Processes; as many as CPUs may be used if not given.", show_default=False)
+        int | None, typer.Option(min=1, help="Processes; as many as CPUs may be used if not given.", show_default=False)
     ] = None,
 ) -> None:
     """Check manifest, metadata, digests and content hashes. Exit code 0: sound; 3: faults were found."""

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,7 +20,7 @@ import joblib
 
 from aneurysm.annotations.tables import Tables
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.opening import done_series
+from aneurysm.cache.opening import cached_series, done_series
 from aneurysm.cache.place import CachePlace, cache_place
 from aneurysm.cache.pool import Engine, InProcess, Local, run_jobs
 from aneurysm.cache.publish import sweep
@@ -51,12 +51,17 @@ class Progress(Protocol):
 
 @dataclass
 class Summary:
-    """What came of a run. ``cached``, ``rejected`` and ``failed`` are of this run; ``skipped`` was done already."""
+    """
+    What came of a run.
+
+    ``cached``, ``rejected`` and ``failed`` are of this run; ``skipped`` was done already; ``busy`` is another run at.
+    """
 
     cached: int = 0
     rejected: int = 0
     failed: int = 0
     skipped: int = 0
+    busy: int = 0
     seconds: float = 0.0
     bytes_in: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -160,10 +165,8 @@ def precache(
         with write_errors_told(layout.root):
             place.open(resolved)
             sweep(layout)
-            if retry_failed:
-                place.forget(s.uid for s in sources)
             there = done_series(layout)
-            done = {s.uid for s in sources if s.uid in there}
+            done = {s.uid for s in sources} & (cached_series(layout) if retry_failed else there)
             todo = [s for s in sources if overwrite or s.uid not in done]
             sizes |= given.sizes([s for s in todo if s.uid not in sizes])
             todo.sort(key=lambda s: (-sizes[s.uid], s.uid))
@@ -172,9 +175,9 @@ def precache(
             if not series and (shard is None or shard.index == 0):
                 _record_missing(layout, resolved, tables, inventory, there)
             secret = place.patient_secret()
-        masks, again = given.find_masks(), overwrite or retry_failed
+        masks, root = given.find_masks(), layout.root
         jobs = [
-            SeriesJob(s, tables.of(s.uid), masks.get(s.uid), layout.root, resolved, secret, again, place.url)
+            SeriesJob(s, tables.of(s.uid), masks.get(s.uid), root, resolved, secret, overwrite, place.url, retry_failed)
             for s in todo
         ]
         summary = Summary(skipped=len(done - {s.uid for s in todo}))
@@ -185,19 +188,18 @@ def precache(
             # Closed at once when the run is told to stop: nobody should build on while the tables are written.
             with closing(run_jobs(jobs, engine, layout)) as outcomes:
                 _run(outcomes, place, summary, seconds, progress, shard)
-        finally:
-            with write_errors_told(layout.root):
-                if shard:
+        except (SystemExit, KeyboardInterrupt):
+            # A batch system gives it seconds, and the tables of a large cache take minutes, as may a store.
+            if not place.url:
+                with suppress(OSError):
                     place.leave_seconds(seconds)
-                    place.refresh()
-                    summary.total_cached = sum(layout.volume(s.uid).exists() for s in sources)
-                    summary.total_not_cached = len(sources) - summary.total_cached
-                else:
-                    rows = place.write_manifest(seconds)
-                    summary.total_cached = sum(r["status"] == "cached" for r in rows)
-                    summary.total_not_cached = len(rows) - summary.total_cached
-                sweep(layout)
-            summary.seconds = time.perf_counter() - started
+                    sweep(layout)
+            raise
+        except Exception:
+            _finish(place, sources, seconds, summary, shard)
+            raise
+        _finish(place, sources, seconds, summary, shard)
+    summary.seconds = time.perf_counter() - started
     return summary
 
 
@@ -232,9 +234,9 @@ def _run(
 ) -> None:
     next_manifest = time.monotonic() + _MANIFEST_EVERY_S
     for outcome in outcomes:
-        if outcome.status in ("skipped", "busy"):
-            summary.skipped += 1
-        else:
+        summary.skipped += outcome.status == "skipped"
+        summary.busy += outcome.status == "busy"
+        if outcome.status not in ("skipped", "busy"):
             seconds[outcome.uid] = outcome.seconds
             summary.cached += outcome.status == "cached"
             summary.rejected += outcome.status == "rejected"
@@ -245,10 +247,28 @@ def _run(
         if progress:
             progress.finished(outcome)
         if shard is None and (now := time.monotonic()) > next_manifest:
-            place.write_manifest(seconds)
+            with write_errors_told(place.layout.root):
+                place.write_manifest(seconds)
             # It looks at every volume there is: of a large cache that takes minutes, so it is done the more seldom.
             taken = time.monotonic() - now
             next_manifest = now + max(_MANIFEST_EVERY_S, taken / _MANIFEST_SHARE)
+
+
+def _finish(
+    place: CachePlace, sources: Sequence[SeriesSource], seconds: dict[str, float], summary: Summary, shard: Shard | None
+) -> None:
+    layout = place.layout
+    with write_errors_told(layout.root):
+        if shard:
+            place.leave_seconds(seconds)
+            place.refresh()
+            summary.total_cached = sum(layout.volume(s.uid).exists() for s in sources)
+            summary.total_not_cached = len(sources) - summary.total_cached
+        else:
+            rows = place.write_manifest(seconds)
+            summary.total_cached = sum(r["status"] == "cached" for r in rows)
+            summary.total_not_cached = len(rows) - summary.total_cached
+        sweep(layout)
 
 
 def _chosen(inventory: Inventory, uids: Sequence[str]) -> list[SeriesSource]:

@@ -52,6 +52,9 @@ LESION_COLUMNS: Final = (
 
 Row = dict[str, str]
 
+ODD: Final = (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What comes of metadata that are damaged, or that vanish while they are read."""
+
 
 def read_attributes(volume: Path) -> dict[str, Any]:
     """
@@ -113,8 +116,8 @@ def write_manifest(layout: CacheLayout, seconds: Mapping[str, float] | None = No
     Derive manifest.csv and lesions.csv from what is on disk; return the manifest's rows.
 
     ``seconds`` are of this run; for other series they are taken over from what `leave_seconds` left and from the old
-    manifest, the one thing that stands nowhere else. A volume whose metadata can't be read has no row: `aneurysm
-    verify` speaks of it.
+    manifest, the one thing that stands nowhere else. A volume or record that can't be read, or has vanished meanwhile,
+    has no row: `aneurysm verify` speaks of it.
     """
     # Of two that look at the disk and write at the same time, the one that looked first might write last.
     with one_at_a_time(layout.spec):
@@ -159,9 +162,11 @@ def _rows(layout: CacheLayout, seconds: Mapping[str, str]) -> tuple[list[Row], l
 
     def look(path: Path) -> tuple[Row, list[Row]] | None:
         # Only rows are kept: the metadata of 100,000 volumes would take gigabytes.
-        if (entry := _entry(path)) is None:
+        try:
+            entry = _entry(path)
+            return manifest_row(entry, seconds.get(entry["series_uid"], "")), list(_lesion_rows(entry))
+        except (CacheError, *ODD):
             return None
-        return manifest_row(entry, seconds.get(entry["series_uid"], "")), list(_lesion_rows(entry))
 
     rows: dict[str, Row] = {}
     lesions: list[Row] = []
@@ -173,15 +178,12 @@ def _rows(layout: CacheLayout, seconds: Mapping[str, str]) -> tuple[list[Row], l
     return list(rows.values()), lesions
 
 
-def _entry(path: Path) -> dict[str, Any] | None:
-    """Return what is known of a volume or of a record; None if it can't be read."""
+def _entry(path: Path) -> dict[str, Any]:
+    """Return what is known of a volume or of a record."""
     uid = path.name.removesuffix(path.suffix)
-    try:
-        if path.suffix == ".zarr":
-            return {**read_attributes(path), "series_uid": uid, "status": "cached", "folder": path}
-        return {**json.loads(path.read_text("utf-8")), "series_uid": uid}
-    except (CacheError, OSError, ValueError):
-        return None
+    if path.suffix == ".zarr":
+        return {**read_attributes(path), "series_uid": uid, "status": "cached", "folder": path}
+    return {**json.loads(path.read_text("utf-8")), "series_uid": uid}
 
 
 def manifest_row(entry: Mapping[str, Any], seconds: str) -> Row:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.publish import is_disk_full, no_space_told, temporary_beside, write_atomically
+from aneurysm.cache.publish import is_disk_full, no_space_told, write_once
 from aneurysm.cache.spec import CacheSpec, parse_spec
 from aneurysm.errors import CacheError, CacheNotFoundError, SpecError, SpecMismatchError, UsageError
-from aneurysm.locks import lock_file
 
 
 def full_disk_told(cache: Path) -> AbstractContextManager[None]:
@@ -26,12 +25,20 @@ def is_done(layout: CacheLayout, uid: str) -> bool:
 
 def done_series(layout: CacheLayout) -> set[str]:
     """Return the series of which `is_done` is true: two listings, where asking of each takes two looks at the disk."""
-    done: set[str] = set()
-    for folder, ending in ((layout.volumes, ".zarr"), (layout.rejected, ".json")):
-        with suppress(FileNotFoundError):
-            names = os.listdir(folder)  # noqa: PTH208 - 100,000 Path objects would take most of the time
-            done.update(n.removesuffix(ending) for n in names if n.endswith(ending))
-    return done
+    return cached_series(layout) | _listed(layout.rejected, ".json")
+
+
+def cached_series(layout: CacheLayout) -> set[str]:
+    """Return the series that have a volume."""
+    return _listed(layout.volumes, ".zarr")
+
+
+def _listed(folder: Path, ending: str) -> set[str]:
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - 100,000 Path objects would take most of the time
+    except FileNotFoundError:
+        return set()
+    return {n.removesuffix(ending) for n in names if n.endswith(ending)}
 
 
 def open_cache(layout: CacheLayout, spec: CacheSpec) -> None:
@@ -40,10 +47,9 @@ def open_cache(layout: CacheLayout, spec: CacheSpec) -> None:
         raise UsageError(f"{layout.root} is a file; --cache names a folder")
     try:
         layout.volumes.mkdir(parents=True, exist_ok=True)
-        if not layout.spec.exists():
-            if any(layout.volumes.iterdir()):
-                raise CacheError(f"{layout.root} has volumes but no spec.toml: whose they are can't be told")
-            write_atomically(layout.spec, spec.to_toml())
+        if any(layout.volumes.iterdir()) and not layout.spec.exists():
+            raise CacheError(f"{layout.root} has volumes but no spec.toml: whose they are can't be told")
+        write_once(layout.spec, spec.to_toml())  # of two first runs with different specs one is refused below
     except OSError as error:
         if is_disk_full(error):
             raise
@@ -62,6 +68,12 @@ def read_spec(layout: CacheLayout) -> CacheSpec:
         return parse_spec(layout.spec.read_text("utf-8"), str(layout.spec))
     except FileNotFoundError as error:
         raise CacheNotFoundError(f"there is no cache at {layout.root}: it has no spec.toml") from error
+    except NotADirectoryError as error:
+        raise CacheNotFoundError(f"there is no cache at {layout.root}: that is a file, and a cache a folder") from error
+    except OSError as error:
+        raise CacheError(f"{layout.spec} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CacheError(f"the spec of the cache is damaged: {layout.spec} is no text") from error
     except SpecError as error:
         raise CacheError(f"the spec of the cache is damaged or of a newer version: {error}") from error
 
@@ -70,15 +82,10 @@ def patient_secret(layout: CacheLayout) -> bytes:
     """Return the key of patient_key: from the environment, or of this cache, made at its first use."""
     if given := os.environ.get("ANEURYSM_PATIENT_KEY"):
         return given.encode()
-    while not layout.patient_key.exists():
-        temporary = temporary_beside(layout.patient_key)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            lock_file(file.fileno(), wait=True)  # so that a sweep leaves it alone
-            file.write(secrets.token_hex(32) + "\n")
-            file.flush()
-            # Fails if another run was faster, whose key then counts, or if it was swept before the lock: once more.
-            with suppress(FileExistsError, FileNotFoundError):
-                os.link(temporary, layout.patient_key)
-            temporary.unlink(missing_ok=True)
-    return layout.patient_key.read_text("utf-8").strip().encode()
+    write_once(layout.patient_key, secrets.token_hex(32) + "\n", 0o600)
+    if not (key := layout.patient_key.read_text("utf-8").strip()):
+        raise CacheError(
+            f"{layout.patient_key} is empty. Bring the key back, or remove the file: the next run makes another, and "
+            "the patient_key of volumes built from then on is none of those that are there"
+        )
+    return key.encode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,11 +43,6 @@ class CachePlace:
     def abandoned(self) -> list[str]:
         """Return what dead runs left, by its place in the cache."""
         return [f".building/{uid}" for uid in abandoned(self.layout)]
-
-    def forget(self, uids: Iterable[str]) -> None:
-        """Remove the records of why series are not cached."""
-        for uid in uids:
-            self.layout.record(uid).unlink(missing_ok=True)
 
     def check_space(self, todo: Sequence[SeriesSource], spec: CacheSpec) -> None:
         """Raise `NoSpaceError` if ``todo``, in order of size, will not fit."""

@@ -15,14 +15,19 @@ from typing import Final, Protocol
 import joblib
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.opening import is_done
-from aneurysm.cache.series import Outcome, SeriesJob, build_series, write_record
+from aneurysm.cache.publish import is_claimed
+from aneurysm.cache.series import Outcome, SeriesJob, build_series, write_outcome
 from aneurysm.cache.supervisor import Children, Limits, LostError
+from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.errors import Reason
+from aneurysm.reasons import reason_of
 from aneurysm.threads import limit_threads
 
 _TRIED_AGAIN: Final = frozenset({Reason.WORKER_KILLED, Reason.OUT_OF_MEMORY, Reason.TIMED_OUT})
 """Reasons that may lie in what else was going on at the time."""
+_PATIENCE_S: Final = 300.0
+"""So long the series that another run is at are waited for, when all others are done."""
+_LOOK_S: Final = 1.0
 
 
 class Engine(Protocol):
@@ -36,39 +41,61 @@ def run_jobs(jobs: Sequence[SeriesJob], engine: Engine, layout: CacheLayout) -> 
     """Build the series of ``jobs``, in this order as far as the engine allows; yield outcomes as they come."""
     by_uid = {job.source.uid: job for job in jobs}
     lost: list[Outcome] = []
-    busy: list[SeriesJob] = []
-    for outcome in engine.build(jobs):
-        if outcome.status == "busy":
-            busy.append(replace(by_uid[outcome.uid], insist=True))
-        elif outcome.reason in _TRIED_AGAIN:
-            lost.append(outcome)
-        else:
-            yield outcome
-    # Another run was at these, of two at once at every other one: by now they are done, or nobody's, if it died.
-    left = []
-    for job in busy:
-        if not job.overwrite and is_done(layout, job.source.uid):  # no process has to start to see that
-            yield Outcome(job.source.uid, "skipped")
-        else:
-            left.append(job)
-    for outcome in engine.build(left) if left else ():
-        if outcome.reason in _TRIED_AGAIN:
-            lost.append(outcome)
-        else:
-            yield outcome
+    todo = list(jobs)
+    end: float | None = None
+    while todo:
+        busy: list[SeriesJob] = []
+        for outcome in engine.build(todo):
+            if outcome.status == "busy":
+                busy.append(replace(by_uid[outcome.uid], insist=True))
+            elif outcome.reason in _TRIED_AGAIN:
+                lost.append(outcome)
+            else:
+                yield outcome
+        if end is None:
+            end = time.monotonic() + _PATIENCE_S
+        elif busy:
+            time.sleep(_LOOK_S)
+        todo = yield from _left_by_others(busy, layout, end)
     for first in lost:
         yield _alone(by_uid[first.uid], first, engine, layout)
 
 
+def _left_by_others(
+    busy: list[SeriesJob], layout: CacheLayout, end: float
+) -> Generator[Outcome, None, list[SeriesJob]]:
+    """Wait, until ``end``, for other runs to be done with series; return what they left, which may be theirs still."""
+    while busy:
+        # Of two runs at once the other was at every other series: most are done, or nobody's, if it died.
+        left = []
+        for job in busy:
+            if job.is_done(layout):
+                yield Outcome(job.source.uid, "skipped")
+            else:
+                left.append(job)
+        busy = left
+        if time.monotonic() > end:
+            for job in busy:
+                yield Outcome(job.source.uid, "busy")
+            return []
+        if not all(is_claimed(layout, job.source.uid) for job in busy):
+            break
+        time.sleep(_LOOK_S)  # no process has to start to see that
+    return busy
+
+
 def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout) -> Outcome:
-    layout.record(first.uid).unlink(missing_ok=True)  # of a MemoryError, which the process lived to record
+    # A retry: of a MemoryError there is a record, by the process itself, which lived.
     (last,) = engine.build([replace(job, retry=True, insist=True)])
+    tried = "tried twice, the second time alone"
     if last.status == "busy":
-        last = first  # the lost process hangs in the kernel, and holds the claim still
+        if first.reason != Reason.TIMED_OUT:  # its process is gone: another run has it
+            return last
+        last, tried = first, "not tried again: its process could not be ended, or another run is at it"
     if last.reason not in _TRIED_AGAIN:
         return last
-    detail = f"{last.detail} (tried twice, the second time alone)"
-    status = write_record(layout, job.spec, job.source.uid, Reason(last.reason), detail, job.notes)
+    with write_errors_told(layout.root):
+        status, _, detail = write_outcome(job, layout, Reason(last.reason), f"{last.detail} ({tried})")
     return replace(last, status=status, detail=detail)
 
 
@@ -125,4 +152,7 @@ def build_in_child(children: Children, job: SeriesJob, limits: Limits) -> Outcom
     try:
         return children.run(build_series, job, limits=limits)
     except LostError as error:
-        return Outcome(job.source.uid, "failed", error.reason, error.detail, round(time.monotonic() - started, 3))
+        reason, detail = error.reason, error.detail
+    except MemoryError as error:  # also for the record of it
+        reason, detail = reason_of(error)
+    return Outcome(job.source.uid, "failed", reason, detail, round(time.monotonic() - started, 3))

@@ -62,6 +62,11 @@ def claim(layout: CacheLayout, uid: str) -> Iterator[Path | None]:
                 os.close(held)
 
 
+def is_claimed(layout: CacheLayout, uid: str) -> bool:
+    """Say whether a process holds the claim on a series."""
+    return is_locked(layout.building / f"{uid}.lock")
+
+
 def _lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
@@ -134,6 +139,12 @@ def publish(built: Path, final: Path) -> bool:
     return True
 
 
+def set_aside(final: Path, claimed: Path) -> None:
+    """Take a folder away in one step: into that of the claim on it, with which it is swept, also after a kill."""
+    with suppress(FileNotFoundError):  # another node did so just now
+        final.rename(claimed / "replaced")
+
+
 def temporary_beside(path: Path) -> Path:
     """Return a name that nobody else uses, on any node, under which the content of ``path`` may be prepared."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
@@ -156,6 +167,26 @@ def write_atomically(path: Path, content: str) -> None:
                     break
     finally:
         temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def write_once(path: Path, content: str, mode: int = 0o666) -> None:
+    """Write a file, whole, unless it is there: of several who do so at once the first counts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while not path.exists():
+        temporary = temporary_beside(path)
+        try:
+            with os.fdopen(
+                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8"
+            ) as file:
+                lock_file(file.fileno())
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                with suppress(FileExistsError, FileNotFoundError):  # another was faster, or a sweep: once more
+                    os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     _flush_folder(path.parent)
 
 

@@ -1,8 +1,7 @@
 """CachedVolume: boxes of voxels from the chunks of one volume, by whatever thread, process or pickle asks.
 
-A volume is opened at its first read; open ones are kept up to a bound, and the least recently used is let go. Metadata
-and shard are opened through one descriptor of the volume's folder, so they belong together even if the volume is
-replaced at that moment; who reads on sees the old voxels until the handle is let go.
+A volume is opened at its first read; open ones are kept up to a bound, and the least recently used is let go. Who reads
+on while a volume is replaced sees the old voxels until the handle is let go.
 
 A volume of a cache in an object store is brought to this machine's disk when it is opened, and read from there.
 
@@ -11,12 +10,10 @@ Handles may be used by threads, before and after a fork, and pickled: what trave
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,73 +21,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.cache.blocks import Blocks
-from aneurysm.cache.layout import IMAGE, VESSELS, CacheLayout
-from aneurysm.cache.shard_reader import ShardReader, Triple, shard_layout
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.open_volume import OpenVolume, ZarrArray, open_volume
+from aneurysm.cache.shard_reader import ShardReader, Triple
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 
 if TYPE_CHECKING:
     from aneurysm.objects.local_copy import StoredVolume
 
 
-class _ZarrArray:
-    """An array that the fast path can't read, read by zarr-python: other codecs, no shards, several, remote ones."""
-
-    def __init__(self, array: Any, name: str) -> None:
-        self._name, self._array = name, array
-        z, y, x = self._array.shape
-        self.shape: Triple = (z, y, x)
-        self.dtype, self.fill = self._array.dtype, int(self._array.fill_value)
-
-    def read(self, start: Triple, out: NDArray[Any]) -> None:
-        try:
-            out[...] = self._array[tuple(slice(s, s + n) for s, n in zip(start, out.shape, strict=True))]
-        except Exception as error:
-            raise DamagedCacheError(f"{self._name} can't be read: {error}") from error
-
-
-@dataclass
-class _Open:
-    """An open volume: its metadata, its voxels, its vessel mask if it has one, and its blocks once asked for."""
-
-    attributes: dict[str, Any]
-    image: ShardReader | _ZarrArray
-    vessels: ShardReader | _ZarrArray | None
-    blocks: Blocks | None = None
-
-
 class _Handles:
     """Open volumes, the least recently used let go beyond a bound; what is in use stays open until it is done."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Path | str, _Open] = OrderedDict()
+        self._open: OrderedDict[Path | str, OpenVolume] = OrderedDict()
         self._lock = threading.Lock()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Two files a volume; the process needs descriptors for other things, too.
         self.most = max(4, min(512, (soft if soft > 0 else 1024) // 8))
 
-    def get(self, volume: CachedVolume) -> _Open:
+    def get(self, volume: CachedVolume) -> OpenVolume:
         path = volume._path  # noqa: SLF001
         with self._lock:
             found = self._open.get(path)
             if found is not None:
                 self._open.move_to_end(path)
                 return found
-        opened = _open_volume(path) if volume.stored is None else self._open_stored(volume.stored)
+        opened = open_volume(path) if volume.stored is None else self._open_stored(volume.stored)
         with self._lock:
             self._open[path] = opened
             while len(self._open) > self.most:
                 self._open.popitem(last=False)
         return opened
 
-    def _open_stored(self, stored: StoredVolume) -> _Open:
+    def _open_stored(self, stored: StoredVolume) -> OpenVolume:
         # What others removed from the local copy to make room takes its room until it is closed.
         with self._lock:
             for path in [p for p in self._open if isinstance(p, Path) and not p.exists()]:
                 del self._open[path]
         try:
-            return _open_volume(stored.fetch())
+            return open_volume(stored.fetch())
         except CacheNotFoundError:
-            return _open_volume(stored.fetch())  # it had to make room between the two
+            return open_volume(stored.fetch())  # it had to make room between the two
 
     def clear(self) -> None:
         with self._lock:
@@ -108,72 +80,6 @@ os.register_at_fork(after_in_child=_handles.after_fork)
 def close_volumes() -> None:
     """Let go of all open volumes of this process; the next read opens them again."""
     _handles.clear()
-
-
-def _open_volume(path: Path | str) -> _Open:
-    if isinstance(path, str):
-        return _open_remote(path)
-    name = path.name.removesuffix(".zarr")
-    try:
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CacheNotFoundError(f"there is no volume {path}") from error
-    try:
-        attributes = _read_json(folder, "zarr.json", name).get("attributes", {}).get("aneurysm")
-        if not isinstance(attributes, dict):
-            raise DamagedCacheError(f"volume {name}: zarr.json lacks the attribute aneurysm")
-        image = _open_array(path, folder, IMAGE, name)
-        has_vessels = _exists(folder, VESSELS)
-        return _Open(attributes, image, _open_array(path, folder, VESSELS, name) if has_vessels else None)
-    finally:
-        os.close(folder)
-
-
-def _open_array(path: Path, folder: int, array: str, name: str) -> ShardReader | _ZarrArray:
-    called = f"volume {name}, array {array}"
-    layout = shard_layout(_read_json(folder, f"{array}/zarr.json", called))
-    if layout is not None:
-        return ShardReader(array, layout, called, folder)
-    import zarr
-
-    return _ZarrArray(zarr.open_array(path / array, mode="r"), called)
-
-
-def _open_remote(url: str) -> _Open:
-    import zarr
-
-    name = url.rsplit("/", 1)[-1].removesuffix(".zarr")
-    try:
-        group: Any = zarr.open_group(url, mode="r")
-        image, attributes = group[IMAGE], group.attrs.get("aneurysm")
-        vessels = group.get(VESSELS, None)
-    except (FileNotFoundError, KeyError) as error:
-        raise CacheNotFoundError(f"there is no volume {url}") from error
-    if not isinstance(attributes, dict):
-        raise DamagedCacheError(f"volume {name}: zarr.json lacks the attribute aneurysm")
-    called = f"volume {name}, array "
-    masked = None if vessels is None else _ZarrArray(vessels, called + VESSELS)
-    return _Open(attributes, _ZarrArray(image, called + IMAGE), masked)
-
-
-def _exists(folder: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=folder)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _read_json(folder: int, path: str, name: str) -> dict[str, Any]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-        with os.fdopen(descriptor, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise DamagedCacheError(f"{name}: {path} is missing or damaged ({type(error).__name__})") from error
-    if not isinstance(content, dict):
-        raise DamagedCacheError(f"{name}: {path} is damaged")
-    return content
 
 
 class CachedVolume:
@@ -309,7 +215,7 @@ class CachedVolume:
         return np.clip(values, 0, 1, out=values)
 
 
-def _read_box(array: ShardReader | _ZarrArray, start: Triple, shape: Triple, out: NDArray[Any] | None) -> NDArray[Any]:
+def _read_box(array: ShardReader | ZarrArray, start: Triple, shape: Triple, out: NDArray[Any] | None) -> NDArray[Any]:
     if len(start) != 3 or len(shape) != 3 or min(shape) < 0:
         raise ValueError(f"a box has three starts and three lengths of at least 0, not {start}, {shape}")
     if out is None:

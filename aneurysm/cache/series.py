@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import shutil
 import sys
 import time
 from contextlib import ExitStack, nullcontext
@@ -17,7 +16,7 @@ from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.annotations.vessels import resample_mask
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.opening import is_done
-from aneurysm.cache.publish import claim, write_json
+from aneurysm.cache.publish import claim, set_aside, write_json
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.store import store_volume
 from aneurysm.cache.write_errors import ends_the_run, write_errors_told
@@ -54,8 +53,8 @@ class SeriesJob:
     All that a worker needs to know of one series.
 
     ``mask`` may be a URL. ``url`` is where the worker sends what it made; ``cache`` is then the run's scratch folder.
-    With ``retry`` a record of why there is no volume does not count. With ``insist`` a series is built also if another
-    run seems to be at it.
+    With ``retry`` a record of why there is no volume does not count; with ``overwrite`` a volume does not, either.
+    With ``insist`` a series is built also if another run at the same store seems to be at it.
     """
 
     source: SeriesSource
@@ -68,6 +67,13 @@ class SeriesJob:
     url: str = ""
     retry: bool = False
     insist: bool = False
+
+    def is_done(self, layout: CacheLayout) -> bool:
+        """Say whether there is nothing to do: somebody else has built the series, or found that it can't be."""
+        if self.overwrite:
+            return False
+        uid = self.source.uid
+        return layout.volume(uid).exists() if self.retry else is_done(layout, uid)
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,10 @@ def build_series(job: SeriesJob) -> Outcome:
         sender = VolumeSender(job.url, uid, folder) if job.url else None
         if sender is not None and not stack.enter_context(sender.marked(insist=job.insist)):
             return Outcome(uid, "busy")
-        if not job.overwrite and (is_done(layout, uid) or (sender is not None and sender.is_done())):
-            return Outcome(uid, "skipped")
-        if not (job.overwrite or job.retry) and sender is not None and sender.is_recorded():
+        done = job.is_done(layout)
+        if sender is not None and not job.overwrite:
+            done = done or sender.is_done() or (not job.retry and sender.is_recorded())
+        if done:
             return Outcome(uid, "skipped")
         layout = layout if sender is None else sender.layout
         try:
@@ -124,8 +131,9 @@ def build_series(job: SeriesJob) -> Outcome:
         except Exception as error:
             if ends_the_run(error) or isinstance(error, StoreError):
                 raise
-            outcome = _record(job, layout, error, _since(started))
-        if sender is not None:
+            outcome = _record(job, layout, folder, error, _since(started))
+        # A failure says nothing of the volume that is there.
+        if sender is not None and (outcome.status == "rejected" or not sender.is_done()):
             sender.send_record(overwrite=job.overwrite)
         return outcome
 
@@ -199,14 +207,19 @@ def patient_key(secret: bytes, patient_id: str) -> str:
     return hmac.new(secret, patient_id.encode("utf-8"), hashlib.sha256).hexdigest()[:16] if patient_id else ""
 
 
-def _record(job: SeriesJob, layout: CacheLayout, error: Exception, seconds: float) -> Outcome:
-    """Write down why there is no volume."""
-    reason, detail = reason_of(error)
-    uid = job.source.uid
-    status = write_record(layout, job.spec, uid, reason, detail, job.notes)
-    if job.overwrite and layout.volume(uid).exists():
-        shutil.rmtree(layout.volume(uid))
-    return Outcome(uid, status, reason, detail, seconds, _size(job.source))
+def _record(job: SeriesJob, layout: CacheLayout, folder: Path, error: Exception, seconds: float) -> Outcome:
+    """Write down why there is no volume; take away the one that is there, if it should not be."""
+    status, reason, detail = write_outcome(job, layout, *reason_of(error))
+    if job.overwrite and status == "rejected":
+        set_aside(layout.volume(job.source.uid), folder)
+    return Outcome(job.source.uid, status, reason, detail, seconds, _size(job.source))
+
+
+def write_outcome(job: SeriesJob, layout: CacheLayout, reason: Reason, detail: str) -> tuple[Status, Reason, str]:
+    """Record what came of a series that was not built; return it. Of a failure beside a good volume nothing is left."""
+    if reason in FAILURES and layout.volume(job.source.uid).exists():
+        return "failed", reason, f"{detail}; the volume that was there is kept"
+    return write_record(layout, job.spec, job.source.uid, reason, detail, job.notes), reason, detail
 
 
 def write_record(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.cache.layout import CacheLayout, tree_bytes
-from aneurysm.cache.publish import publish
+from aneurysm.cache.publish import publish, set_aside
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.writer import write_volume
 from aneurysm.volume.normalize import Intensity
@@ -51,9 +50,7 @@ def store_volume(
     write_volume(built, voxels, affine_lps, spec.storage, intensity.fill, attributes, vessels)
     bytes_out = tree_bytes(built)
     final = layout.volume(uid)
-    if overwrite and final.exists():
-        # Set aside first, since a folder can't be replaced in one step; swept with the rest of this folder.
-        with suppress(FileNotFoundError):  # another node did so just now
-            final.rename(folder / "replaced")
+    if overwrite:
+        set_aside(final, folder)  # a folder can't be replaced in one step
     publish(built, final)
     return bytes_out

@@ -45,6 +45,9 @@ _LONGEST_S: Final = 3600.0
 _KILL_S: Final = 1.0
 """A process that hangs in the kernel, as on a dead file server, does not die: it is not waited for."""
 
+_LEAST_MB: Final = 250
+"""With less every series would fail."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -54,16 +57,19 @@ class Limits:
     Raises
     ------
     UsageError
-        One of them is not above 0.
+        The time is not above 0, or the memory less than any process needs.
     """
 
     timeout_s: float | None = None
     memory_mb: int | None = None
 
     def __post_init__(self) -> None:
-        for name, given in (("timeout_s", self.timeout_s), ("memory_mb", self.memory_mb)):
-            if given is not None and not given > 0:  # nor NaN
-                raise UsageError(f"{name} is {given}, more than 0 is needed")
+        if self.timeout_s is not None and not self.timeout_s > 0:  # nor NaN
+            raise UsageError(f"timeout_s is {self.timeout_s}, more than 0 is needed")
+        if self.memory_mb is not None and self.memory_mb < _LEAST_MB:
+            raise UsageError(
+                f"memory_mb is {self.memory_mb}, at least {_LEAST_MB} is needed: the libraries alone take about 200"
+            )
 
     @property
     def memory(self) -> int | None:
@@ -138,11 +144,12 @@ class Child:
             if self._process is not None:
                 self._process.kill()
 
-    def wait(self) -> None:
+    def wait(self, patience_s: float = _KILL_S) -> None:
         """See a process off that was stopped."""
-        if self._process is not None:
+        process = self._process
+        if process is not None:
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_KILL_S)
+                process.wait(patience_s)
 
     def _start(self) -> Connection:
         with self._lock:
@@ -263,8 +270,9 @@ class Children:
             self._stopped = True
         for child in self._all:
             child.stop()
+        end = time.monotonic() + _KILL_S  # for all: a node's whole file server may be dead
         for child in self._all:
-            child.wait()
+            child.wait(max(0.0, end - time.monotonic()))
 
 
 def _step(end: float | None, limits: Limits) -> float | None:

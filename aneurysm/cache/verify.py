@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import joblib
 import numpy as np
 import zarr
 
+from aneurysm.cache.batches import in_batches
 from aneurysm.cache.blocks import Blocks
 from aneurysm.cache.layout import IMAGE, VESSELS, CacheLayout, tree_bytes
-from aneurysm.cache.manifest import manifest_row, read_attributes, read_manifest
+from aneurysm.cache.manifest import ODD, manifest_row, read_attributes, read_manifest
 from aneurysm.cache.opening import read_spec
 from aneurysm.cache.place import cache_place
 from aneurysm.cache.spec import CacheSpec
+from aneurysm.cache.supervisor import LostError
 from aneurysm.cache.writer import FORMAT_VERSION, content_hash
 from aneurysm.errors import CacheError, CacheNotFoundError
 from aneurysm.labels import VESSEL_VALUES
@@ -30,6 +31,7 @@ from aneurysm.threads import limit_threads
 _BATCH: Final = 64
 _REBUILD = "Build it again: aneurysm precache --overwrite --series {uid}"
 _RERUN = "Run aneurysm precache: it writes the manifest anew"
+_RETRY = "Run aneurysm precache; if that writes no row, the record is damaged: --retry-failed"
 _NEEDED = frozenset(
     {"series_uid", "modality", "affine_lps", "spec", "digest", "intensity", "source", "blocks", "content_hash"}
 )
@@ -75,16 +77,13 @@ def verify_cache(cache: str | Path, *, deep: bool = False, workers: int = 1) -> 
         folders = sorted(layout.volumes.iterdir()) if layout.volumes.is_dir() else []
         # Checking a small volume takes less time than handing it over.
         size = max(1, min(_BATCH, len(folders) // (8 * workers)))
-        batches = [folders[i : i + size] for i in range(0, len(folders), size)]
-        found = joblib.Parallel(n_jobs=min(workers, len(batches)) or 1)(
-            joblib.delayed(_check_volumes)(batch, place.url, spec, deep) for batch in batches
-        )
-        checks = itertools.chain.from_iterable(found)
+        check = partial(_check_volumes, url=place.url, spec=spec, deep=deep)
+        checks = in_batches(check, folders, size, workers, _lost)
         rows: dict[str, dict[str, str]] = {}
-        for folder, (faults, row, size) in zip(folders, checks, strict=True):
+        for folder, (faults, row, bytes_read) in zip(folders, checks, strict=True):
             report.faults.extend(faults)
             report.volumes += 1
-            report.bytes_read += size
+            report.bytes_read += bytes_read
             if row is not None:
                 rows[folder.name.removesuffix(".zarr")] = row
         report.faults.extend(_check_manifest(layout, rows, {f.name.removesuffix(".zarr") for f in folders}))
@@ -93,7 +92,12 @@ def verify_cache(cache: str | Path, *, deep: bool = False, workers: int = 1) -> 
     return report
 
 
-def _check_volumes(folders: list[Path], url: str, spec: CacheSpec, deep: bool) -> list[_Checked]:
+def _lost(folder: Path, error: LostError) -> _Checked:
+    uid = folder.name.removesuffix(".zarr")
+    return [Fault(uid, f"can't be checked: {error.detail}", _REBUILD.format(uid=uid))], None, 0
+
+
+def _check_volumes(folders: Sequence[Path], url: str, spec: CacheSpec, deep: bool) -> list[_Checked]:
     """Check volumes, or, of a cache at a URL, those of which ``folders`` are the shadows."""
     limit_threads(1)
     if url:
@@ -124,27 +128,34 @@ def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> _Checked:
         attributes = read_attributes(folder)
     except CacheError as error:
         return [fault(str(error))], None, 0
-    faults = []
-    if attributes.get("format_version") != FORMAT_VERSION:
-        faults.append(fault(f"format version {attributes.get('format_version')}, this program knows {FORMAT_VERSION}"))
-    if missing := sorted(_NEEDED - attributes.keys()):
-        return [*faults, fault(f"the metadata lacks {', '.join(missing)}")], None, 0
-    if attributes["series_uid"] != uid:
-        faults.append(fault(f"the metadata is of series {attributes['series_uid']}"))
-    if attributes["digest"] != spec.digest:
-        faults.append(fault(f"digest {attributes['digest']}, the cache's spec has {spec.digest}"))
-    faults += [fault(what) for what in _check_arrays(folder, spec)]
-    size = tree_bytes(folder)
-    found = content_hash(folder, attributes)
-    if found != attributes["content_hash"]:
-        faults.append(fault("content hash differs: a file or the metadata was changed or damaged since it was written"))
-    if deep:
-        faults += [fault(what) for what in _check_values(folder, spec, attributes)]
+    faults: list[Fault] = []
+    row, size = None, 0
     try:
-        row = manifest_row({**attributes, "status": "cached", "folder": folder}, "")
-    except (KeyError, TypeError, AttributeError) as error:
-        return [*faults, fault(f"the metadata is damaged: {type(error).__name__} {error}")], None, size
+        faults.extend(fault(what) for what in _faults(folder, attributes, spec, deep))  # up to an error, if one comes
+        size = tree_bytes(folder)
+        if attributes.keys() >= _NEEDED:
+            row = manifest_row({**attributes, "status": "cached", "folder": folder}, "")
+    except ODD as error:
+        kind = "can't be read" if isinstance(error, OSError) else "has damaged metadata"
+        faults.append(fault(f"the volume {kind}: {type(error).__name__} {error}"))
     return faults, row, size
+
+
+def _faults(folder: Path, attributes: dict[str, Any], spec: CacheSpec, deep: bool) -> Iterator[str]:
+    if attributes.get("format_version") != FORMAT_VERSION:
+        yield f"format version {attributes.get('format_version')}, this program knows {FORMAT_VERSION}"
+    if missing := sorted(_NEEDED - attributes.keys()):
+        yield f"the metadata lacks {', '.join(missing)}"
+        return
+    if attributes["series_uid"] != folder.name.removesuffix(".zarr"):
+        yield f"the metadata is of series {attributes['series_uid']}"
+    if attributes["digest"] != spec.digest:
+        yield f"digest {attributes['digest']}, the cache's spec has {spec.digest}"
+    yield from _check_arrays(folder, spec)
+    if content_hash(folder, attributes) != attributes["content_hash"]:
+        yield "content hash differs: a file or the metadata was changed or damaged since it was written"
+    if deep:
+        yield from _check_values(folder, spec, attributes)
 
 
 def _check_arrays(folder: Path, spec: CacheSpec) -> Iterator[str]:
@@ -228,3 +239,6 @@ def _check_manifest(layout: CacheLayout, rows: dict[str, dict[str, str]], folder
             yield Fault(uid, f"the manifest says {row['status']}, but there is a volume", _RERUN)
     for uid in sorted(folders - manifest.keys()):
         yield Fault(uid, "there is a volume, but no row in the manifest", _RERUN)
+    records = {path.name.removesuffix(".json") for path in layout.rejected.glob("*.json")}
+    for uid in sorted(records - manifest.keys() - folders):
+        yield Fault(uid, "there is a record of why it is not cached, but no row in the manifest", _RETRY)

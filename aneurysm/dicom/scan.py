@@ -9,15 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.errors import DataError
-
-if TYPE_CHECKING:
-    from aneurysm.cache.supervisor import Children
 
 _SAFE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)+")
@@ -124,34 +120,18 @@ def _rsna_layout(root: Path) -> Inventory:
 
 
 def _free_tree(root: Path, workers: int, timeout_s: float | None) -> Inventory:
-    import joblib
-
-    from aneurysm.cache.supervisor import Children
+    from aneurysm.cache.batches import in_batches
+    from aneurysm.cache.supervisor import Limits
 
     paths = list(_visible_files(root, recursive=True))
-    batches = [paths[i : i + _BATCH] for i in range(0, len(paths), _BATCH)]
-    n_jobs = min(workers, len(batches)) or 1
-    with Children() as children:
-        if timeout_s is None:
-            parallel = joblib.Parallel(n_jobs, return_as="generator")
-            told = parallel(joblib.delayed(series_uids)(b) for b in batches)
-        else:
-            parallel = joblib.Parallel(n_jobs, backend="threading", return_as="generator")
-            told = parallel(joblib.delayed(_series_uids_within)(children, timeout_s, b) for b in batches)
-        sources, ignored = group_by_series(root, zip(paths, chain.from_iterable(told), strict=True))
+    told = in_batches(series_uids, paths, _BATCH, workers, not_told, Limits(timeout_s))
+    sources, ignored = group_by_series(root, zip(paths, told, strict=True))
     return Inventory(root, "tree", sources, ignored)
 
 
-def _series_uids_within(children: Children, timeout_s: float, paths: list[str]) -> list[tuple[str, str]]:
-    """Do as `series_uids` in a child; a file that takes longer has no UID, and its folder's series will tell of it."""
-    from aneurysm.cache.supervisor import Limits, LostError
-
-    try:
-        return children.run(series_uids, paths, limits=Limits(timeout_s))
-    except LostError:
-        if len(paths) == 1:
-            return [("", "")]
-        return [found for path in paths for found in _series_uids_within(children, timeout_s, [path])]
+def not_told(_file: object, _error: Exception) -> tuple[str, str]:
+    """Return what `series_uids` says of a file without UID: the series of its folder will tell what is the matter."""
+    return "", ""
 
 
 def group_by_series(
@@ -209,14 +189,25 @@ def _visible_files(
 
     A cache's volumes are left out.
     """
-    status = os.stat(folder)  # noqa: PTH116 - here and below: Path objects would take most of the time
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return  # a link to a folder that it lies in
-    with os.scandir(folder) as found:
-        entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+    try:
+        status = os.stat(folder)  # noqa: PTH116 - here and below: Path objects would take most of the time
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return  # a link to a folder that it lies in
+        with os.scandir(folder) as found:
+            entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+    except OSError:
+        if not above:
+            raise
+        yield str(folder)  # can't be opened as a file, either: one that is unreadable
+        return
     for entry in entries:
-        if entry.is_file():
+        try:
+            is_file = entry.is_file()
+            is_folder = recursive and entry.is_dir() and not entry.name.endswith(".zarr")
+        except OSError:  # a link to itself
+            is_file, is_folder = recursive, False
+        if is_file:
             yield entry.path
-        elif recursive and entry.is_dir() and not entry.name.endswith(".zarr"):
+        elif is_folder:
             yield from _visible_files(entry.path, recursive=True, above=above | {here})

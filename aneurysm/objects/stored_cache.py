@@ -76,14 +76,6 @@ class StoredCache(CachePlace):
             if _is_abandoned(objects, prefix):
                 self._store.delete(o.key for o in objects)
 
-    def forget(self, uids: Iterable[str]) -> None:
-        """Remove the records of why series are not cached."""
-        known = [uid for uid in uids if uid in self._records]
-        self._store.delete(record_of(uid) for uid in known)
-        for uid in known:
-            self.layout.record(uid).unlink(missing_ok=True)
-            del self._records[uid]
-
     def check_space(self, todo: Sequence[SeriesSource], spec: CacheSpec) -> None:
         """Do nothing: an object store has no end."""
 

@@ -6,14 +6,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from aneurysm.annotations.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
 from aneurysm.annotations.vessels import MASK_ENDINGS, find_masks
 from aneurysm.dicom.header import NotDicomError, read_header
-from aneurysm.dicom.scan import Inventory, SeriesSource, find_series, group_by_series, safe_source, series_uids
+from aneurysm.dicom.scan import (
+    Inventory,
+    SeriesSource,
+    find_series,
+    group_by_series,
+    not_told,
+    safe_source,
+    series_uids,
+)
 from aneurysm.errors import DataError
 from aneurysm.objects.scratch import scratch_folder, scratch_space_told, told_as
 from aneurysm.objects.store import ObjectStore, StoredObject
@@ -152,17 +160,15 @@ class StoredData(DataPlace):
         return Inventory(self._store.url, "rsna", sources, ignored)
 
     def _free_tree(self, workers: int) -> Inventory:
-        import joblib
+        from aneurysm.cache.batches import in_batches
 
         objects = [o for o in self._store.find() if _is_visible(o.key)]
         # In the order in which a folder is gone through, so that the volumes are the same.
         objects.sort(key=lambda o: o.key.split("/"))
-        batches = [objects[i : i + _BATCH] for i in range(0, len(objects), _BATCH)]
-        parallel = joblib.Parallel(n_jobs=min(workers, len(batches)) or 1, return_as="generator")
-        told = parallel(joblib.delayed(_series_uids)(self._store.url, b) for b in batches)
+        told = in_batches(partial(_series_uids, self._store.url), objects, _BATCH, workers, not_told)
         root = Path("/")
         names = (f"/{o.key}" for o in objects)
-        local, ignored = group_by_series(root, zip(names, chain.from_iterable(told), strict=True))
+        local, ignored = group_by_series(root, zip(names, told, strict=True))
         sizes = {o.key: o.size for o in objects}
         sources: list[SeriesSource] = []
         for s in local:

@@ -112,6 +112,7 @@ def test_a_killed_worker_costs_nothing(long_run: Built, cluster: Callable[..., C
     "fault, words",
     [
         pytest.param(hooks.KILLED, "SIGKILL", id="the process that builds it"),
+        pytest.param(hooks.SEGMENTATION_FAULT, "SIGSEGV", id="a decoder that crashes", marks=pytest.mark.slow),
         pytest.param(hooks.KILLS_ITS_PARENT, "Dask workers", id="the whole Dask worker"),
     ],
 )
@@ -127,16 +128,27 @@ def test_a_series_that_kills_is_one_row(
     assert set(rows) == set(built.uids)
     assert (rows[uid]["status"], rows[uid]["reason"]) == ("failed", "worker_killed")
     assert words in rows[uid]["detail"]
+    assert "alone" in rows[uid]["detail"]
     assert all(row["status"] == "cached" for other, row in rows.items() if other != uid), ran.text
 
 
 @pytest.mark.slow
-def test_a_series_that_hangs_is_one_row(built: Built, cluster: Callable[..., Cluster], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "fault, limit, reason",
+    [
+        pytest.param(hooks.HANGS, ("--timeout-s", 4), "timed_out", id="time"),
+        pytest.param(hooks.GROWS, ("--memory-mb", 800), "out_of_memory", id="memory"),
+    ],
+)
+def test_a_series_beyond_a_limit_is_one_row(
+    built: Built, cluster: Callable[..., Cluster], tmp_path: Path, fault: str, limit: tuple[object, ...], reason: str
+) -> None:
     here, cache, uid = cluster(), tmp_path / "cache", built.uids[1]
-    here.add_worker(first_path=hooks.write_hook(tmp_path / "site", uid, hooks.HANGS))
-    ran = run_cli(*arguments(built, cache, here), "--timeout-s", 4)
+    here.add_worker(first_path=hooks.write_hook(tmp_path / "site", uid, fault))
+    ran = run_cli(*arguments(built, cache, here), *limit)
     assert ran.code == 8, ran.text + here.logs()
-    assert manifest(cache)[uid]["reason"] == "timed_out"
+    assert manifest(cache)[uid]["reason"] == reason
+    assert "alone" in manifest(cache)[uid]["detail"]
     assert [row["status"] for row in manifest(cache).values()].count("cached") == 3
 
 

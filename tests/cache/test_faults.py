@@ -140,7 +140,7 @@ def test_a_file_system_that_turns_read_only_ends_the_run(built: Built, tmp_path:
     assert leftovers(cache) == []
 
 
-@pytest.mark.parametrize("wrong", [{"timeout_s": 0}, {"timeout_s": float("nan")}, {"memory_mb": -1}])
+@pytest.mark.parametrize("wrong", [{"timeout_s": 0}, {"timeout_s": float("nan")}, {"memory_mb": -1}, {"memory_mb": 16}])
 def test_limits_that_make_no_sense(built: Built, tmp_path: Path, wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         precache_in_python(built.data, tmp_path / "cache", **wrong)  # type: ignore[arg-type]

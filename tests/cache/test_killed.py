@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.cache import hooks
 from tests.cache.conftest import Built
 from tests.cache.running import (
     assert_completes,
@@ -29,7 +30,7 @@ from tests.cache.running import (
     wait_until,
 )
 from tests.support.cache_state import leftovers, manifest, same_cache
-from tests.support.command import environment, kill_group
+from tests.support.command import environment, kill_group, start_cli
 
 
 @pytest.mark.timeout(900)
@@ -167,3 +168,25 @@ def test_a_run_stops_when_it_is_told(
     assert len(published(cache)) < len(long_run.uids), "the run had ended before the signal came"
     assert_published_are_whole(cache, long_run.cache)
     assert_completes(long_run, cache, workers)
+
+
+@pytest.mark.parametrize("during", ["a series that hangs", "the scan of a tree"])
+def test_a_run_stops_in_time_whatever_it_is_at(built: Built, tmp_path: Path, during: str) -> None:
+    """A batch system sends SIGKILL some 30 s after SIGTERM."""
+    data, cache, uid = built.data, tmp_path / "cache", built.uids[1]
+    started = tmp_path / "started"
+    if during == "the scan of a tree":
+        data = shutil.copytree(built.data / "series", tmp_path / "tree")
+        for i in range(300):  # more than one batch, so that there are processes
+            (data / f"{i}.txt").touch()
+    fault = f"open({str(started)!r}, 'w').close() or time.sleep(3600)"
+    env = environment(first_path=hooks.write_hook(tmp_path / "site", uid, fault))
+    process = start_cli("precache", "--data", data, "--cache", cache, "--workers", 2, env=env)
+    assert wait_until(started.exists, process)
+    began = time.monotonic()
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert process.returncode == 143, out + err
+    assert "Traceback" not in out + err
+    assert_group_ends(process)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.cache.opening import done_series, is_done
 from aneurysm.cache.series import Outcome
+from aneurysm.errors import CacheError
 from tests.cache.conftest import Built
 from tests.support.cache_state import manifest, same_cache
 
@@ -50,6 +53,35 @@ def test_a_volume_counts_before_a_record_and_a_record_before_a_volume_that_cant_
     assert list(rows) == sorted(rows)
 
 
+@pytest.mark.parametrize("record", ["[]", "{}", '{"status": "failed", "lesions": 3}', "null"])
+def test_a_record_that_is_none_has_no_row(built, layout, record):
+    put_record(layout, "1.2.3")
+    layout.record("1.2.4").write_text(record)
+    assert len(write_manifest(layout)) == 5
+    assert set(manifest(layout.root)) == {*built.uids, "1.2.3"}
+
+
+@pytest.mark.parametrize("key, value", [("source", None), ("source", {}), ("lesions", [{}]), ("decisions", 3)])
+def test_a_volume_with_odd_metadata_has_no_row(built, layout, key, value):
+    path = layout.volume(built.uids[0]) / "zarr.json"
+    content = json.loads(path.read_text())
+    content["attributes"]["aneurysm"][key] = value
+    path.write_text(json.dumps(content))
+    assert [row["series_uid"] for row in write_manifest(layout)] == built.uids[1:]
+
+
+def test_a_volume_that_vanishes_meanwhile_has_no_row(built, layout, monkeypatch):
+    """--overwrite sets it aside between the look at its metadata and that at its size."""
+
+    def vanish(folder):
+        if folder == layout.volume(built.uids[0]):
+            raise FileNotFoundError(folder)
+        return 1
+
+    monkeypatch.setattr("aneurysm.cache.manifest.tree_bytes", vanish)
+    assert [row["series_uid"] for row in write_manifest(layout)] == built.uids[1:]
+
+
 def test_what_is_done_is_told_from_two_listings(built, layout, tmp_path):
     put_record(layout, "1.2.3")
     (layout.rejected / ".1.2.4.json.abcd.tmp").touch()
@@ -60,7 +92,7 @@ def test_what_is_done_is_told_from_two_listings(built, layout, tmp_path):
 
 
 @pytest.mark.parametrize("takes_s, times", [(0.0, 10), (1.0, 10), (9.0, 2), (60.0, 1)])
-def test_the_manifest_is_written_the_more_seldom_the_longer_it_takes(monkeypatch, takes_s, times):
+def test_the_manifest_is_written_the_more_seldom_the_longer_it_takes(monkeypatch, tmp_path, takes_s, times):
     """Some ten minutes of outcomes, one a second: a manifest each minute, or as seldom as makes it 3 % of the time."""
     now, written = 0.0, []
 
@@ -78,6 +110,16 @@ def test_the_manifest_is_written_the_more_seldom_the_longer_it_takes(monkeypatch
             yield Outcome("1.2", "cached")
 
     monkeypatch.setattr(build, "time", SimpleNamespace(monotonic=lambda: now))
-    place = SimpleNamespace(write_manifest=write)
+    place = SimpleNamespace(write_manifest=write, layout=CacheLayout(tmp_path))
     build._run(outcomes(), place, build.Summary(), {}, None, None)  # type: ignore[arg-type]
     assert len(written) == times
+
+
+def test_a_manifest_that_can_not_be_written_on_the_way_is_told(monkeypatch, tmp_path):
+    def refuse(_seconds):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(build, "_MANIFEST_EVERY_S", 0.0)
+    place = SimpleNamespace(write_manifest=refuse, layout=CacheLayout(tmp_path))
+    with pytest.raises(CacheError, match="read-only"):
+        build._run([Outcome("1.2", "cached")], place, build.Summary(), {}, None, None)  # type: ignore[arg-type]

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from aneurysm.annotations.tables import SeriesNotes
+from aneurysm.cache import pool, series
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.pool import run_jobs
+from aneurysm.cache.pool import build_in_child, run_jobs
+from aneurysm.cache.publish import claim
 from aneurysm.cache.series import Outcome, SeriesJob
 from aneurysm.cache.spec import load_spec
+from aneurysm.cache.supervisor import Limits
 from aneurysm.dicom.scan import SeriesSource
-from aneurysm.errors import Reason
+from aneurysm.errors import NoSpaceError, Reason
 
 
 class Engine:
@@ -65,3 +75,74 @@ def test_what_another_run_left_and_is_then_lost_is_tried_alone_and_recorded(tmp_
     assert engine.asked == [["1.1", "1.2"], ["1.2"], ["1.1"], ["1.2"]]
     assert layout.record("1.1").is_file()
     assert layout.record("1.2").is_file()
+
+
+class Answers:
+    """Answers each call in turn, of every series the same; the last for ever."""
+
+    def __init__(self, *answers: tuple[str, str]) -> None:
+        self.answers = list(answers)
+        self.calls = 0
+
+    def build(self, jobs):
+        self.calls += 1
+        status, reason = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        yield from (Outcome(job.source.uid, status, reason, "so") for job in jobs)
+
+
+def test_what_stays_in_the_hands_of_another_run_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(pool, "_LOOK_S", 0.05)
+    engine = Answers(("busy", ""))
+    (outcome,) = run_jobs([job(tmp_path, "1.1")], engine, CacheLayout(tmp_path))
+    assert outcome.status == "busy"
+    assert engine.calls >= 3
+
+
+def test_a_series_that_another_run_builds_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_LOOK_S", 0.05)
+    layout, engine = CacheLayout(tmp_path), Answers(("busy", ""))
+    with claim(layout, "1.1"):
+        threading.Timer(0.3, layout.volume("1.1").mkdir, kwargs={"parents": True}).start()
+        (outcome,) = run_jobs([job(tmp_path, "1.1")], engine, layout)
+    assert outcome.status == "skipped"
+    assert engine.calls == 1
+
+
+@pytest.mark.parametrize(
+    "lost, status", [(Reason.WORKER_KILLED, "busy"), (Reason.OUT_OF_MEMORY, "busy"), (Reason.TIMED_OUT, "failed")]
+)
+def test_a_lost_series_that_somebody_else_has_by_then_is_not_called_tried_twice(tmp_path, lost, status):
+    """Only a process that was out of time may live on, in the kernel, and hold its series."""
+    layout = CacheLayout(tmp_path)
+    (outcome,) = run_jobs([job(tmp_path, "1.1")], Answers(("failed", lost), ("busy", "")), layout)
+    assert outcome.status == status
+    assert "tried twice" not in outcome.detail
+    assert layout.record("1.1").exists() == (status == "failed")
+
+
+def test_a_retry_does_not_count_the_record_of_another_run_but_its_volume(tmp_path):
+    layout, retry = CacheLayout(tmp_path), replace(job(tmp_path, "1.1"), retry=True)
+    layout.record("1.1").parent.mkdir()
+    layout.record("1.1").touch()
+    assert job(tmp_path, "1.1").is_done(layout)
+    assert not retry.is_done(layout)
+    layout.volume("1.1").mkdir(parents=True)
+    assert retry.is_done(layout)
+
+
+def test_memory_that_is_not_enough_for_the_record_either_is_a_lost_series(tmp_path):
+    def run(*_args, **_options):
+        raise MemoryError
+
+    outcome = build_in_child(SimpleNamespace(run=run), job(tmp_path, "1.1"), Limits())  # type: ignore[arg-type]
+    assert (outcome.status, outcome.reason) == ("failed", Reason.OUT_OF_MEMORY)
+
+
+def test_a_disk_that_is_full_when_a_lost_series_is_recorded_is_told(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(series, "write_json", refuse)
+    with pytest.raises(NoSpaceError, match="full"):
+        list(run_jobs([job(tmp_path, "1.1")], Losing(), CacheLayout(tmp_path)))

@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aneurysm.cache import reader
+from aneurysm.cache.open_volume import ZarrArray
 from aneurysm.cache.reader import CachedVolume, close_volumes
+from aneurysm.cache.shard_reader import shard_layout
 from aneurysm.cache.spec import load_spec, shipped_specs
 from aneurysm.cache.writer import write_volume
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
@@ -102,7 +104,7 @@ def test_other_layouts_are_read_by_zarr(tmp_path):
     shutil.rmtree(folder)
     zarr.create_array(folder, data=voxels, chunks=(16, 16, 16), compressors="auto", zarr_format=3)
     volume = CachedVolume(tmp_path, "1")
-    assert isinstance(reader._handles.get(volume).image, reader._ZarrArray)
+    assert isinstance(reader._handles.get(volume).image, ZarrArray)
     assert np.array_equal(volume.read((3, 4, 5), (30, 30, 30)), voxels[3:33, 4:34, 5:35])
 
 
@@ -110,7 +112,7 @@ def test_remote_volumes_are_read_by_zarr(tmp_path):
     voxels = make_volume(tmp_path, "1", (40, 44, 48), vessels=True)
     url = f"file://{tmp_path}"
     here, there = CachedVolume(tmp_path, "1"), pickle.loads(pickle.dumps(CachedVolume(url, "1")))
-    assert isinstance(reader._handles.get(CachedVolume(url, "1")).image, reader._ZarrArray)
+    assert isinstance(reader._handles.get(CachedVolume(url, "1")).image, ZarrArray)
     assert there.shape == voxels.shape
     assert there.attributes == here.attributes
     box = ((-3, 4, 20), (30, 30, 40))
@@ -302,11 +304,11 @@ def test_read_only_media(volumes):
 def test_metadata_beyond_the_fast_path_is_told_from_it(volumes):
     root, _ = volumes
     metadata = json.loads((root / "volumes/1.0.zarr/0/zarr.json").read_text())
-    assert reader.shard_layout(metadata) is not None
+    assert shard_layout(metadata) is not None
     for change in (
         {"data_type": "float32"},
         {"shape": [10, 10]},
         {"codecs": []},
         {"chunk_key_encoding": {"name": "v2"}},
     ):
-        assert reader.shard_layout({**metadata, **change}) is None
+        assert shard_layout({**metadata, **change}) is None

@@ -120,14 +120,14 @@ def submit(slurm: Slurm, work: Path) -> list[str]:
 
 def kill_precache(slurm: Slurm, array: str, task: str) -> list[psutil.Process]:
     """SIGKILL to the processes that build, of one task."""
-    found = [
-        process
-        for process in slurm.processes(SLURM_ARRAY_JOB_ID=array, SLURM_ARRAY_TASK_ID=task)
-        if "cli.main" in process.cmdline()
-    ]
+    found = precache_processes(slurm, SLURM_ARRAY_JOB_ID=array, SLURM_ARRAY_TASK_ID=task)
     for process in found:
         process.send_signal(signal.SIGKILL)
     return found
+
+
+def precache_processes(slurm: Slurm, **variables: str) -> list[psutil.Process]:
+    return [process for process in slurm.processes(**variables) if "cli.main" in process.cmdline()]
 
 
 def test_preempted_tasks_drop_what_they_hold_within_seconds(long_run: Built, work: Path) -> None:
@@ -136,7 +136,11 @@ def test_preempted_tasks_drop_what_they_hold_within_seconds(long_run: Built, wor
     with loopback_slurm(job_environment(work, long_run.data)) as slurm:
         array = submit(slurm, work)[0]
         slurm.wait(lambda: published(cache), 90, "a first volume")
+        running = precache_processes(slurm, SLURM_ARRAY_JOB_ID=array)
+        assert running
         slurm.run("scontrol", "requeue", array)  # as preemption does
+        _, alive = psutil.wait_procs(running, timeout=20)
+        assert not alive, "SIGTERM did not end it, and SIGKILL comes after 30 s"
         slurm.wait(lambda: not slurm.jobs(), 300, "the end of all jobs")
     assert same_cache(cache, long_run.cache) == [], logs(work)
     assert leftovers(cache) == []

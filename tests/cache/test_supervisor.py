@@ -208,3 +208,13 @@ def test_children_are_used_again_and_end_together() -> None:
     assert not any(map(psutil.pid_exists, pids))
     with pytest.raises(StoppedError):
         children.run(os.getpid)
+
+
+def test_many_that_do_not_die_are_not_waited_for_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when they hang in the kernel, on a dead file server."""
+    monkeypatch.setattr(Child, "wait", lambda _child, patience_s=supervisor._KILL_S: time.sleep(patience_s))
+    children = Children()
+    children._all = [Child() for _ in range(20)]
+    began = time.monotonic()
+    children.stop()
+    assert time.monotonic() - began < 3 * supervisor._KILL_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from aneurysm.cache import verify
+from aneurysm.cache.writer import content_hash
 from tests.cache.conftest import Built
 from tests.support.cache_state import manifest, same_cache, tree_digest
 from tests.support.command import call_cli
@@ -152,6 +155,47 @@ def test_damage_inside_the_data_is_found_by_deep(cache: Path, built: Built, dama
     assert "Traceback" not in ran.text
     if damage != "two volumes swapped":
         assert built.uids[1] in ran.text
+
+
+ODD: dict[str, object] = {
+    "intensity": {"scale": 0, "offset": 0, "clip": [0, 1]},
+    "affine_lps": [[1, 0], [0]],
+    "lesions": [{"row": 3}],
+    "blocks": 7,
+    "source": {},
+}
+
+
+@pytest.mark.parametrize("key", ODD)
+def test_odd_metadata_are_a_fault(cache: Path, built: Built, key: str) -> None:
+    _attributes(cache, built.uids[1], **{key: ODD[key]})
+    ran = call_cli("verify", "--workers", 1, "--cache", cache, "--deep")
+    assert ran.code == 3, ran.text
+    assert f"{built.uids[1]}: content hash differs" in ran.out
+    assert built.uids[0] not in ran.out
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), FileNotFoundError("zarr.json")])
+def test_a_volume_that_can_not_be_read_is_a_fault(
+    cache: Path, built: Built, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def fail(folder: Path, _attributes: object) -> str:
+        if built.uids[1] in folder.name:
+            raise error
+        return content_hash(folder, _attributes)
+
+    monkeypatch.setattr(verify, "content_hash", fail)
+    ran = call_cli("verify", "--workers", 1, "--cache", cache)
+    assert ran.code == 3
+    assert f"{built.uids[1]}: the volume can't be read: {type(error).__name__}" in ran.out
+
+
+def test_a_record_without_a_row_is_a_fault(cache: Path) -> None:
+    (cache / "rejected").mkdir(exist_ok=True)
+    (cache / "rejected" / "1.2.json").write_text("[]")
+    ran = call_cli("verify", "--workers", 1, "--cache", cache)
+    assert ran.code == 3
+    assert "1.2: there is a record" in ran.out
 
 
 def test_a_flipped_byte_in_the_vessel_mask_is_found(cache: Path, built: Built) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -143,3 +145,22 @@ def test_the_size_is_told_from_the_file_in_the_middle(tmp_path):
     assert scan.SeriesSource("1.2", tmp_path).approximate_size() == 21
     assert scan.SeriesSource("1.2", files=(str(tmp_path / "c"),)).approximate_size() == 100
     assert scan.SeriesSource("1.2", tmp_path / "folder").approximate_size() == 0
+
+
+def test_what_can_not_be_opened_in_a_free_tree_is_counted(tmp_path, monkeypatch):
+    """A folder that is root's alone, as lost+found, and a link to itself."""
+    data = tmp_path / "data"
+    write_series(data / "one", STACK, PATTERN, uid=UID)
+    (data / "lost+found").mkdir()
+    (data / "loop").symlink_to("loop")
+    list_folder = os.scandir
+
+    def refuse(folder):
+        if Path(folder).name == "lost+found":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return list_folder(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = scan.find_series(data)
+    assert [source.uid for source in found.sources] == [UID]
+    assert found.ignored == Counter(unreadable=2)

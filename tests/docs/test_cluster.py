@@ -12,8 +12,6 @@ from tests.support.cache_state import leftovers, manifest
 from tests.support.command import call_cli, environment
 from tests.support.run_data import ROOT, write_rsna_data
 
-kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="the schemas of Kubernetes are not installed")
-
 
 @pytest.fixture
 def job() -> dict:
@@ -24,6 +22,7 @@ def job() -> dict:
 
 
 def test_the_job_is_one_that_kubernetes_takes(job):
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="the schemas of Kubernetes aren't there")
     kubernetes_validate.validate(job, "1.33", strict=True)
     spec = job["spec"]
     (container,) = spec["template"]["spec"]["containers"]

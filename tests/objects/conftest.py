@@ -15,7 +15,6 @@ from uuid import uuid4
 
 import boto3
 import pytest
-from joblib.externals.loky import get_reusable_executor
 
 from aneurysm.cache.reader import close_volumes
 from aneurysm.objects import store
@@ -74,8 +73,6 @@ def _settings(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tempfile.tempdir", None)
     store._opened.cache_clear()
-    # Workers of an earlier test have its environment.
-    get_reusable_executor().shutdown(wait=True, kill_workers=True)
     yield
     store._opened.cache_clear()
     close_volumes()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from aneurysm.annotations.tables import read_tables
-from aneurysm.cache import build
+from aneurysm.cache import build, series
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.merge import merge
 from aneurysm.cache.series import SeriesJob, build_series, patient_key
@@ -21,7 +23,7 @@ from aneurysm.cache.spec import load_spec
 from aneurysm.cache.verify import verify_cache
 from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
-from aneurysm.objects import stored_cache
+from aneurysm.objects import store, stored_cache
 from tests.objects.conftest import SECRET, Bucket, Built
 from tests.support.cache_state import leftovers, manifest, same_cache
 from tests.support.command import Ran, call_cli, environment, start_cli
@@ -208,6 +210,40 @@ def test_records_retries_and_overwriting(built: Built, bucket: Bucket, tmp_path:
 def _replace_files(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
+
+
+def test_a_failure_leaves_the_volume_that_is_there(
+    built: Built, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid, url = built.uids[1], bucket.upload(built.cache, "cache")
+    before = bucket.keys("cache/volumes/")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(series, "read_series", fail)
+    summary = build.precache(built.data, url, overwrite=True, series=[uid])
+    assert (summary.failed, summary.total_cached) == (1, 4)
+    assert bucket.keys("cache/volumes/") == before
+    assert bucket.keys("cache/rejected/") == []
+
+
+def test_a_run_that_is_told_to_stop_asks_the_store_for_nothing_more(
+    built: Built, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails is asked again for longer than a batch system waits."""
+
+    class Stops:
+        def started(self, *_: object) -> None: ...
+
+        def finished(self, *_: object) -> None:
+            monkeypatch.setattr(store.ObjectStore, "find", pytest.fail)
+            monkeypatch.setattr(store.ObjectStore, "write", pytest.fail)
+            raise SystemExit(143)
+
+    with pytest.raises(SystemExit):
+        build.precache(built.data, f"{bucket.url}/cache", progress=Stops())
+    assert "cache/manifest.csv" not in bucket.keys("cache/")
 
 
 def test_shards_and_their_tables(built: Built, bucket: Bucket, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_volume_removed_while_it_is_open_is_read_on(stored: str, built: Built)
 
 def test_a_volume_removed_just_before_it_is_opened(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
     volume, opened = Cache.open(stored)[0], []
-    real = reader._open_volume
+    real = reader.open_volume
 
     def removed_first(path):
         if not opened:
@@ -103,7 +103,7 @@ def test_a_volume_removed_just_before_it_is_opened(stored: str, monkeypatch: pyt
         opened.append(path)
         return real(path)
 
-    monkeypatch.setattr(reader, "_open_volume", removed_first)
+    monkeypatch.setattr(reader, "open_volume", removed_first)
     assert volume.shape
     assert len(opened) == 2
 

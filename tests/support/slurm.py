@@ -42,7 +42,7 @@ SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
 SlurmdTimeout=6
-KillWait=5
+KillWait=30
 JobRequeue=1
 SlurmdParameters=config_overrides
 NodeName=n[1-{n}] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2 RealMemory=64000 State=UNKNOWN

@@ -1,0 +1,123 @@
+"""open_volume(): the folder or URL of a volume -> OpenVolume, whose chunks can be read.
+
+Metadata and shard of a folder are opened through one descriptor of it, so they belong together even if the volume is
+replaced at that moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from aneurysm.cache.blocks import Blocks
+from aneurysm.cache.layout import IMAGE, VESSELS
+from aneurysm.cache.shard_reader import ShardReader, Triple, shard_layout
+from aneurysm.errors import CacheNotFoundError, DamagedCacheError
+
+
+class ZarrArray:
+    """An array that the fast path can't read, read by zarr-python: other codecs, no shards, several, remote ones."""
+
+    def __init__(self, array: Any, name: str) -> None:
+        self._name, self._array = name, array
+        z, y, x = self._array.shape
+        self.shape: Triple = (z, y, x)
+        self.dtype, self.fill = self._array.dtype, int(self._array.fill_value)
+
+    def read(self, start: Triple, out: NDArray[Any]) -> None:
+        """Fill ``out`` with the box at ``start``; see `ShardReader.read`."""
+        try:
+            out[...] = self._array[tuple(slice(s, s + n) for s, n in zip(start, out.shape, strict=True))]
+        except Exception as error:
+            raise DamagedCacheError(f"{self._name} can't be read: {error}") from error
+
+
+@dataclass
+class OpenVolume:
+    """An open volume: its metadata, its voxels, its vessel mask if it has one, and its blocks once asked for."""
+
+    attributes: dict[str, Any]
+    image: ShardReader | ZarrArray
+    vessels: ShardReader | ZarrArray | None
+    blocks: Blocks | None = None
+
+
+def open_volume(path: Path | str) -> OpenVolume:
+    """
+    Open the volume in a folder, or at a URL that fsspec knows.
+
+    Raises
+    ------
+    CacheNotFoundError
+        There is none.
+    DamagedCacheError
+        Its metadata are missing or damaged.
+    """
+    if isinstance(path, str):
+        return _open_remote(path)
+    name = path.name.removesuffix(".zarr")
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CacheNotFoundError(f"there is no volume {path}") from error
+    try:
+        attributes = _read_json(folder, "zarr.json", name).get("attributes", {}).get("aneurysm")
+        if not isinstance(attributes, dict):
+            raise DamagedCacheError(f"volume {name}: zarr.json lacks the attribute aneurysm")
+        image = _open_array(path, folder, IMAGE, name)
+        has_vessels = _exists(folder, VESSELS)
+        return OpenVolume(attributes, image, _open_array(path, folder, VESSELS, name) if has_vessels else None)
+    finally:
+        os.close(folder)
+
+
+def _open_array(path: Path, folder: int, array: str, name: str) -> ShardReader | ZarrArray:
+    called = f"volume {name}, array {array}"
+    layout = shard_layout(_read_json(folder, f"{array}/zarr.json", called))
+    if layout is not None:
+        return ShardReader(array, layout, called, folder)
+    import zarr
+
+    return ZarrArray(zarr.open_array(path / array, mode="r"), called)
+
+
+def _open_remote(url: str) -> OpenVolume:
+    import zarr
+
+    name = url.rsplit("/", 1)[-1].removesuffix(".zarr")
+    try:
+        group: Any = zarr.open_group(url, mode="r")
+        image, attributes = group[IMAGE], group.attrs.get("aneurysm")
+        vessels = group.get(VESSELS, None)
+    except (FileNotFoundError, KeyError) as error:
+        raise CacheNotFoundError(f"there is no volume {url}") from error
+    if not isinstance(attributes, dict):
+        raise DamagedCacheError(f"volume {name}: zarr.json lacks the attribute aneurysm")
+    called = f"volume {name}, array "
+    masked = None if vessels is None else ZarrArray(vessels, called + VESSELS)
+    return OpenVolume(attributes, ZarrArray(image, called + IMAGE), masked)
+
+
+def _exists(folder: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _read_json(folder: int, path: str, name: str) -> dict[str, Any]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+        with os.fdopen(descriptor, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise DamagedCacheError(f"{name}: {path} is missing or damaged ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise DamagedCacheError(f"{name}: {path} is damaged")
+    return content
