@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aneurysm.errors import DataError, UsageError
+from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
-from aneurysm.objects.url import is_url
 from cli.exits import Exit, end_on_sigterm
 from cli.local_cache import LocalCache, LocalCacheGb
+from cli.predict_input import find, split
 from cli.predict_output import fill_table, laid_over, print_answer, shown
 
 if TYPE_CHECKING:
     from aneurysm.inference.calibration import Calibration
     from aneurysm.inference.failure import Failure
     from aneurysm.inference.predictor import Prediction
-    from aneurysm.inference.series_paths import SeriesPath
 
 
 class FallbackName(StrEnum):
@@ -109,7 +108,7 @@ def predict(
 
     end_on_sigterm()
     started = time.perf_counter()
-    checkpoints, series = _split(paths)
+    checkpoints, series = split(paths)
     names = device_names(device, devices)
     fitted = _calibration(checkpoints, calibration, off=no_calibration)
     rates = None if fallback is None else base_rates(checkpoints)
@@ -131,7 +130,7 @@ def predict(
     }
     predictor = load_predictor(checkpoints, device=names[0], **loading) if len(names) == 1 else None
     overlays = None if overlay is None else Overlays(overlay)
-    found, absent = _find(series, local_cache, local_cache_gb)
+    found, absent = find(series, local_cache, local_cache_gb)
     todo = [
         p
         for p in found
@@ -155,28 +154,6 @@ def predict(
     typer.echo("For research. Not for clinical use.", err=True)
     if bad:
         raise typer.Exit(Exit.SOME_FAILED)
-
-
-def _split(paths: list[str]) -> tuple[list[Path], list[str]]:
-    """Tell checkpoints from series; of a run's folder its best checkpoint is meant."""
-    checkpoints, series = [], []
-    for text in paths:
-        path = Path(text)
-        best = path / "checkpoints" / "best.ckpt"
-        if is_url(text):
-            series.append(text)
-        elif best.is_file():
-            checkpoints.append(best)
-        elif path.suffix == ".ckpt":
-            checkpoints.append(path)
-        else:
-            series.append(text)
-    if not checkpoints or not series:
-        lacking = "series" if checkpoints else "checkpoint (*.ckpt, or a run's folder)"
-        raise UsageError(f"no {lacking} among {', '.join(paths)}")
-    if missing := [path for path in checkpoints if not path.is_file()]:
-        raise UsageError(f"there is no checkpoint {missing[0]}")
-    return checkpoints, series
 
 
 def _calibration(checkpoints: list[Path], given: Path | None, *, off: bool) -> Calibration | None:
@@ -207,22 +184,3 @@ def _with_rates(
 
     for answer in answers:
         yield replace(answer, probabilities=rates) if isinstance(answer, Failure) else answer
-
-
-def _find(
-    paths: list[str], local_cache: str | None, local_cache_gb: float | None
-) -> tuple[list[SeriesPath], list[Failure]]:
-    """Return the series at ``paths``, each once, and a failure for each path that holds none."""
-    from aneurysm.errors import Reason
-    from aneurysm.inference.failure import Failure
-    from aneurysm.inference.series_paths import find_paths
-
-    found: dict[str, SeriesPath] = {}
-    absent = []
-    for path in paths:
-        try:
-            there = find_paths(path, local_cache=local_cache, local_cache_gb=local_cache_gb)
-            found.update((p.uid, p) for p in there)
-        except DataError as error:
-            absent.append(Failure(Path(path).name, "rejected", Reason.NO_IMAGES, str(error)))
-    return list(found.values()), absent

@@ -59,13 +59,13 @@ def rows_of(path):
 
 
 def test_two_processes_answer_what_one_does(data, checkpoint, tmp_path):
-    (tmp_path / "none").mkdir()
-    given = (checkpoint, data, tmp_path / "none", "--device", "cpu")
+    (tmp_path / "1.2.9").mkdir()
+    given = (checkpoint, data, tmp_path / "1.2.9", "--device", "cpu")
     assert call_cli("predict", *given, "--out", tmp_path / "1.csv").code == 8
     ran = call_cli("predict", *given, "--out", tmp_path / "2.csv", "--devices", 2)
     assert ran.code == 8, ran.text
     one, two = rows_of(tmp_path / "1.csv"), rows_of(tmp_path / "2.csv")
-    assert set(one) == set(two) == {*UIDS, "none"}
+    assert set(one) == set(two) == {*UIDS, "1.2.9"}
     for uid in UIDS:
         values = [[float(rows[uid][label]) for label in LABELS] for rows in (one, two)]
         assert np.allclose(*values, atol=1e-5)

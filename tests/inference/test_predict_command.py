@@ -219,11 +219,11 @@ def test_what_is_written_stays_when_a_run_is_interrupted(data, checkpoint, tmp_p
 
 
 def test_an_empty_folder_is_a_row(data, checkpoint, tmp_path):
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "1.2.5").mkdir()
     out = tmp_path / "found.csv"
-    ran = call_cli("predict", checkpoint, tmp_path / "empty", data / "1.2.0", "--out", out)
+    ran = call_cli("predict", checkpoint, tmp_path / "1.2.5", data / "1.2.0", "--out", out)
     assert ran.code == 8
-    assert [(r["series_uid"], r["reason"]) for r in rows_of(out)] == [("empty", "no_images"), ("1.2.0", "")]
+    assert [(r["series_uid"], r["reason"]) for r in rows_of(out)] == [("1.2.5", "no_images"), ("1.2.0", "")]
 
 
 @pytest.mark.parametrize(
