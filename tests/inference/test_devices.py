@@ -199,6 +199,9 @@ def test_the_device_of_each_process(monkeypatch, gpus, device, devices, expected
         ("auto", "0", "--devices 0: give a number from 1, or auto"),
         ("auto", "all", "--devices all"),
         ("auto", "3", "3 GPUs were asked for; there are 2"),
+        ("gpu", "1", "there is no device 'gpu'"),
+        ("cuda:2", "1", "there is no cuda:2: GPUs that can be used here: 2"),
+        ("mps", "auto", "there is no device 'mps'"),
         ("cuda:1", "2", "cuda:1 is one device, and 2 were asked for"),
     ],
 )

@@ -237,6 +237,8 @@ def test_an_empty_folder_is_a_row(data, checkpoint, tmp_path):
         (["{checkpoint}", "{data}", "--out", "{data}/nowhere/x.csv"], "there is no folder"),
         (["{checkpoint}", "{data}", "--out", "{checkpoint}.csv"], "not a table of predictions"),
         (["{checkpoint}", "{data}", "--precision", "fp8"], "no precision"),
+        (["{checkpoint}", "{data}", "--device", "gpu"], "there is no device 'gpu'"),
+        (["{checkpoint}", "{data}", "--device", "cuda:99"], "there is no cuda:99"),
         (["{checkpoint}", "{data}", "--gate", "-1"], "the gate is -1"),
         (["{checkpoint}", "{data}", "--devices", "none"], "give a number from 1, or auto"),
         (["{checkpoint}", "{data}", "--calibration", "{data}"], "can't be read"),
