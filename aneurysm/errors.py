@@ -107,11 +107,19 @@ class Reason(StrEnum):
     TIMED_OUT = "timed_out"
     READ_ERROR = "read_error"
     OUT_OF_MEMORY = "out_of_memory"
+    NOT_A_NUMBER = "not_a_number"
     INTERNAL_ERROR = "internal_error"
 
 
 FAILURES = frozenset(
-    {Reason.WORKER_KILLED, Reason.TIMED_OUT, Reason.READ_ERROR, Reason.OUT_OF_MEMORY, Reason.INTERNAL_ERROR}
+    {
+        Reason.WORKER_KILLED,
+        Reason.TIMED_OUT,
+        Reason.READ_ERROR,
+        Reason.OUT_OF_MEMORY,
+        Reason.NOT_A_NUMBER,
+        Reason.INTERNAL_ERROR,
+    }
 )
 """Reasons that speak of this run rather than of the data: status ``failed``, not ``rejected``."""
 

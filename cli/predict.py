@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from enum import StrEnum
 from itertools import chain
@@ -12,18 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aneurysm.errors import DataError, UsageError
+from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
-from aneurysm.objects.url import is_url
 from cli.exits import Exit, end_on_sigterm
 from cli.local_cache import LocalCache, LocalCacheGb
+from cli.predict_input import find, split
 from cli.predict_output import fill_table, laid_over, print_answer, shown
 
 if TYPE_CHECKING:
     from aneurysm.inference.calibration import Calibration
     from aneurysm.inference.failure import Failure
+    from aneurysm.inference.prediction_table import PredictionTable
     from aneurysm.inference.predictor import Prediction
-    from aneurysm.inference.series_paths import SeriesPath
 
 
 class FallbackName(StrEnum):
@@ -102,23 +103,21 @@ def predict(
     Exit code 0: all predicted; 8: some could not be, and their rows say why.
     """
     from aneurysm.inference.base_rates import base_rates
+    from aneurysm.inference.device import usual_precision
     from aneurysm.inference.devices import device_names, predict_on
     from aneurysm.inference.overlays import Overlays
-    from aneurysm.inference.prediction_table import PredictionTable, model_key
+    from aneurysm.inference.prediction_table import model_key, open_table
     from aneurysm.inference.predictor import load_predictor
 
     end_on_sigterm()
     started = time.perf_counter()
-    checkpoints, series = _split(paths)
+    checkpoints, series = split(paths)
     names = device_names(device, devices)
     fitted = _calibration(checkpoints, calibration, off=no_calibration)
     rates = None if fallback is None else base_rates(checkpoints)
+    # Before the table's key is made: a table that was begun on a CPU must not go on in another precision on a GPU.
+    precision = precision or usual_precision(names[0])
     options = {"flip": flip, "candidates": candidates, "overlap": overlap, "precision": precision, "gate": gate}
-    table = None
-    if out is not None:
-        key = "" if fitted is None else fitted.key
-        model_and_options = model_key(checkpoints, **options, model=model, calibration=key, fallback=fallback)
-        table = PredictionTable(out, model_and_options, key, gate)
     loading: dict[str, Any] = options | {
         "batch_size": batch_size,
         "workers": workers,
@@ -129,54 +128,52 @@ def predict(
         "timeout_s": timeout_s,
         "memory_mb": memory_mb,
     }
-    predictor = load_predictor(checkpoints, device=names[0], **loading) if len(names) == 1 else None
-    overlays = None if overlay is None else Overlays(overlay)
-    found, absent = _find(series, local_cache, local_cache_gb)
-    todo = [
-        p
-        for p in found
-        if table is None
-        or not table.has(p.uid, retry_failed=retry_failed)
-        or (overlays is not None and table.rows[p.uid]["status"] == "predicted" and not overlays.has(p.uid))
-    ]
-    predicted = predict_on(names, checkpoints, loading, todo) if predictor is None else predictor.predict(todo)
-    if overlays is not None:
-        predicted = laid_over(predicted, overlays)
-    answers = shown(_with_rates(chain(absent, predicted), rates), len(absent) + len(todo))
-    if table is None:
-        bad = sum([print_answer(answer) for answer in answers])
-    else:
-        fill_table(table, answers)
-        bad = table.bad
-        typer.echo(
-            f"{len(todo)} series in {time.perf_counter() - started:.1f} s; {out} holds {len(table.rows)}, "
-            f"{bad} of them without an answer."
-        )
+    with ExitStack() as stack:
+        table = None
+        if out is not None:
+            key = "" if fitted is None else fitted.key
+            made_by = model_key(checkpoints, **options, model=model, calibration=key, fallback=fallback)
+            table = stack.enter_context(open_table(out, made_by, key, gate))
+        predictor = load_predictor(checkpoints, device=names[0], **loading) if len(names) == 1 else None
+        overlays = None if overlay is None else Overlays(overlay, overlay_label, cam=cam)
+        found, absent = find(series, local_cache, local_cache_gb)
+        if table is not None:
+            table.write()  # that it can't be written must not show after hours
+            absent = _new(absent, table, retry_failed=retry_failed)
+        todo = [
+            p
+            for p in found
+            if table is None
+            or not table.has(p.uid, retry_failed=retry_failed)
+            or (overlays is not None and table.rows[p.uid]["status"] == "predicted" and not overlays.has(p.uid))
+        ]
+        predicted = predict_on(names, checkpoints, loading, todo) if predictor is None else predictor.predict(todo)
+        if overlays is not None:
+            predicted = laid_over(predicted, overlays)
+        answers = shown(_with_rates(chain(absent, predicted), rates), len(absent) + len(todo))
+        if table is None:
+            bad = sum([print_answer(answer) for answer in answers])
+        else:
+            fill_table(table, answers)
+            bad = table.bad
+            typer.echo(
+                f"{len(todo)} series in {time.perf_counter() - started:.1f} s; {out} holds {len(table.rows)}, "
+                f"{bad} of them without an answer."
+            )
     typer.echo("For research. Not for clinical use.", err=True)
     if bad:
         raise typer.Exit(Exit.SOME_FAILED)
 
 
-def _split(paths: list[str]) -> tuple[list[Path], list[str]]:
-    """Tell checkpoints from series; of a run's folder its best checkpoint is meant."""
-    checkpoints, series = [], []
-    for text in paths:
-        path = Path(text)
-        best = path / "checkpoints" / "best.ckpt"
-        if is_url(text):
-            series.append(text)
-        elif best.is_file():
-            checkpoints.append(best)
-        elif path.suffix == ".ckpt":
-            checkpoints.append(path)
+def _new(absent: list[Failure], table: PredictionTable, *, retry_failed: bool) -> list[Failure]:
+    """Leave out those that the table has a row of, above all an answer: today its folder may just not be mounted."""
+    new = []
+    for failure in absent:
+        if table.has(failure.series_uid, retry_failed=retry_failed):
+            typer.echo(f"{failure.series_uid}: {failure.detail}; its row stays as it is", err=True)
         else:
-            series.append(text)
-    if not checkpoints or not series:
-        lacking = "series" if checkpoints else "checkpoint (*.ckpt, or a run's folder)"
-        raise UsageError(f"no {lacking} among {', '.join(paths)}")
-    if missing := [path for path in checkpoints if not path.is_file()]:
-        raise UsageError(f"there is no checkpoint {missing[0]}")
-    return checkpoints, series
+            new.append(failure)
+    return new
 
 
 def _calibration(checkpoints: list[Path], given: Path | None, *, off: bool) -> Calibration | None:
@@ -207,22 +204,3 @@ def _with_rates(
 
     for answer in answers:
         yield replace(answer, probabilities=rates) if isinstance(answer, Failure) else answer
-
-
-def _find(
-    paths: list[str], local_cache: str | None, local_cache_gb: float | None
-) -> tuple[list[SeriesPath], list[Failure]]:
-    """Return the series at ``paths``, each once, and a failure for each path that holds none."""
-    from aneurysm.errors import Reason
-    from aneurysm.inference.failure import Failure
-    from aneurysm.inference.series_paths import find_paths
-
-    found: dict[str, SeriesPath] = {}
-    absent = []
-    for path in paths:
-        try:
-            there = find_paths(path, local_cache=local_cache, local_cache_gb=local_cache_gb)
-            found.update((p.uid, p) for p in there)
-        except DataError as error:
-            absent.append(Failure(Path(path).name, "rejected", Reason.NO_IMAGES, str(error)))
-    return list(found.values()), absent

@@ -99,4 +99,5 @@ def _place(candidate: LocatedCandidate) -> str:
     if source is None:
         return f"LPS ({lps}) mm"
     frame = "" if source.frame is None else f", frame {source.frame}"
-    return f"LPS ({lps}) mm: image {source.sop_uid}{frame}, column {source.column:.1f}, row {source.row:.1f}"
+    place = f"column {source.column:.1f}, row {source.row:.1f} (counted from 0)"
+    return f"LPS ({lps}) mm: image {source.sop_uid}{frame}, {place}"

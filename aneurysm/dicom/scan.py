@@ -105,6 +105,16 @@ def safe_source(uid: str, folder: Path | None = None, files: Sequence[str] = ())
     return SeriesSource(f"invalid-{digest}", folder, tuple(files), f"{uid[:80]!a} is no valid UID")
 
 
+def is_uid(name: str) -> bool:
+    """Say whether a name is one that DICOM gives: numbers and dots."""
+    return _UID.fullmatch(name) is not None
+
+
+def made_up_name(kind: str, place: str) -> str:
+    """Return the name of a series without a UID: of where it lies, but not telling it, for paths may name patients."""
+    return f"{kind}-{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+
+
 def _rsna_layout(root: Path) -> Inventory:
     ignored = Counter[str]()
     sources = []
@@ -156,9 +166,10 @@ def group_by_series(
     taken = {s.uid for s in sources}
     for folder, files in sorted(by_folder.items()):
         name = folder.name
-        if not _UID.fullmatch(name) or name in taken:
+        if not is_uid(name) or name in taken:
             relative = folder.relative_to(root).as_posix()
-            name = f"folder-{hashlib.sha256(relative.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+            name = made_up_name("folder", relative)
+        taken.add(name)
         sources.append(safe_source(name, files=files))
     return sources, ignored
 

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import joblib
+import torch
 
 from aneurysm.cache.child import start_worker
 from aneurysm.errors import AneurysmError, Reason, UsageError
+from aneurysm.inference.device import checked_device
 from aneurysm.inference.failure import Failure, failure
 from aneurysm.inference.predictor import Prediction, load_predictor
 from aneurysm.inference.series_paths import SeriesPath
@@ -44,12 +46,10 @@ def device_names(device: str, devices: str) -> list[str]:
     Raises
     ------
     UsageError
-        There are not so many, or ``device`` names a single one.
+        There is no such device, there are not so many, or ``device`` names a single one.
     """
-    import torch
-
     gpus = torch.cuda.device_count()
-    kind = ("cuda" if gpus else "cpu") if device == "auto" else device
+    kind = checked_device(device)
     if devices == "auto":
         n = max(1, gpus) if kind == "cuda" else 1
     elif devices.isascii() and devices.isdigit() and int(devices) >= 1:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from aneurysm.cache.publish import no_space_told
+from aneurysm.cache.publish import no_space_told, temporary_beside
 
 LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM's x and y run to Left and Posterior, NIfTI's to Right and Anterior."""
@@ -27,7 +27,11 @@ STEPS: Final = 255
 
 
 def write_nifti(
-    path: Path, planes: Iterable[NDArray[np.float32]], shape: tuple[int, int, int], affine_lps: NDArray[np.float64]
+    path: Path,
+    planes: Iterable[NDArray[np.float32]],
+    shape: tuple[int, int, int],
+    affine_lps: NDArray[np.float64],
+    description: str,
 ) -> None:
     """
     Write probabilities to ``path`` (.nii.gz), whole or not at all; a file that is there is replaced.
@@ -40,18 +44,20 @@ def write_nifti(
         Voxels along (i, j, k): i counts the columns of a plane, j its rows, k the planes.
     affine_lps
         (4, 4): (i, j, k, 1) to LPS mm. It may be sheared: then there is an sform only, which ITK refuses to read.
+    description
+        Up to 79 characters of ASCII.
 
     Raises
     ------
     NoSpaceError
         The disk is full.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part = temporary_beside(path)
     with no_space_told(path.parent, "Free some space, and the same command writes what is missing"):
         try:
             # Level 1: most of it is zeros anyway. No time in the file: the same answer has the same bytes.
             with part.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as packed:
-                packed.write(_header(shape, LPS_TO_RAS @ affine_lps))
+                packed.write(_header(shape, LPS_TO_RAS @ affine_lps, description))
                 for plane in planes:
                     packed.write(np.rint(plane * np.float32(STEPS)).astype(np.uint8).tobytes())
             with part.open("rb") as written:
@@ -61,7 +67,8 @@ def write_nifti(
             part.unlink(missing_ok=True)
 
 
-def _header(shape: tuple[int, int, int], affine_ras: NDArray[np.float64]) -> bytes:
+def _header(shape: tuple[int, int, int], affine_ras: NDArray[np.float64], description: str) -> bytes:
+    assert len(description) < 80
     steps = np.linalg.norm(affine_ras[:3, :3], axis=0)
     axes = affine_ras[:3, :3] / steps
     # qform: a rotation and the sign of the third axis, which is all that it can say.
@@ -77,7 +84,7 @@ def _header(shape: tuple[int, int, int], affine_ras: NDArray[np.float64]) -> byt
         sign, *steps, 0.0, 0.0, 0.0, 0.0,  # pixdim
         352.0, 1 / STEPS, 0.0, 0, 0, 2,  # where the voxels begin, slope, intercept, slices, millimetres
         1.0, 0.0, 0.0, 0.0, 0, 0,  # shown from 0 to 1
-        b"aneurysm: probability of a lesion. Not for clinical use", b"",
+        description.encode("ascii"), b"",
         int(square), 1,  # codes of qform and sform: scanner coordinates
         b, c, d, *affine_ras[:3, 3],
         *affine_ras[:3].ravel(),

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from aneurysm.dicom.scan import safe_source
-from aneurysm.errors import UsageError
+from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.inference.lesion_map import LesionMap, source_affine, source_planes, source_shape
 from aneurysm.inference.nifti import write_nifti
 
 
 class Overlays:
     """
-    Writes ``<series_uid>-cached.nii.gz``, and ``<series_uid>-source.nii.gz`` of a series that came as DICOM.
+    Writes ``<series_uid>-<label>-cached.nii.gz``, and ``-source.nii.gz`` of a series that came as DICOM.
+
+    Parameters
+    ----------
+    folder
+        Is made if need be.
+    label
+        Of the maps, one of `aneurysm.labels.LABELS`.
+    cam
+        They are made by Grad-CAM, and no probabilities: their names say ``<label>-cam``.
 
     Raises
     ------
     UsageError
-        The folder can't be made.
+        The folder can't be made, or nothing written there.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, label: str, *, cam: bool = False) -> None:
         self.folder = folder
+        self._what = label.lower().replace(" ", "-") + ("-cam" if cam else "")
+        self._says = f"{'Grad-CAM' if cam else 'probability'} of {label}; not for clinical use"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"can't make the folder {folder} for overlays: {error.strerror or error}") from error
+        try:
+            TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def has(self, series_uid: str) -> bool:
         """Say whether the map of a series is there; it is written last on the cache's grid."""
@@ -39,16 +55,25 @@ class Overlays:
         ------
         NoSpaceError
             The disk is full.
+        UsageError
+            They can't be written for another reason.
         """
-        stack = lesions.stack
-        if stack is not None:
-            write_nifti(
-                self._path(series_uid, "source"), source_planes(lesions), source_shape(stack), source_affine(stack)
-            )
         z, y, x = lesions.values.shape
-        # NIfTI counts x first.
-        write_nifti(self._path(series_uid, "cached"), lesions.values, (x, y, z), lesions.affine_lps[:, [2, 1, 0, 3]])
+        try:
+            if (stack := lesions.stack) is not None:
+                planes, shape, affine = source_planes(lesions), source_shape(stack), source_affine(stack)
+                write_nifti(self._path(series_uid, "source"), planes, shape, affine, self._says)
+            # NIfTI counts x first.
+            affine = lesions.affine_lps[:, [2, 1, 0, 3]]
+            write_nifti(self._path(series_uid, "cached"), lesions.values, (x, y, z), affine, self._says)
+        except NoSpaceError:
+            raise
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UsageError:
+        return UsageError(f"overlays can't be written in {self.folder}: {error.strerror or error}")
 
     def _path(self, series_uid: str, grid: str) -> Path:
         # A UID comes out of a file: ../x must not become a path.
-        return self.folder / f"{safe_source(series_uid).uid}-{grid}.nii.gz"
+        return self.folder / f"{safe_source(series_uid).uid}-{self._what}-{grid}.nii.gz"

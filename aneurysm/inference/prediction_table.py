@@ -7,10 +7,14 @@ model and options it was made, so that answers of two models never stand in one 
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +25,7 @@ from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.inference.failure import Failure
 from aneurysm.inference.predictor import Prediction
 from aneurysm.labels import LABELS
+from aneurysm.locks import is_locked, take_lock
 
 _COLUMNS: Final = (
     "series_uid",
@@ -45,9 +50,39 @@ def model_key(checkpoints: Sequence[Path], **options: Any) -> str:
     return key.hexdigest()[:12]
 
 
+@contextmanager
+def open_table(path: Path, model: str, calibration: str = "", gate: float = 0.0) -> Iterator[PredictionTable]:
+    """
+    Yield the table at ``path``, which no other process can have meanwhile: each would write over the other's rows.
+
+    Parameters are those of `PredictionTable`.
+
+    Raises
+    ------
+    UsageError
+        Another process has it, or what `PredictionTable` raises.
+    """
+    _check_name(path)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        descriptor = take_lock(lock)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if descriptor is None:
+        raise UsageError(f"another command is at work on {path}: wait for it, or name another file")
+    try:
+        for left in path.absolute().parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            if not is_locked(left):  # of a command that was killed while it wrote
+                left.unlink(missing_ok=True)
+        yield PredictionTable(path, model, calibration, gate)
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 class PredictionTable:
     """
-    The answers so far, by series, in the order in which they came.
+    The answers so far, by series, in the order in which they came. See `open_table`.
 
     Parameters
     ----------
@@ -65,10 +100,7 @@ class PredictionTable:
     """
 
     def __init__(self, path: Path, model: str, calibration: str = "", gate: float = 0.0) -> None:
-        if path.suffix not in _KINDS:
-            raise UsageError(f"{path}: the name must end in {' or '.join(_KINDS)}")
-        if not path.absolute().parent.is_dir():
-            raise UsageError(f"there is no folder {path.absolute().parent}")
+        _check_name(path)
         self.path = path
         self._made_by = {"model": model, "calibration": calibration, "gate": gate}
         self.rows: dict[str, dict[str, Any]] = {}
@@ -77,7 +109,7 @@ class PredictionTable:
             for row in rows:
                 self.rows[row["series_uid"]] = row
             others = {row["model"] for row in rows} - {model}
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise UsageError(f"{path} is not a table of predictions ({error}): name another file") from error
         if others:
             raise UsageError(
@@ -106,17 +138,30 @@ class PredictionTable:
         ------
         NoSpaceError
             The disk is full; the file is as it was.
+        UsageError
+            It can't be written for another reason.
         """
         text = _csv(self.rows.values()) if self.path.suffix == ".csv" else _json(self.rows.values())
         try:
             write_atomically(self.path, text)
         except OSError as error:
             if not is_disk_full(error):
-                raise
+                raise _unwritable(self.path, error) from error
             raise NoSpaceError(
                 f"the disk of {self.path} is full. It holds the answers that were written before; free some space, and "
                 "the same command goes on"
             ) from error
+
+
+def _check_name(path: Path) -> None:
+    if path.suffix not in _KINDS:
+        raise UsageError(f"{path}: the name must end in {' or '.join(_KINDS)}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"there is no folder {path.absolute().parent}")
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path} can't be written: {error.strerror or error}")
 
 
 def _row(answer: Prediction | Failure) -> dict[str, Any]:
@@ -149,7 +194,7 @@ def _rounded(content: Any) -> Any:
 
 
 def _json(rows: Iterable[dict[str, Any]]) -> str:
-    return json.dumps({"labels": LABELS, "series": list(rows)}, indent=1) + "\n"
+    return json.dumps({"labels": LABELS, "series": list(rows)}, indent=1, allow_nan=False) + "\n"
 
 
 def _csv(rows: Iterable[dict[str, Any]]) -> str:
@@ -157,7 +202,7 @@ def _csv(rows: Iterable[dict[str, Any]]) -> str:
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        lists = {k: json.dumps(row[k], separators=(",", ":")) for k in ("candidates", "decisions")}
+        lists = {k: json.dumps(row[k], separators=(",", ":"), allow_nan=False) for k in ("candidates", "decisions")}
         writer.writerow({**row, **(row["probabilities"] or {}), **lists})
     return text.getvalue()
 
@@ -166,6 +211,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".json":
         content = json.loads(path.read_text("utf-8"))
         return list(content["series"])
+    csv.field_size_limit(sys.maxsize)  # hundreds of candidates are longer than its default
     rows = []
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):

@@ -20,12 +20,14 @@ from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.supervisor import NO_LIMITS, Limits
 from aneurysm.dicom.series import Decision
 from aneurysm.dicom.stack import Stack
-from aneurysm.errors import UsageError
+from aneurysm.errors import AneurysmError, Reason, UsageError
 from aneurysm.inference.adjustment import Adjustment
 from aneurysm.inference.calibration import read_calibration
 from aneurysm.inference.candidates import Candidate
+from aneurysm.inference.device import checked_device, memory_told, usual_precision
 from aneurysm.inference.ensemble import Ensemble
 from aneurysm.inference.failure import Failure as Failure
+from aneurysm.inference.failure import failure
 from aneurysm.inference.grad_cam import GradCam
 from aneurysm.inference.lesion_map import LesionMap
 from aneurysm.inference.read_ahead import read_ahead
@@ -33,11 +35,11 @@ from aneurysm.inference.reading import ReadSeries, read_path
 from aneurysm.inference.series_paths import SeriesPath, find_paths
 from aneurysm.inference.source import MemoryVolume
 from aneurysm.inference.source_pixel import SourcePixel, source_pixel
-from aneurysm.inference.windows import SeriesPrediction, WindowOptions, predict_sources
+from aneurysm.inference.windows import SeriesPrediction, WindowOptions, predict_or_pass, predict_sources
 from aneurysm.labels import LABELS, SITES
 from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
 
-PRECISIONS: Final = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_NO_NUMBER: Final = "the model's answer is not a number; --precision fp32 may help"
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ class Predictor:
         adjustment: Adjustment | None = None,
         limits: Limits = NO_LIMITS,
     ) -> None:
-        self._model = model.eval().to(options.device)
+        with memory_told(str(options.device), options.batch_size):
+            self._model = model.eval().to(options.device)
         self.spec, self.options = spec, options
         self.adjustment = adjustment or Adjustment()
         self.limits = limits
@@ -136,22 +139,29 @@ class Predictor:
             The series can't become a volume.
         CacheError
             The cached volume is damaged, or of another spec.
+        DeviceMemoryError
+            The memory does not hold the windows.
+        AneurysmError
+            The model's answer is not a number.
         """
         paths = find_paths(Path(series_path))
         if len(paths) != 1:
             uids = ", ".join(p.uid for p in paths[:3])
             raise UsageError(f"{series_path} holds {len(paths)} series ({uids}, ...): name the folder of one")
-        read = read_path(paths[0], self.spec)
-        return self.of(read)
+        prediction = self.of(read_path(paths[0], self.spec))
+        if not _is_finite(prediction):
+            raise AneurysmError(f"series {prediction.series_uid}: {_NO_NUMBER}")
+        return prediction
 
     def of(self, read: ReadSeries) -> Prediction:
-        """Predict one series that is in memory."""
-        (answer,) = predict_sources(self._model, [read.volume], self.options)
+        """Predict one series that is in memory; it is not looked at whether the answer is a number."""
+        with memory_told(str(self.options.device), self.options.batch_size):
+            (answer,) = predict_sources(self._model, [read.volume], self.options)
         return _prediction(answer, read, self.adjustment)
 
     def predict(self, paths: Iterable[SeriesPath]) -> Iterator[Prediction | Failure]:
         """
-        Yield an answer for each series, in order; one that can't be read is a `Failure`, and the next one follows.
+        Yield an answer for each series, in order; one that has none is a `Failure`, and the next one follows.
 
         While the model runs, the next series are read: DICOM in processes of its own, so that a decoder that crashes,
         or a file that hangs beyond ``limits``, costs one series.
@@ -165,22 +175,26 @@ class Predictor:
         ------
         SpecMismatchError
             A cached volume is of another spec.
+        DeviceMemoryError
+            The memory does not hold the windows.
         """
         order: deque[ReadSeries | Failure] = deque()
 
-        def readable() -> Iterator[MemoryVolume]:
+        def readable() -> Iterator[MemoryVolume | None]:
             for read in read_ahead(paths, self.spec, max(1, self.options.workers), self.limits):
                 order.append(read)
-                if isinstance(read, ReadSeries):
-                    yield read.volume
+                yield read.volume if isinstance(read, ReadSeries) else None
 
-        for answer in predict_sources(self._model, readable(), self.options):
-            while isinstance(read := order.popleft(), Failure):
-                yield read
-            yield _prediction(answer, read, self.adjustment)
-        for left in order:
-            assert isinstance(left, Failure)
-            yield left
+        with memory_told(str(self.options.device), self.options.batch_size):
+            for answer in predict_or_pass(self._model, readable(), self.options):
+                read = order.popleft()
+                if isinstance(read, Failure):
+                    yield read
+                    continue
+                assert answer is not None
+                prediction = _prediction(answer, read, self.adjustment)
+                finite = _is_finite(prediction)
+                yield prediction if finite else failure(answer.series_uid, Reason.NOT_A_NUMBER, _NO_NUMBER)
 
 
 def load_predictor(
@@ -237,7 +251,7 @@ def load_predictor(
     ------
     UsageError
         A file is missing, damaged, no checkpoint, or of a spec that this version can't reproduce; the checkpoints
-        don't go together; the calibration is of others; an option has no such value.
+        don't go together; the calibration is of others; an option has no such value; there is no such device.
     """
     if not checkpoints:
         raise UsageError("no checkpoint is given")
@@ -249,12 +263,7 @@ def load_predictor(
     first = loaded[0]
     for other in loaded[1:]:
         _check_fellow(first, other)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if precision is None:
-        precision = "fp32" if torch.device(device).type == "cpu" else "bf16"
-    if precision not in PRECISIONS:
-        raise UsageError(f"there is no precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+    device = checked_device(device)
     if map_label is not None and map_label not in LABELS:
         raise UsageError(f"there is no label {map_label!r}; choose from {', '.join(LABELS)}")
     if cam and map_label is None:
@@ -267,7 +276,7 @@ def load_predictor(
         overlap=validation.overlap if overlap is None else overlap,
         batch_size=validation.batch_size if batch_size is None else batch_size,
         device=device,
-        precision=PRECISIONS[precision],
+        precision=usual_precision(device) if precision is None else precision,
         workers=workers,
         ct_windows_hu=first.config.ct_windows_hu,
         candidates=candidates,
@@ -301,6 +310,11 @@ def _prediction(answer: SeriesPrediction, read: ReadSeries, adjust: Adjustment) 
         read.decisions,
         None if answer.lesion_map is None else LesionMap(answer.lesion_map, read.volume.affine_lps, read.stack),
     )
+
+
+def _is_finite(prediction: Prediction) -> bool:
+    """Say whether all is a number: with fp16, or weights that training has spoilt, it may not be."""
+    return bool(np.isfinite([*prediction.probabilities.values(), *prediction.logits]).all())
 
 
 def _located(candidate: Candidate, stack: Stack | None) -> LocatedCandidate:

@@ -181,10 +181,15 @@ class RsnaPredictor:
 def _empty(folder: Path) -> None:
     """Remove all that lies in a folder, as far as it can be done; links are removed, not followed."""
     try:
-        for path in folder.iterdir() if folder.is_dir() else ():
+        paths = list(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        _log.warning("can't empty %s: %s", folder, error)
+        return
+    for path in paths:
+        try:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
-    except OSError as error:
-        _log.warning("can't empty %s: %s", folder, error)
+        except OSError as error:
+            _log.warning("can't remove %s: %s", path, error)

@@ -1,20 +1,29 @@
-"""A path that a user names -> the series at it: DICOM files or folders, cached volumes, whole caches."""
+"""A path that a user names -> the series at it: DICOM files or folders, cached volumes, whole caches.
+
+A series without a SeriesInstanceUID bears the name of its folder or file if that is a UID, as in the RSNA test set.
+Else its name is made of where it lies: of the whole path, for `a/scan` and `b/scan` are two, whichever is named.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.reader import CachedVolume
 from aneurysm.dicom.header import NotDicomError, read_header
-from aneurysm.dicom.scan import SeriesSource, find_series, safe_source
-from aneurysm.errors import DataError, UsageError
+from aneurysm.dicom.scan import SeriesSource, find_series, is_uid, made_up_name, safe_source
+from aneurysm.errors import AneurysmError, DataError, UsageError
 from aneurysm.objects.store import ObjectStore
-from aneurysm.objects.stored_data import StoredData
+from aneurysm.objects.stored_data import StoredData, StoredSource
 from aneurysm.objects.url import checked_url, is_url
 
 SeriesPath = SeriesSource | CachedVolume
+_MADE_UP: Final = re.compile(r"(folder|file)-[0-9a-f]{16}")
 
 
 def find_paths(
@@ -29,9 +38,9 @@ def find_paths(
     Raises
     ------
     UsageError
-        There is no such path.
+        There is no such path, or it is a volume that was taken out of its cache.
     DataError
-        There is no series at it.
+        There is no series at it, or it can't be read.
     CacheError
         The cache's tables are damaged.
     StoreError
@@ -39,21 +48,75 @@ def find_paths(
     """
     if is_url(path):
         return _stored_paths(str(path), local_cache, local_cache_gb)
-    path = Path(path)
+    try:
+        return _local_paths(Path(path).absolute())
+    except AneurysmError:
+        raise
+    except OSError as error:
+        raise DataError(f"{error.filename or path} can't be read: {error.strerror or error}") from error
+
+
+def name_by_place(path: str | Path) -> str:
+    """Return what a series at this path is called, should nothing else say it."""
+    place = str(path) if is_url(path) else os.path.realpath(path)
+    name = Path(place).name
+    return name if is_uid(name) else made_up_name("folder", place)
+
+
+def unnamed_place(path: SeriesPath) -> str | None:
+    """Return where a series lies whose name is made up of that; None if it has one of its own."""
+    made_up = _MADE_UP.fullmatch(path.uid)
+    if isinstance(path, CachedVolume) or made_up is None:
+        return None
+    if isinstance(path, StoredSource):
+        return f"{path.url}/{path.keys[0]}".rpartition("/")[0] if path.keys else None
+    if not path.files:  # a folder of the RSNA layout that happens to be called so
+        return None
+    file = path.files[0]
+    return os.path.realpath(file if made_up[1] == "file" else Path(file).parent)
+
+
+def is_same(one: SeriesPath, other: SeriesPath) -> bool:
+    """Say whether two paths of one UID are the same files or the same volume."""
+    return _content(one) == _content(other)
+
+
+def _content(path: SeriesPath) -> object:
+    if isinstance(path, CachedVolume):
+        return path.name if path.stored is not None else os.path.realpath(path.name)
+    if isinstance(path, StoredSource):
+        return path
+    return sorted(os.path.realpath(file) for file in path.list_files())
+
+
+def _local_paths(path: Path) -> list[SeriesPath]:
     if not path.exists():
         raise UsageError(f"there is no {path}")
     if path.is_file():
-        try:
-            uid = str(read_header(path).get("SeriesInstanceUID", "")) or path.stem
-        except NotDicomError as error:
-            raise DataError(f"{path} is no DICOM file: {error}") from error
-        return [safe_source(uid, files=[str(path)])]
+        return [_file(path)]
     if (path / "zarr.json").is_file():
-        path = path.absolute()
+        if path.parent.name != "volumes" or path.suffix != ".zarr":
+            raise UsageError(f"{path} is no volume in its cache: name it as CACHE/volumes/<uid>.zarr")
         return [CachedVolume(path.parent.parent, path.name.removesuffix(".zarr"))]
     if CacheLayout(path).spec.is_file():
         return list(Cache.open(path))
-    return list(find_series(path).sources)
+    return [_named_by_place(source) for source in find_series(path).sources]
+
+
+def _file(path: Path) -> SeriesSource:
+    try:
+        uid = str(read_header(path).get("SeriesInstanceUID", ""))
+    except NotDicomError as error:
+        raise DataError(f"{path} is no DICOM file: {error}") from error
+    if not uid:
+        uid = path.stem if is_uid(path.stem) else made_up_name("file", os.path.realpath(path))
+    return safe_source(uid, files=[str(path)])
+
+
+def _named_by_place(source: SeriesSource) -> SeriesSource:
+    """Name a series without a UID by its whole path; a scan does so by its path below the folder that is scanned."""
+    place = unnamed_place(source)
+    return source if place is None else replace(source, uid=made_up_name("folder", place))
 
 
 def _stored_paths(url: str, local_cache: str | Path | None, local_cache_gb: float | None) -> list[SeriesPath]:
@@ -64,4 +127,4 @@ def _stored_paths(url: str, local_cache: str | Path | None, local_cache_gb: floa
         return [cache.volume(name.removesuffix(".zarr"))]
     if ObjectStore(url).exists("spec.toml"):
         return list(Cache.open(url, local_cache=local_cache, local_cache_gb=local_cache_gb))
-    return list(StoredData(url).find_series(1).sources)
+    return [_named_by_place(source) for source in StoredData(url).find_series(1).sources]

@@ -7,10 +7,9 @@ series share batches, so that short series don't leave the device half empty.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -29,12 +28,7 @@ from aneurysm.models.pooling import POOLINGS
 from aneurysm.patches.intensity import WindowsHU, model_units
 from aneurysm.patches.location import Triple
 
-PRECISIONS: dict[str, torch.dtype | None] = {
-    "32-true": None,
-    "bf16-mixed": torch.bfloat16,
-    "16-mixed": torch.float16,
-}
-"""By Lightning's names."""
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,7 @@ class WindowOptions:
     overlap: float = 0.5
     batch_size: int = 8
     device: torch.device | str = "cpu"
-    precision: str = "32-true"
+    precision: str = "fp32"
     workers: int = 0
     ct_windows_hu: WindowsHU = ()
     candidates: int = 0
@@ -125,56 +119,27 @@ class WindowOptions:
 
 
 def predict_cached(
-    model: nn.Module,
-    cache: Cache,
-    volumes: Sequence[int],
-    *,
-    patch_shape: Triple,
-    pooling: str = "max",
-    overlap: float = 0.5,
-    batch_size: int = 8,
-    device: torch.device | str = "cpu",
-    precision: str = "32-true",
-    workers: int = 0,
-    ct_windows_hu: WindowsHU = (),
-    candidates: int = 0,
-    on_series: Callable[[SeriesPrediction], None] | None = None,
+    model: nn.Module, cache: Cache, volumes: Sequence[int], options: WindowOptions
 ) -> Iterator[SeriesPrediction]:
     """
-    Yield the answer for each of ``volumes`` of a cache, in their order. Options are explained at `WindowOptions`.
+    Yield the answer for each of ``volumes`` of a cache, in their order.
 
     Parameters
     ----------
     model
-        Maps (B, C, Z, Y, X) in model units to a `aneurysm.models.output.ModelOutput`; in eval mode, and on ``device``.
+        Maps (B, C, Z, Y, X) in model units to a `aneurysm.models.output.ModelOutput`; in eval mode, and on the device.
     cache, volumes
         A cache, and indices of its series.
-    on_series
-        Called with each answer, before it is yielded.
 
     Raises
     ------
     UsageError
-        An option has no such value, or the model returns something else than it must.
+        The model returns something else than it must.
     CacheError
         A volume is missing or damaged.
     """
-    options = WindowOptions(
-        patch_shape, pooling, overlap, batch_size, device, precision, workers, ct_windows_hu, candidates
-    )
-    return _told(predict_sources(model, fetched(cache, volumes), options), volumes, on_series)
-
-
-def _told(
-    predictions: Iterator[SeriesPrediction],
-    volumes: Sequence[int],
-    on_series: Callable[[SeriesPrediction], None] | None,
-) -> Iterator[SeriesPrediction]:
-    for p in predictions:
-        prediction = SeriesPrediction(volumes[p.volume], p.series_uid, p.probabilities, p.logits, p.candidates)
-        if on_series is not None:
-            on_series(prediction)
-        yield prediction
+    for answer in predict_sources(model, fetched(cache, volumes), options):
+        yield replace(answer, volume=volumes[answer.volume])
 
 
 def predict_sources(model: nn.Module, sources: Iterable[Source], options: WindowOptions) -> Iterator[SeriesPrediction]:
@@ -183,10 +148,27 @@ def predict_sources(model: nn.Module, sources: Iterable[Source], options: Window
 
     ``volume`` of an answer counts the sources.
     """
-    read = partial(read_windows, patch_shape=options.patch_shape, overlap=options.overlap)
-    waiting: deque[_Series] = deque()
+    return (answer for answer in predict_or_pass(model, sources, options) if answer is not None)
+
+
+def predict_or_pass(
+    model: nn.Module, sources: Iterable[Source | None], options: WindowOptions
+) -> Iterator[SeriesPrediction | None]:
+    """Do as `predict_sources`, and yield None for each None among them, in its place and without delay."""
+
+    def read(source: Source | None) -> Windows | None:
+        return None if source is None else read_windows(source, options.patch_shape, options.overlap)
+
+    waiting: deque[_Series | None] = deque()
     batch: list[tuple[_Series, int]] = []
     for number, windows in enumerate(ahead(read, sources, max(1, options.workers))):
+        if windows is None:
+            if batch:  # not to wait until it is full: the next source may be thousands of Nones away
+                _run(model, batch, options)
+                batch = []
+            waiting.append(None)
+            yield from _finished(waiting)
+            continue
         series = _Series(number, windows, options)
         waiting.append(series)
         for k in range(len(windows.starts)):
@@ -194,12 +176,16 @@ def predict_sources(model: nn.Module, sources: Iterable[Source], options: Window
             if len(batch) == options.batch_size:
                 _run(model, batch, options)
                 batch = []
-                while waiting and waiting[0].complete:
-                    yield waiting.popleft().prediction()
+                yield from _finished(waiting)
     if batch:
         _run(model, batch, options)
-    for series in waiting:
-        yield series.prediction()
+    yield from _finished(waiting)
+
+
+def _finished(waiting: deque[_Series | None]) -> Iterator[SeriesPrediction | None]:
+    while waiting and (waiting[0] is None or waiting[0].complete):
+        series = waiting.popleft()
+        yield None if series is None else series.prediction()
 
 
 @dataclass
@@ -255,7 +241,7 @@ class _Series:
             self.windows.source.uid,
             pooled.numpy(),
             pooled.logit(1e-15).float().numpy(),
-            self._candidates(logits.numpy()) if self.options.candidates else [],
+            self._candidates(logits.numpy()) if self.options.candidates and not logits.isnan().any() else [],
             None if self.stitched is None else self.stitched.values,
         )
 

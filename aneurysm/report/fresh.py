@@ -17,6 +17,7 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.cache.publish import no_space_told
 from aneurysm.errors import SpecMismatchError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
+from aneurysm.inference.device import checked_device
 from aneurysm.report.run import Run, read_run
 from aneurysm.training.begun import learnt_from
 from aneurysm.training.checkpoint import load_checkpoint
@@ -76,7 +77,8 @@ def predict_fresh(
     Raises
     ------
     UsageError
-        A run has no best checkpoint or no folds, was trained on what is to be predicted, or there is nothing to do.
+        A run has no best checkpoint or no folds, was trained on what is to be predicted, there is nothing to do, or no
+        such device.
     SpecMismatchError
         The cache is of another spec than the checkpoint.
     CacheError
@@ -87,6 +89,7 @@ def predict_fresh(
     names = [root.resolve().name for root in roots]
     if len(set(names)) < len(names):
         raise UsageError("two of the runs have one name: evaluate them one by one")
+    options = replace(options, device=checked_device(options.device))
     with no_space_told(out, "Free some, and evaluate again"):
         return [
             _predict(RunFolder(root), out / name, options, tell, on_series)
@@ -121,10 +124,8 @@ def _predict(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"the folder {out} can't be made: {error.strerror}") from error
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(device).type == "cpu":
+    device = torch.device(options.device)
+    if device.type == "cpu":
         config = config.model_copy(update={"precision": "fp32"})
     tell(f"predicting {what} of {cache.root} ({len(volumes)} series) with {run.best}")
     predictions = predict_series(
@@ -132,7 +133,7 @@ def _predict(
         cache,
         volumes,
         config,
-        torch.device(device),
+        device,
         workers=1,
         on_series=lambda done: on_series(done, len(volumes)),
     )

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import lightning.pytorch as pl
 import torch
@@ -20,7 +20,9 @@ from aneurysm.training.batches import TimedBatches
 from aneurysm.training.checkpoint import read_file, save_atomically
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.module import PatchModule
-from aneurysm.training.validation import LIGHTNING_PRECISION
+
+_LIGHTNINGS: Final = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""Lightning's names of precisions."""
 
 
 class _OurCheckpoints(TorchCheckpointIO):
@@ -74,7 +76,7 @@ def _make_trainer(config: ResolvedConfig) -> pl.Trainer:
         devices=config.devices,
         num_nodes=nodes,
         strategy="ddp" if devices * nodes > 1 else "auto",
-        precision=LIGHTNING_PRECISION[config.precision],  # type: ignore[arg-type]
+        precision=_LIGHTNINGS[config.precision],  # type: ignore[arg-type]
         max_epochs=config.epochs,
         accumulate_grad_batches=config.optimizer.accumulate,
         gradient_clip_val=config.optimizer.clip_norm or None,

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 CANDIDATES: Final = 10
 """Places a series, at most: enough for a FROC curve up to 8 false positives a scan."""
-LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-"""Our names of precisions and Lightning's."""
 
 Predictions = dict[int, "SeriesPrediction"]
 """By the series' index in the cache."""
@@ -68,26 +66,23 @@ def predict_series(
     CacheError
         On all ranks, if one found a damaged volume: a score without it would be of other series.
     """
-    from aneurysm.inference.windows import predict_cached
+    from aneurysm.inference.windows import WindowOptions, predict_cached
 
     found: Predictions = {}
     stop, error = False, None
-    predictions = predict_cached(
-        model,
-        cache,
-        volumes[rank::ranks],
+    options = WindowOptions(
         patch_shape=config.patch,
         pooling=config.validation.pooling,
         overlap=config.validation.overlap,
         batch_size=config.validation.batch_size,
         device=device,
-        precision=LIGHTNING_PRECISION[config.precision],
+        precision=config.precision,
         workers=workers,
         ct_windows_hu=config.ct_windows_hu,
         candidates=CANDIDATES,
     )
     try:
-        for prediction in predictions:
+        for prediction in predict_cached(model, cache, volumes[rank::ranks], options):
             found[prediction.volume] = prediction
             on_series(len(found))
             if stop := stopped():

@@ -59,13 +59,13 @@ def rows_of(path):
 
 
 def test_two_processes_answer_what_one_does(data, checkpoint, tmp_path):
-    (tmp_path / "none").mkdir()
-    given = (checkpoint, data, tmp_path / "none", "--device", "cpu")
+    (tmp_path / "1.2.9").mkdir()
+    given = (checkpoint, data, tmp_path / "1.2.9", "--device", "cpu")
     assert call_cli("predict", *given, "--out", tmp_path / "1.csv").code == 8
     ran = call_cli("predict", *given, "--out", tmp_path / "2.csv", "--devices", 2)
     assert ran.code == 8, ran.text
     one, two = rows_of(tmp_path / "1.csv"), rows_of(tmp_path / "2.csv")
-    assert set(one) == set(two) == {*UIDS, "none"}
+    assert set(one) == set(two) == {*UIDS, "1.2.9"}
     for uid in UIDS:
         values = [[float(rows[uid][label]) for label in LABELS] for rows in (one, two)]
         assert np.allclose(*values, atol=1e-5)
@@ -199,6 +199,9 @@ def test_the_device_of_each_process(monkeypatch, gpus, device, devices, expected
         ("auto", "0", "--devices 0: give a number from 1, or auto"),
         ("auto", "all", "--devices all"),
         ("auto", "3", "3 GPUs were asked for; there are 2"),
+        ("gpu", "1", "there is no device 'gpu'"),
+        ("cuda:2", "1", "there is no cuda:2: GPUs that can be used here: 2"),
+        ("mps", "auto", "there is no device 'mps'"),
         ("cuda:1", "2", "cuda:1 is one device, and 2 were asked for"),
     ],
 )

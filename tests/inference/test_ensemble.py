@@ -8,7 +8,7 @@ from torch import nn
 
 from aneurysm.errors import UsageError
 from aneurysm.inference.ensemble import Ensemble
-from aneurysm.inference.windows import predict_cached
+from aneurysm.inference.windows import WindowOptions, predict_cached
 from aneurysm.models.output import ModelOutput
 from tests.inference.conftest import Painted
 
@@ -65,9 +65,9 @@ def test_a_model_that_knows_sides_says_the_same_of_the_mirrored_head(painted):
     volume = Painted("1.1", shape)
     volume.voxels[3, 4, 17] = 800
     cache = painted(volume)
-    options = {"patch_shape": shape, "candidates": 2}
-    (plain,) = predict_cached(Sides(), cache, [0], **options)
-    (both,) = predict_cached(Ensemble([Sides()], flip=True), cache, [0], **options)
+    options = WindowOptions(shape, candidates=2)
+    (plain,) = predict_cached(Sides(), cache, [0], options)
+    (both,) = predict_cached(Ensemble([Sides()], flip=True), cache, [0], options)
     assert plain.logits[4] == pytest.approx(5)
     assert plain.logits.tolist() == both.logits.tolist()
     assert plain.candidates == both.candidates

@@ -24,6 +24,7 @@ from tests.support.pattern import level_but_one, lone_blob
 from tests.support.series import write_multiframe, write_series
 
 SITE = LABELS.index("Left Middle Cerebral Artery")
+NAME = "left-middle-cerebral-artery"
 STRAIGHT = [
     pytest.param({"plane": "axial", "spacing_mm": (0.9, 0.7)}, id="axial"),
     pytest.param({"plane": "axial", "reverse": True, "gap_mm": 1.4}, id="feet first in time"),
@@ -61,8 +62,11 @@ def nifti(path):
 def written(tmp_path, acquisition, point, **options):
     series = write_series(tmp_path / "dicom", acquisition, lone_blob(point, height=600.0), uid="1.2.3", **options)
     prediction = predicted(tmp_path / "dicom")
-    Overlays(tmp_path / "maps").write("1.2.3", prediction.lesion_map)
-    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["1.2.3-cached.nii.gz", "1.2.3-source.nii.gz"]
+    Overlays(tmp_path / "maps", LABELS[SITE]).write("1.2.3", prediction.lesion_map)
+    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == [
+        f"1.2.3-{NAME}-cached.nii.gz",
+        f"1.2.3-{NAME}-source.nii.gz",
+    ]
     return series, prediction
 
 
@@ -81,7 +85,7 @@ def test_the_spot_is_at_its_pixel_and_its_point(tmp_path, layout):
     slices = np.argsort(acquisition.positions @ acquisition.normal).tolist()
     ras = point * [-1, -1, 1]
 
-    values, affine, _ = nifti(tmp_path / "maps" / "1.2.3-source.nii.gz")
+    values, affine, _ = nifti(tmp_path / "maps" / f"1.2.3-{NAME}-source.nii.gz")
     assert values.shape == (acquisition.shape[1], acquisition.shape[0], len(acquisition))
     assert np.allclose(middle(values), [column, row, slices.index(index)], atol=0.35)
     assert values[column, row, slices.index(index)] > 0.9 * values.max()
@@ -93,7 +97,7 @@ def test_the_spot_is_at_its_pixel_and_its_point(tmp_path, layout):
                 corner = acquisition.lps(slices[k], i, j) * [-1, -1, 1]
                 assert np.allclose((affine @ [i, j, k, 1])[:3], corner, atol=1e-3)
 
-    values, affine, codes = nifti(tmp_path / "maps" / "1.2.3-cached.nii.gz")
+    values, affine, codes = nifti(tmp_path / "maps" / f"1.2.3-{NAME}-cached.nii.gz")
     assert codes == (1, 1)
     assert np.linalg.norm((affine @ [*middle(values), 1])[:3] - ras) < 0.4
     assert np.allclose(values, prediction.lesion_map.values.transpose(), atol=0.51 / 255)
@@ -105,7 +109,7 @@ def test_left_is_left(tmp_path):
     point = np.array([8.0, -6.0, 3.5])  # left, anterior, superior
     written(tmp_path, acquisition, point)
     for grid in ("source", "cached"):
-        values, affine, _ = nifti(tmp_path / "maps" / f"1.2.3-{grid}.nii.gz")
+        values, affine, _ = nifti(tmp_path / "maps" / f"1.2.3-{NAME}-{grid}.nii.gz")
         right, anterior, superior = (affine @ [*middle(values), 1])[:3]
         assert (right, anterior, superior) == pytest.approx((-8.0, 6.0, 3.5), abs=0.4)
 
@@ -118,7 +122,7 @@ def test_itk_puts_the_file_where_it_puts_the_dicom_series(tmp_path, layout):
     names = reader.GetGDCMSeriesFileNames(str(tmp_path / "dicom"))
     reader.SetFileNames(names)
     dicom = reader.Execute()
-    ours = sitk.ReadImage(str(tmp_path / "maps" / "1.2.3-source.nii.gz"))
+    ours = sitk.ReadImage(str(tmp_path / "maps" / f"1.2.3-{NAME}-source.nii.gz"))
     assert ours.GetSize() == dicom.GetSize()
     assert np.allclose(ours.GetOrigin(), dicom.GetOrigin(), atol=1e-3)
     assert np.allclose(ours.GetSpacing(), dicom.GetSpacing(), atol=1e-5)
@@ -127,7 +131,7 @@ def test_itk_puts_the_file_where_it_puts_the_dicom_series(tmp_path, layout):
     brightest = np.unravel_index(sitk.GetArrayFromImage(dicom).argmax(), ours.GetSize()[::-1])
     seen = sitk.GetArrayFromImage(ours)
     assert seen[brightest] > 0.9 * seen.max()
-    cached = sitk.ReadImage(str(tmp_path / "maps" / "1.2.3-cached.nii.gz"))
+    cached = sitk.ReadImage(str(tmp_path / "maps" / f"1.2.3-{NAME}-cached.nii.gz"))
     at = cached.TransformPhysicalPointToIndex(dicom.TransformIndexToPhysicalPoint([int(v) for v in brightest[::-1]]))
     assert cached[at] > 0.7 * sitk.GetArrayViewFromImage(cached).max()
 
@@ -135,7 +139,7 @@ def test_itk_puts_the_file_where_it_puts_the_dicom_series(tmp_path, layout):
 def test_a_tilt_is_in_the_affine_and_not_in_the_quaternion(tmp_path):
     acquisition = acquire("axial", tilt_deg=15.0, gap_mm=1.5)
     written(tmp_path, acquisition, acquisition.lps(9, 11, 20))
-    _, affine, codes = nifti(tmp_path / "maps" / "1.2.3-source.nii.gz")
+    _, affine, codes = nifti(tmp_path / "maps" / f"1.2.3-{NAME}-source.nii.gz")
     assert codes == (0, 1)
     step = affine[:3, 2]
     assert np.degrees(np.arccos(step @ np.cross(affine[:3, 0], affine[:3, 1]) / 1.5)) == pytest.approx(15, abs=0.01)
@@ -145,7 +149,7 @@ def test_positions_that_are_rounded_are_no_tilt(tmp_path):
     acquisition = acquire("axial", slices=30)
     acquisition.positions[:, 0] += np.random.default_rng(0).uniform(-0.01, 0.01, 30)
     written(tmp_path, acquisition, acquisition.lps(9, 11, 20))
-    assert nifti(tmp_path / "maps" / "1.2.3-source.nii.gz")[2] == (1, 1)
+    assert nifti(tmp_path / "maps" / f"1.2.3-{NAME}-source.nii.gz")[2] == (1, 1)
 
 
 def test_a_multiframe_file_has_a_source_grid_too(tmp_path):
@@ -208,7 +212,7 @@ def test_a_run_that_is_stopped_leaves_no_half_a_file(tmp_path, monkeypatch):
     acquisition = acquire("axial")
     write_series(tmp_path / "dicom", acquisition, lone_blob(acquisition.centre), uid="1.2.3")
     lesions = predicted(tmp_path / "dicom").lesion_map
-    overlays = Overlays(tmp_path / "maps")
+    overlays = Overlays(tmp_path / "maps", LABELS[SITE])
 
     def stopped(_):
         yield np.zeros(acquisition.shape, np.float32)
@@ -223,7 +227,7 @@ def test_a_run_that_is_stopped_leaves_no_half_a_file(tmp_path, monkeypatch):
 
 def test_a_uid_is_no_path(tmp_path):
     lesions = LesionMap(np.zeros((2, 3, 4), np.float32), np.eye(4), None)
-    Overlays(tmp_path / "maps").write("../evil", lesions)
+    Overlays(tmp_path / "maps", LABELS[SITE]).write("../evil", lesions)
     (path,) = (tmp_path / "maps").iterdir()
     assert path.name.startswith("invalid-")
     assert [p.name for p in tmp_path.iterdir()] == ["maps"]
@@ -232,6 +236,17 @@ def test_a_uid_is_no_path(tmp_path):
 def test_the_same_map_has_the_same_bytes(tmp_path):
     lesions = LesionMap(np.random.default_rng(0).random((2, 3, 4), np.float32), np.eye(4), None)
     for name in ("a", "b"):
-        Overlays(tmp_path / name).write("1.2", lesions)
-    first, second = ((tmp_path / name / "1.2-cached.nii.gz").read_bytes() for name in ("a", "b"))
+        Overlays(tmp_path / name, LABELS[SITE]).write("1.2", lesions)
+    first, second = ((tmp_path / name / f"1.2-{NAME}-cached.nii.gz").read_bytes() for name in ("a", "b"))
     assert first == second
+
+
+@pytest.mark.parametrize("cam", [False, True])
+@pytest.mark.parametrize("label", LABELS)
+def test_a_file_says_what_it_shows(tmp_path, label, cam):
+    Overlays(tmp_path, label, cam=cam).write("1.2", LesionMap(np.zeros((2, 3, 4), np.float32), np.eye(4), None))
+    (path,) = tmp_path.iterdir()
+    assert path.name == f"1.2-{label.lower().replace(' ', '-')}{'-cam' * cam}-cached.nii.gz"
+    said = gzip.decompress(path.read_bytes())[148:228].rstrip(b"\0").decode()
+    assert said == f"{'Grad-CAM' if cam else 'probability'} of {label}; not for clinical use"
+    assert not Overlays(tmp_path, label, cam=not cam).has("1.2")

@@ -51,16 +51,23 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-ALL = sorted(f"1.2.{k}-{grid}.nii.gz" for k in range(2) for grid in GRIDS)
+def files(what, grids=GRIDS):
+    return sorted(f"1.2.{k}-{what}-{grid}.nii.gz" for k in range(2) for grid in grids)
+
+
+ALL = files("aneurysm-present")
 
 
 @pytest.mark.parametrize("command", re.findall(r"^    (aneurysm .*)", PAGE, re.MULTILINE))
 def test_the_commands_of_the_page(command, here):
     ran = call_cli(*shlex.split(command)[1:], cwd=here)
     assert ran.code == 0, ran.err
-    assert names(here / "maps") == ALL
+    what = (
+        "basilar-tip" if "Basilar" in command else "aneurysm-present-cam" if "--cam" in command else "aneurysm-present"
+    )
+    assert names(here / "maps") == files(what)
     for k in range(2):
-        source = sitk.ReadImage(str(here / "maps" / f"1.2.{k}-source.nii.gz"))
+        source = sitk.ReadImage(str(here / "maps" / f"1.2.{k}-{what}-source.nii.gz"))
         assert source.GetSize() == (28, 32, 20 + 10 * k)
         values = sitk.GetArrayViewFromImage(source)
         assert 0 <= values.min() < values.max() <= 1
@@ -76,7 +83,7 @@ def test_the_map_is_as_high_as_the_best_candidate_at_its_place(here):
             "--overlay-label", best["site"], cwd=here,
         )  # fmt: skip
         assert ran.code == 0, ran.err
-        image = sitk.ReadImage(f"site/{row['series_uid']}-cached.nii.gz")
+        image = sitk.ReadImage(f"site/{row['series_uid']}-{best['site'].lower().replace(' ', '-')}-cached.nii.gz")
         # ITK's physical space is DICOM's.
         assert image[image.TransformPhysicalPointToIndex(best["lps_mm"])] > best["probability"] - 0.003
 
@@ -94,7 +101,7 @@ def test_several_processes_write_the_same(here):
 def test_a_cached_volume_gets_the_same_map_on_its_own_grid_alone(here):
     assert call_cli("predict", "runs/demo", "data/series", "--overlay", "a", cwd=here).code == 0
     assert call_cli("predict", "runs/demo", "cache", "--overlay", "b", cwd=here).code == 0
-    assert names(here / "b") == ["1.2.0-cached.nii.gz", "1.2.1-cached.nii.gz"]
+    assert names(here / "b") == files("aneurysm-present", ["cached"])
     for name in names(here / "b"):
         a, b = (sitk.ReadImage(str(here / folder / name)) for folder in "ab")
         assert a.GetOrigin() == b.GetOrigin()
@@ -105,10 +112,14 @@ def test_the_same_command_writes_what_is_missing(here):
     command = ("predict", "runs/demo", "data/series", "--out", "a.csv")
     assert call_cli(*command, cwd=here).out.startswith("2 series in")
     assert call_cli(*command, "--overlay", "maps", cwd=here).out.startswith("2 series in")
-    (here / "maps" / "1.2.1-cached.nii.gz").unlink()
+    (here / "maps" / "1.2.1-aneurysm-present-cached.nii.gz").unlink()
     assert call_cli(*command, "--overlay", "maps", cwd=here).out.startswith("1 series in")
     assert names(here / "maps") == ALL
     assert call_cli(*command, "--overlay", "maps", cwd=here).out.startswith("0 series in")
+    # A map of one label is not taken for that of another.
+    other = (*command, "--overlay", "maps", "--overlay-label", "Basilar Tip")
+    assert call_cli(*other, cwd=here).out.startswith("2 series in")
+    assert names(here / "maps") == sorted(ALL + files("basilar-tip"))
 
 
 def test_answers_are_the_same_with_and_without_a_map(here):
@@ -129,6 +140,7 @@ def test_answers_are_the_same_with_and_without_a_map(here):
         (("runs/demo", "data/series", "--cam"), "--overlay"),
         (("runs/demo", "data/series", "--overlay", "maps", "--overlay-label", "Aorta"), "no label 'Aorta'"),
         (("runs/demo", "data/series", "--overlay", "runs/demo/checkpoints/best.ckpt/x"), "can't make the folder"),
+        (("runs/demo", "data/series", "--overlay", "/sys"), "overlays can't be written in /sys"),
     ],
 )
 def test_usage_errors(here, arguments, words):

@@ -219,11 +219,11 @@ def test_what_is_written_stays_when_a_run_is_interrupted(data, checkpoint, tmp_p
 
 
 def test_an_empty_folder_is_a_row(data, checkpoint, tmp_path):
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "1.2.5").mkdir()
     out = tmp_path / "found.csv"
-    ran = call_cli("predict", checkpoint, tmp_path / "empty", data / "1.2.0", "--out", out)
+    ran = call_cli("predict", checkpoint, tmp_path / "1.2.5", data / "1.2.0", "--out", out)
     assert ran.code == 8
-    assert [(r["series_uid"], r["reason"]) for r in rows_of(out)] == [("empty", "no_images"), ("1.2.0", "")]
+    assert [(r["series_uid"], r["reason"]) for r in rows_of(out)] == [("1.2.5", "no_images"), ("1.2.0", "")]
 
 
 @pytest.mark.parametrize(
@@ -237,6 +237,8 @@ def test_an_empty_folder_is_a_row(data, checkpoint, tmp_path):
         (["{checkpoint}", "{data}", "--out", "{data}/nowhere/x.csv"], "there is no folder"),
         (["{checkpoint}", "{data}", "--out", "{checkpoint}.csv"], "not a table of predictions"),
         (["{checkpoint}", "{data}", "--precision", "fp8"], "no precision"),
+        (["{checkpoint}", "{data}", "--device", "gpu"], "there is no device 'gpu'"),
+        (["{checkpoint}", "{data}", "--device", "cuda:99"], "there is no cuda:99"),
         (["{checkpoint}", "{data}", "--gate", "-1"], "the gate is -1"),
         (["{checkpoint}", "{data}", "--devices", "none"], "give a number from 1, or auto"),
         (["{checkpoint}", "{data}", "--calibration", "{data}"], "can't be read"),

@@ -15,7 +15,7 @@ from aneurysm.cache.build import precache
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.spec import load_spec
 from aneurysm.dicom.scan import SeriesSource
-from aneurysm.errors import SeriesRejectedError, UsageError
+from aneurysm.errors import AneurysmError, DeviceMemoryError, SeriesRejectedError, UsageError
 from aneurysm.inference.predictor import Failure, Prediction, Predictor, load_predictor
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.inference.windows import WindowOptions, predict_cached
@@ -105,9 +105,8 @@ def test_dicom_cache_and_validation_give_the_same_answer(data, checkpoints):
     predictor = load_predictor(checkpoints[:1], candidates=3)
     cache = Cache.open(data / "cache")
     model = predictor._model
-    validated = predict_cached(
-        model, cache, range(3), patch_shape=(32, 32, 32), pooling="max", overlap=0.25, candidates=3
-    )
+    options = WindowOptions((32, 32, 32), pooling="max", overlap=0.25, candidates=3)
+    validated = predict_cached(model, cache, range(3), options)
     for expected in validated:
         of_dicom = predictor(data / "data" / "series" / expected.series_uid)
         of_cache = predictor(data / "cache" / "volumes" / f"{expected.series_uid}.zarr")
@@ -152,13 +151,64 @@ def test_a_damaged_cached_volume_is_a_failure(data, tmp_path):
     assert (answers[1].status, answers[1].reason) == ("failed", "read_error")
 
 
-def test_a_fault_in_reading_one_series_is_a_failure(data):
-    class Broken(SeriesSource):
-        def list_files(self):
-            raise RuntimeError("a fault")
+class Broken(SeriesSource):
+    def list_files(self):
+        raise RuntimeError("a fault")
 
+
+def test_a_fault_in_reading_one_series_is_a_failure():
     (answer,) = brightest().predict([Broken("1.2.3")])
     assert (answer.status, answer.reason) == ("failed", "internal_error")
+
+
+def test_failures_are_told_before_all_is_read(tmp_path):
+    taken = []
+
+    def paths():
+        for k in range(50):
+            taken.append(k)
+            yield SeriesSource(f"1.{k}", tmp_path)
+
+    answers = brightest().predict(paths())
+    assert next(answers).reason == "no_files"
+    assert len(taken) < 10
+    answers.close()
+
+
+class Raises(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, image):
+        raise self.error
+
+
+class NotANumber(nn.Module):
+    def forward(self, image):
+        return ModelOutput(torch.full((len(image), 14), torch.nan))
+
+
+def test_an_answer_that_is_not_a_number_is_none(data):
+    predictor = Predictor(NotANumber(), SPEC, WindowOptions(PATCH, candidates=3))
+    path = data / "data" / "series" / "1.2.0"
+    (answer,) = predictor.predict(find_paths(path))
+    assert (answer.status, answer.reason) == ("failed", "not_a_number")
+    with pytest.raises(AneurysmError, match=r"series 1\.2\.0: the model's answer is not a number; --precision fp32"):
+        predictor(path)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't"), MemoryError()], ids=type
+)
+def test_a_lack_of_memory_says_what_to_lower(data, error):
+    predictor = Predictor(Raises(error), SPEC, WindowOptions(PATCH, batch_size=3))
+    path = data / "data" / "series" / "1.2.0"
+    for predict in (predictor, lambda path: list(predictor.predict(find_paths(path)))):
+        with pytest.raises(DeviceMemoryError, match=r"out of memory on cpu, with 3 windows at once: .* --batch-size"):
+            predict(path)
+    with pytest.raises(RuntimeError, match="of another kind"):
+        Predictor(Raises(RuntimeError("of another kind")), SPEC, WindowOptions(PATCH))(path)
 
 
 def test_one_series_is_asked_for(data):
@@ -183,6 +233,8 @@ def test_checkpoints_that_don_t_go_together_are_refused(checkpoints, tmp_path):
         ({"precision": "fp8"}, "no precision 'fp8'"),
         ({"overlap": 2.0}, "overlap by 2"),
         ({"batch_size": 0}, "0 at once"),
+        ({"device": "gpu"}, "no device 'gpu': give auto, cpu, cuda"),
+        ({"device": "cuda:99"}, "there is no cuda:99"),
     ],
 )
 def test_options_are_checked(checkpoints, options, words):

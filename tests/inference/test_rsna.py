@@ -233,6 +233,21 @@ def test_the_shared_folder_is_emptied_and_links_are_not_followed(tmp_path):
     rsna._empty(tmp_path / "nowhere")
 
 
+def test_a_file_that_can_t_be_removed_keeps_no_other_there(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).touch()
+    unlink = Path.unlink
+
+    def refused(path):
+        if path.name == "b":
+            raise PermissionError(13, "Permission denied")
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    rsna._empty(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
 def test_what_is_wrong_at_the_start_is_told_there(checkpoint, tmp_path):
     with pytest.raises(UsageError, match="there is no checkpoint"):
         RsnaPredictor([tmp_path / "none.ckpt"])

@@ -12,7 +12,7 @@ from torch import nn
 from aneurysm.cache.blocks import Blocks
 from aneurysm.errors import DamagedCacheError, UsageError
 from aneurysm.inference.source import read_windows
-from aneurysm.inference.windows import predict_cached
+from aneurysm.inference.windows import WindowOptions, predict_cached, predict_or_pass
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput
 from aneurysm.models.pooling import POOLINGS
@@ -39,7 +39,8 @@ MIXED = Painted("1.4", (8, 70, 25), ((6, (4, 33, 12)),))
 
 def predictions(cache, model=None, volumes=None, **options):
     volumes = range(len(cache)) if volumes is None else volumes
-    return list(predict_cached(model or Finds(), cache, volumes, **{"patch_shape": PATCH, "candidates": 3, **options}))
+    options = WindowOptions(**{"patch_shape": PATCH, "candidates": 3, **options})
+    return list(predict_cached(model or Finds(), cache, volumes, options))
 
 
 def sure(prediction):
@@ -104,10 +105,8 @@ def test_the_answer_is_the_same_however_it_is_cut_up(painted, options):
 
 def test_order_and_numbers_are_those_asked_for(painted):
     cache = painted(SMALL, LARGE, EMPTY, MIXED)
-    told = []
-    found = predictions(cache, volumes=[3, 0, 2], workers=2, on_series=told.append)
+    found = predictions(cache, volumes=[3, 0, 2], workers=2)
     assert [(p.volume, p.series_uid) for p in found] == [(3, "1.4"), (0, "1.1"), (2, "1.3")]
-    assert told == found
     assert predictions(cache, volumes=[]) == []
 
 
@@ -120,10 +119,30 @@ def test_windows_of_several_series_share_batches(painted):
 def test_an_answer_comes_as_soon_as_its_windows_are_run(painted):
     model = Finds()
     cache = painted(EMPTY, LARGE)
-    answers = predict_cached(model, cache, [cache.uids.index("1.3"), 0, 1], patch_shape=PATCH, batch_size=4)
+    options = WindowOptions(PATCH, batch_size=4)
+    answers = predict_cached(model, cache, [cache.uids.index("1.3"), 0, 1], options)
     assert next(answers).series_uid == "1.3"
     assert model.batches == [4, 4, 4]
     answers.close()
+
+
+def test_what_has_no_source_is_passed_on_in_its_place_and_does_not_wait(painted):
+    cache = painted(SMALL, EMPTY)
+    taken = []
+
+    def sources():
+        for source in (None, None, cache[0], *[None] * 20, cache[1], None):
+            taken.append(source)
+            yield source
+
+    # The batch would hold both series.
+    answers = predict_or_pass(Finds(), sources(), WindowOptions(PATCH, batch_size=1000))
+    expected = [None, None, "1.1", *[None] * 20, "1.3", None]
+    for number, uid in enumerate(expected):
+        answer = next(answers)
+        assert uid == (answer and answer.series_uid)
+        assert len(taken) <= number + 4  # what is read ahead
+    assert list(answers) == []
 
 
 def test_no_candidates_unless_asked_for(painted):
@@ -285,7 +304,7 @@ def test_half_precision(painted):
     cache = painted(MIXED)
     (exact,) = predictions(cache, model)
     assert model.seen == torch.float32
-    (half,) = predictions(cache, model, precision="bf16-mixed")
+    (half,) = predictions(cache, model, precision="bf16")
     assert model.seen == torch.bfloat16
     assert half.logits.dtype == np.float32
     assert np.allclose(exact.logits, half.logits, atol=0.02)
@@ -298,7 +317,7 @@ def test_a_damaged_volume_raises(painted):
     content = bytearray(shard.read_bytes())
     content[:60] = bytes(60)
     shard.write_bytes(content)
-    answers = predict_cached(Finds(), cache, [0, 1], patch_shape=PATCH, workers=2)
+    answers = predict_cached(Finds(), cache, [0, 1], WindowOptions(PATCH, workers=2))
     with pytest.raises(DamagedCacheError, match=r"1\.2"):
         list(answers)
 
@@ -307,19 +326,14 @@ def test_a_damaged_volume_raises(painted):
     "options, words",
     [
         ({"pooling": "median"}, "no pooling 'median'; choose from max"),
-        ({"precision": "8"}, "no precision '8'; choose from 32-true"),
+        ({"precision": "8"}, "no precision '8'; choose from fp32"),
         ({"overlap": 1.0}, "overlap by 1"),
         ({"batch_size": 0}, "0 at once"),
     ],
 )
-def test_an_option_without_such_a_value_is_refused_at_once(small_options, options, words):
+def test_an_option_without_such_a_value_is_refused(options, words):
     with pytest.raises(UsageError, match=words):
-        predict_cached(Finds(), *small_options, **{"patch_shape": PATCH, **options})
-
-
-@pytest.fixture
-def small_options(painted):
-    return painted(SMALL), [0]
+        WindowOptions(PATCH, **options)
 
 
 def test_a_model_that_returns_something_else_is_told_apart(painted):

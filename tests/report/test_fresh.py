@@ -136,6 +136,8 @@ def test_an_external_cache_from_the_command_line(trained, other, tmp_path):
         (("--fold", "all"), "--fold goes with --fresh"),
         (("--fresh", "--fold", "first"), "--fold first: give a number from 0, or all"),
         (("--fresh",), "there is no checkpoint"),
+        (("--fresh", "--device", "gpu"), "there is no device 'gpu'"),
+        (("--fresh", "--device", "cuda:99"), "there is no cuda:99"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, options, words):

@@ -9,7 +9,7 @@ import torch
 from aneurysm.errors import (
     UsageError,
 )
-from aneurysm.inference.windows import predict_cached
+from aneurysm.inference.windows import WindowOptions, predict_cached
 from aneurysm.labels import LABELS
 from aneurysm.report.evaluate import EvaluateOptions, evaluate
 from aneurysm.report.run import read_run
@@ -83,16 +83,13 @@ def test_the_best_epochs_predictions_are_those_of_its_checkpoint(straight, train
     best = load_checkpoint(straight.best)
     rows = {row["series_uid"]: row for row in table(straight.predictions)}
     model, config = best.build_model("tests.training.tiny:classifier"), best.config
-    found = predict_cached(
-        model,
-        train_cache,
-        [train_cache.uids.index(uid) for uid in rows],
+    options = WindowOptions(
         patch_shape=config.patch,
         pooling=config.validation.pooling,
         overlap=config.validation.overlap,
         batch_size=config.validation.batch_size,
     )
-    for prediction in found:
+    for prediction in predict_cached(model, train_cache, [train_cache.uids.index(uid) for uid in rows], options):
         row = rows[prediction.series_uid]
         assert [float(row[f"p: {name}"]) for name in LABELS] == pytest.approx(prediction.probabilities, rel=1e-4)
 
@@ -105,9 +102,7 @@ def test_the_candidates_are_those_of_the_best_checkpoint_and_evaluate_reads_them
         best.build_model("tests.training.tiny:mapper"),
         train_cache,
         [train_cache.uids.index(uid) for uid in run.predictions.uids],
-        patch_shape=best.config.patch,
-        overlap=best.config.validation.overlap,
-        candidates=10,
+        WindowOptions(best.config.patch, overlap=best.config.validation.overlap, candidates=10),
     )
     assert set(run.candidates.uids) == set(run.predictions.uids)
     for prediction in expected:

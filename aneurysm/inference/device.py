@@ -1,0 +1,57 @@
+"""A device by the name that a user gives: is it there, how exact it computes, and what to say when its memory ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from aneurysm.errors import DeviceMemoryError, UsageError
+
+
+def checked_device(name: str) -> str:
+    """
+    Return the name of a device that is there.
+
+    Parameters
+    ----------
+    name
+        ``cpu``, ``cuda``, ``cuda:1``; ``auto``: a GPU if there is one.
+
+    Raises
+    ------
+    UsageError
+        There is no such device.
+    """
+    gpus = torch.cuda.device_count()
+    if name == "auto":
+        return "cuda" if gpus else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"there is no device {name!r}: give auto, cpu, cuda, or one of several GPUs as cuda:1")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise UsageError(f"there is no {name}: GPUs that can be used here: {gpus}")
+    return name
+
+
+def usual_precision(device: str) -> str:
+    """Return what is computed in on a device unless something else is asked for."""
+    return "fp32" if torch.device(device).type == "cpu" else "bf16"
+
+
+@contextmanager
+def memory_told(device: str, batch_size: int) -> Iterator[None]:
+    """Turn a lack of memory into a `DeviceMemoryError`, which says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter
+        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+        if not is_memory:
+            raise
+        raise DeviceMemoryError(
+            f"out of memory on {device}, with {batch_size} windows at once: give a smaller --batch-size"
+        ) from error

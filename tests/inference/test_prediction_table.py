@@ -1,0 +1,129 @@
+"""The table that `aneurysm predict` goes on with: no row is lost, and none replaced by less."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+from aneurysm.errors import UsageError
+from aneurysm.inference.prediction_table import open_table
+from aneurysm.inference.predictor import LocatedCandidate, Prediction
+from aneurysm.inference.source_pixel import SourcePixel
+from aneurysm.labels import LABELS
+from cli.predict_output import print_answer
+from tests.inference.checkpoints import write_checkpoint
+from tests.support.acquisition import acquire
+from tests.support.command import call_cli
+from tests.support.pattern import lone_blob
+from tests.support.series import write_series
+
+PLACE = LocatedCandidate(LABELS[0], 0.5, (1.0, 2.0, 3.0), (3.0, 2.0, 1.0), SourcePixel("1.9", 1.0, 2.0, 7))
+
+
+def answer(uid, probability=0.5, candidates=1):
+    return Prediction(uid, dict.fromkeys(LABELS, probability), np.zeros(14, np.float32), [PLACE] * candidates, [])
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A checkpoint and a folder with one series."""
+    root = tmp_path_factory.mktemp("given")
+    acquisition = acquire("axial", slices=16)
+    write_series(root / "data" / "1.2.0", acquisition, lone_blob(acquisition.centre), uid="1.2.0")
+    return write_checkpoint(root / "best.ckpt", 0), root / "data"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_two_commands_don_t_write_over_each_other_s_rows(given, tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    with open_table(path, "m") as table:
+        table.add(answer("1"))
+        with pytest.raises(UsageError, match="another command is at work on"), open_table(path, "m"):
+            pass
+        ran = call_cli("predict", *given, "--out", path)
+        assert ran.code == 2
+        assert "another command is at work on" in ran.err
+        table.write()
+    with open_table(path, "m") as table:
+        assert list(table.rows) == ["1"]
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_a_killed_command_left_is_swept(tmp_path):
+    for name in (".x.csv.0123abcd.tmp", ".x.csv.lock", ".y.csv.0123abcd.tmp"):
+        (tmp_path / name).touch()
+    with open_table(tmp_path / "x.csv", "m"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == [".y.csv.0123abcd.tmp"]
+
+
+def test_a_row_of_many_candidates_is_read_again(tmp_path):
+    with open_table(tmp_path / "x.csv", "m") as table:
+        table.add(answer("1", candidates=2000))
+        table.write()
+    csv.field_size_limit(131_072)  # the default, which is of the process
+    with open_table(tmp_path / "x.csv", "m") as table:
+        assert len(table.rows["1"]["candidates"]) == 2000
+
+
+def test_a_csv_that_can_t_be_read_is_no_table(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"series_uid\n1\r2\n")
+    with pytest.raises(UsageError, match="not a table of predictions"), open_table(tmp_path / "x.csv", "m"):
+        pass
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_json_has_no_nan(tmp_path, suffix):
+    """It is no JSON, and other programs would refuse the file."""
+    with open_table(tmp_path / f"x.{suffix}", "m") as table:
+        table.add(answer("1"))
+        table.rows["1"]["candidates"][0]["probability"] = float("nan")
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            table.write()
+
+
+def test_a_folder_that_is_empty_today_does_not_replace_its_answer(given, tmp_path):
+    checkpoint, data = given
+    out = tmp_path / "x.json"
+    assert call_cli("predict", checkpoint, data / "1.2.0", "--out", out).code == 0
+    kept = out.read_text()
+    (tmp_path / "1.2.0").mkdir()
+    ran = call_cli("predict", checkpoint, tmp_path / "1.2.0", "--out", out, "--retry-failed")
+    assert ran.code == 0
+    assert "1.2.0: no DICOM series under" in ran.err
+    assert "its row stays as it is" in ran.err
+    assert out.read_text() == kept
+
+
+def test_a_table_says_in_which_precision_it_was_made(given, tmp_path):
+    out = tmp_path / "x.json"
+    assert call_cli("predict", *given, "--out", out, "--device", "cpu").code == 0
+    assert call_cli("predict", *given, "--out", out, "--device", "cpu", "--precision", "fp32").out.startswith(
+        "0 series"
+    )
+    ran = call_cli("predict", *given, "--out", out, "--device", "cpu", "--precision", "bf16")
+    assert (ran.code, "another model or other options" in ran.err) == (2, True)
+
+
+def test_where_no_table_can_be_written_is_told_before_anything_is_predicted(given, tmp_path, monkeypatch):
+    def never(*_args):
+        raise AssertionError("it predicts")
+
+    monkeypatch.setattr("aneurysm.inference.predictor.Predictor.predict", never)
+    ran = call_cli("predict", *given, "--out", "/sys/x.csv")
+    assert (ran.code, ran.err.startswith("aneurysm: /sys/x.csv can't be written")) == (2, True), ran.err
+
+    def refused(*_args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("aneurysm.inference.prediction_table.write_atomically", refused)
+    ran = call_cli("predict", *given, "--out", tmp_path / "x.csv")
+    assert ran.code == 2
+    assert "x.csv can't be written: Permission denied" in ran.err
+
+
+def test_the_terminal_says_from_where_it_counts(capsys):
+    print_answer(answer("1"))
+    assert "image 1.9, frame 7, column 1.0, row 2.0 (counted from 0)" in capsys.readouterr().out
