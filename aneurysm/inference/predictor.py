@@ -8,93 +8,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.supervisor import NO_LIMITS, Limits
-from aneurysm.dicom.series import Decision
-from aneurysm.dicom.stack import Stack
 from aneurysm.errors import AneurysmError, Reason, UsageError
 from aneurysm.inference.adjustment import Adjustment
 from aneurysm.inference.calibration import read_calibration
-from aneurysm.inference.candidates import Candidate
 from aneurysm.inference.device import checked_device, memory_told, usual_precision
 from aneurysm.inference.ensemble import Ensemble
 from aneurysm.inference.failure import Failure as Failure
 from aneurysm.inference.failure import failure
 from aneurysm.inference.grad_cam import GradCam
-from aneurysm.inference.lesion_map import LesionMap
+from aneurysm.inference.prediction import LocatedCandidate as LocatedCandidate
+from aneurysm.inference.prediction import Prediction as Prediction
+from aneurysm.inference.prediction import is_finite, prediction_of
 from aneurysm.inference.read_ahead import read_ahead
 from aneurysm.inference.reading import ReadSeries, read_path
 from aneurysm.inference.series_paths import SeriesPath, find_paths
 from aneurysm.inference.source import MemoryVolume
-from aneurysm.inference.source_pixel import SourcePixel, source_pixel
-from aneurysm.inference.windows import SeriesPrediction, WindowOptions, predict_or_pass, predict_sources
-from aneurysm.labels import LABELS, SITES
+from aneurysm.inference.windows import WindowOptions, predict_or_pass, predict_sources
+from aneurysm.labels import LABELS
 from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
 
 _NO_NUMBER: Final = "the model's answer is not a number; --precision fp32 may help"
-
-
-@dataclass(frozen=True)
-class LocatedCandidate:
-    """
-    A place where there may be an aneurysm.
-
-    Attributes
-    ----------
-    site
-        One of `aneurysm.labels.SITES`.
-    probability
-        From 0 to 1.
-    lps_mm
-        (x, y, z) in patient space.
-    zyx
-        Voxel coordinates in the cached volume.
-    source
-        Where the original series shows it; None for a cached volume, which does not say.
-    """
-
-    site: str
-    probability: float
-    lps_mm: tuple[float, float, float]
-    zyx: tuple[float, float, float]
-    source: SourcePixel | None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """
-    The answer for one series. Not for clinical use.
-
-    Attributes
-    ----------
-    series_uid
-        The series.
-    probabilities
-        By label, in the order of `aneurysm.labels.LABELS`; calibrated and gated, if the predictor does that.
-    logits
-        (14,) float32, as the model gives them: neither calibrated nor gated.
-    candidates
-        The most probable first.
-    decisions
-        What was decided while the series became a volume: slices left out, geometry assumed.
-    lesion_map
-        Of the label that was asked for; None if none was.
-    """
-
-    series_uid: str
-    probabilities: dict[str, float]
-    logits: NDArray[np.float32]
-    candidates: list[LocatedCandidate]
-    decisions: list[Decision]
-    lesion_map: LesionMap | None = None
 
 
 class Predictor:
@@ -149,7 +89,7 @@ class Predictor:
             uids = ", ".join(p.uid for p in paths[:3])
             raise UsageError(f"{series_path} holds {len(paths)} series ({uids}, ...): name the folder of one")
         prediction = self.of(read_path(paths[0], self.spec))
-        if not _is_finite(prediction):
+        if not is_finite(prediction):
             raise AneurysmError(f"series {prediction.series_uid}: {_NO_NUMBER}")
         return prediction
 
@@ -157,7 +97,7 @@ class Predictor:
         """Predict one series that is in memory; it is not looked at whether the answer is a number."""
         with memory_told(str(self.options.device), self.options.batch_size):
             (answer,) = predict_sources(self._model, [read.volume], self.options)
-        return _prediction(answer, read, self.adjustment)
+        return prediction_of(answer, read, self.adjustment)
 
     def predict(self, paths: Iterable[SeriesPath]) -> Iterator[Prediction | Failure]:
         """
@@ -192,8 +132,8 @@ class Predictor:
                     yield read
                     continue
                 assert answer is not None
-                prediction = _prediction(answer, read, self.adjustment)
-                finite = _is_finite(prediction)
+                prediction = prediction_of(answer, read, self.adjustment)
+                finite = is_finite(prediction)
                 yield prediction if finite else failure(answer.series_uid, Reason.NOT_A_NUMBER, _NO_NUMBER)
 
 
@@ -299,24 +239,3 @@ def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:
     ):
         if a != b:
             raise UsageError(f"{first.path} and {other.path} can't be ensembled: their {what} is {a} and {b}")
-
-
-def _prediction(answer: SeriesPrediction, read: ReadSeries, adjust: Adjustment) -> Prediction:
-    return Prediction(
-        answer.series_uid,
-        dict(zip(LABELS, adjust(answer.probabilities, answer.logits), strict=True)),
-        answer.logits,
-        [_located(c, read.stack) for c in answer.candidates],
-        read.decisions,
-        None if answer.lesion_map is None else LesionMap(answer.lesion_map, read.volume.affine_lps, read.stack),
-    )
-
-
-def _is_finite(prediction: Prediction) -> bool:
-    """Say whether all is a number: with fp16, or weights that training has spoilt, it may not be."""
-    return bool(np.isfinite([*prediction.probabilities.values(), *prediction.logits]).all())
-
-
-def _located(candidate: Candidate, stack: Stack | None) -> LocatedCandidate:
-    pixel = None if stack is None else source_pixel(stack, candidate.lps_mm)
-    return LocatedCandidate(SITES[candidate.site], candidate.probability, candidate.lps_mm, candidate.zyx, pixel)
