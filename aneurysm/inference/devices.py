@@ -8,10 +8,12 @@ kills is found, and costs no other.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -151,7 +153,8 @@ class _Lane:
         given = (theirs, os.getpid(), threads, list(checkpoints), {**options, "device": device})
         # Not a daemon, which could have no processes of its own to read with; it watches for the parent's end.
         self._process = context.Process(target=_work, args=given, daemon=False)
-        self._process.start()
+        with _signals_later():
+            self._process.start()
         theirs.close()
 
     def give(self, todo: deque[SeriesPath], suspects: deque[SeriesPath]) -> None:
@@ -186,6 +189,23 @@ class _Lane:
         # It may have died meanwhile, which shows at the next turn.
         with suppress(OSError):
             self.connection.send(content)
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back: amid its start a process would be left without its job, and complain of that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where handlers don't run, and can't be set
+        return
+    came: list[int] = []
+    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, signal.SIG_DFL if handler is None else handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _work(
