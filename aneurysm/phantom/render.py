@@ -18,6 +18,7 @@ import numpy.typing as npt
 from aneurysm.phantom.anatomy import Layers, build_layers
 from aneurysm.phantom.aneurysms import Lesion
 from aneurysm.phantom.branches import STEP_MM, Branch, Tree
+from aneurysm.phantom.brush import Brush
 from aneurysm.phantom.contrast import Flow, Shading, Tissues
 from aneurysm.phantom.pose import Points, Pose
 from aneurysm.phantom.scanner import Stack
@@ -161,7 +162,7 @@ class Renderer:
     def _tissue(self, image: Array, stack: Stack, corner: Points, edge: float) -> None:
         """Paint everything but the vessels on one thin slice."""
         t, layers = self.scene.tissues, self._layers
-        brush = _Brush(image, stack, (corner - self._low) / self._step, self._step, edge)
+        brush = Brush(image, stack, (corner - self._low) / self._step, self._step, edge)
         image.fill(t.air)
         if self.scene.modality == "CTA":
             brush.paint(layers.headrest, t.headrest)
@@ -187,7 +188,7 @@ class Renderer:
         brush.paint(layers.air, t.air)
         brush.paint(layers.eye, t.eye)
 
-    def _parenchyma(self, brush: _Brush, t: Tissues, layers: Layers) -> None:
+    def _parenchyma(self, brush: Brush, t: Tissues, layers: Layers) -> None:
         part = brush.part(layers.brain)
         if part is None:
             return
@@ -217,93 +218,6 @@ def _blend(images: Array, canvas: Canvas, value: npt.NDArray[Any], radius: npt.N
     fill = (1 - np.exp(-1.2 * (2 * radius / edge) ** 2)) / np.minimum(1, 0.5 + radius / edge)
     cover *= fill.astype(np.float32)[owner]
     images[near] += cover * (value.astype(np.float32)[owner] - images[near])
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A layer's distance on the part of a slice where it matters."""
-
-    rows: slice
-    columns: slice
-    distance: Array
-
-
-class _Brush:
-    """Interpolates layers to one slice and paints with them."""
-
-    def __init__(self, image: Array, stack: Stack, start: Points, step: float, edge: float) -> None:
-        self._image = image
-        self._level = int(np.floor(start[2]))
-        self._rise = np.float32(start[2] - self._level)
-        self._columns = start[0] + np.arange(stack.shape[1]) * (stack.spacing_mm[1] / step)
-        self._rows = start[1] + np.arange(stack.shape[0]) * (stack.spacing_mm[0] / step)
-        self._left = np.floor(self._columns).astype(np.intp)
-        self._top = np.floor(self._rows).astype(np.intp)
-        self._across = (self._columns - self._left).astype(np.float32)
-        self._down = (self._rows - self._top).astype(np.float32)[:, None]
-        self._edge = np.float32(edge)
-
-    def _plane(self, layer: Array) -> Array:
-        low, high = layer[self._level], layer[self._level + 1]
-        return np.asarray(low + (high - low) * self._rise, dtype=np.float32)
-
-    def _enlarge(self, plane: Array, rows: slice, columns: slice) -> Array:
-        """Linear interpolation of a coarse plane to the pixels of a part of the slice."""
-        top = self._top[rows]
-        strip = plane[top[0] : top[-1] + 2]
-        left = self._left[columns]
-        wide = strip.take(left, axis=1)
-        wide += (strip.take(left + 1, axis=1) - wide) * self._across[columns]
-        top = top - top[0]
-        out = (wide[1:] - wide[:-1]).take(top, axis=0)
-        out *= self._down[rows]
-        out += wide.take(top, axis=0)
-        return np.asarray(out, dtype=np.float32)
-
-    def part(self, layer: Array) -> _Part | None:
-        """Return the layer where it is inside, or nearly."""
-        plane = self._plane(layer)
-        near = plane < 3.0
-        coarse_rows = np.flatnonzero(near.any(axis=1))
-        if not len(coarse_rows):
-            return None
-        coarse_columns = np.flatnonzero(near.any(axis=0))
-        rows = _span(self._rows, coarse_rows)
-        columns = _span(self._columns, coarse_columns)
-        if rows.stop <= rows.start or columns.stop <= columns.start:
-            return None
-        return _Part(rows, columns, self._enlarge(plane, rows, columns))
-
-    def same(self, layer: Array, part: _Part) -> Array:
-        """Another layer on the same part."""
-        return self._enlarge(self._plane(layer), part.rows, part.columns)
-
-    def midline(self, grid: Grid, part: _Part) -> Array:
-        """Return the template's x on a part, (rows, columns): linear in the indices, so computed rather than stored."""
-        m = np.linalg.inv(grid.to_index)[0]
-        base = -m @ grid.offset + m[0] * (self._level + float(self._rise))
-        rows = (base + m[1] * self._rows[part.rows]).astype(np.float32)
-        return np.asarray(rows[:, None] + (m[2] * self._columns[part.columns]).astype(np.float32))
-
-    def cover(self, part: _Part, distance: Array, value: float | Array) -> None:
-        """Paint a value where the distance is negative, with a soft edge."""
-        there = self._image[part.rows, part.columns]
-        cover = distance * (-1 / self._edge)
-        cover += np.float32(0.5)
-        np.clip(cover, 0, 1, out=cover)
-        difference = np.subtract(value if isinstance(value, np.ndarray) else np.float32(value), there)
-        difference *= cover
-        there += difference
-
-    def paint(self, layer: Array, value: float) -> None:
-        """Paint a value all over a layer."""
-        if (part := self.part(layer)) is not None:
-            self.cover(part, part.distance, value)
-
-
-def _span(at: npt.NDArray[np.float64], coarse: npt.NDArray[np.intp]) -> slice:
-    """Return the pixels between the outer ones of some coarse indices."""
-    return slice(int(np.searchsorted(at, coarse[0] - 1, "left")), int(np.searchsorted(at, coarse[-1] + 1, "right")))
 
 
 def _lowest_mm(stack: Stack) -> float:
