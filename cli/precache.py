@@ -93,11 +93,7 @@ def precache(
                 progress=progress,
             )
         except KeyboardInterrupt:
-            typer.echo(
-                "aneurysm: interrupted. What is cached is complete; the same command goes on here, and `aneurysm "
-                "manifest` writes the tables of what there is.",
-                err=True,
-            )
+            typer.echo("aneurysm: interrupted. What is cached is complete; the same command goes on here.", err=True)
             raise
     bad = summary.total_not_cached
     typer.echo(

@@ -30,7 +30,7 @@ from aneurysm.cache.spec import CacheSpec, load_spec
 from aneurysm.cache.supervisor import NO_LIMITS, Limits
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.dicom.scan import Inventory, SeriesSource, safe_source
-from aneurysm.errors import DataError, Reason, UsageError
+from aneurysm.errors import AneurysmError, DataError, Reason, UsageError
 from aneurysm.objects.stored_data import data_place
 from aneurysm.threads import look_at_each
 
@@ -188,15 +188,16 @@ def precache(
             # Closed at once when the run is told to stop: nobody should build on while the tables are written.
             with closing(run_jobs(jobs, engine, layout)) as outcomes:
                 _run(outcomes, place, summary, seconds, progress, shard)
-        except (SystemExit, KeyboardInterrupt):
+        except SystemExit:
             # A batch system gives it seconds, and the tables of a large cache take minutes, as may a store.
             if not place.url:
                 with suppress(OSError):
                     place.leave_seconds(seconds)
                     sweep(layout)
             raise
-        except Exception:
-            _finish(place, sources, seconds, summary, shard)
+        except BaseException:
+            with suppress(AneurysmError):  # what ends the run may keep the tables from being written, too
+                _finish(place, sources, seconds, summary, shard)
             raise
         _finish(place, sources, seconds, summary, shard)
     summary.seconds = time.perf_counter() - started
