@@ -52,7 +52,10 @@ def test_the_folder_holds_what_is_promised(straight, train_cache):
         assert (row["modality"], row["fold"]) == (train_cache.modalities[i], "0")
         assert [int(row[f"y: {name}"]) for name in LABELS] == train_cache.labels[i].tolist()
         assert all(0 < float(row[f"p: {name}"]) < 1 for name in LABELS)
-    assert list(predictions[0])[:4] == ["series_uid", "modality", "fold", f"p: {LABELS[0]}"]
+    about = ["series_uid", "modality", "fold", "part", "epoch", "digest"]
+    assert list(predictions[0])[:7] == [*about, f"p: {LABELS[0]}"]
+    epoch = str(load_checkpoint(straight.best).epoch)
+    assert {(p["part"], p["epoch"], p["digest"]) for p in predictions} == {("val", epoch, train_cache.spec.digest)}
 
     log = straight.log.read_text()
     assert "epoch 2: loss " in log
