@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
+from aneurysm import load_predictor
+from aneurysm.labels import LABELS
 from aneurysm.report import evaluate
 from aneurysm.report import page as report_page
 from aneurysm.report.bootstrap import patient_weights
 from tests.support.command import call_cli
 from tests.support.run_data import ROOT
 
+PRESENT = LABELS[-1]
 pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 
@@ -24,6 +29,11 @@ def commands(name: str) -> list[list[str]]:
     found = re.findall(r"^    aneurysm (.*)", page(name), re.MULTILINE)
     assert found
     return [shlex.split(command, comments=True) for command in found]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -46,7 +56,14 @@ def test_they_run_in_this_order(work, monkeypatch):
             allowed = {0, 8} if command[0] in ("precache", "manifest", "predict") else {0}
             assert ran.code in allowed, f"{name}: aneurysm {shlex.join(command)}: {ran.err}"
     assert (work / "evaluation" / "report.html").is_file()
-    assert (work / "answers.csv").is_file()
+    answers = {row["series_uid"]: row for row in table(work / "answers.csv")}
+    cached = {row["series_uid"] for row in table(work / "cache" / "manifest.csv") if row["status"] == "cached"}
+    predicted = {uid: float(row[PRESENT]) for uid, row in answers.items() if row[PRESENT]}
+    assert len(answers) == 12
+    # What becomes a volume has an answer, and nothing else.
+    assert set(predicted) == cached
+    assert len(cached) >= 6
+    assert len(set(predicted.values())) == len(predicted)
 
     blocks = re.findall(r"^```python\n(.*?)^```", page("for-integrators"), re.MULTILINE | re.DOTALL)
     assert blocks
@@ -54,7 +71,11 @@ def test_they_run_in_this_order(work, monkeypatch):
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "for-integrators", "exec"), names)
-    assert 0 < names["prediction"].probabilities["Aneurysm Present"] < 1  # type: ignore[attr-defined]
+    # From the cache as from DICOM; the page's own prediction is of one of the two models.
+    both = load_predictor([f"runs/fold{fold}/checkpoints/best.ckpt" for fold in range(2)])
+    first = names["cache"].uids[0]  # type: ignore[attr-defined]
+    assert both(f"cache/volumes/{first}.zarr").probabilities[PRESENT] == pytest.approx(predicted[first], rel=1e-3)
+    assert names["prediction"].probabilities[PRESENT] != pytest.approx(predicted[first], rel=1e-3)  # type: ignore[attr-defined]
     assert names["first_voxel_lps_mm"].shape == (4,)  # type: ignore[attr-defined]
 
 
