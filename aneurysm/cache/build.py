@@ -1,7 +1,8 @@
 """precache(): a data folder -> a cache. Plans, runs workers, and writes the manifest.
 
 What a kill at any moment leaves behind: complete volumes, and abandoned work in .building/ that the next run
-sweeps. What two runs at once do: each series is built by whoever claims it first; the other finds it done.
+sweeps. What two runs at once do: each series is built by whoever claims it first; the other finds it done, or in the
+end waits for it, and says so if it does not come.
 """
 
 from __future__ import annotations
