@@ -18,7 +18,7 @@ from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.labels import LABELS
 from aneurysm.report.bootstrap import FEWEST, Estimate, Weights, estimate
 from aneurysm.report.combine import logit, sigmoid
-from aneurysm.report.run import Predictions
+from aneurysm.report.run_tables import Predictions
 
 BINS = 15
 TEMPERATURES = (0.05, 20.0)

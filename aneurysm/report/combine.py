@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.errors import DataError, SpecMismatchError
-from aneurysm.report.run import Candidates, Predictions, Run
+from aneurysm.report.run import Run
+from aneurysm.report.run_tables import Candidates, Predictions
 
 Ensemble = Literal["logits", "ranks"]
 

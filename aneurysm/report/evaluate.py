@@ -15,7 +15,8 @@ from aneurysm.report.calibration import Calibration, calibrate
 from aneurysm.report.combine import Ensemble, combine, combine_candidates, group_runs
 from aneurysm.report.froc import Froc, froc
 from aneurysm.report.ranking import Ranking, rank, rank_by
-from aneurysm.report.run import PARTS, Candidates, Predictions, Run, read_run
+from aneurysm.report.run import PARTS, Run, read_run
+from aneurysm.report.run_tables import Candidates, Predictions
 from aneurysm.report.source import Lesions, acquisitions, lesions, localisation, open_cache
 from aneurysm.report.thresholds import Operation, Rates, operate, patient_halves, present_by
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from aneurysm.labels import LABELS, SITES
 from aneurysm.report.bootstrap import Estimate, Weights, estimate, ranked_samples
-from aneurysm.report.run import Predictions
+from aneurysm.report.run_tables import Predictions
 from aneurysm.training.score import score_series
 
 PRESENT = len(SITES)

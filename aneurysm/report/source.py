@@ -15,7 +15,8 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.errors import CacheError, CacheNotFoundError, DataError, SpecMismatchError
 from aneurysm.labels import SITES
 from aneurysm.report.froc import Localisation
-from aneurysm.report.run import Candidates, Predictions, Run
+from aneurysm.report.run import Run
+from aneurysm.report.run_tables import Candidates, Predictions
 
 NOT_KNOWN = "not known"
 THICKNESS_MM = (1.0, 3.0)

@@ -17,7 +17,7 @@ from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.labels import LABELS
 from aneurysm.report.bootstrap import Estimate, Weights, estimate
 from aneurysm.report.ranking import PRESENT
-from aneurysm.report.run import Predictions
+from aneurysm.report.run_tables import Predictions
 
 
 @dataclass(frozen=True)

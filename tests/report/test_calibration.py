@@ -6,7 +6,7 @@ import pytest
 from aneurysm.report.bootstrap import patient_weights
 from aneurysm.report.calibration import TEMPERATURES, apply_temperature, calibrate, calibration_error, fit_temperature
 from aneurysm.report.combine import logit, sigmoid
-from aneurysm.report.run import Predictions
+from aneurysm.report.run_tables import Predictions
 from aneurysm.report.thresholds import patient_halves
 
 
