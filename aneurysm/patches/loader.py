@@ -196,7 +196,8 @@ class PatchLoader:
         # They outlive an epoch with the loader's iterator, for whose end torch has no public way.
         iterator: Any = self._loader._iterator  # noqa: SLF001
         if iterator is not None and self._loader.num_workers:
-            iterator._shutdown_workers()  # noqa: SLF001
+            with suppress(RuntimeError):  # torch's signal handler tells of a dead worker wherever this thread is
+                iterator._shutdown_workers()  # noqa: SLF001
             for worker in iterator._workers:  # noqa: SLF001
                 # One that waits for a lock which a dead one held: its SIGTERM is only a deadline (see _start_worker).
                 # They write nothing, so that nothing is lost.
