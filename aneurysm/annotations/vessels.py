@@ -43,10 +43,16 @@ def resample_mask(path: Path, volume: Grid, field_of_view: Grid) -> tuple[NDArra
 
     None if it can't be used: unreadable, values other than 0 to 13, or too much of it outside the field of view
     of the series, of which the volume may be a part.
+
+    Raises
+    ------
+    OSError
+        The operating system can't read the file.
     """
     import SimpleITK as sitk
 
     sitk.ProcessObject.GlobalWarningDisplayOff()
+    path.read_bytes()  # ITK does not tell a disk that fails from a file that is damaged
     try:
         mask = sitk.ReadImage(str(path))
     except RuntimeError as error:

@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from aneurysm.dicom.elements import UNDEFINED, UnusualError, read_element, skip_items
-from aneurysm.errors import AneurysmError
+from aneurysm.errors import AneurysmError, system_error
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
@@ -269,6 +269,8 @@ def _read_with_pydicom(path: Path, size: int) -> Header:
         except (InvalidDicomError, EOFError) as error:
             raise NotDicomError(f"{path} is not a DICOM file: {error}") from error
         except Exception as error:
+            if (fault := system_error(error)) is not None:
+                raise fault from None
             raise NotDicomError(f"the header of {path} can't be read: {error}") from error
 
 
