@@ -93,16 +93,17 @@ class PixelReader:
         skip = frame.index * count * dtype.itemsize
         if frame.pixel_offset is None:
             self._inflate(frame)
-            values = np.frombuffer(self._inflated[skip : skip + count * dtype.itemsize], dtype)
+            data = self._inflated[skip : skip + count * dtype.itemsize]
+            values = np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)
         elif skip + count * dtype.itemsize > frame.pixel_length:
             raise PixelError(
-                f"{frame.path.name}: {frame.pixel_length} bytes of pixel data, frame {frame.index} of {fmt.rows} x "
+                f"{frame.name}: {frame.pixel_length} bytes of pixel data, frame {frame.index} of {fmt.rows} x "
                 f"{fmt.columns} ends at {skip + count * dtype.itemsize}"
             )
         else:
             values = self._from_file(frame.path, dtype, count, frame.pixel_offset + skip)
         if len(values) != count:
-            raise PixelError(f"{frame.path.name}: the file breaks off after {len(values)} of {count} pixels")
+            raise PixelError(f"{frame.name}: the file breaks off after {len(values)} of {count} pixels")
         if fmt.bits_allocated == 8 and frame.pixel_vr == "OW" and fmt.transfer_syntax == EXPLICIT_BIG:
             # Two 8-bit pixels make one big-endian word, so neighbours are swapped.
             values = values[: count // 2 * 2].reshape(-1, 2)[:, ::-1].reshape(-1)
@@ -131,7 +132,7 @@ class PixelReader:
         except Exception as error:
             if (fault := system_error(error)) is not None:
                 raise fault from None
-            raise PixelError(f"{frame.path.name} can't be inflated: {error}") from error
+            raise PixelError(f"{frame.name} can't be inflated: {error}") from error
         self._file = frame.path
 
     def _decoded(self, frame: Frame) -> Pixels:
