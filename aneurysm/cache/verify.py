@@ -13,7 +13,7 @@ import joblib
 import numpy as np
 import zarr
 
-from aneurysm.cache.blocks import Blocks
+from aneurysm.cache.blocks import SURVEY_VERSION, Blocks
 from aneurysm.cache.layout import IMAGE, VESSELS, CacheLayout, tree_bytes
 from aneurysm.cache.manifest import manifest_row, read_attributes, read_manifest
 from aneurysm.cache.opening import read_spec
@@ -133,6 +133,9 @@ def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> _Checked:
         faults.append(fault(f"the metadata is of series {attributes['series_uid']}"))
     if attributes["digest"] != spec.digest:
         faults.append(fault(f"digest {attributes['digest']}, the cache's spec has {spec.digest}"))
+    blocks = attributes["blocks"]
+    if isinstance(blocks, dict) and (survey := blocks.get("survey", 1)) != SURVEY_VERSION:
+        faults.append(fault(f"head and vessels were found by survey {survey}, this program's is {SURVEY_VERSION}"))
     faults += [fault(what) for what in _check_arrays(folder, spec)]
     size = tree_bytes(folder)
     found = content_hash(folder, attributes)

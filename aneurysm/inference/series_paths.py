@@ -8,7 +8,7 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.reader import CachedVolume
 from aneurysm.dicom.header import NotDicomError, read_header
-from aneurysm.dicom.scan import SeriesSource, find_series, safe_source
+from aneurysm.dicom.scan import SeriesSource, find_series, hashed_name, safe_source
 from aneurysm.errors import DataError, UsageError
 from aneurysm.objects.store import ObjectStore
 from aneurysm.objects.stored_data import StoredData
@@ -44,7 +44,7 @@ def find_paths(
         raise UsageError(f"there is no {path}")
     if path.is_file():
         try:
-            uid = str(read_header(path).get("SeriesInstanceUID", "")) or path.stem
+            uid = str(read_header(path).get("SeriesInstanceUID", "")) or hashed_name("file", path.name)
         except NotDicomError as error:
             raise DataError(f"{path} is no DICOM file: {error}") from error
         return [safe_source(uid, files=[str(path)])]

@@ -13,7 +13,15 @@ from typing import Final
 from aneurysm.annotations.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
 from aneurysm.annotations.vessels import MASK_ENDINGS, find_masks
 from aneurysm.dicom.header import NotDicomError, read_header
-from aneurysm.dicom.scan import Inventory, SeriesSource, find_series, group_by_series, safe_source, series_uids
+from aneurysm.dicom.scan import (
+    Inventory,
+    SeriesSource,
+    find_series,
+    group_by_series,
+    named_folders,
+    safe_source,
+    series_uids,
+)
 from aneurysm.errors import DataError
 from aneurysm.objects.scratch import scratch_folder, told_as
 from aneurysm.objects.store import ObjectStore, StoredObject
@@ -146,9 +154,8 @@ class StoredData(DataPlace):
         if loose := sum(not name.startswith(".") for name in files):
             ignored["loose files in series/"] = loose
         sources = [
-            _stored(safe_source(name), self._store.url, prefix=f"series/{name}")
-            for name in folders
-            if not name.startswith(".")
+            _stored(safe_source(uid), self._store.url, prefix=f"series/{name}")
+            for name, uid in named_folders(folders, lambda: self.tables().notes)
         ]
         return Inventory(self._store.url, "rsna", list(sources), ignored)
 
