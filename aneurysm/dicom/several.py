@@ -38,7 +38,10 @@ def one_frame_per_position(
     groups = _positions(frames)
     repeated = [g for g in groups if len(g) > 1]
     if not repeated and not _interleaved(frames):
-        return list(frames), [], {}
+        alternating = _alternating(frames)
+        if alternating is None:
+            return list(frames), [], {}
+        return _first_volume(frames, alternating, "by blocks of InstanceNumber that lie between each other", policy)
 
     split = _split_by_attributes(frames)
     if split is not None:
@@ -127,6 +130,23 @@ def _interleaved(frames: Sequence[Frame]) -> bool:
         if any(b[0] < a[1] for a, b in pairwise(spans)):
             return True
     return False
+
+
+def _alternating(frames: Sequence[Frame]) -> list[list[Frame]] | None:
+    """
+    Return two volumes without a tag that tells them apart whose slices lie between each other, by turns.
+
+    They were taken one after the other, each in the order of its places, and their distances alternate. Even distances
+    are those of one stack whose slices were taken by turns.
+    """
+    geometry, ordered = slice_geometry(frames)
+    parts = [ordered[::2], ordered[1::2]]
+    gaps = [float(np.median(geometry.gaps_mm[i::2])) for i in (0, 1)] if len(frames) > 7 else [0.0, 0.0]
+    numbers = [np.array([f.instance_number for f in part]) for part in parts]
+    steps = [np.diff(n) for n in numbers]
+    in_turn = all((s > 0).all() or (s < 0).all() for s in steps)
+    apart = numbers[0].max() < numbers[1].min() or numbers[1].max() < numbers[0].min()
+    return parts if in_turn and apart and max(gaps) > 1.2 * min(gaps) else None
 
 
 def _split_by_attributes(frames: Sequence[Frame]) -> tuple[tuple[str, ...], list[list[Frame]]] | None:

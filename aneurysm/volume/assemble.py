@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from aneurysm.volume.normalize import Intensity, ct_intensity, mr_intensity
 from aneurysm.volume.resample import InPlane, axis_weights
 from aneurysm.volume.rescale import (
     already_hu,
+    as_stored,
     check_unit,
     clip_stored,
     header_decisions,
@@ -97,6 +98,9 @@ def _resample(
 ) -> tuple[TargetGrid, NDArray[Any], Intensity, list[Decision]]:
     """Return the grid and the voxels on it: (slice, column, row), stored integers."""
     grid = target_grid(stack, spec)
+    upright = as_stored(stack.frames, reader) if ct else None
+    if upright is not None:
+        stack = replace(stack, frames=upright)
     geometry, fmt = stack.geometry, stack.frames[0].format
     slices, rows, columns = grid.axes
     half_gap = geometry.slice_spacing_mm / 2
@@ -104,6 +108,8 @@ def _resample(
     by_slice = across.tocsc()
     in_plane = InPlane((fmt.rows, fmt.columns), geometry.spacing_mm, rows, columns)
     source = _Physical(stack, reader, spec, ct=ct)
+    if upright is not None:
+        source.decisions.append(Decision("monochrome1", "not inverted: as they are stored, borders are air"))
 
     # CT's mapping is known beforehand, so planes become integers as they are finished, at half the memory.
     intensity = ct_intensity(spec.intensity.CT, spec.storage) if ct else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -12,7 +13,8 @@ from aneurysm.dicom.series import Decision, Frame
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
 
 _GE_PADDING: Final = -2000
-_AIR_HU: Final = -1000.0
+_MIDDLE_HU: Final = -500.0
+"""Between air and all of the head."""
 _LOOKED_AT: Final = 5
 _SPREAD: Final = 0.005
 _HOUNSFIELD: Final = frozenset({"", "HU", "HU_MOD", "US", "UNSPECIFIED"})
@@ -34,6 +36,38 @@ def check_unit(frames: Sequence[Frame]) -> None:
 def is_suspect(frame: Frame) -> bool:
     """Say whether the pixels of a CT ``frame`` may be HU although there is a rescale."""
     return frame.format.signed and frame.intercept < -100
+
+
+def as_stored(frames: Sequence[Frame], reader: PixelReader) -> list[Frame] | None:
+    """
+    Return CT ``frames`` of MONOCHROME1 as MONOCHROME2 if their stored values are the ones to be rescaled, else None.
+
+    By the standard MONOCHROME1 inverts the display alone (PS3.3 C.7.6.3.1.2); other writers, and SimpleITK, invert the
+    values. The border of an image is air in one way only; where it is in neither, values are inverted.
+    """
+    inverted = [f for f in frames if f.format.photometric == "MONOCHROME1"]
+    shown, stored = [], []
+    for i in np.linspace(0, len(inverted) - 1, _LOOKED_AT if inverted else 0).astype(int):
+        frame = inverted[i]
+        try:
+            pixels = reader.read(frame)
+        except PixelError:
+            continue
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).astype(float)
+        if (padding := trusted_padding(frame, frame.slope, frame.intercept, ct=True)) is not None:
+            border = border[(border < padding[0]) | (border > padding[1])]
+        shown.append(border * frame.slope + frame.intercept)
+        stored.append((_inversion_top(frame) - border) * frame.slope + frame.intercept)
+    if not sum(map(len, shown)) or not (
+        np.median(np.concatenate(stored)) < _MIDDLE_HU < np.median(np.concatenate(shown))
+    ):
+        return None
+    return [replace(f, format=replace(f.format, photometric="MONOCHROME2")) for f in frames]
+
+
+def _inversion_top(frame: Frame) -> int:
+    """Return what a value and its inverse make together: in two's complement ~v is -1 - v."""
+    return -1 if frame.format.signed else (1 << frame.format.bits_stored) - 1
 
 
 def already_hu(frames: Sequence[Frame], reader: PixelReader) -> Decision | None:
@@ -98,8 +132,7 @@ def trusted_padding(frame: Frame, slope: float, intercept: float, *, ct: bool) -
     low, high = frame.padding
     fmt = frame.format
     if fmt.photometric == "MONOCHROME1":
-        # In two's complement ~v is -1 - v, and without a sign 2**bits - 1 - v.
-        top = -1 if fmt.signed else (1 << fmt.bits_stored) - 1
+        top = _inversion_top(frame)
         low, high = top - high, top - low
     if ct:
         physical = sorted((low * slope + intercept, high * slope + intercept))

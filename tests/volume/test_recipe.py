@@ -25,9 +25,7 @@ PINNED = {
 def test_the_voxels_of_this_recipe(tmp_path, modality):
     """Tilted, oblique, uneven and finer than the grid in one direction: every step of the arithmetic takes part."""
     offsets = np.cumsum([0, *([1.3, 0.8, 2.1] * 5)])
-    stack = acquire(
-        offsets_mm=offsets, turn=rotation((1, 2, 3), 11), tilt_deg=8, shape=(48, 40), spacing_mm=(0.6, 0.7)
-    )
+    stack = acquire(offsets_mm=offsets, turn=rotation((1, 2, 3), 11), tilt_deg=8, shape=(48, 40), spacing_mm=(0.6, 0.7))
     pattern = anatomy(stack.centre, stack.extent_mm, base=300 if modality == "CT" else 700)
     noise = np.random.RandomState(3).normal(0, 60, (len(stack), *stack.shape))
     write_series(tmp_path / "s", stack, np.clip(stack.sample(pattern) + noise, 0, 2000), modality=modality)

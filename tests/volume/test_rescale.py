@@ -179,6 +179,21 @@ def test_what_is_brightest_in_inverted_mr_is_not_its_padding(tmp_path, storage):
     assert image.at(STACK.lps(4, 0, 0)) == pytest.approx(0, abs=2)
 
 
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("inverted", [False, True], ids=["for display alone", "as stored"])
+def test_ct_of_monochrome1_is_inverted_unless_that_takes_the_air_from_its_borders(tmp_path, inverted, signed):
+    storage = Storage(16, 12, signed=signed, intercept=0.0 if signed else -1024.0, inverted=inverted)
+    values, outside = _with_round_field(PATTERN, -1000.0)
+
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.PhotometricInterpretation = "MONOCHROME1"
+
+    write_series(tmp_path / "s", STACK, values, storage=storage, edit=edit)
+    image = cached(tmp_path / "s")
+    assert "monochrome1" in image.codes
+    _assert_padded(image, PATTERN, outside)
+
+
 def test_padding_beyond_the_bits_that_are_stored_is_compared_as_pixels_are(tmp_path):
     """-2000 as 16 bits without a sign, of which 12 are read: 2096."""
     values, _ = _with_round_field(MR_PATTERN, 2096)
