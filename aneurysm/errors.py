@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import StrEnum
 
 
@@ -79,6 +80,21 @@ class InterruptedRunError(AneurysmError):
 
 class PixelError(AneurysmError):
     """The pixels of one frame can't be had; the message says which file and why."""
+
+
+def system_error(error: BaseException) -> OSError | MemoryError | None:
+    """
+    Return the operating system's error that ``error`` is, or was raised over; None if there is none.
+
+    Libraries wrap what reading raised. And they raise `OSError` of damaged content, too: without a number, or with that
+    of a seek to before the file's beginning.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno not in (None, errno.EINVAL)):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 class Reason(StrEnum):

@@ -60,13 +60,12 @@ def place_lesions(
     Place each row of ``localizers`` in ``volume``, which was made of some of ``frames`` (all of the series).
 
     Geometry is that of the very frame which the row names, so order, tilt, gaps and left-out slices make no
-    difference. The frames of the volume come first: they carry the geometry that was used (also where it was
-    assumed).
+    difference. The frames of the volume come first.
     """
     lesions: list[Lesion] = []
     unplaced: list[UnplacedLesion] = []
     by_sop: dict[str, list[Frame]] = {}
-    for frame in [*volume.stack.frames, *frames]:
+    for frame in {f.key: f for f in (*frames, *volume.stack.frames)}.values():
         by_sop.setdefault(frame.sop_uid, []).append(frame)
     to_voxel = np.linalg.inv(volume.affine_lps)
     for row in localizers:
@@ -96,14 +95,18 @@ def _patient_point(row: Localizer, frames: Sequence[Frame], volume: Volume) -> N
     multi = frames[0].frames_in_file > 1
     if multi and row.frame is None:
         return unplaced("no_frame_number", f"the file has {frames[0].frames_in_file} frames, the row names none")
-    frame = next((f for f in frames if f.index == (row.frame or 0)), None)
+    meant = [f for f in frames if f.index == (row.frame or 0)]
+    if len({(f.position, f.orientation, f.spacing_mm, f.format.rows, f.format.columns) for f in meant}) > 1:
+        return unplaced("ambiguous_image", f"{len(meant)} images at different places have this SOPInstanceUID")
+    in_volume = {f.key for f in volume.stack.frames}
+    frame = next((f for f in meant if f.key in in_volume), meant[0] if meant else None)
     if frame is None:
         return unplaced("no_such_frame", f"the file has {frames[0].frames_in_file} frames, the row names {row.frame}")
     if not (-0.5 <= row.x <= frame.format.columns - 0.5 and -0.5 <= row.y <= frame.format.rows - 0.5):
         size = f"{frame.format.columns} x {frame.format.rows} (columns x rows)"
         return unplaced("outside_image", f"x {row.x:g}, y {row.y:g} in an image of {size}")
-    if frame not in volume.stack.frames:
-        why = volume.stack.dropped.get(frame.sop_uid, "unreadable_slice")
+    if frame.key not in in_volume:
+        why = volume.stack.dropped.get(frame.key, "unreadable_slice")
         if why not in _SAME_ANATOMY:
             return unplaced("image_not_in_volume", f"the image was left out: {why}")
     axes = None if frame.orientation is None else plane_axes(frame.orientation)

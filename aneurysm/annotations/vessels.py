@@ -43,32 +43,35 @@ def resample_mask(path: Path, volume: Grid, field_of_view: Grid) -> tuple[NDArra
 
     None if it can't be used: unreadable, values other than 0 to 13, or too much of it outside the field of view
     of the series, of which the volume may be a part.
+
+    Raises
+    ------
+    OSError
+        The operating system can't read the file.
     """
     import SimpleITK as sitk
 
     sitk.ProcessObject.GlobalWarningDisplayOff()
+    path.read_bytes()  # ITK does not tell a disk that fails from a file that is damaged
     try:
         mask = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        first_line = str(error).strip().splitlines()[-1][:200]
-        return None, Decision("mask_unreadable", f"{path.name}: {first_line}")
+    except RuntimeError:
+        # What ITK says holds the file's name, which may be a patient's.
+        return None, Decision("mask_unreadable", "SimpleITK can't read the mask")
     if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
-        return None, Decision("mask_unusable", f"{path.name}: {mask.GetDimension()} dimensions, not a 3D image")
+        return None, Decision("mask_unusable", f"{mask.GetDimension()} dimensions, not a 3D image")
     values = sitk.GetArrayViewFromImage(mask)
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > _MAX_VALUE or not np.array_equal(np.rint(values), values):
-        return None, Decision(
-            "mask_unusable", f"{path.name}: values from {low:g} to {high:g}, not whole numbers 0 to 13"
-        )
+        return None, Decision("mask_unusable", f"values from {low:g} to {high:g}, not whole numbers 0 to 13")
     outside = _share_outside(mask, values, *field_of_view)
     if outside > MAX_OUTSIDE:
-        return None, Decision("mask_outside_volume", f"{path.name}: {outside:.0%} of the mask lies outside the images")
+        return None, Decision("mask_outside_volume", f"{outside:.0%} of the mask lies outside the images")
 
     reference = _reference_image(*volume)
     placed = sitk.Resample(sitk.Cast(mask, sitk.sitkUInt8), reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
     result: NDArray[Any] = sitk.GetArrayFromImage(placed)
-    detail = f"{path.name}: {int((result > 0).sum())} voxels"
-    return result.astype(np.uint8, copy=False), Decision("mask_placed", detail)
+    return result.astype(np.uint8, copy=False), Decision("mask_placed", f"{int((result > 0).sum())} voxels")
 
 
 def _reference_image(affine_lps: NDArray[np.float64], shape: tuple[int, int, int]) -> Any:

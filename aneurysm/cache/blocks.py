@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 EDGE_MM: Final = 8.0
+SURVEY_VERSION: Final = 2
+"""Of what finds them (`aneurysm.volume.survey`). Raise it when other blocks come out: patches are drawn by them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Blocks:
             "head": _pack(self.head),
             "vessels": _pack(self.vessels),
             "vessels_from": "mask" if self.from_mask else "image",
+            "survey": SURVEY_VERSION,
         }
 
     @classmethod

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from aneurysm.errors import SpecError
 from aneurysm.objects.url import is_url
 
-RECIPE_VERSION: Final = 1
+RECIPE_VERSION: Final = 2
 """Stands in every digest. Raise it when a change of the arithmetic changes a voxel of some series."""
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -164,11 +164,16 @@ class CacheSpec(_Section):
 
 def toml_lines(table: dict[str, Any], prefix: str) -> list[str]:
     """Return the lines of a TOML table; its sections, named ``prefix`` and their key, follow the plain values."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    lines = [f"{key} = {_toml_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
     for key, value in table.items():
         if isinstance(value, dict):
             lines += ["", f"[{prefix}{key}]", *toml_lines(value, f"{prefix}{key}.")]
     return lines
+
+
+def _toml_value(value: Any) -> str:
+    # JSON is TOML but for two things: half characters (surrogates), and DEL as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def shipped_specs() -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 
 from aneurysm.cache.batches import in_batches
-from aneurysm.cache.blocks import Blocks
+from aneurysm.cache.blocks import SURVEY_VERSION, Blocks
 from aneurysm.cache.layout import IMAGE, VESSELS, CacheLayout, tree_bytes
 from aneurysm.cache.manifest import ODD, manifest_row, read_attributes, read_manifest
 from aneurysm.cache.opening import read_spec
@@ -151,6 +151,9 @@ def _faults(folder: Path, attributes: dict[str, Any], spec: CacheSpec, deep: boo
         yield f"the metadata is of series {attributes['series_uid']}"
     if attributes["digest"] != spec.digest:
         yield f"digest {attributes['digest']}, the cache's spec has {spec.digest}"
+    blocks = attributes["blocks"]
+    if isinstance(blocks, dict) and (survey := blocks.get("survey", 1)) != SURVEY_VERSION:
+        yield f"head and vessels were found by survey {survey}, this program's is {SURVEY_VERSION}"
     yield from _check_arrays(folder, spec)
     if content_hash(folder, attributes) != attributes["content_hash"]:
         yield "content hash differs: a file or the metadata was changed or damaged since it was written"

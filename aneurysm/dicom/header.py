@@ -8,8 +8,6 @@ knows every corner; a parity test holds the two together.
 
 from __future__ import annotations
 
-import functools
-import math
 import struct
 import warnings
 from collections.abc import Iterator
@@ -23,7 +21,8 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from aneurysm.dicom.elements import UNDEFINED, UnusualError, read_element, skip_items
-from aneurysm.errors import AneurysmError
+from aneurysm.dicom.values import KEYWORDS, WANTED, take_values
+from aneurysm.errors import AneurysmError, system_error
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
@@ -37,60 +36,6 @@ PIXEL_DATA: Final = 0x7FE00010
 _FUNCTIONAL_GROUPS: Final = frozenset({0x52009229, 0x52009230})
 _FIRST_READ: Final = 32 * 1024
 _READ_WHOLE: Final = 256 * 1024
-
-# What is read: keyword -> (tag, how to take the value). "text" keeps the whole string, "texts" cuts it at backslashes,
-# "int" is US, "count" is IS, "pixel" is US or SS, signed as PixelRepresentation says.
-_WANTED: Final[dict[str, tuple[int, str]]] = {
-    "ImageType": (0x00080008, "texts"),
-    "SOPClassUID": (0x00080016, "text"),
-    "SOPInstanceUID": (0x00080018, "text"),
-    "Modality": (0x00080060, "text"),
-    "Manufacturer": (0x00080070, "text"),
-    "SeriesDescription": (0x0008103E, "text"),
-    "ManufacturerModelName": (0x00081090, "text"),
-    "PatientID": (0x00100020, "text"),
-    "ContrastBolusAgent": (0x00180010, "text"),
-    "ScanningSequence": (0x00180020, "texts"),
-    "SequenceVariant": (0x00180021, "texts"),
-    "MRAcquisitionType": (0x00180023, "text"),
-    "SequenceName": (0x00180024, "text"),
-    "AngioFlag": (0x00180025, "text"),
-    "SliceThickness": (0x00180050, "float"),
-    "KVP": (0x00180060, "float"),
-    "RepetitionTime": (0x00180080, "float"),
-    "EchoTime": (0x00180081, "float"),
-    "InversionTime": (0x00180082, "float"),
-    "EchoNumbers": (0x00180086, "text"),
-    "MagneticFieldStrength": (0x00180087, "float"),
-    "SpacingBetweenSlices": (0x00180088, "float"),
-    "ProtocolName": (0x00181030, "text"),
-    "TriggerTime": (0x00181060, "float"),
-    "FlipAngle": (0x00181314, "float"),
-    "PatientPosition": (0x00185100, "text"),
-    "DiffusionBValue": (0x00189087, "float"),
-    "SeriesInstanceUID": (0x0020000E, "text"),
-    "AcquisitionNumber": (0x00200012, "text"),
-    "InstanceNumber": (0x00200013, "float"),
-    "ImagePositionPatient": (0x00200032, "floats"),
-    "ImageOrientationPatient": (0x00200037, "floats"),
-    "TemporalPositionIdentifier": (0x00200100, "text"),
-    "SamplesPerPixel": (0x00280002, "int"),
-    "PhotometricInterpretation": (0x00280004, "text"),
-    "NumberOfFrames": (0x00280008, "count"),
-    "Rows": (0x00280010, "int"),
-    "Columns": (0x00280011, "int"),
-    "PixelSpacing": (0x00280030, "floats"),
-    "BitsAllocated": (0x00280100, "int"),
-    "BitsStored": (0x00280101, "int"),
-    "HighBit": (0x00280102, "int"),
-    "PixelRepresentation": (0x00280103, "int"),
-    "PixelPaddingValue": (0x00280120, "pixel"),
-    "PixelPaddingRangeLimit": (0x00280121, "pixel"),
-    "RescaleIntercept": (0x00281052, "float"),
-    "RescaleSlope": (0x00281053, "float"),
-}
-_KEYWORDS: Final = {tag: keyword for keyword, (tag, _) in _WANTED.items()}
-_BINARY: Final = {b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d"}
 
 
 class NotDicomError(AneurysmError):
@@ -109,6 +54,8 @@ class Header:
     """
 
     path: Path
+    name: str = "the file"
+    """How messages call the file: never by its name, which may be a patient's."""
     transfer_syntax: str = IMPLICIT_LITTLE
     values: dict[str, Any] = field(default_factory=dict)
     malformed: tuple[str, ...] = ()
@@ -181,63 +128,14 @@ def _walk_file(path: Path, buffer: bytes, size: int) -> Header:
         if length == UNDEFINED:
             position = skip_items(buffer, value, order, implicit=implicit or vr == b"UN", depth=0)
             continue
-        keyword = _KEYWORDS.get(tag)
+        keyword = KEYWORDS.get(tag)
         if keyword is not None:
             if value + length > len(buffer):
                 raise IndexError
             raw[keyword] = (vr, buffer[value : value + length])
         position = value + length
-    _take_values(header, raw, order)
+    header.values, header.malformed = take_values(raw, order)
     return header
-
-
-def _take_values(header: Header, raw: dict[str, tuple[bytes, bytes]], order: str) -> None:
-    malformed = []
-    signed = "PixelRepresentation" in raw and any(raw["PixelRepresentation"][1])
-    for keyword, (vr, data) in raw.items():
-        kind = _WANTED[keyword][1]
-        try:
-            value = _value(vr, data, kind, order, signed=signed)
-        except (ValueError, struct.error):
-            malformed.append(keyword)
-            continue
-        if value is not None:
-            header.values[keyword] = value
-    header.malformed = tuple(malformed)
-
-
-@functools.lru_cache(maxsize=4096)  # most elements are alike in all slices; nobody changes the lists
-def _value(vr: bytes, data: bytes, kind: str, order: str, *, signed: bool) -> Any:
-    """Return the value of an element of ``kind``, None where it is empty."""
-    code = _BINARY.get(vr)
-    if not vr and kind in ("int", "pixel"):
-        code = "H"  # implicit: only the dictionary tells, and two digits are a number like any other
-    if kind == "pixel" and code in ("H", "h", None) and len(data) == 2:
-        code = "h" if signed else "H"
-    if code is not None:
-        if not data:
-            return None
-        numbers = struct.unpack(f"{order}{len(data) // struct.calcsize(code)}{code}", data)
-        return _numbers([float(n) for n in numbers], kind)
-    text = data.decode("latin-1").strip(" \0")
-    if not text:
-        return None
-    if kind == "text":
-        return text
-    parts = [part.strip() for part in text.split("\\")]
-    return parts if kind == "texts" else _numbers([float(part) for part in parts], kind)
-
-
-def _numbers(numbers: list[float], kind: str) -> Any:
-    if not all(math.isfinite(n) for n in numbers):
-        raise ValueError("not finite")
-    if kind == "floats":
-        return numbers
-    if kind in ("text", "texts"):
-        texts = [f"{n:g}" for n in numbers]
-        return texts if kind == "texts" else "\\".join(texts)
-    # Some writers give one value per channel or time; the first is the one of this frame.
-    return numbers[0] if kind == "float" else int(numbers[0])
 
 
 @contextmanager
@@ -269,6 +167,8 @@ def _read_with_pydicom(path: Path, size: int) -> Header:
         except (InvalidDicomError, EOFError) as error:
             raise NotDicomError(f"{path} is not a DICOM file: {error}") from error
         except Exception as error:
+            if (fault := system_error(error)) is not None:
+                raise fault from None
             raise NotDicomError(f"the header of {path} can't be read: {error}") from error
 
 
@@ -281,7 +181,7 @@ def _from_dataset(path: Path, size: int, dataset: Dataset, end: int) -> Header:
     )
     order = "<" if little else ">"
     raw: dict[str, tuple[bytes, bytes]] = {}
-    for keyword, (tag, _) in _WANTED.items():
+    for keyword, (tag, _) in WANTED.items():
         if tag in dataset:
             element = dataset.get_item(tag)
             value = element.value
@@ -291,7 +191,7 @@ def _from_dataset(path: Path, size: int, dataset: Dataset, end: int) -> Header:
                 raw[keyword] = (b"LO", str(value).encode("latin-1", "replace"))
     if len(raw) == 0:
         raise NotDicomError(f"{path} has no element of an image")
-    _take_values(header, raw, order)
+    header.values, header.malformed = take_values(raw, order)
     if any(tag in dataset for tag in _FUNCTIONAL_GROUPS):
         header.dataset = dataset
     if header.transfer_syntax == DEFLATED:

@@ -12,8 +12,9 @@ import numpy as np
 from pydicom import encaps
 from pydicom.dataset import Dataset
 
-from aneurysm.dicom.header import NATIVE, RLE, Header, quiet_pydicom
-from aneurysm.dicom.series import MAX_FRAMES, MAX_MATRIX, TELLING, Decision, Frame, PixelFormat
+from aneurysm.dicom.header import Header, quiet_pydicom
+from aneurysm.dicom.pixel_format import pixel_format
+from aneurysm.dicom.series import MAX_FRAMES, TELLING, Decision, Frame, PixelFormat, modality_of
 
 # What is assumed of a multi-frame file that was stripped of all geometry: (rows, columns, slices) in mm, by the
 # number of frames. From the published winning solution of the RSNA challenge, whose test set has such files.
@@ -21,26 +22,25 @@ FALLBACK_THIN_MM: Final = (0.5, 0.5, 0.55)
 FALLBACK_THICK_MM: Final = (0.5, 0.5, 5.0)
 FALLBACK_THIN_ABOVE_FRAMES: Final = 80
 _ENHANCED: Final = frozenset({"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1"})
-_PLAIN: Final = frozenset({*NATIVE, RLE})
 _AXIAL: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def frames_of_file(header: Header) -> tuple[list[Frame], list[Decision]]:
     """Return the frames of one file, and what was decided; no frames if its pixels are of no usable kind."""
-    fmt = _pixel_format(header)
+    fmt = pixel_format(header)
     if isinstance(fmt, str):
-        return [], [Decision("unsupported_file", f"{header.path.name}: {fmt}")]
+        return [], [Decision("unsupported_file", f"{header.name}: {fmt}")]
     n_frames = int(header.get("NumberOfFrames", 1))
     stored = _frames_stored(header, fmt)
     decisions = []
-    if stored is not None and "NumberOfFrames" not in header.values and stored > 1:
+    if stored is not None and stored > 1 and _is_stripped(header):
         # The test set of the challenge has no NumberOfFrames: only the length of the pixel data tells.
         n_frames = stored
-        decisions.append(Decision("frames_from_length", f"{header.path.name}: {stored} frames by length of pixel data"))
+        decisions.append(Decision("frames_from_length", f"{header.name}: {stored} frames by length of pixel data"))
     if not 1 <= n_frames <= MAX_FRAMES:
-        return [], [Decision("unsupported_file", f"{header.path.name}: NumberOfFrames is {n_frames}")]
+        return [], [Decision("unsupported_file", f"{header.name}: NumberOfFrames is {n_frames}")]
     if n_frames > 1 and stored is not None and stored < n_frames:
-        return [], [Decision("unsupported_file", f"{header.path.name}: {stored} of {n_frames} frames are in the file")]
+        return [], [Decision("unsupported_file", f"{header.name}: {stored} of {n_frames} frames are in the file")]
     if n_frames > 1 or header.dataset is not None:
         frames, notes = _multi(header, fmt, n_frames)
         return frames, decisions + notes
@@ -65,56 +65,26 @@ def _single(header: Header, fmt: PixelFormat) -> Frame:
         padding=_padding(header),
         instance_number=header.get("InstanceNumber", 0.0),
         tells_apart=tuple((k, _as_text(header.values[k])) for k in TELLING if k in header.values),
-    )
-
-
-def _pixel_format(header: Header) -> PixelFormat | str:
-    """Return the pixel format, or what is wrong with it."""
-    needed = ("Rows", "Columns", "BitsAllocated")
-    if missing := [k for k in needed if k not in header.values]:
-        return f"{', '.join(missing)} absent or malformed"
-    rows, columns, bits = (header.values[k] for k in needed)
-    if not (0 < rows <= MAX_MATRIX and 0 < columns <= MAX_MATRIX):
-        return f"a matrix of {rows} x {columns}"
-    if bits not in (8, 16, 32):
-        return f"BitsAllocated is {bits}: 8, 16 and 32 are read"
-    if bits == 32 and header.transfer_syntax not in _PLAIN:
-        return f"BitsAllocated is 32 in transfer syntax {header.transfer_syntax}"  # gdcm ends the process over it
-    samples = header.get("SamplesPerPixel", 1)
-    if not 1 <= samples <= 4:
-        return f"SamplesPerPixel is {samples}"
-    stored = header.get("BitsStored", bits)
-    if not 0 < stored <= bits:
-        return f"BitsStored is {stored} with BitsAllocated {bits}"
-    high = header.get("HighBit", stored - 1)
-    if not stored - 1 <= high < bits:
-        return f"HighBit is {high} with BitsStored {stored}"
-    representation = header.get("PixelRepresentation", 0)
-    if representation not in (0, 1):
-        return f"PixelRepresentation is {representation}"
-    return PixelFormat(
-        rows=rows,
-        columns=columns,
-        samples=samples,
-        photometric=str(header.get("PhotometricInterpretation", "MONOCHROME2")),
-        bits_allocated=bits,
-        bits_stored=stored,
-        high_bit=high,
-        signed=representation == 1,
-        transfer_syntax=header.transfer_syntax,
+        file_name=header.name,
+        modality=modality_of(header),
+        rescaled="RescaleIntercept" in header.values,
+        rescale_type=str(header.get("RescaleType", "")),
     )
 
 
 def _frames_stored(header: Header, fmt: PixelFormat) -> int | None:
     """Return how many whole frames the pixel data holds by its length, None where it is compressed."""
     if header.pixel_length < 0:
-        # Only where the file is all that there is: it has no place of its own, as a slice would have.
-        stripped = "ImagePositionPatient" not in header.values and "NumberOfFrames" not in header.values
-        return _frames_encapsulated(header) if stripped else None
+        return _frames_encapsulated(header) if _is_stripped(header) else None
     there = header.pixel_length
     if header.pixel_offset is not None:
         there = min(there, header.file_size - header.pixel_offset)
     return there // (fmt.rows * fmt.columns * fmt.samples * fmt.bits_allocated // 8)
+
+
+def _is_stripped(header: Header) -> bool:
+    """Say whether the file may have frames that nothing counts: it has no place of its own, as a slice would have."""
+    return "ImagePositionPatient" not in header.values and "NumberOfFrames" not in header.values
 
 
 def _frames_encapsulated(header: Header) -> int | None:
@@ -151,6 +121,10 @@ def _multi(header: Header, fmt: PixelFormat, n_frames: int) -> tuple[list[Frame]
             groups = _items(header.dataset, "PerFrameFunctionalGroupsSequence")
             per_frame = (groups + per_frame)[:n_frames]
         base = replace(_single(header, fmt), frames_in_file=n_frames)
+        malformed = sum(_malformed_rescale([group, shared]) for group in per_frame)
+        if malformed:
+            detail = f"{header.name}: RescaleSlope or RescaleIntercept malformed in {malformed} frames"
+            return [], [Decision("unsupported_file", detail)]
         frames = [_one_of_multi(base, i, [per_frame[i], shared]) for i in range(n_frames)]
     return _with_positions(header, frames)
 
@@ -182,9 +156,24 @@ def _one_of_multi(base: Frame, index: int, groups: list[Dataset]) -> Frame:
         spacing_mm=_tuple(_of(measures, "PixelSpacing"), 2) or base.spacing_mm,
         slope=(slope[0] or 1.0) if slope else base.slope,
         intercept=intercept[0] if intercept else base.intercept,
+        rescaled=bool(intercept) or base.rescaled,
+        rescale_type=str(_of(transform, "RescaleType") or base.rescale_type),
         instance_number=float(index),
         tells_apart=tuple((k, _as_text(v)) for k, v in telling.items() if v not in (None, "")),
     )
+
+
+def _malformed_rescale(groups: list[Dataset]) -> bool:
+    transform = _group(groups, "PixelValueTransformationSequence")
+    for keyword in ("RescaleSlope", "RescaleIntercept"):
+        if keyword in transform and _floats([_of(transform, keyword)], 1) is None:
+            return _is_filled(transform, keyword)
+    return False
+
+
+def _is_filled(dataset: Dataset, keyword: str) -> bool:
+    value = dataset.get_item(keyword).value
+    return value is not None and bool(str(value.decode("latin-1") if isinstance(value, bytes) else value).strip(" \0"))
 
 
 def _with_positions(header: Header, frames: list[Frame]) -> tuple[list[Frame], list[Decision]]:
@@ -208,7 +197,7 @@ def _with_positions(header: Header, frames: list[Frame]) -> tuple[list[Frame], l
         for i, f in enumerate(frames)
     ]
     detail = (
-        f"{header.path.name}: {len(frames)} frames without positions; assumed rows {spacing[0]:g} mm, columns "
+        f"{header.name}: {len(frames)} frames without positions; assumed rows {spacing[0]:g} mm, columns "
         f"{spacing[1]:g} mm, slices {step:g} mm apart in the order of the frames"
         + (", axial, towards the head" if first.orientation is None else "")
     )

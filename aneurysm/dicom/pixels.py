@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydicom.pixels.decoders.base import get_decoder
 
 from aneurysm.dicom.header import EXPLICIT_BIG, NATIVE, RLE, quiet_pydicom
 from aneurysm.dicom.series import Frame, PixelFormat
-from aneurysm.errors import PixelError
+from aneurysm.errors import PixelError, system_error
 
 Pixels = NDArray[Any]
 
@@ -32,6 +33,16 @@ _PLUGINS: Final = {
     RLE: ("pylibjpeg", "pydicom"),
 }
 _DEFAULT_PLUGINS: Final = ("gdcm",)
+
+
+def _raise_memory_error(record: logging.LogRecord) -> bool:
+    # pydicom logs what a plugin raised, and goes on to say that it can't be decoded.
+    if record.exc_info and isinstance(record.exc_info[1], MemoryError):
+        raise record.exc_info[1]
+    return True
+
+
+logging.getLogger("pydicom.pixels.decoders.base").addFilter(_raise_memory_error)
 
 
 class PixelReader:
@@ -58,6 +69,8 @@ class PixelReader:
         ------
         PixelError
             The pixels break off, can't be decoded, or are of an unsupported kind.
+        OSError
+            The operating system can't read the file: that says nothing about its pixels.
         """
         fmt = frame.format
         native = fmt.transfer_syntax in NATIVE
@@ -80,19 +93,17 @@ class PixelReader:
         skip = frame.index * count * dtype.itemsize
         if frame.pixel_offset is None:
             self._inflate(frame)
-            values = np.frombuffer(self._inflated[skip : skip + count * dtype.itemsize], dtype)
+            data = self._inflated[skip : skip + count * dtype.itemsize]
+            values = np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)
         elif skip + count * dtype.itemsize > frame.pixel_length:
             raise PixelError(
-                f"{frame.path.name}: {frame.pixel_length} bytes of pixel data, frame {frame.index} of {fmt.rows} x "
+                f"{frame.name}: {frame.pixel_length} bytes of pixel data, frame {frame.index} of {fmt.rows} x "
                 f"{fmt.columns} ends at {skip + count * dtype.itemsize}"
             )
         else:
-            try:
-                values = self._from_file(frame.path, dtype, count, frame.pixel_offset + skip)
-            except OSError as error:
-                raise PixelError(f"{frame.path.name} can't be read: {error}") from error
+            values = self._from_file(frame.path, dtype, count, frame.pixel_offset + skip)
         if len(values) != count:
-            raise PixelError(f"{frame.path.name}: the file breaks off after {len(values)} of {count} pixels")
+            raise PixelError(f"{frame.name}: the file breaks off after {len(values)} of {count} pixels")
         if fmt.bits_allocated == 8 and frame.pixel_vr == "OW" and fmt.transfer_syntax == EXPLICIT_BIG:
             # Two 8-bit pixels make one big-endian word, so neighbours are swapped.
             values = values[: count // 2 * 2].reshape(-1, 2)[:, ::-1].reshape(-1)
@@ -119,7 +130,9 @@ class PixelReader:
             with quiet_pydicom():
                 self._inflated = bytes(pydicom.dcmread(frame.path, specific_tags=["PixelData"]).PixelData)
         except Exception as error:
-            raise PixelError(f"{frame.path.name} can't be inflated: {error}") from error
+            if (fault := system_error(error)) is not None:
+                raise fault from None
+            raise PixelError(f"{frame.name} can't be inflated: {error}") from error
         self._file = frame.path
 
     def _decoded(self, frame: Frame) -> Pixels:
@@ -128,11 +141,11 @@ class PixelReader:
             with quiet_pydicom():
                 encoded = self._encoded_frame(frame)
                 values = _decode_jpeg(encoded, fmt) if fmt.transfer_syntax in _JPEG else _decode(encoded, fmt)
-        except MemoryError:
-            raise
         except PixelError as error:
             raise PixelError(f"{frame.name} ({fmt.transfer_syntax}): {error}") from error
         except Exception as error:
+            if (fault := system_error(error)) is not None:
+                raise fault from None
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise PixelError(f"{frame.name} ({fmt.transfer_syntax}) can't be decoded: {first_line}") from error
         if values.shape != (fmt.rows, fmt.columns):

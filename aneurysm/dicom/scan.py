@@ -6,17 +6,18 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from aneurysm.annotations.tables import read_tables
 from aneurysm.dicom.header import NotDicomError, read_header
+from aneurysm.dicom.series import UID
 from aneurysm.errors import DataError
 
 _SAFE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_UID: Final = re.compile(r"[0-9]+(\.[0-9]+)+")
 _BATCH: Final = 256
 
 
@@ -101,32 +102,39 @@ def safe_source(uid: str, folder: Path | None = None, files: Sequence[str] = ())
     """
     if _SAFE_NAME.fullmatch(uid) and not uid.endswith("."):
         return SeriesSource(uid, folder, tuple(files))
-    digest = hashlib.sha256(uid.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return SeriesSource(f"invalid-{digest}", folder, tuple(files), f"{uid[:80]!a} is no valid UID")
+    problem = "the series' UID is no valid one: series_uid is the start of its SHA-256"
+    return SeriesSource(hashed_name("invalid", uid), folder, tuple(files), problem)
 
 
-def is_uid(name: str) -> bool:
-    """Say whether a name is one that DICOM gives: numbers and dots."""
-    return _UID.fullmatch(name) is not None
+def hashed_name(kind: str, name: str) -> str:
+    """Return what stands for the ``name`` of a file or folder, which may be a patient's: the start of its SHA-256."""
+    return f"{kind}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
 
 
-def made_up_name(kind: str, place: str) -> str:
-    """Return the name of a series without a UID: of where it lies, but not telling it, for paths may name patients."""
-    return f"{kind}-{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+def named_folders(names: Iterable[str], listed: Callable[[], Container[str]]) -> Iterator[tuple[str, str]]:
+    """
+    Yield the folders of the RSNA layout, sorted, each with the UID of its series.
+
+    A folder bears it; what is no UID, and none that the tables (``listed``, asked only then) have, may be the name of a
+    patient, and is replaced by a hash.
+    """
+    names = sorted(name for name in names if not name.startswith("."))
+    known = listed() if any(not UID.fullmatch(name) for name in names) else ()
+    for name in names:
+        yield name, name if UID.fullmatch(name) or name in known else hashed_name("folder", name)
 
 
 def _rsna_layout(root: Path) -> Inventory:
     ignored = Counter[str]()
-    sources = []
+    names = []
     with os.scandir(root / "series") as entries:
-        for entry in sorted(entries, key=lambda e: e.name):
-            if entry.name.startswith("."):
-                continue
+        for entry in entries:
             if entry.is_dir():
-                sources.append(safe_source(entry.name, folder=Path(entry.path)))
-            else:
+                names.append(entry.name)
+            elif not entry.name.startswith("."):
                 ignored["loose files in series/"] += 1
-    return Inventory(root, "rsna", sources, ignored)
+    folders = named_folders(names, lambda: read_tables(root).notes)
+    return Inventory(root, "rsna", [safe_source(uid, root / "series" / name) for name, uid in folders], ignored)
 
 
 def _free_tree(root: Path, workers: int, timeout_s: float | None) -> Inventory:
@@ -166,9 +174,8 @@ def group_by_series(
     taken = {s.uid for s in sources}
     for folder, files in sorted(by_folder.items()):
         name = folder.name
-        if not is_uid(name) or name in taken:
-            relative = folder.relative_to(root).as_posix()
-            name = made_up_name("folder", relative)
+        if not UID.fullmatch(name) or name in taken:
+            name = hashed_name("folder", folder.relative_to(root).as_posix())
         taken.add(name)
         sources.append(safe_source(name, files=files))
     return sources, ignored

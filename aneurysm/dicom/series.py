@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,15 @@ from aneurysm.errors import Reason, SeriesRejectedError
 MAX_MATRIX: Final = 8192
 """Rows or columns beyond this are taken for damage: the largest medical CT or MR matrix is 2,048."""
 MAX_FRAMES: Final = 20_000
+UID: Final = re.compile(r"[0-9]+(\.[0-9]+)+")
+_BY_SOP_CLASS: Final = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.1": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.4": "MR",
+    "1.2.840.10008.5.1.4.1.1.4.1": "MR",
+    "1.2.840.10008.5.1.4.1.1.4.4": "MR",
+}
 CONTRAST: Final = (
     "ImageType",
     "EchoTime",
@@ -59,7 +70,8 @@ class Frame:
     ``position`` is the centre of the first voxel (LPS mm), ``orientation`` the direction of a row (increasing column)
     then of a column (increasing row), ``spacing_mm`` the distance between rows and between columns. ``tells_apart``
     holds (name, value) pairs of the attributes by which volumes of one series differ: echo, time point, type of
-    image.
+    image. ``rescaled`` says whether there is a RescaleIntercept. ``file_name`` is how messages call the file: what
+    identifies it, and never its name, which may be a patient's.
     """
 
     path: Path
@@ -78,11 +90,23 @@ class Frame:
     instance_number: float
     tells_apart: tuple[tuple[str, str], ...] = ()
     frames_in_file: int = 1
+    file_name: str = "the file"
+    modality: str = ""
+    rescaled: bool = True
+    rescale_type: str = ""
 
     @property
     def name(self) -> str:
-        """How messages call this frame: the file's name, and the frame's number where the file has several."""
-        return self.path.name if self.frames_in_file == 1 else f"{self.path.name} frame {self.index}"
+        """How messages call this frame: its file, and the frame's number where the file has several."""
+        return self.file_name if self.frames_in_file == 1 else f"{self.file_name} frame {self.index}"
+
+    @property
+    def key(self) -> FrameKey:
+        """What tells this frame from any other: a SOPInstanceUID is that of all frames of a file, or even of files."""
+        return self.path, self.index
+
+
+FrameKey = tuple[Path, int]
 
 
 @dataclass(slots=True)
@@ -100,7 +124,13 @@ class Series:
     @property
     def modality(self) -> str:
         """DICOM's Modality: ``CT`` or ``MR``."""
-        return str(self.header.get("Modality", ""))
+        return modality_of(self.header)
+
+
+def modality_of(header: Header) -> str:
+    """Return DICOM's Modality in capitals, or where it is absent what the SOP class says, or ""."""
+    named = str(header.get("Modality", "")).upper()
+    return named or _BY_SOP_CLASS.get(str(header.get("SOPClassUID", "")), "")
 
 
 def read_series(uid: str, files: Sequence[Path]) -> Series:
@@ -119,23 +149,21 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
     unreadable: list[str] = []
     without_pixels: list[str] = []
     decisions: list[Decision] = []
-    foreign = Counter[str]()
-    for path in files:
+    for number, path in enumerate(files, 1):
+        name = f"file {number} of {len(files)} by name"
         try:
             header = read_header(path)
         except NotDicomError:
-            unreadable.append(path.name)
+            unreadable.append(name)
             continue
+        sop_uid = str(header.get("SOPInstanceUID", ""))
+        header.name = f"image {sop_uid}" if UID.fullmatch(sop_uid) else name
         if header.pixel_length == 0:
-            without_pixels.append(path.name)
+            without_pixels.append(header.name)
             continue
         headers.append(header)
 
-    # A folder that bears the series' UID may hold a stray file of another series.
-    named = [str(h.get("SeriesInstanceUID", uid)) for h in headers]
-    if uid in named:
-        foreign.update(n for n in named if n != uid)
-        headers = [h for h, n in zip(headers, named, strict=True) if n == uid]
+    headers, foreign = _of_one_series(uid, headers)
     for header in headers:
         made, notes = frames_of_file(header)
         frames.extend(made)
@@ -143,6 +171,7 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         if len(frames) > MAX_FRAMES:
             raise SeriesRejectedError(Reason.TOO_LARGE, f"more than {MAX_FRAMES} frames")
 
+    decisions = _by_code(decisions)
     if unreadable:
         decisions.append(Decision("unreadable_files", _some(unreadable)))
     if without_pixels:
@@ -164,7 +193,7 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
             Reason.MOSAIC,
             f"{mosaics} of {len(headers)} files are Siemens mosaics: tiles of a volume, not slices",
         )
-    first = min(headers, key=lambda h: (h.get("InstanceNumber", 0.0), str(h.path)))
+    first = _first_header(headers, frames)
     return Series(
         uid=uid,
         frames=frames,
@@ -176,6 +205,37 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
     )
 
 
-def _some(names: Sequence[str], limit: int = 5) -> str:
+def _of_one_series(uid: str, headers: list[Header]) -> tuple[list[Header], Counter[str]]:
+    """Return the files of the series that a folder bears the UID of, and those of others, by their UID."""
+    told = Counter(str(h.values["SeriesInstanceUID"]) for h in headers if "SeriesInstanceUID" in h.values)
+    if uid in told:
+        # Those without a UID are in the folder, so they belong to it.
+        headers = [h for h in headers if h.get("SeriesInstanceUID", uid) == uid]
+        del told[uid]
+        return headers, told
+    if len(told) > 1:
+        raise SeriesRejectedError(
+            Reason.SEVERAL_VOLUMES, f"{told.total()} files of {len(told)} series, none of which is {uid}"
+        )
+    return headers, Counter()
+
+
+def _first_header(headers: Sequence[Header], frames: Sequence[Frame]) -> Header:
+    """Return the first header of the modality that most frames have: a screenshot must not speak for 300 slices."""
+    placed = [f for f in frames if f.position is not None] or frames
+    modality = Counter(f.modality for f in placed).most_common(1)[0][0]
+    alike = [h for h in headers if modality_of(h) == modality]
+    return min(alike, key=lambda h: (h.get("InstanceNumber", math.inf), str(h.path)))
+
+
+def _by_code(decisions: Sequence[Decision]) -> list[Decision]:
+    """Return one decision for each code: a note on every one of a thousand files would fill the metadata."""
+    details: dict[str, list[str]] = defaultdict(list)
+    for decision in decisions:
+        details[decision.code].append(decision.detail)
+    return [Decision(code, _some(told, separator="; ")) for code, told in details.items()]
+
+
+def _some(names: Sequence[str], limit: int = 5, separator: str = ", ") -> str:
     rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+    return separator.join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

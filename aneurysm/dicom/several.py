@@ -10,7 +10,7 @@ import numpy as np
 
 from aneurysm.cache.spec import SlicePolicy
 from aneurysm.dicom.geometry import slice_geometry
-from aneurysm.dicom.series import CONTRAST, TELLING, Decision, Frame
+from aneurysm.dicom.series import CONTRAST, TELLING, Decision, Frame, FrameKey
 from aneurysm.errors import Reason, SeriesRejectedError
 
 _COVERAGE = 0.9
@@ -21,14 +21,14 @@ _DERIVED_KINDS = frozenset(
     {"P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY", "FIELD_MAP", "B0", "B0 MAP", "VELOCITY"}
 )
 
-Result = tuple[list[Frame], list[Decision], dict[str, str]]
+Result = tuple[list[Frame], list[Decision], dict[FrameKey, str]]
 
 
 def one_frame_per_position(
     frames: Sequence[Frame], policy: SlicePolicy, same_pixels: Callable[[Frame, Frame], bool]
 ) -> Result:
     """
-    Return at most one frame for each position, the decisions, and SOPInstanceUID -> code of what was dropped.
+    Return at most one frame for each position, the decisions, and why each of the others was dropped.
 
     Raises
     ------
@@ -38,7 +38,10 @@ def one_frame_per_position(
     groups = _positions(frames)
     repeated = [g for g in groups if len(g) > 1]
     if not repeated and not _interleaved(frames):
-        return list(frames), [], {}
+        alternating = _alternating(frames)
+        if alternating is None:
+            return list(frames), [], {}
+        return _first_volume(frames, alternating, "by blocks of InstanceNumber that lie between each other", policy)
 
     split = _split_by_attributes(frames)
     if split is not None:
@@ -51,11 +54,22 @@ def one_frame_per_position(
         )
 
     # Nothing tells them apart: the same slice stored twice, or time points whose tags were stripped.
-    unique = [[g[0], *(f for f in g[1:] if not same_pixels(g[0], f))] for g in groups]
-    identical = _missing(frames, unique)
+    unique, broken = [], []
+    for group in groups:
+        distinct = _distinct(group, same_pixels)
+        # A frame that can't be read is not even the same as itself: its twin stands for it.
+        if len(distinct) > 1 and 0 < len(readable := [f for f in distinct if same_pixels(f, f)]) < len(distinct):
+            broken += _missing(distinct, [readable])
+            distinct = _distinct(readable, same_pixels)
+        unique.append(distinct)
+    identical = _missing(frames, [*unique, broken])
     differing = [g for g in unique if len(g) > 1]
     decisions = []
-    dropped = {f.sop_uid: "duplicate_slices" for f in identical}
+    dropped = dict.fromkeys((f.key for f in identical), "duplicate_slices")
+    dropped |= dict.fromkeys((f.key for f in broken), "unreadable_slice")
+    if broken:
+        detail = f"{len(broken)} frames can't be decoded, and others at their positions can"
+        decisions.append(Decision("unreadable_slice", detail))
     if identical:
         decisions.append(Decision("duplicate_slices", f"{len(identical)} frames repeat another's position and pixels"))
     if not differing:
@@ -65,7 +79,7 @@ def one_frame_per_position(
         out = [f for g in differing for f in g]
         detail = f"{len(out)} frames lie at {len(differing)} positions with different pixels, and none of them is used"
         decisions.append(Decision("duplicate_positions", detail))
-        dropped.update((f.sop_uid, "duplicate_positions") for f in out)
+        dropped.update((f.key, "duplicate_positions") for f in out)
         return [g[0] for g in unique if len(g) == 1], decisions, dropped
     blocks = _split_by_instance_number(unique)
     if blocks is None:
@@ -76,6 +90,10 @@ def one_frame_per_position(
         )
     kept, notes, more = _first_volume([f for g in unique for f in g], blocks, "by blocks of InstanceNumber", policy)
     return kept, decisions + notes, dropped | more
+
+
+def _distinct(group: Sequence[Frame], same_pixels: Callable[[Frame, Frame], bool]) -> list[Frame]:
+    return [group[0], *(f for f in group[1:] if not same_pixels(group[0], f))]
 
 
 def _positions(frames: Sequence[Frame]) -> list[list[Frame]]:
@@ -112,6 +130,23 @@ def _interleaved(frames: Sequence[Frame]) -> bool:
         if any(b[0] < a[1] for a, b in pairwise(spans)):
             return True
     return False
+
+
+def _alternating(frames: Sequence[Frame]) -> list[list[Frame]] | None:
+    """
+    Return two volumes without a tag that tells them apart whose slices lie between each other, by turns.
+
+    They were taken one after the other, each in the order of its places, and their distances alternate. Even distances
+    are those of one stack whose slices were taken by turns.
+    """
+    geometry, ordered = slice_geometry(frames)
+    parts = [ordered[::2], ordered[1::2]]
+    gaps = [float(np.median(geometry.gaps_mm[i::2])) for i in (0, 1)] if len(frames) > 7 else [0.0, 0.0]
+    numbers = [np.array([f.instance_number for f in part]) for part in parts]
+    steps = [np.diff(n) for n in numbers]
+    in_turn = all((s > 0).all() or (s < 0).all() for s in steps)
+    apart = numbers[0].max() < numbers[1].min() or numbers[1].max() < numbers[0].min()
+    return parts if in_turn and apart and max(gaps) > 1.2 * min(gaps) else None
 
 
 def _split_by_attributes(frames: Sequence[Frame]) -> tuple[tuple[str, ...], list[list[Frame]]] | None:
@@ -156,7 +191,7 @@ def _first_volume(frames: Sequence[Frame], parts: list[list[Frame]], how: str, p
     kept = min(whole, key=_preference)
     telling = ", ".join(f"{k} {v}" for k, v in kept[0].tells_apart if _varies(frames, k))
     decision = Decision("several_volumes", f"{detail}; the first is kept" + (f": {telling}" if telling else ""))
-    return kept, [decision], {f.sop_uid: "several_volumes" for f in _missing(frames, [kept])}
+    return kept, [decision], {f.key: "several_volumes" for f in _missing(frames, [kept])}
 
 
 def _preference(part: Sequence[Frame]) -> tuple[bool, bool, list[float], float]:
@@ -184,5 +219,5 @@ def _varies(frames: Sequence[Frame], name: str) -> bool:
 
 
 def _missing(frames: Sequence[Frame], groups: Sequence[Sequence[Frame]]) -> list[Frame]:
-    kept = {(f.path, f.index) for g in groups for f in g}
-    return [f for f in frames if (f.path, f.index) not in kept]
+    kept = {f.key for g in groups for f in g}
+    return [f for f in frames if f.key not in kept]

@@ -10,7 +10,7 @@ import numpy as np
 
 from aneurysm.cache.spec import SlicePolicy
 from aneurysm.dicom.geometry import ORIENTATION_TOLERANCE, SliceGeometry, plane_axes, slice_geometry
-from aneurysm.dicom.series import Decision, Frame
+from aneurysm.dicom.series import Decision, Frame, FrameKey
 from aneurysm.dicom.several import one_frame_per_position
 from aneurysm.errors import Reason, SeriesRejectedError
 
@@ -26,8 +26,8 @@ class Stack:
     frames: list[Frame]
     geometry: SliceGeometry
     decisions: list[Decision]
-    dropped: dict[str, str]
-    """SOPInstanceUID -> why the frame is not in the volume. Localizers refer to frames by it."""
+    dropped: dict[FrameKey, str]
+    """Why each frame that is not in the volume isn't. Localizers refer to frames."""
 
 
 SamePixels = Callable[[Frame, Frame], bool]
@@ -45,12 +45,12 @@ def stack_frames(frames: Sequence[Frame], policy: SlicePolicy, same_pixels: Same
         No volume can be made within the limits of ``policy``; the reason says what stands against it.
     """
     decisions: list[Decision] = []
-    dropped: dict[str, str] = {}
+    dropped: dict[FrameKey, str] = {}
 
     def drop(out: Sequence[Frame], code: str, why: str) -> None:
         if out:
             decisions.append(Decision(code, f"{len(out)} of {len(frames)} frames: {why} ({_names(out)})"))
-            dropped.update((f.sop_uid, code) for f in out)
+            dropped.update((f.key, code) for f in out)
 
     placed = _with_geometry(frames)
     kept, minority = _majority(placed)
@@ -59,7 +59,7 @@ def stack_frames(frames: Sequence[Frame], policy: SlicePolicy, same_pixels: Same
         "without_geometry",
         "no usable position or orientation",
     )
-    drop(minority, "minority_dropped", "another matrix, spacing, orientation or colour than the majority")
+    drop(minority, "minority_dropped", "another matrix, spacing, orientation, colour or modality than the majority")
     if kept[0].format.samples != 1 or not kept[0].format.photometric.startswith("MONOCHROME"):
         fmt = kept[0].format
         raise SeriesRejectedError(
@@ -133,6 +133,7 @@ def _alike(a: Frame, b: Frame) -> bool:
     assert b.spacing_mm is not None
     return (
         (a.format.rows, a.format.columns, a.format.samples) == (b.format.rows, b.format.columns, b.format.samples)
+        and (a.modality == b.modality or not a.modality or not b.modality)
         and a.format.photometric.startswith("MONOCHROME") == b.format.photometric.startswith("MONOCHROME")
         and max(abs(p - q) for p, q in zip(a.orientation, b.orientation, strict=True)) < ORIENTATION_TOLERANCE
         and max(abs(p - q) / max(abs(p), 1e-6) for p, q in zip(a.spacing_mm, b.spacing_mm, strict=True)) < 2e-4

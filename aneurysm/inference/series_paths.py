@@ -16,7 +16,8 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.reader import CachedVolume
 from aneurysm.dicom.header import NotDicomError, read_header
-from aneurysm.dicom.scan import SeriesSource, find_series, is_uid, made_up_name, safe_source
+from aneurysm.dicom.scan import SeriesSource, find_series, hashed_name, safe_source
+from aneurysm.dicom.series import UID
 from aneurysm.errors import AneurysmError, DataError, UsageError
 from aneurysm.objects.store import ObjectStore
 from aneurysm.objects.stored_data import StoredData, StoredSource
@@ -60,7 +61,7 @@ def name_by_place(path: str | Path) -> str:
     """Return what a series at this path is called, should nothing else say it."""
     place = str(path) if is_url(path) else os.path.realpath(path)
     name = Path(place).name
-    return name if is_uid(name) else made_up_name("folder", place)
+    return name if UID.fullmatch(name) else hashed_name("folder", place)
 
 
 def unnamed_place(path: SeriesPath) -> str | None:
@@ -70,8 +71,8 @@ def unnamed_place(path: SeriesPath) -> str | None:
         return None
     if isinstance(path, StoredSource):
         return f"{path.url}/{path.keys[0]}".rpartition("/")[0] if path.keys else None
-    if not path.files:  # a folder of the RSNA layout that happens to be called so
-        return None
+    if path.folder is not None:  # of the RSNA layout, which may happen to be called so
+        return None if path.folder.name == path.uid else os.path.realpath(path.folder)
     file = path.files[0]
     return os.path.realpath(file if made_up[1] == "file" else Path(file).parent)
 
@@ -109,14 +110,14 @@ def _file(path: Path) -> SeriesSource:
     except NotDicomError as error:
         raise DataError(f"{path} is no DICOM file: {error}") from error
     if not uid:
-        uid = path.stem if is_uid(path.stem) else made_up_name("file", os.path.realpath(path))
+        uid = path.stem if UID.fullmatch(path.stem) else hashed_name("file", os.path.realpath(path))
     return safe_source(uid, files=[str(path)])
 
 
 def _named_by_place(source: SeriesSource) -> SeriesSource:
     """Name a series without a UID by its whole path; a scan does so by its path below the folder that is scanned."""
     place = unnamed_place(source)
-    return source if place is None else replace(source, uid=made_up_name("folder", place))
+    return source if place is None else replace(source, uid=hashed_name("folder", place))
 
 
 def _stored_paths(url: str, local_cache: str | Path | None, local_cache_gb: float | None) -> list[SeriesPath]:

@@ -18,6 +18,7 @@ from aneurysm.dicom.scan import (
     SeriesSource,
     find_series,
     group_by_series,
+    named_folders,
     not_told,
     safe_source,
     series_uids,
@@ -153,10 +154,9 @@ class StoredData(DataPlace):
         if loose := sum(not name.startswith(".") for name in files):
             ignored["loose files in series/"] = loose
         sources: list[SeriesSource] = []
-        for name in folders:
-            if not name.startswith("."):
-                s = safe_source(name)
-                sources.append(StoredSource(s.uid, problem=s.problem, url=self._store.url, prefix=f"series/{name}"))
+        for name, uid in named_folders(folders, lambda: self.tables().notes):
+            s = safe_source(uid)
+            sources.append(StoredSource(s.uid, problem=s.problem, url=self._store.url, prefix=f"series/{name}"))
         return Inventory(self._store.url, "rsna", sources, ignored)
 
     def _free_tree(self, workers: int) -> Inventory:

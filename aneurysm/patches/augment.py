@@ -115,6 +115,7 @@ def augment(
             batch.lesion_sample,
             lesion_site,
             lesion_zyx,
+            geometry.points(batch.lesion_sample, batch.lesion_inner),
             len(batch),
             out_shape_zyx,
             margin_mm,

@@ -49,6 +49,8 @@ class Batch:
         (L,) int64: index into `aneurysm.labels.SITES`.
     lesion_zyx
         (L, 3) float32: voxel coordinates in the patch, whole numbers being voxel centres.
+    lesion_inner
+        (L, 3) float32: the same, away from the volume's faces; see `aneurysm.patches.targets.inner_places`.
     spacing_mm
         (z, y, x) of a voxel.
     seeds
@@ -81,6 +83,7 @@ class Batch:
     lesion_sample: Tensor
     lesion_site: Tensor
     lesion_zyx: Tensor
+    lesion_inner: Tensor
     spacing_mm: tuple[float, float, float]
     seeds: Tensor
     index: Tensor

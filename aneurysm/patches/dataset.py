@@ -19,7 +19,7 @@ from aneurysm.patches.location import PatchLocation, Triple
 from aneurysm.patches.plan import Draw, Sampling
 from aneurysm.patches.randomness import Stream, augmentation_seed, generator
 from aneurysm.patches.samplers import block_start, lesion_start, uniform_start
-from aneurysm.patches.targets import MARGIN_MM, patch_targets
+from aneurysm.patches.targets import MARGIN_MM, inner_places, patch_targets
 
 _REPLACEMENTS: Final = 10
 """So many volumes are tried for one sample before the cache is given up."""
@@ -150,12 +150,23 @@ class PatchDataset(Dataset[Batch]):
         rows = [np.arange(s.start, s.stop) for s in map(cache.lesions_of, number.tolist())]
         sample = np.repeat(np.arange(n), [len(r) for r in rows])
         row = np.concatenate(rows)
-        zyx = torch.from_numpy(cache.lesion_zyx[row] - start[sample].astype(np.float32))
+        first, places = start[sample].astype(np.float32), cache.lesion_zyx[row]
+        zyx = torch.from_numpy(places - first)
+        inner = torch.from_numpy(inner_places(places, cache.shapes[number[sample]], cache.spec.spacing_mm) - first)
         lesion_sample, lesion_site = torch.from_numpy(sample), torch.from_numpy(cache.lesion_site[row].astype(np.int64))
         unknown = torch.from_numpy(np.stack([self._unknown(v) for v in number.tolist()]))
         certain = torch.from_numpy(np.stack([self._certain(p) for p in locations]))
         targets, ignore = patch_targets(
-            lesion_sample, lesion_site, zyx, n, self.shape_zyx, MARGIN_MM, cache.spec.spacing_mm, unknown, certain
+            lesion_sample,
+            lesion_site,
+            zyx,
+            inner,
+            n,
+            self.shape_zyx,
+            MARGIN_MM,
+            cache.spec.spacing_mm,
+            unknown,
+            certain,
         )
         seeds = [augmentation_seed(self.seed, d.epoch, d.index) for d in draws]
 
@@ -178,6 +189,7 @@ class PatchDataset(Dataset[Batch]):
             lesion_sample=lesion_sample,
             lesion_site=lesion_site,
             lesion_zyx=zyx,
+            lesion_inner=inner,
             spacing_mm=cache.spec.spacing_mm,
             seeds=torch.tensor(seeds),
             index=torch.tensor([d.index for d in draws]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -144,14 +145,22 @@ class PatchLoader:
         return self._sampler.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration yield ``epoch``, from its beginning."""
+        """Let the next iteration yield ``epoch`` from its beginning, or what is left of it if it is the present one."""
         if epoch != self._sampler.epoch:
             self._sampler.epoch, self._step = epoch, 0
         self._goes_on = True
 
     def state_dict(self) -> dict[str, int]:
         """Return where the loader is: batches that it has handed out count, those read ahead don't."""
-        return {"epoch": self.epoch, "step": self._step, "seed": self.plan.seed, "batch_size": self.plan.batch_size}
+        plan = self.plan
+        drawn_from = repr((plan.samples, plan.sampling, plan.volumes))
+        return {
+            "epoch": self.epoch,
+            "step": self._step,
+            "seed": plan.seed,
+            "batch_size": plan.batch_size,
+            "drawn_from": zlib.crc32(drawn_from.encode()),
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """
@@ -160,12 +169,18 @@ class PatchLoader:
         Raises
         ------
         SamplingError
-            The state is of another seed or batch size: the same patches could not come.
+            The state is of another seed or batch size, or of other steps, sampling or volumes: the same patches could
+            not come.
         """
         here = self.state_dict()
         if differing := [k for k in ("seed", "batch_size") if state[k] != here[k]]:
             told = ", ".join(f"{k} {state[k]}, now {here[k]}" for k in differing)
             raise SamplingError(f"the run to be resumed had {told}: it would go on with other patches")
+        if state.get("drawn_from", here["drawn_from"]) != here["drawn_from"]:
+            raise SamplingError(
+                "the run to be resumed had other steps an epoch, another sampling or other volumes: it would go on "
+                "with other patches"
+            )
         self._sampler.epoch, self._step, self._goes_on = state["epoch"], state["step"], True
 
     def __iter__(self) -> Iterator[Batch]:

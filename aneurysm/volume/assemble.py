@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,16 @@ from aneurysm.volume.frame import TargetGrid, target_grid
 from aneurysm.volume.modality import dicom_modality
 from aneurysm.volume.normalize import Intensity, ct_intensity, mr_intensity
 from aneurysm.volume.resample import InPlane, axis_weights
-from aneurysm.volume.rescale import already_hu, clip_stored, trusted_padding, without_padding
+from aneurysm.volume.rescale import (
+    already_hu,
+    as_stored,
+    check_unit,
+    clip_stored,
+    header_decisions,
+    is_suspect,
+    trusted_padding,
+    without_padding,
+)
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,8 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
                     Reason.UNREADABLE_PIXELS, f"{len(bad)} or more of {len(stack.frames)} slices; the first: {first}"
                 ) from first
         decisions.append(Decision("unreadable_slice", f"{len(bad)} of {len(stack.frames)} slices; the first: {first}"))
-        unreadable = {(f.path, f.index) for f in bad}
-        frames = [f for f in frames if (f.path, f.index) not in unreadable]
+        unreadable = {f.key for f in bad}
+        frames = [f for f in frames if f.key not in unreadable]
         stack = stack_frames(frames, spec.slices, reader.same_pixels)
         try:
             grid, voxels, intensity, notes = _resample(stack, spec, reader, ct=ct)
@@ -89,6 +98,9 @@ def _resample(
 ) -> tuple[TargetGrid, NDArray[Any], Intensity, list[Decision]]:
     """Return the grid and the voxels on it: (slice, column, row), stored integers."""
     grid = target_grid(stack, spec)
+    upright = as_stored(stack.frames, reader) if ct else None
+    if upright is not None:
+        stack = replace(stack, frames=upright)
     geometry, fmt = stack.geometry, stack.frames[0].format
     slices, rows, columns = grid.axes
     half_gap = geometry.slice_spacing_mm / 2
@@ -96,6 +108,8 @@ def _resample(
     by_slice = across.tocsc()
     in_plane = InPlane((fmt.rows, fmt.columns), geometry.spacing_mm, rows, columns)
     source = _Physical(stack, reader, spec, ct=ct)
+    if upright is not None:
+        source.decisions.append(Decision("monochrome1", "not inverted: as they are stored, borders are air"))
 
     # CT's mapping is known beforehand, so planes become integers as they are finished, at half the memory.
     intensity = ct_intensity(spec.intensity.CT, spec.storage) if ct else None
@@ -140,21 +154,16 @@ class _Physical:
         self._clip = spec.intensity.CT.clip_hu
         self.air = self._clip[0] if ct else 0.0
         self.decisions: list[Decision] = []
+        if ct:
+            check_unit(stack.frames)
         fault = already_hu(stack.frames, reader) if ct else None
         self._hu = fault is not None
         if fault:
             self.decisions.append(fault)
-        first = stack.frames[0]
-        if first.format.photometric == "MONOCHROME1":
-            self.decisions.append(Decision("monochrome1", "inverted within the range of BitsStored"))
-        slope, intercept = self._rescale(first)
-        if first.padding is not None and trusted_padding(first, slope, intercept, ct=ct) is None:
-            self.decisions.append(
-                Decision("padding_ignored", f"PixelPaddingValue {first.padding[0]} lies in the range of tissue")
-            )
+        self.decisions += header_decisions(stack.frames, self._rescale, ct=ct)
 
     def _rescale(self, frame: Frame) -> tuple[float, float]:
-        return (1.0, 0.0) if self._hu else (frame.slope, frame.intercept)
+        return (1.0, 0.0) if self._hu and is_suspect(frame) else (frame.slope, frame.intercept)
 
     def plane(self, frame: Frame, in_plane: InPlane, shift_mm: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return (columns, rows) of the target: physical value minus air, so that 0 is air beyond a slice, too."""

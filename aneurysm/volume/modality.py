@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from aneurysm.dicom.header import Header
 from aneurysm.dicom.series import Series
 from aneurysm.errors import Reason, SeriesRejectedError
 
-_BY_SOP_CLASS: Final = {
-    "1.2.840.10008.5.1.4.1.1.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.2.1": "CT",
-    "1.2.840.10008.5.1.4.1.1.2.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.4": "MR",
-    "1.2.840.10008.5.1.4.1.1.4.1": "MR",
-    "1.2.840.10008.5.1.4.1.1.4.4": "MR",
-}
+_AFTER_CONTRAST: Final = re.compile(r"POST(?!ER)|\+C|GAD|GD|CONTRAST")
+"""POSTERIOR FOSSA is a place."""
 
 
 def dicom_modality(series: Series) -> str:
@@ -27,11 +22,9 @@ def dicom_modality(series: Series) -> str:
     SeriesRejectedError
         The series is of another modality, or names none.
     """
-    named = series.modality.upper()
+    named = series.modality
     if named in ("CT", "MR"):
         return named
-    if not named and (known := _BY_SOP_CLASS.get(str(series.header.get("SOPClassUID", "")))):
-        return known
     raise SeriesRejectedError(
         Reason.UNSUPPORTED_MODALITY,
         f"DICOM Modality is {named!r}; CT and MR are read" if named else "no Modality is given",
@@ -69,7 +62,7 @@ def _inferred_mr(header: Header) -> str:
     if echo >= 60 and repetition >= 1500 and not inversion > 1200:
         return "MRI T2"
     t1 = (0 < echo < 30 and 0 < repetition < 1200) or "T1" in text
-    contrast = header.get("ContrastBolusAgent") or any(w in text for w in ("POST", "+C", "GAD", "GD", "CONTRAST"))
+    contrast = header.get("ContrastBolusAgent") or _AFTER_CONTRAST.search(text)
     if t1 and contrast:
         return "MRI T1post"
     words = text.replace("_", " ").replace("-", " ").split()

@@ -13,6 +13,8 @@ from aneurysm.cache.blocks import EDGE_MM, Blocks
 from aneurysm.volume.normalize import Intensity
 
 _AIR_BELOW_HU: Final = -500.0
+_ABOVE_CLIP_HU: Final = 50.0
+"""Where a spec clips above that, air is stored as the lower end of the range, and head begins so far above it."""
 _BONE_ABOVE_HU: Final = 700.0
 _HEAD_ABOVE: Final = 0.1
 """Share of the stored range of MR above which there is head."""
@@ -83,7 +85,7 @@ def _folded(reduce: np.ufunc, values: NDArray[Any], factor: Sequence[int], dtype
 
 def _is_head(values: NDArray[np.float32], intensity: Intensity) -> NDArray[np.bool_]:
     if intensity.unit == "HU":
-        return np.asarray(values > _AIR_BELOW_HU)
+        return np.asarray(values > max(_AIR_BELOW_HU, intensity.clip[0] + _ABOVE_CLIP_HU))
     bottom, top = intensity.clip
     return np.asarray(values > bottom + _HEAD_ABOVE * (top - bottom))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom import Dataset
 
 from aneurysm.labels import LABELS
 from tests.support.acquisition import PLANES, Acquisition, acquire, rotation
@@ -222,12 +224,12 @@ class TestRowsThatCanNotBePlaced:
 
     def test_an_instance_that_is_not_in_the_series(self, tree, written):
         tree.localize(UID, new_uid("elsewhere"), 5, 5)
-        assert self._unplaced(tree)["reason"]
+        assert self._unplaced(tree)["reason"] == "image_not_in_series"
 
     @pytest.mark.parametrize("x, y", [(-40, 5), (5, 400), (1e6, 5)], ids=["left of it", "below it", "far off"])
     def test_a_point_outside_the_image(self, tree, written, x, y):
         tree.localize(UID, written.sops[5], x, y)
-        assert self._unplaced(tree)["reason"]
+        assert self._unplaced(tree)["reason"] == "outside_image"
 
     @pytest.mark.parametrize(
         "text",
@@ -247,7 +249,7 @@ class TestRowsThatCanNotBePlaced:
     )
     def test_coordinates_that_can_not_be_read(self, tree, written, text):
         tree.localizers.append([UID, written.sops[5], text, LOCATION])
-        assert self._unplaced(tree)["reason"]
+        assert self._unplaced(tree)["reason"] == "malformed_row"
 
     def test_a_frame_that_does_not_exist(self, tree):
         acquisition = acquire()
@@ -255,7 +257,7 @@ class TestRowsThatCanNotBePlaced:
         pattern = anatomy(acquisition.centre, base=700)
         written = write_multiframe(tree.folder(UID), acquisition, pattern, uid=UID)
         tree.localize(UID, written.sops[0], 5, 5, frame=24)
-        assert self._unplaced(tree)["reason"]
+        assert self._unplaced(tree)["reason"] == "no_such_frame"
 
     def test_a_multiframe_row_without_its_frame(self, tree):
         acquisition = acquire()
@@ -263,7 +265,33 @@ class TestRowsThatCanNotBePlaced:
         pattern = anatomy(acquisition.centre, base=700)
         written = write_multiframe(tree.folder(UID), acquisition, pattern, uid=UID)
         tree.localize(UID, written.sops[0], 5, 5)
-        assert self._unplaced(tree)["reason"]
+        assert self._unplaced(tree)["reason"] == "no_frame_number"
+
+    def test_an_image_of_which_there_are_two_at_different_places(self, tree):
+        written = _write(tree, acquire())
+        dataset = pydicom.dcmread(written.paths[3])
+        dataset.SOPInstanceUID = written.sops[7]
+        dataset.save_as(written.paths[3])
+        tree.localize(UID, written.sops[7], 5, 5)
+        assert self._unplaced(tree)["reason"] == "ambiguous_image"
+
+    def test_each_frame_of_a_file_was_left_out_for_a_reason_of_its_own(self, tree):
+        """The last frame repeats another, the second lies across the others."""
+        acquisition = acquire(slices=12).take([*range(12), 4])
+
+        def turn(frame: Dataset, index: int) -> None:
+            if index == 1:
+                item = Dataset()
+                item.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+                frame.PlaneOrientationSequence = [item]
+
+        tree.declare(UID, "MRA", positive=[LOCATION])
+        pattern = anatomy(acquisition.centre, base=700)
+        written = write_multiframe(tree.folder(UID), acquisition, pattern, uid=UID, edit_frame=turn)
+        tree.localize(UID, written.sops[0], 5, 5, frame=1)
+        row = self._unplaced(tree)
+        assert row["reason"] == "image_not_in_volume"
+        assert "minority" in row["detail"]
 
 
 def test_good_rows_are_placed_beside_bad_ones(tree):

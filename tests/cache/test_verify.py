@@ -147,6 +147,15 @@ def test_damage_is_found(cache: Path, built: Built, damage: str) -> None:
     assert tree_digest(cache) == before, "verify changed the cache"
 
 
+def test_blocks_of_an_older_survey_are_told(cache: Path, built: Built) -> None:
+    edit_metadata(
+        volume(cache, built.uids[1]) / "zarr.json", lambda c: c["attributes"]["aneurysm"]["blocks"].pop("survey")
+    )
+    ran = call_cli("verify", "--workers", 1, "--cache", cache)
+    assert ran.code == 3, ran.text
+    assert "found by survey 1" in ran.text
+
+
 @pytest.mark.parametrize("damage", DEEP)
 def test_damage_inside_the_data_is_found_by_deep(cache: Path, built: Built, damage: str) -> None:
     DEEP[damage](cache, built.uids[1])

@@ -48,7 +48,7 @@ def test_a_whole_stream_is_read(tmp_path, case):
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_a_stream_that_breaks_off_is_an_error(tmp_path, case, share):
     _, encoded, syntax, bits = case
-    with pytest.raises(PixelError, match=r"slice\.dcm"):
+    with pytest.raises(PixelError, match="the file"):
         PixelReader().read(make_frame(tmp_path, encoded[: int(len(encoded) * share)], syntax, bits))
 
 

@@ -45,7 +45,7 @@ def data_set(syntax) -> FileDataset:
     ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 3, 5, 1, "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
     ds.add_new(0x00280120, "SS", -2000)
-    ds.RescaleIntercept, ds.RescaleSlope = "-1024", "1"
+    ds.RescaleIntercept, ds.RescaleSlope, ds.DiffusionBValue = "-1024", "1", 1000.0
     inner = Dataset()
     inner.ImagePositionPatient = [9, 9, 9]  # must not be taken for the top level's
     inner.ReferencedSOPInstanceUID = "9.9"
@@ -76,6 +76,7 @@ def test_every_listed_kind_of_value_in_every_plain_syntax(tmp_path, syntax):
     assert (header.get("Rows"), header.get("Columns"), header.get("PixelRepresentation")) == (3, 5, 1)
     assert header.get("RescaleIntercept") == -1024.0
     assert header.get("PatientID") == "someone"
+    assert header.get("DiffusionBValue") == 1000.0
     assert header.pixel_length == 30
     if syntax != DeflatedExplicitVRLittleEndian:
         dtype = "<i2" if syntax.is_little_endian else ">i2"

@@ -207,6 +207,21 @@ def test_a_series_without_pixels_is_no_series_or_has_a_row_with_a_reason(tmp_pat
             run(tmp_path / "data")
 
 
+def test_a_deflated_slice_that_breaks_off_within_a_pixel_is_a_missing_one(tmp_path):
+    stack = acquire()
+    pattern = anatomy(stack.centre)
+
+    def edit(dataset: Dataset, index: int) -> None:
+        if index == 11:
+            dataset.BitsAllocated = 32
+            dataset.PixelData = dataset.PixelData[:-2]
+
+    write_series(tmp_path / "s", stack, pattern, syntax=DeflatedExplicitVRLittleEndian, edit=edit)
+    image = cached(tmp_path / "s")
+    assert_shows(image, stack.take([i for i in range(24) if i != 11]), pattern)
+    assert "unreadable_slice" in image.codes
+
+
 def test_ct_that_a_wrong_rescale_sends_below_air_has_no_signal(tmp_path):
     def edit(dataset: Dataset, index: int) -> None:
         dataset.RescaleSlope, dataset.RescaleIntercept = -1, -1024

@@ -133,6 +133,36 @@ def test_two_whose_positions_are_a_little_apart_are_not_interleaved(tmp_path, ke
         assert outcome.reason() == "several_volumes"
 
 
+@pytest.mark.parametrize("downwards", [False, True])
+def test_two_scans_without_a_tag_that_lie_between_each_other_are_told_by_their_numbers(tmp_path, downwards):
+    """CT without and with contrast agent, the second 0.9 mm further."""
+    places = np.arange(12) * 2.5
+    both = acquire(offsets_mm=[*places, *(places + 0.9)])
+    pattern, other = (_pattern(both, base) for base in (300.0, 500.0))
+    values = np.concatenate([both.take(range(12)).sample(pattern), both.take(range(12, 24)).sample(other)])
+
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.InstanceNumber = index + 1 if index < 12 or not downwards else 36 - index
+
+    write_series(tmp_path / "s", both, values, stripped=True, edit=edit)
+    image = cached(tmp_path / "s")
+    assert "several_volumes" in image.codes
+    assert_shows(image, both.take(range(12)), pattern)
+
+
+def test_one_stack_whose_slices_were_taken_by_turns_is_one(tmp_path):
+    stack = acquire(slices=24, gap_mm=1.2)
+    order = [*range(0, 24, 2), *range(1, 24, 2)]
+
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.InstanceNumber = order.index(index) + 1
+
+    write_series(tmp_path / "s", stack, _pattern(stack), stripped=True, edit=edit)
+    image = cached(tmp_path / "s")
+    assert "several_volumes" not in image.codes
+    assert_shows(image, stack, _pattern(stack))
+
+
 @pytest.mark.parametrize("tag", ["TemporalPositionIndex", "EffectiveEchoTime", "StackID"])
 def test_an_enhanced_file_of_two_volumes_is_not_mixed(tmp_path, tag):
     stack = acquire(slices=10)

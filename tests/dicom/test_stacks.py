@@ -193,6 +193,20 @@ def test_one_unreadable_slice_is_bridged_like_a_missing_one(tmp_path):
     assert "unreadable_slice" in image.codes
 
 
+@pytest.mark.parametrize("broken", ["a", "b"])
+def test_of_two_files_of_one_slice_the_one_that_can_be_read_is_taken(tmp_path, broken):
+    acquisition = acquire()
+    pattern = _pattern(acquisition)
+    write_series(tmp_path / "s" / "a", acquisition, pattern, uid=UID)
+    write_series(tmp_path / "s" / "b", acquisition.take([4, 9, 9]), pattern, uid=UID, label="again")
+    sop = new_uid(UID, "", 9) if broken == "a" else new_uid(UID, "again", 1)
+    path = tmp_path / "s" / broken / f"{sop}.dcm"
+    path.write_bytes(path.read_bytes()[:-700])
+    image = cached(tmp_path / "s")
+    assert_shows(image, acquisition, pattern)
+    assert {"duplicate_slices", "unreadable_slice"} <= image.codes
+
+
 def test_too_many_unreadable_slices_are_refused(tmp_path):
     acquisition = acquire()
     _shorten(write_series(tmp_path / "s", acquisition, _pattern(acquisition)), [2, 7, 11, 12, 19])

@@ -158,6 +158,11 @@ def test_a_state_of_another_run_is_refused(small_cache):
         loader(small_cache, seed=8).load_state_dict(state)
     with pytest.raises(SamplingError, match="batch_size 4, now 2"):
         loader(small_cache, batch=2).load_state_dict(state)
+    for other in ({"steps": 2}, {"sampling": Sampling(lesion=1)}):
+        with pytest.raises(SamplingError, match="another sampling"):
+            loader(small_cache, **other).load_state_dict(state)
+    del state["drawn_from"]  # as it was before there was this
+    loader(small_cache).load_state_dict(state)
 
 
 def test_what_is_not_known_is_ignored(tmp_path):

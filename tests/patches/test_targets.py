@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from aneurysm.patches.targets import patch_targets
+from aneurysm.patches.targets import inner_places, patch_targets
 
 SHAPE = (20, 30, 40)
 PRESENT = 13
 
 
-def _targets(*lesions, batch_size=1, spacing_mm=(1.0, 1.0, 1.0), margin_mm=3.0, base_ignore=None, certain=None):
+def _targets(
+    *lesions, inner=None, batch_size=1, spacing_mm=(1.0, 1.0, 1.0), margin_mm=3.0, base_ignore=None, certain=None
+):
     sample, site, zyx = zip(*lesions) if lesions else ((), (), ())
     if base_ignore is None:
         base_ignore = torch.zeros(batch_size, 14, dtype=torch.bool)
@@ -21,6 +24,7 @@ def _targets(*lesions, batch_size=1, spacing_mm=(1.0, 1.0, 1.0), margin_mm=3.0, 
         torch.tensor(sample, dtype=torch.int64),
         torch.tensor(site, dtype=torch.int64),
         torch.tensor(zyx, dtype=torch.float32).view(-1, 3),
+        torch.tensor(inner if inner is not None else zyx, dtype=torch.float32).view(-1, 3),
         batch_size,
         SHAPE,
         margin_mm,
@@ -84,3 +88,22 @@ def test_what_is_unknown_is_ignored_unless_a_lesion_is_surely_there():
     targets, ignore = _targets((0, 3, (10.0, 15.0, 20.0)), batch_size=2, base_ignore=unknown)
     assert targets == [{3, PRESENT}, set()]
     assert ignore == [set(), {3, PRESENT}]
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.7, 0.5, 0.3)])
+@pytest.mark.parametrize("place", [(0, 15, 20), (19, 0, 39), (10, 29.4, 1), (-0.5, -0.5, -0.5)])
+def test_a_lesion_at_a_face_of_its_volume_is_there_in_the_patch_that_reaches_the_face(place, spacing_mm):
+    inner = inner_places(np.array([place], np.float32), np.array([SHAPE]), spacing_mm)
+    assert _targets((0, 4, place), inner=inner, spacing_mm=spacing_mm) == ([{4, PRESENT}], [set()])
+
+
+def test_the_faces_of_the_patch_cut_it_as_before():
+    """The patch is the middle of a volume that is 10 voxels longer on every side."""
+    place = np.array([[1, 15, 20]], np.float32)
+    inner = inner_places(place + 10, np.array([[40, 50, 60]]), (1.0, 1.0, 1.0)) - 10
+    assert _targets((0, 4, (1, 15, 20)), inner=inner) == ([set()], [{4, PRESENT}])
+
+
+def test_in_a_volume_thinner_than_a_lesion_it_is_put_in_the_middle():
+    inner = inner_places(np.array([[0, 15, 20]], np.float32), np.array([[3, 30, 40]]), (1.0, 1.0, 1.0))
+    assert inner.tolist() == [[1, 15, 20]]

@@ -40,7 +40,7 @@ def make_batch(
     unknown = torch.zeros(n, len(LABELS), dtype=torch.bool) if unknown is None else unknown
     certain = torch.zeros(n, len(LABELS), dtype=torch.bool) if certain is None else certain
     shape = (image.shape[2], image.shape[3], image.shape[4])
-    targets, ignore = patch_targets(sample, site, zyx, n, shape, MARGIN_MM, spacing_mm, unknown, certain)
+    targets, ignore = patch_targets(sample, site, zyx, zyx, n, shape, MARGIN_MM, spacing_mm, unknown, certain)
     return Batch(
         image=image,
         scale=torch.full((n,), scale),
@@ -57,6 +57,7 @@ def make_batch(
         lesion_sample=sample,
         lesion_site=site,
         lesion_zyx=zyx,
+        lesion_inner=zyx,
         spacing_mm=spacing_mm,
         seeds=torch.tensor(seeds or range(n), dtype=torch.int64),
         index=torch.arange(n),

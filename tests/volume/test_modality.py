@@ -52,6 +52,14 @@ def _kind(tmp_path, tags: dict[str, object], modality: str = "MR", **options) ->
         pytest.param(TOF, "MRA", id="time of flight"),
         pytest.param(T2, "MRI T2", id="T2 turbo spin echo"),
         pytest.param(T1_POST, "MRI T1post", id="T1 with gadolinium"),
+        pytest.param(
+            T1_PLAIN | {"SeriesDescription": "T1 POSTERIOR FOSSA", "RepetitionTime": 600},
+            "MR",
+            id="a place, no contrast",
+        ),
+        pytest.param(
+            T1_PLAIN | {"SeriesDescription": "AX T1 POST", "RepetitionTime": 600}, "MRI T1post", id="T1 after contrast"
+        ),
         pytest.param({}, "MR", id="no tag that tells"),
     ],
 )

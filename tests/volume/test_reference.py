@@ -38,7 +38,6 @@ def _on_grid_of(image: CachedImage, moving: sitk.Image, density: int = 1) -> np.
 
     The dense lattice has its first point at the first voxel centre. NaN where SimpleITK has no value.
     """
-    grid = sitk.Image([1, 1, 1], sitk.sitkUInt8)
     # ITK indexes (x, y, z); our affine's columns are z, y, x.
     axes = image.affine[:3, :3][:, ::-1] / image.spacing_mm[::-1]
     size = [int(n - 1) * density + 1 for n in image.stored.shape[::-1]]
@@ -49,7 +48,6 @@ def _on_grid_of(image: CachedImage, moving: sitk.Image, density: int = 1) -> np.
     resampler.SetOutputDirection(axes.ravel().tolist())
     resampler.SetInterpolator(sitk.sitkLinear)
     resampler.SetDefaultPixelValue(float("nan"))
-    del grid
     return sitk.GetArrayFromImage(resampler.Execute(moving))
 
 

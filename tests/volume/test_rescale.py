@@ -12,7 +12,7 @@ from tests.support.acquisition import acquire
 from tests.support.cached import cached
 from tests.support.pattern import anatomy
 from tests.support.pixels import Storage
-from tests.support.series import CT, write_series
+from tests.support.series import CT, MR, write_series
 from tests.support.truth import assert_shows
 
 STACK = acquire(slices=8, gap_mm=2, shape=(25, 27))
@@ -70,6 +70,28 @@ class TestAlreadyHounsfieldUnits:
             expected = values[4, row, column]
             assert image.at(STACK.lps(4, column, row)) == pytest.approx(expected, abs=300)
 
+    def test_padding_that_nobody_declared_is_no_air_in_hounsfield_units(self, tmp_path):
+        """Raw -1024 over the round field, and a true intercept."""
+        storage = Storage(16, 16, signed=True, intercept=-1024.0)
+        values, outside = _with_round_field(PATTERN, -2048)
+        write_series(tmp_path / "s", STACK, values, storage=storage)
+        image = cached(tmp_path / "s")
+        assert "already_hu" not in image.codes
+        _assert_padded(image, PATTERN, outside)
+
+    def test_slices_that_were_never_suspected_keep_their_rescale(self, tmp_path):
+        """The greater part is signed and in HU; the others are unsigned, with an intercept that is true."""
+        stack = acquire(slices=10, gap_mm=2, shape=(25, 27))
+        signed, unsigned = Storage(16, 16, signed=True, intercept=0.0), Storage(16, 16, signed=False, intercept=-1024.0)
+
+        def edit(dataset: Dataset, index: int) -> None:
+            dataset.RescaleIntercept = -1024
+
+        write_series(tmp_path / "s", stack, self.AIR_AND_BODY, storage=[*[signed] * 6, *[unsigned] * 4], edit=edit)
+        image = cached(tmp_path / "s")
+        assert "already_hu" in image.codes
+        assert_shows(image, stack, self.AIR_AND_BODY)
+
 
 def _with_round_field(pattern, padding: float):
     """The pattern inside a disc of 11 mm about the middle column of pixels, ``padding`` beyond it."""
@@ -124,19 +146,67 @@ def test_a_range_of_padding_values_becomes_air(tmp_path):
     _assert_padded(cached(tmp_path / "s"), PATTERN, outside)
 
 
+@pytest.mark.parametrize("inverted", [False, True], ids=["MONOCHROME2", "MONOCHROME1"])
 @pytest.mark.parametrize("padding", [0, 4095], ids=["dark", "bright"])
-def test_padding_of_mr_is_dark(tmp_path, padding):
-    values, _ = _with_round_field(MR_PATTERN, padding)
+def test_padding_of_mr_is_dark(tmp_path, padding, inverted):
+    values, _ = _with_round_field(MR_PATTERN, 4095 - padding if inverted else padding)
 
     def edit(dataset: Dataset, index: int) -> None:
         dataset.PixelPaddingValue = padding
         dataset["PixelPaddingValue"].VR = "US"
 
-    write_series(tmp_path / "s", STACK, values, modality="MR", edit=edit)
+    storage = replace(MR, inverted=inverted)
+    write_series(tmp_path / "s", STACK, values, modality="MR", storage=storage, edit=edit)
     image = cached(tmp_path / "s")
     away = np.linalg.norm((image.centres() - STACK.centre)[..., :2], axis=-1)
     assert_shows(image, STACK, MR_PATTERN, where=away < 9)
     assert image.physical[away > 13].max() < image.physical[away < 9].min()
+
+
+@pytest.mark.parametrize("storage", [MR, replace(MR, signed=True)], ids=["unsigned", "signed"])
+def test_what_is_brightest_in_inverted_mr_is_not_its_padding(tmp_path, storage):
+    low, high = storage.limits
+    values, _ = _with_round_field(MR_PATTERN, low)
+    values[2:6, 9:16, 9:16] = high
+
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.PixelPaddingValue = high
+        dataset["PixelPaddingValue"].VR = "SS" if storage.signed else "US"
+
+    write_series(tmp_path / "s", STACK, values, modality="MR", storage=replace(storage, inverted=True), edit=edit)
+    image = cached(tmp_path / "s")
+    assert image.at(STACK.lps(4, 12, 12)) == pytest.approx(high, abs=2)
+    assert image.at(STACK.lps(4, 0, 0)) == pytest.approx(0, abs=2)
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("inverted", [False, True], ids=["for display alone", "as stored"])
+def test_ct_of_monochrome1_is_inverted_unless_that_takes_the_air_from_its_borders(tmp_path, inverted, signed):
+    storage = Storage(16, 12, signed=signed, intercept=0.0 if signed else -1024.0, inverted=inverted)
+    values, outside = _with_round_field(PATTERN, -1000.0)
+
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.PhotometricInterpretation = "MONOCHROME1"
+
+    write_series(tmp_path / "s", STACK, values, storage=storage, edit=edit)
+    image = cached(tmp_path / "s")
+    assert "monochrome1" in image.codes
+    _assert_padded(image, PATTERN, outside)
+
+
+def test_padding_beyond_the_bits_that_are_stored_is_compared_as_pixels_are(tmp_path):
+    """-2000 as 16 bits without a sign, of which 12 are read: 2096."""
+    values, _ = _with_round_field(MR_PATTERN, 2096)
+
+    def edit(dataset: Dataset, index: int) -> None:
+        dataset.PixelData = np.where(dataset.pixel_array == 2096, 63536, dataset.pixel_array).astype("<u2").tobytes()
+        dataset.PixelPaddingValue = 63536
+        dataset["PixelPaddingValue"].VR = "US"
+
+    write_series(tmp_path / "s", STACK, values, modality="MR", edit=edit)
+    image = cached(tmp_path / "s")
+    assert image.at(STACK.lps(4, 0, 0)) == pytest.approx(0, abs=2)
+    assert image.at(STACK.lps(4, 12, 12)) > 100
 
 
 def test_ct_without_a_rescale_is_in_hounsfield_units(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aneurysm.cache.spec import load_spec
+from aneurysm.cache.spec import load_spec, parse_spec
 from aneurysm.errors import SpecError, UsageError
 from tests.support.acquisition import PLANES, acquire
 from tests.support.cached import cached
@@ -43,6 +43,11 @@ def test_comments_and_order_do_not_change_the_digest_but_values_do(tmp_path):
     plain.write_text("# a remark\n" + plain.read_text())
     assert load_spec(plain).digest == digest
     assert load_spec(write_spec(tmp_path / "mine.toml", clip_hu="[-1000.0, 2001.0]")).digest != digest
+
+
+def test_a_resolved_spec_can_be_read_again_whatever_its_description():
+    spec = load_spec("rsna-1mm").model_copy(update={"description": 'brain \U0001f9e0, "quoted" \\ \n\t\x7f\x01 é'})
+    assert parse_spec(spec.to_toml(), "spec.toml") == spec
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["along the normal", "against the normal"])

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aneurysm.cache.blocks import Blocks
-from aneurysm.volume.normalize import Intensity
+from aneurysm.cache.spec import load_spec, shipped_specs
+from aneurysm.volume.normalize import Intensity, ct_intensity
 from aneurysm.volume.survey import survey
 
 HU = Intensity("HU", 1.0, 0.0, (-1000, 2000), (-100, 900), -1000, "int16", {})
@@ -33,9 +34,12 @@ def at(block, edge=8):
     return tuple(slice(k * edge, (k + 1) * edge) for k in block)
 
 
-def test_every_block_of_the_head_and_none_of_the_air_counts():
-    values = head()
-    blocks = survey(stored(values), HU, (1, 1, 1), dark_vessels=False)
+@pytest.mark.parametrize("name", shipped_specs())
+def test_every_block_of_the_head_and_none_of_the_air_counts(name):
+    """Whatever the spec clips: some store air as -200 HU."""
+    values, spec = head(), load_spec(name)
+    intensity = ct_intensity(spec.intensity.CT, spec.storage)
+    blocks = survey(stored(values, intensity), intensity, (1, 1, 1), dark_vessels=False)
     assert blocks.edge == (8, 8, 8)
     assert blocks.head.shape == (15, 16, 17)
     share = np.array(

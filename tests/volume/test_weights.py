@@ -19,10 +19,8 @@ def test_a_ramp_over_uneven_samples_keeps_its_place(gaps, start, spacing):
     target = target_axis(samples[0], samples[-1], spacing)
     weights = axis_weights(samples, target.positions_mm, spacing, margin_mm=0.0)
     values = weights @ samples
-    # Near the ends the smoothing is cut off on one side; elsewhere only float32 weights are in the way.
-    inner = (target.positions_mm > samples[0] + spacing) & (target.positions_mm < samples[-1] - spacing)
-    assert np.abs(values - target.positions_mm)[inner].max(initial=0) < 1e-5 * max(1, np.abs(samples).max())
-    assert np.abs(values - target.positions_mm).max() < spacing / 2
+    # Up to the ends, near which the smoothing is narrowed; only float32 weights are in the way.
+    assert np.abs(values - target.positions_mm).max() < 1e-5 * max(1, np.abs(samples).max())
 
 
 @given(gaps=gaps, spacing=st.floats(0.4, 2.0))
