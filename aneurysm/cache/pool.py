@@ -28,6 +28,8 @@ _TRIED_AGAIN: Final = frozenset({Reason.WORKER_KILLED, Reason.OUT_OF_MEMORY, Rea
 _PATIENCE_S: Final = 300.0
 """So long the series that another run is at are waited for, when all others are done."""
 _LOOK_S: Final = 1.0
+_LET_GO_S: Final = 15.0
+"""So long the process of a lost series may take to end, and to let go of its claim."""
 
 
 class Engine(Protocol):
@@ -86,7 +88,12 @@ def _left_by_others(
 
 def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout) -> Outcome:
     # A retry: of a MemoryError there is a record, by the process itself, which lived.
-    (last,) = engine.build([replace(job, retry=True, insist=True)])
+    again = replace(job, retry=True, insist=True)
+    end = time.monotonic() + _LET_GO_S
+    (last,) = engine.build([again])
+    while last.status == "busy" and time.monotonic() < end:
+        time.sleep(_LOOK_S)
+        (last,) = engine.build([again])
     tried = "tried twice, the second time alone"
     if last.status == "busy":
         if first.reason != Reason.TIMED_OUT:  # its process is gone: another run has it

@@ -112,13 +112,24 @@ def test_a_series_that_another_run_builds_is_waited_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "lost, status", [(Reason.WORKER_KILLED, "busy"), (Reason.OUT_OF_MEMORY, "busy"), (Reason.TIMED_OUT, "failed")]
 )
-def test_a_lost_series_that_somebody_else_has_by_then_is_not_called_tried_twice(tmp_path, lost, status):
+def test_a_lost_series_that_somebody_else_has_by_then_is_not_called_tried_twice(tmp_path, monkeypatch, lost, status):
     """Only a process that was out of time may live on, in the kernel, and hold its series."""
+    monkeypatch.setattr(pool, "_LET_GO_S", 0.1)
+    monkeypatch.setattr(pool, "_LOOK_S", 0.05)
     layout = CacheLayout(tmp_path)
     (outcome,) = run_jobs([job(tmp_path, "1.1")], Answers(("failed", lost), ("busy", "")), layout)
     assert outcome.status == status
     assert "tried twice" not in outcome.detail
     assert layout.record("1.1").exists() == (status == "failed")
+
+
+def test_the_process_of_a_lost_series_may_take_a_while_to_let_go_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_LOOK_S", 0.05)
+    engine = Answers(("failed", Reason.WORKER_KILLED), ("busy", ""), ("busy", ""), ("failed", Reason.WORKER_KILLED))
+    (outcome,) = run_jobs([job(tmp_path, "1.1")], engine, CacheLayout(tmp_path))
+    assert (outcome.status, outcome.reason) == ("failed", Reason.WORKER_KILLED)
+    assert "alone" in outcome.detail
+    assert engine.calls == 4
 
 
 def test_a_retry_does_not_count_the_record_of_another_run_but_its_volume(tmp_path):
