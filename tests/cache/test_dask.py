@@ -168,6 +168,7 @@ def test_a_cache_that_workers_can_not_write_ends_the_run(
     assert_completes(built, cache)
 
 
+@pytest.mark.slow
 def test_a_killed_scheduler_ends_the_run(long_run: Built, cluster: Callable[..., Cluster], tmp_path: Path) -> None:
     here, cache = cluster(), tmp_path / "cache"
     here.add_worker()
@@ -182,6 +183,7 @@ def test_a_killed_scheduler_ends_the_run(long_run: Built, cluster: Callable[...,
     assert_completes(long_run, cache)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_completed_by_the_next_one(
     long_run: Built, cluster: Callable[..., Cluster], tmp_path: Path
 ) -> None:
@@ -239,6 +241,7 @@ def test_a_worker_stops_when_it_is_told(
     assert leftovers(cache) == []
 
 
+@pytest.mark.slow
 def test_no_scheduler(built: Built, tmp_path: Path) -> None:
     given = ["precache", "--data", built.data, "--cache", tmp_path / "cache"]
     for more, words in [

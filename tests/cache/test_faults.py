@@ -44,8 +44,22 @@ def assert_retry_completes(built: Built, cache: Path) -> None:
         pytest.param(hooks.SEGMENTATION_FAULT, (), "worker_killed", "SIGSEGV", id="segmentation fault"),
         pytest.param(hooks.HANGS, ("--timeout-s", 4), "timed_out", "4 s", id="a file that hangs on reading"),
         pytest.param(hooks.HUGE, (), "out_of_memory", "memory", id="more memory than there is"),
-        pytest.param(hooks.HUGE, ("--memory-mb", 800), "out_of_memory", "memory", id="one piece beyond the limit"),
-        pytest.param(hooks.GROWS, ("--memory-mb", 800), "out_of_memory", "800 MB", id="growing beyond the limit"),
+        pytest.param(
+            hooks.HUGE,
+            ("--memory-mb", 800),
+            "out_of_memory",
+            "memory",
+            id="one piece beyond the limit",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            hooks.GROWS,
+            ("--memory-mb", 800),
+            "out_of_memory",
+            "800 MB",
+            id="growing beyond the limit",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_fault_of_one_series_is_one_row(
@@ -62,6 +76,7 @@ def test_a_fault_of_one_series_is_one_row(
     assert_retry_completes(built, cache)
 
 
+@pytest.mark.slow
 def test_a_file_that_hangs_while_a_tree_is_scanned_is_a_row(built: Built, tmp_path: Path) -> None:
     """Which series it is of can't be known: it gets a row of its own, and the others are built."""
     data, cache, uid = tmp_path / "tree", tmp_path / "cache", built.uids[1]

@@ -131,7 +131,7 @@ def test_what_is_wrong_with_the_checkpoint_is_said(data, tmp_path):
     [
         pytest.param(hooks.KILLED, (), "worker_killed", id="killed"),
         pytest.param(hooks.SEGMENTATION_FAULT, (), "worker_killed", id="crash", marks=pytest.mark.slow),
-        pytest.param(hooks.HANGS, ("--timeout-s", 3), "timed_out", id="hangs"),
+        pytest.param(hooks.HANGS, ("--timeout-s", 3), "timed_out", id="hangs", marks=pytest.mark.slow),
         pytest.param(hooks.GROWS, ("--memory-mb", 800), "out_of_memory", id="grows", marks=pytest.mark.slow),
     ],
 )

@@ -88,6 +88,7 @@ def test_the_map_is_as_high_as_the_best_candidate_at_its_place(here):
         assert image[image.TransformPhysicalPointToIndex(best["lps_mm"])] > best["probability"] - 0.003
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same(here):
     for folder, options in (("one", ()), ("two", ("--device", "cpu", "--devices", "2"))):
         ran = call_cli("predict", "runs/demo", "data/series", "--overlay", folder, *options, cwd=here)

@@ -181,6 +181,7 @@ def test_a_process_that_was_killed_between_two_series_is_replaced(checkpoint, go
         assert not np.allclose(gateway.ask(server.predict, good / "1.2.0"), PREVALENCE)
 
 
+@pytest.mark.slow
 def test_no_process_at_all_still_gives_base_rates(checkpoint, good, gateway, monkeypatch):
     with serve(checkpoint, gateway) as server:
         monkeypatch.setattr(sys, "executable", "/nowhere/python")

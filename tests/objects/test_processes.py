@@ -16,6 +16,7 @@ from tests.support.cache_state import leftovers, same_cache
 from tests.support.command import call_cli, start_cli
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_dask_cluster_builds_the_cache_of_one_machine(built: Built, bucket: Bucket, tmp_path: Path) -> None:
     """Data and cache are both in the store: the workers see no folder of the run."""

@@ -268,6 +268,7 @@ def test_a_dead_worker_is_an_error_and_no_hang(small_cache):
     assert "fewer workers" in ran.stdout
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_an_epoch(small_cache):
     some = loader(small_cache, steps=40, batch=8)
     process = psutil.Process()

@@ -98,6 +98,7 @@ def test_a_cache_without_the_held_out_series_or_of_another_spec(trained, other, 
         predict_fresh([trained[0], tmp_path / "x" / "fold0"], tmp_path, FreshOptions())
 
 
+@pytest.mark.slow
 def test_an_external_cache_from_the_command_line(trained, other, tmp_path):
     """Two folds' models on series of which neither has seen any: averaged, compared, and never over the runs' own."""
     runs = [tmp_path / root.name for root in trained]

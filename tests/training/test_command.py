@@ -88,6 +88,7 @@ def test_a_signal_saves_and_resume_goes_on(train_cache, tmp_path, number, code):
     assert state["epoch"] == 0
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(train_cache, tmp_path):
     """Two with batches of 2 draw the patches that one with 4 draws; the mean of their gradients is its gradient."""
     runs = {}
