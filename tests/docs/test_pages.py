@@ -18,7 +18,7 @@ from tests.support.command import call_cli
 from tests.support.run_data import ROOT
 
 PRESENT = LABELS[-1]
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 
 def page(name: str) -> str:
