@@ -13,6 +13,7 @@ that seems to be nobody's is left alone until it is hours old.
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
@@ -74,9 +75,7 @@ def _lock_of(folder: Path) -> Path:
 def sweep(layout: CacheLayout) -> list[str]:
     """Remove the unfinished work of processes that are gone; return whose series it was."""
     for place in (layout.root, layout.rejected):
-        for temporary in place.glob(f".*{_TEMPORARY}"):
-            if not is_locked(temporary):
-                temporary.unlink(missing_ok=True)
+        sweep_temporaries(place)
     if not layout.building.is_dir():
         return []
     swept = set()
@@ -91,6 +90,14 @@ def sweep(layout: CacheLayout) -> list[str]:
     with suppress(OSError):  # another run may be at work
         layout.building.rmdir()
     return sorted(swept)
+
+
+def sweep_temporaries(folder: Path, name: str | None = None) -> None:
+    """Remove what processes that are gone began to write in ``folder``, of all files or of the one of this name."""
+    of = "" if name is None else f"{glob.escape(name)}."
+    for temporary in folder.glob(f".{of}*{_TEMPORARY}"):
+        if not is_locked(temporary):
+            temporary.unlink(missing_ok=True)
 
 
 def abandoned(layout: CacheLayout) -> list[str]:

@@ -43,14 +43,18 @@ def usual_precision(device: str) -> str:
     return "fp32" if torch.device(device).type == "cpu" else "bf16"
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an error is a lack of memory, here or on a device; of a CPU's torch says so in words alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
 @contextmanager
 def memory_told(device: str, batch_size: int) -> Iterator[None]:
     """Turn a lack of memory into a `DeviceMemoryError`, which says what to lower."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter
-        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
-        if not is_memory:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise DeviceMemoryError(
             f"out of memory on {device}, with {batch_size} windows at once: give a smaller --batch-size"

@@ -7,7 +7,6 @@ model and options it was made, so that answers of two models never stand in one 
 from __future__ import annotations
 
 import csv
-import glob
 import hashlib
 import io
 import json
@@ -19,13 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from aneurysm.cache.publish import is_disk_full, write_atomically
+from aneurysm.cache.publish import is_disk_full, sweep_temporaries, write_atomically
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.inference.failure import Failure
 from aneurysm.inference.predictor import Prediction
 from aneurysm.labels import LABELS
-from aneurysm.locks import is_locked, take_lock
+from aneurysm.locks import take_lock
 
 _COLUMNS: Final = (
     "series_uid",
@@ -71,9 +70,7 @@ def open_table(path: Path, model: str, calibration: str = "", gate: float = 0.0)
     if descriptor is None:
         raise UsageError(f"another command is at work on {path}: wait for it, or name another file")
     try:
-        for left in path.absolute().parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            if not is_locked(left):  # of a command that was killed while it wrote
-                left.unlink(missing_ok=True)
+        sweep_temporaries(path.absolute().parent, path.name)
         yield PredictionTable(path, model, calibration, gate)
     finally:
         lock.unlink(missing_ok=True)

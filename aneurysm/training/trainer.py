@@ -16,6 +16,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from aneurysm.errors import DeviceMemoryError, UsageError
+from aneurysm.inference.device import is_out_of_memory
 from aneurysm.training.batches import TimedBatches
 from aneurysm.training.checkpoint import read_file, save_atomically
 from aneurysm.training.config import ResolvedConfig
@@ -127,7 +128,7 @@ def memory_told(config: ResolvedConfig, device: torch.device) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+        if not is_out_of_memory(error):
             raise
         patch = "x".join(map(str, config.patch))
         has = ""
