@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from aneurysm.errors import SpecError
 from aneurysm.objects.url import is_url
 
-RECIPE_VERSION: Final = 2
+RECIPE_VERSION: Final = 3
 """Stands in every digest. Raise it when a change of the arithmetic changes a voxel of some series."""
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
