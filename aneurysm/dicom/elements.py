@@ -31,6 +31,30 @@ def read_element(buffer: bytes, at: int, order: str, *, implicit: bool) -> tuple
     raise UnusualError
 
 
+def read_file_meta(buffer: bytes) -> tuple[str, int]:
+    """
+    Return the transfer syntax of a file ("" if it has none), and the offset of its data set (PS3.10, 7.1).
+
+    Raises
+    ------
+    UnusualError
+        There is no preamble.
+    struct.error
+        ``buffer`` ends before the data set begins.
+    """
+    if buffer[128:132] != b"DICM":
+        raise UnusualError
+    position, syntax = 132, b""
+    while buffer[position : position + 2] == b"\x02\x00":
+        tag, _, length, value = read_element(buffer, position, "<", implicit=False)
+        if tag == 0x00020010:
+            syntax = buffer[value : value + length]
+        position = value + length
+    if position > len(buffer):
+        raise struct.error("the file meta information breaks off")
+    return syntax.rstrip(b"\0 ").decode("ascii", "replace"), position
+
+
 def skip_items(buffer: bytes, at: int, order: str, *, implicit: bool, depth: int) -> int:
     """Return the offset behind a sequence of undefined length whose first item is at ``at``."""
     if depth > _MAX_DEPTH:

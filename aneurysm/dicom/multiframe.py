@@ -12,7 +12,7 @@ import numpy as np
 from pydicom import encaps
 from pydicom.dataset import Dataset
 
-from aneurysm.dicom.header import Header, quiet_pydicom
+from aneurysm.dicom.header import DEFLATED, Header, quiet_pydicom
 from aneurysm.dicom.pixel_format import pixel_format
 from aneurysm.dicom.series import MAX_FRAMES, TELLING, Decision, Frame, PixelFormat, modality_of
 
@@ -77,7 +77,7 @@ def _frames_stored(header: Header, fmt: PixelFormat) -> int | None:
     if header.pixel_length < 0:
         return _frames_encapsulated(header) if _is_stripped(header) else None
     there = header.pixel_length
-    if header.pixel_offset is not None:
+    if header.pixel_offset is not None and header.transfer_syntax != DEFLATED:
         there = min(there, header.file_size - header.pixel_offset)
     return there // (fmt.rows * fmt.columns * fmt.samples * fmt.bits_allocated // 8)
 

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import imagecodecs
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom import encaps
 from pydicom.pixels.decoders.base import get_decoder
 
-from aneurysm.dicom.header import EXPLICIT_BIG, NATIVE, RLE, quiet_pydicom
+from aneurysm.dicom.deflated import inflate_into
+from aneurysm.dicom.header import DEFLATED, EXPLICIT_BIG, NATIVE, RLE, quiet_pydicom
 from aneurysm.dicom.series import Frame, PixelFormat
 from aneurysm.errors import PixelError, system_error
 
@@ -33,6 +33,8 @@ _PLUGINS: Final = {
     RLE: ("pylibjpeg", "pydicom"),
 }
 _DEFAULT_PLUGINS: Final = ("gdcm",)
+_MAX_INFLATED: Final = 2**30
+"""Bytes of pixels of a deflated file, which are held at once: 2,000 frames of 512 x 512."""
 
 
 def _raise_memory_error(record: logging.LogRecord) -> bool:
@@ -55,7 +57,7 @@ class PixelReader:
     def __init__(self) -> None:
         self._file: Path | None = None
         self._encoded: list[bytes] = []
-        self._inflated = b""
+        self._inflated = np.empty(0, np.uint8)
         self._buffer = np.empty(0, np.uint8)
 
     def read(self, frame: Frame) -> Pixels:
@@ -91,15 +93,15 @@ class PixelReader:
         dtype = _stored_dtype(fmt)
         count = fmt.rows * fmt.columns
         skip = frame.index * count * dtype.itemsize
-        if frame.pixel_offset is None:
-            self._inflate(frame)
-            data = self._inflated[skip : skip + count * dtype.itemsize]
-            values = np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)
-        elif skip + count * dtype.itemsize > frame.pixel_length:
+        if frame.pixel_offset is None or skip + count * dtype.itemsize > frame.pixel_length:
             raise PixelError(
                 f"{frame.name}: {frame.pixel_length} bytes of pixel data, frame {frame.index} of {fmt.rows} x "
                 f"{fmt.columns} ends at {skip + count * dtype.itemsize}"
             )
+        if fmt.transfer_syntax == DEFLATED:
+            self._inflate(frame, frame.pixel_offset, frame.frames_in_file * count * dtype.itemsize)
+            data = self._inflated[skip : skip + count * dtype.itemsize]
+            values = data[: len(data) // dtype.itemsize * dtype.itemsize].view(dtype)
         else:
             values = self._from_file(frame.path, dtype, count, frame.pixel_offset + skip)
         if len(values) != count:
@@ -123,15 +125,17 @@ class PixelReader:
             os.close(descriptor)
         return self._buffer[: got // dtype.itemsize * dtype.itemsize].view(dtype)
 
-    def _inflate(self, frame: Frame) -> None:
+    def _inflate(self, frame: Frame, offset: int, size: int) -> None:
+        """Inflate the ``size`` bytes that the matrix and the number of frames ask for, and nothing behind them."""
         if self._file == frame.path:
             return
+        if size > _MAX_INFLATED:
+            raise PixelError(f"{frame.name}: {size} bytes of deflated pixel data; up to {_MAX_INFLATED} are read")
+        self._file, self._inflated = None, np.empty(0, np.uint8)
+        target = np.empty(size, np.uint8)  # takes no memory before something is written
         try:
-            with quiet_pydicom():
-                self._inflated = bytes(pydicom.dcmread(frame.path, specific_tags=["PixelData"]).PixelData)
-        except Exception as error:
-            if (fault := system_error(error)) is not None:
-                raise fault from None
+            self._inflated = target[: inflate_into(frame.path, offset, target)]
+        except struct.error as error:
             raise PixelError(f"{frame.name} can't be inflated: {error}") from error
         self._file = frame.path
 

@@ -59,6 +59,8 @@ WANTED: Final[dict[str, tuple[int, str]]] = {
     "RescaleType": (0x00281054, "text"),
 }
 KEYWORDS: Final = {tag: keyword for keyword, (tag, _) in WANTED.items()}
+_LONGEST: Final = 10_000
+"""Bytes of a listed value: a thousand times what any of them needs. Values are kept for as long as the program runs."""
 _BINARY: Final = {b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d"}
 
 
@@ -69,6 +71,9 @@ def take_values(raw: dict[str, tuple[bytes, bytes]], order: str) -> tuple[dict[s
     signed = "PixelRepresentation" in raw and any(raw["PixelRepresentation"][1])
     for keyword, (vr, data) in raw.items():
         kind = WANTED[keyword][1]
+        if len(data) > _LONGEST:
+            malformed.append(keyword)
+            continue
         try:
             value = _value(vr, data, kind, order, signed=signed)
         except (ValueError, struct.error):

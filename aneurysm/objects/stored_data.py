@@ -12,7 +12,7 @@ from typing import Final
 
 from aneurysm.annotations.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
 from aneurysm.annotations.vessels import MASK_ENDINGS, find_masks
-from aneurysm.dicom.header import NotDicomError, read_header
+from aneurysm.dicom.header import DEFLATED, NotDicomError, read_header
 from aneurysm.dicom.scan import (
     Inventory,
     SeriesSource,
@@ -234,7 +234,8 @@ def _bring_header(store: ObjectStore, key: str, size: int, path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(size)
     try:
-        offset = read_header(path).pixel_offset
+        header = read_header(path)
+        offset = None if header.transfer_syntax == DEFLATED else header.pixel_offset
     except NotDicomError:
         offset = None
     if offset is None or offset > _HEAD:

@@ -5,6 +5,9 @@ Compared are the listed elements and where the pixel data lies; not what neither
 
 from __future__ import annotations
 
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +68,11 @@ def save(ds: FileDataset, path: Path) -> Path:
     return path
 
 
+def read_with_pydicom(path: Path) -> header_module.Header:
+    with path.open("rb") as file:
+        return header_module._read_with_pydicom(path, path.stat().st_size, file)
+
+
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda s: s.name)
 def test_every_listed_kind_of_value_in_every_plain_syntax(tmp_path, syntax):
     header = read_header(save(data_set(syntax), tmp_path / "a.dcm"))
@@ -86,7 +94,7 @@ def test_every_listed_kind_of_value_in_every_plain_syntax(tmp_path, syntax):
 @pytest.mark.parametrize("syntax", SYNTAXES[:3], ids=lambda s: s.name)
 def test_the_walker_and_pydicom_agree(tmp_path, syntax):
     path = save(data_set(syntax), tmp_path / "a.dcm")
-    walked, parsed = read_header(path), header_module._read_with_pydicom(path, path.stat().st_size)
+    walked, parsed = read_header(path), read_with_pydicom(path)
     assert walked.values == parsed.values
     assert (walked.pixel_offset, walked.pixel_length) == (parsed.pixel_offset, parsed.pixel_length)
 
@@ -99,7 +107,7 @@ def test_the_walker_and_pydicom_agree_on_real_files():
         walked = read_header(path)
         if walked.dataset is not None:
             continue  # functional groups: pydicom read it in the first place
-        parsed = header_module._read_with_pydicom(path, path.stat().st_size)
+        parsed = read_with_pydicom(path)
         assert walked.values == parsed.values, path
         assert (walked.pixel_offset, walked.pixel_length) == (parsed.pixel_offset, parsed.pixel_length), path
         compared += 1
@@ -132,3 +140,115 @@ def test_a_malformed_value_is_left_out_and_named(tmp_path):
     header = read_header(path)
     assert "PixelSpacing" not in header.values
     assert header.malformed == ("PixelSpacing",)
+
+
+DEFLATE_RAW = -15
+GROUP_9 = struct.pack("<HH2sHI", 0x0009, 0x1010, b"OB", 0, 1_000_000_000)
+"""A private element in front of everything else that an image has, whose value is said to be a gigabyte."""
+
+
+def zeros_that_inflate_to(size: int, deflater) -> list[bytes]:
+    return [deflater.compress(bytes(10_000_000)) for _ in range(size // 10_000_000)]
+
+
+def deflated_file(path: Path, *, before: int = 0, behind: int = 0) -> Path:
+    """A small deflated image with a gigabyte or so of zeros before its image elements, or behind its pixels."""
+    whole = save(data_set(DeflatedExplicitVRLittleEndian), path).read_bytes()
+    start = whole.index(b"1.2.840.10008.1.2.1.99") + 22
+    while whole[start : start + 2] == b"\x02\x00":  # what follows the transfer syntax in the file meta information
+        start += 8 + struct.unpack_from("<H", whole, start + 6)[0]
+    deflater = zlib.compressobj(9, zlib.DEFLATED, DEFLATE_RAW)
+    parts = [whole[:start]]
+    if before:
+        parts += [deflater.compress(GROUP_9), *zeros_that_inflate_to(before, deflater)]
+    parts += [deflater.compress(zlib.decompress(whole[start:], DEFLATE_RAW))]
+    path.write_bytes(b"".join([*parts, *zeros_that_inflate_to(behind, deflater), deflater.flush()]))
+    return path
+
+
+@pytest.fixture
+def little_memory():
+    """Python's allocations of a test must stay below 200 MB: the longest header three times."""
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200e6, f"{peak / 1e6:.0f} MB"
+
+
+def test_what_a_deflated_file_has_behind_its_header_is_not_inflated(tmp_path):
+    path = deflated_file(tmp_path / "bomb.dcm", behind=100_000_000)
+    tracemalloc.start()
+    header = read_header(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (header.get("Rows"), header.get("Columns"), header.pixel_length) == (3, 5, 30)
+    assert header.transfer_syntax == DeflatedExplicitVRLittleEndian
+    assert peak < 5e6, f"{peak / 1e6:.0f} MB"
+
+
+def test_a_deflated_header_of_400_megabytes_is_refused(tmp_path, little_memory):
+    path = deflated_file(tmp_path / "bomb.dcm", before=400_000_000)
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(NotDicomError):
+        read_header(path)
+
+
+def test_a_deflated_file_with_functional_groups_has_its_frames_and_its_syntax(tmp_path):
+    ds = data_set(DeflatedExplicitVRLittleEndian)
+    shared = Dataset()
+    shared.PixelMeasuresSequence = Sequence([Dataset()])
+    shared.PixelMeasuresSequence[0].SliceThickness = "2.5"
+    ds.SharedFunctionalGroupsSequence = Sequence([shared])
+    header = read_header(save(ds, tmp_path / "a.dcm"))
+    assert header.dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 2.5
+    assert (header.transfer_syntax, header.pixel_length) == (DeflatedExplicitVRLittleEndian, 30)
+    assert header.file_size == (tmp_path / "a.dcm").stat().st_size
+    whole = (tmp_path / "a.dcm").read_bytes()
+    start = len(whole) - 1
+    while True:  # from the end: the one place from which on the bytes inflate to a data set with group 0008 first
+        try:
+            inflated = zlib.decompress(whole[start:], DEFLATE_RAW)
+        except zlib.error:
+            inflated = b""
+        if inflated[:2] == b"\x08\x00":
+            break
+        start -= 1
+    assert np.frombuffer(inflated, "<i2", 15, header.pixel_offset).tolist() == list(range(15))
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES[:3], ids=lambda s: s.name)
+@pytest.mark.parametrize("without_preamble", [False, True])
+def test_a_header_of_gigabytes_is_not_read_whole(tmp_path, little_memory, syntax, without_preamble):
+    """A sparse file takes no room on the disk, and any number of lengths can point into it."""
+    whole = save(data_set(syntax), tmp_path / "a.dcm").read_bytes()
+    first = whole.index(b"\x00\x08\x00\x08" if syntax == ExplicitVRBigEndian else b"\x08\x00\x08\x00")
+    order = "<" if syntax.is_little_endian else ">"
+    length = 3 * 2**30
+    long = struct.pack(order + ("HHI" if syntax.is_implicit_VR else "HH2sHI"), 8, 1, *((length,) if syntax.is_implicit_VR else (b"OB", 0, length)))  # fmt: skip
+    path = tmp_path / "sparse.dcm"
+    path.write_bytes((b"" if without_preamble else whole[:first]) + long)
+    with path.open("r+b") as file:
+        file.seek(length, 2)
+        file.write(whole[first:])
+    with pytest.raises(NotDicomError):
+        read_header(path)
+
+
+def test_a_listed_value_of_megabytes_is_malformed(tmp_path):
+    ds = data_set(ExplicitVRLittleEndian)
+    ds["PatientID"].VR = "UT"
+    ds.PatientID = "x" * 2_000_000
+    header = read_header(save(ds, tmp_path / "a.dcm"))
+    assert header.malformed == ("PatientID",)
+    assert header.get("Rows") == 3
+
+
+def test_sequences_nested_without_end_are_no_dicom(tmp_path):
+    """100,000 deep, 20 bytes each: more than any stack holds."""
+    whole = save(data_set(ExplicitVRLittleEndian), tmp_path / "a.dcm").read_bytes()
+    first = whole.index(b"\x08\x00\x08\x00")
+    opened = struct.pack("<HH2sHI", 8, 0x1140, b"SQ", 0, 0xFFFFFFFF) + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    (tmp_path / "deep.dcm").write_bytes(whole[:first] + opened * 100_000 + whole[first:])
+    with pytest.raises(NotDicomError):
+        read_header(tmp_path / "deep.dcm")
