@@ -12,7 +12,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -149,14 +149,16 @@ def _inflated_header(header: Header) -> Header:
     """Return the header of a deflated file, of which no more is inflated than that."""
     for limit in (_FIRST_READ, _SECOND_READ, MAX_HEADER):
         buffer = inflate_head(header.path, limit)
-        with suppress(struct.error, IndexError):
-            try:
-                _walk(header, buffer, 0, len(buffer) if len(buffer) < limit else sys.maxsize)
-                return header
-            except UnusualError:
-                break
-        if len(buffer) < limit:
+        whole = len(buffer) < limit
+        try:
+            _walk(header, buffer, 0, len(buffer) if whole else sys.maxsize)
+        except UnusualError:
             break
+        except (struct.error, IndexError):
+            if whole:
+                break
+        else:
+            return header
     else:
         raise NotDicomError(_TOO_LONG)
     plain = _PLAIN_META + inflate_head(header.path, MAX_HEADER)

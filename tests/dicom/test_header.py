@@ -225,7 +225,8 @@ def test_a_header_of_gigabytes_is_not_read_whole(tmp_path, little_memory, syntax
     first = whole.index(b"\x00\x08\x00\x08" if syntax == ExplicitVRBigEndian else b"\x08\x00\x08\x00")
     order = "<" if syntax.is_little_endian else ">"
     length = 3 * 2**30
-    long = struct.pack(order + ("HHI" if syntax.is_implicit_VR else "HH2sHI"), 8, 1, *((length,) if syntax.is_implicit_VR else (b"OB", 0, length)))  # fmt: skip
+    implicit, explicit = struct.pack(f"{order}HHI", 8, 1, length), struct.pack(f"{order}HH2sHI", 8, 1, b"OB", 0, length)
+    long = implicit if syntax.is_implicit_VR else explicit
     path = tmp_path / "sparse.dcm"
     path.write_bytes((b"" if without_preamble else whole[:first]) + long)
     with path.open("r+b") as file:
