@@ -29,5 +29,8 @@ LEFT_RIGHT_PAIRS: tuple[tuple[int, int], ...] = ((0, 1), (2, 3), (4, 5), (7, 8),
 VESSEL_VALUES: tuple[int, ...] = (6, 5, 8, 7, 10, 9, 13, 12, 11, 4, 3, 2, 1)
 """VESSEL_VALUES[i] is the value of SITES[i] in a vessel mask: the masks have an order of their own."""
 
+UNKNOWN_VESSEL: int = 14
+"""Value in a cached vessel mask of a vessel whose site is unknown: what masks of 0 and 1 say."""
+
 MODALITIES: tuple[str, ...] = ("CTA", "MRA", "MRI T2", "MRI T1post")
 """The values of train.csv's Modality column."""

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import pandas as pd
-
+from aneurysm.csv_table import TableRow, read_csv_rows
 from aneurysm.errors import DataError
 from aneurysm.labels import LABELS, MODALITIES, SITES
 
 TRAIN_CSV: Final = "train.csv"
 LOCALIZERS_CSV: Final = "train_localizers.csv"
 _UID_COLUMN: Final = "SeriesInstanceUID"
+_MODALITY_BY_CASE: Final = {name.casefold(): name for name in MODALITIES}
+_SITE_BY_CASE: Final = {name.casefold(): name for name in SITES}
+_NUMPY_CALL: Final = re.compile(r"\b(?:np|numpy)\.\w+\(([^()]*)\)")
+_MAX_COORDINATES: Final = 1000
+"""Characters: `ast.literal_eval` of a long nested text takes gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,9 @@ class Localizer:
     """
     One row of train_localizers.csv: a point in the stored frame of an image.
 
-    ``x`` is the column and ``y`` the row in pixels, whole numbers being pixel centres; ``frame`` counts from 0 in a
-    multi-frame file and is None otherwise. ``problem`` says why the row has no usable point.
+    ``row`` is its first line in the file, from 1. ``x`` is the column and ``y`` the row in pixels, whole numbers being
+    pixel centres; ``frame`` counts from 0 in a multi-frame file and is None otherwise. ``problem`` says why the row has
+    no usable point.
     """
 
     row: int
@@ -65,7 +71,7 @@ def read_tables(root: Path) -> Tables:
     Raises
     ------
     DataError
-        A table can't be read, lacks a column, names a series twice, or has a label that is not 0 or 1.
+        A table can't be read, lacks a column, gives one series different labels, or has a label that is not 0 or 1.
     """
     labels, modality = _train(root / TRAIN_CSV)
     localizers = _localizers(root / LOCALIZERS_CSV)
@@ -75,65 +81,80 @@ def read_tables(root: Path) -> Tables:
     )
 
 
-def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame | None:
+def _rows(path: Path, columns: list[str]) -> list[TableRow]:
+    """Return the rows of a table whose SeriesInstanceUID is filled; none where there is no file."""
     if not path.is_file():
-        return None
+        return []
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{path} can't be read as CSV: {error}") from error
-    if missing := [c for c in columns if c not in table.columns]:
-        raise DataError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(table.columns)}")
-    return table
+        rows = read_csv_rows(path, columns)
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}") from error
+    if empty := [row.line for row in rows if not row[_UID_COLUMN]]:
+        raise DataError(f"{path} line {empty[0]}: {_UID_COLUMN} is empty")
+    return rows
 
 
 def _train(path: Path) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
-    table = _read_csv(path, [_UID_COLUMN, "Modality", *LABELS])
-    if table is None:
-        return {}, {}
-    twice = table[_UID_COLUMN][table[_UID_COLUMN].duplicated()]
-    if len(twice):
-        raise DataError(f"{path} names {len(twice)} series twice, the first: {twice.iloc[0]}")
-    for label in LABELS:
-        # A spreadsheet turns 1 into 1.0 when a cell of the column is empty.
-        table[label] = table[label].str.strip().str.removesuffix(".0")
-        wrong = table.index[~table[label].isin(["0", "1"])]
-        if len(wrong):
-            raise DataError(f"{path} row {wrong[0] + 2}: {label} is {table[label][wrong[0]]!r}, neither 0 nor 1")
-    unknown = set(table["Modality"]) - set(MODALITIES)
-    if unknown:
-        raise DataError(f"{path}: unknown Modality {min(unknown)!r}; known are {', '.join(MODALITIES)}")
-    labels = table[list(LABELS)].astype(int).to_dict("records")
-    uids = table[_UID_COLUMN].tolist()
-    return (
-        {u: {str(k): int(v) for k, v in row.items()} for u, row in zip(uids, labels, strict=True)},
-        dict(zip(uids, table["Modality"], strict=True)),
-    )
+    labels: dict[str, dict[str, int]] = {}
+    modality: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for row in _rows(path, [_UID_COLUMN, "Modality", *LABELS]):
+        uid = row[_UID_COLUMN]
+        values = {label: _label(path, row, label) for label in LABELS}
+        kind = _MODALITY_BY_CASE.get(row["Modality"].casefold())
+        if kind is None:
+            known = ", ".join(MODALITIES)
+            raise DataError(f"{path} line {row.line}: unknown Modality {row['Modality'][:40]!r}; known are {known}")
+        if uid in labels and (labels[uid], modality[uid]) != (values, kind):
+            raise DataError(
+                f"{path} lines {lines[uid]} and {row.line} name series {uid} with different labels or modalities"
+            )
+        labels[uid], modality[uid], lines[uid] = values, kind, row.line
+    return labels, modality
+
+
+def _label(path: Path, row: TableRow, label: str) -> int:
+    text = row[label]
+    # A spreadsheet turns 1 into 1.0, or 1,0, when a cell of the column is empty; pandas writes bools as words.
+    try:
+        value = {"true": 1.0, "false": 0.0}.get(text.casefold())
+        value = float(text.replace(",", ".")) if value is None else value
+    except ValueError:
+        value = math.nan
+    if value not in (0.0, 1.0):
+        raise DataError(f"{path} line {row.line}, column {label}: {text[:40]!r} is neither 0 nor 1")
+    return int(value)
 
 
 def _localizers(path: Path) -> dict[str, list[Localizer]]:
-    columns = [_UID_COLUMN, "SOPInstanceUID", "coordinates", "location"]
-    table = _read_csv(path, columns)
     by_series: dict[str, list[Localizer]] = defaultdict(list)
-    if table is None:
-        return by_series
-    for i, (uid, sop, coordinates, location) in enumerate(table[columns].itertuples(index=False, name=None)):
-        by_series[uid].append(_localizer(i + 2, uid, sop, str(coordinates), location))
+    for row in _rows(path, [_UID_COLUMN, "SOPInstanceUID", "coordinates", "location"]):
+        by_series[row[_UID_COLUMN]].append(_localizer(row))
     return by_series
 
 
-def _localizer(row: int, uid: str, sop: str, coordinates: str, location: str) -> Localizer:
-    # A Python dict as text, with single quotes: JSON can't read it, and eval would run whatever stands there.
+def _localizer(row: TableRow) -> Localizer:
+    uid, sop, coordinates = row[_UID_COLUMN], row["SOPInstanceUID"], row["coordinates"]
+    location = _SITE_BY_CASE.get(row["location"].casefold(), row["location"])
+
+    def unusable(problem: str) -> Localizer:
+        return Localizer(row.line, uid, sop, location, problem=problem)
+
+    # A Python dict as text, with single quotes: JSON can't read it, and eval would run whatever stands there. numpy 2
+    # writes its numbers as calls.
+    plain = _NUMPY_CALL.sub(r"\1", coordinates)
     try:
-        point = ast.literal_eval(coordinates)
+        if len(plain) > _MAX_COORDINATES:
+            raise ValueError("too long")
+        point = ast.literal_eval(plain)
         x, y = float(point["x"]), float(point["y"])
-        frame = None if point.get("f") is None else int(point["f"])
+        frame = None if point.get("f") is None else float(point["f"])
     except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, MemoryError):
-        return Localizer(
-            row, uid, sop, location, problem=f"coordinates {coordinates[:60]!r} are not {{'x': ..., 'y': ...}}"
-        )
+        return unusable(f"coordinates {coordinates[:60]!r} are not {{'x': ..., 'y': ...}}")
     if not (math.isfinite(x) and math.isfinite(y)):
-        return Localizer(row, uid, sop, location, problem=f"coordinates {coordinates[:60]!r} are not finite")
+        return unusable(f"coordinates {coordinates[:60]!r} are not finite")
+    if frame is not None and not frame.is_integer():
+        return unusable(f"coordinates {coordinates[:60]!r}: f is no number of a frame")
     if location not in SITES:
-        return Localizer(row, uid, sop, location, x, y, frame, problem=f"{location!r} is none of the 13 sites")
-    return Localizer(row, uid, sop, location, x, y, frame)
+        return unusable(f"{location[:60]!r} is none of the 13 sites")
+    return Localizer(row.line, uid, sop, location, x, y, None if frame is None else int(frame))

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.dicom.series import Decision
-from aneurysm.labels import VESSEL_VALUES
+from aneurysm.labels import LEFT_RIGHT_PAIRS, SITES, UNKNOWN_VESSEL, VESSEL_VALUES
 
 MAX_OUTSIDE: Final = 0.02
 """A mask of which a larger share lies outside the volume belongs to another image, or its affine is wrong."""
 MASK_ENDINGS: Final = ("_cowseg.nii", "_cowseg.nii.gz")
 _MAX_VALUE: Final = max(VESSEL_VALUES)
+_SIDE_TOLERANCE_MM: Final = 3.0
+"""So far may the right one of a pair lie left of its twin: stumps of both near the midline, or a turned head."""
 
 
 def find_masks(root: Path) -> dict[str, Path]:
@@ -41,8 +43,9 @@ def resample_mask(path: Path, volume: Grid, field_of_view: Grid) -> tuple[NDArra
     """
     Return the mask at ``path`` on the grid of a volume, nearest neighbour, and what was decided.
 
-    None if it can't be used: unreadable, values other than 0 to 13, or too much of it outside the field of view
-    of the series, of which the volume may be a part.
+    None if it can't be used: unreadable, values of unknown meaning, or too much of it outside the field of view of the
+    series, of which the volume may be a part. A mask of 0 and 1, which most vessel tools write, says where vessels are
+    and not which: 1 becomes `UNKNOWN_VESSEL`.
 
     Raises
     ------
@@ -61,17 +64,52 @@ def resample_mask(path: Path, volume: Grid, field_of_view: Grid) -> tuple[NDArra
     if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
         return None, Decision("mask_unusable", f"{mask.GetDimension()} dimensions, not a 3D image")
     values = sitk.GetArrayViewFromImage(mask)
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > _MAX_VALUE or not np.array_equal(np.rint(values), values):
-        return None, Decision("mask_unusable", f"values from {low:g} to {high:g}, not whole numbers 0 to 13")
+    if problem := _unknown_meaning(mask, values):
+        return None, Decision("mask_unusable", problem)
+    binary = values.max() == 1
     outside = _share_outside(mask, values, *field_of_view)
     if outside > MAX_OUTSIDE:
         return None, Decision("mask_outside_volume", f"{outside:.0%} of the mask lies outside the images")
 
     reference = _reference_image(*volume)
     placed = sitk.Resample(sitk.Cast(mask, sitk.sitkUInt8), reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-    result: NDArray[Any] = sitk.GetArrayFromImage(placed)
-    return result.astype(np.uint8, copy=False), Decision("mask_placed", f"{int((result > 0).sum())} voxels")
+    result: NDArray[np.uint8] = sitk.GetArrayFromImage(placed).astype(np.uint8, copy=False)
+    placed_voxels = f"{int(np.count_nonzero(result))} voxels"
+    if binary:
+        result[result == 1] = UNKNOWN_VESSEL
+        return result, Decision("mask_without_sites", f"{placed_voxels} of vessels whose sites are unknown: 0 and 1")
+    return result, Decision("mask_placed", placed_voxels)
+
+
+def _unknown_meaning(mask: Any, values: NDArray[Any]) -> str:
+    """
+    Return why the values of a mask can't be the 13 vessels' or 0 and 1, or "".
+
+    Other tools number vessels, too, in other orders: theirs put a right vessel on the left.
+    """
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > _MAX_VALUE or not np.array_equal(np.rint(values), values):
+        return f"values from {low:g} to {high:g}, not whole numbers 0 to 13"
+    # Of floats, too: whole numbers by now.
+    present = np.flatnonzero(np.bincount(values.ravel().astype(np.uint8), minlength=_MAX_VALUE + 1)[1:]) + 1
+    if len(present) == 0:
+        return "no voxel is a vessel"
+    if len(present) == 1 and present[0] != 1:
+        return f"the only values are 0 and {present[0]}: neither one vessel's nor 0 and 1"
+    for left, right in LEFT_RIGHT_PAIRS:
+        if {VESSEL_VALUES[left], VESSEL_VALUES[right]} <= set(present.tolist()):
+            # LPS: x grows towards the patient's left.
+            x_left, x_right = (_mean_x(mask, values == VESSEL_VALUES[side]) for side in (left, right))
+            if x_right - x_left > _SIDE_TOLERANCE_MM:
+                name = SITES[left].removeprefix("Left ")
+                return f"the values of the right and the left {name} lie on the wrong sides: numbered by another tool?"
+    return ""
+
+
+def _mean_x(mask: Any, chosen: NDArray[np.bool_]) -> float:
+    """Return the mean x (LPS mm) of the chosen voxels (k, j, i) of an ITK image."""
+    ijk = np.argwhere(chosen).mean(axis=0)[::-1]
+    return float(mask.TransformContinuousIndexToPhysicalPoint(ijk.tolist())[0])
 
 
 def _reference_image(affine_lps: NDArray[np.float64], shape: tuple[int, int, int]) -> Any:

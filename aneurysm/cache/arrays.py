@@ -26,7 +26,7 @@ from aneurysm.cache.spec import CacheSpec, load_spec
 from aneurysm.cache.store import store_volume
 from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import DataError, SeriesRejectedError, UsageError
-from aneurysm.labels import LABELS, SITES, VESSEL_VALUES
+from aneurysm.labels import LABELS, SITES, UNKNOWN_VESSEL
 from aneurysm.objects.url import is_url
 from aneurysm.volume.array import KNOWN_MODALITIES, GriddedArray, grid_array
 
@@ -128,7 +128,8 @@ class CacheWriter:
         lesions
             Site, and array indices (i, j, k), whole numbers being voxel centres.
         vessels
-            A mask of the same shape, of the values `aneurysm.labels.VESSEL_VALUES`, 0 where there is no vessel.
+            A mask of the same shape: integers of the values `aneurysm.labels.VESSEL_VALUES`, 0 where there is no
+            vessel; or bools, or 0 and 1 alone, of vessels whose site is unknown.
 
         Raises
         ------
@@ -220,13 +221,14 @@ def _checked_mask(uid: str, vessels: ArrayLike, shape: tuple[int, ...]) -> NDArr
     mask = np.asarray(vessels)
     if mask.shape != shape:
         raise DataError(f"volume {uid}: its vessel mask has the shape {mask.shape}, the volume {shape}")
-    # A mask of True and False does not say which vessel: 1 would be one of them.
-    if mask.dtype.kind not in "ui" or mask.min() < 0 or mask.max() > max(VESSEL_VALUES):
+    if mask.dtype.kind not in "bui" or mask.min() < 0 or mask.max() > UNKNOWN_VESSEL:
         raise DataError(
             f"volume {uid}: its vessel mask is of {mask.dtype} from {mask.min()} to {mask.max()}, expected integers "
-            f"from 0 to {max(VESSEL_VALUES)}, which say what vessel it is (aneurysm.labels.VESSEL_VALUES)"
+            f"from 0 to {UNKNOWN_VESSEL}, which say what vessel it is (aneurysm.labels.VESSEL_VALUES), or bools"
         )
-    return mask.astype(np.uint8)
+    values = mask.astype(np.uint8)
+    # A mask of 0 and 1 does not say which vessel: 1 would be one of them.
+    return np.where(values == 1, np.uint8(UNKNOWN_VESSEL), values) if values.max() <= 1 else values
 
 
 def _known_labels(uid: str, labels: Mapping[str, int], lesion_sites: Sequence[str]) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import secrets
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import Any, Final
 
 from aneurysm.cache.layout import CacheLayout, tree_bytes
 from aneurysm.cache.publish import write_atomically, write_json
+from aneurysm.csv_table import csv_text
 from aneurysm.errors import CacheError
 from aneurysm.labels import LABELS
 from aneurysm.locks import one_at_a_time
@@ -135,8 +135,8 @@ def write_manifest(layout: CacheLayout, seconds: Mapping[str, float] | None = No
         rows, lesions = _rows(layout, known)
         rows.sort(key=lambda r: r["series_uid"])
         lesions.sort(key=lambda r: r["series_uid"])
-        write_atomically(layout.manifest, _csv(COLUMNS, rows))
-        write_atomically(layout.lesions, _csv(LESION_COLUMNS, lesions))
+        write_atomically(layout.manifest, csv_text(COLUMNS, rows))
+        write_atomically(layout.lesions, csv_text(LESION_COLUMNS, lesions))
         for path in left:
             path.unlink(missing_ok=True)
         with suppress(OSError):  # absent, or another task has just left something
@@ -227,11 +227,3 @@ def _lesion_rows(entry: Mapping[str, Any]) -> Iterable[Row]:
     for lesion in entry.get("unplaced_lesions", ()):
         told = [lesion["location"], "unplaced", lesion["reason"], " ".join(str(lesion["detail"]).split())]
         yield dict(zip(LESION_COLUMNS, [uid, str(lesion["row"]), *told, *[""] * 6], strict=True))
-
-
-def _csv(columns: Iterable[str], rows: Iterable[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -22,7 +22,7 @@ from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.supervisor import LostError
 from aneurysm.cache.writer import FORMAT_VERSION, content_hash
 from aneurysm.errors import CacheError, CacheNotFoundError
-from aneurysm.labels import VESSEL_VALUES
+from aneurysm.labels import UNKNOWN_VESSEL
 from aneurysm.objects.local_copy import download_volume
 from aneurysm.objects.scratch import scratch_folder
 from aneurysm.objects.store import ObjectStore
@@ -194,8 +194,8 @@ def _check_values(folder: Path, spec: CacheSpec, attributes: dict[str, Any]) -> 
             low, high = ((v - intensity["offset"]) / intensity["scale"] for v in intensity["clip"])
             if voxels.min() < low - 0.5 or voxels.max() > high + 0.5:
                 yield f"values from {voxels.min()} to {voxels.max()}, the metadata allows {low:.0f} to {high:.0f}"
-        elif voxels.max() > max(VESSEL_VALUES):
-            yield f"vessel mask holds {voxels.max()}, the highest label is {max(VESSEL_VALUES)}"
+        elif voxels.max() > UNKNOWN_VESSEL:
+            yield f"vessel mask holds {voxels.max()}, the highest label is {UNKNOWN_VESSEL}"
     if len(set(shapes.values())) > 1:
         yield f"the vessel mask is {shapes[VESSELS]}, the volume {shapes[IMAGE]}"
     yield from _check_blocks(attributes["blocks"], shapes.get(IMAGE))

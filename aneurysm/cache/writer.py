@@ -15,13 +15,14 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from aneurysm.cache.layout import IMAGE, VESSELS, tree_files
 from aneurysm.cache.shard import write_shard
 from aneurysm.cache.spec import Storage
-from aneurysm.labels import SITES, VESSEL_VALUES
+from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
 
 FORMAT_VERSION: Final = 2
 # Left and right of a vessel share a hue: dark on the left, light on the right.
 _COLOURS: Final = (
     (128, 128, 128), (255, 200, 0), (80, 220, 220), (0, 130, 130), (255, 140, 140), (180, 0, 0), (150, 230, 150),
     (0, 130, 0), (150, 170, 255), (0, 40, 200), (230, 150, 255), (130, 0, 180), (255, 255, 255),
+    (255, 90, 90),
 )  # fmt: skip
 _NOT_HASHED: Final = ("content_hash", "patient_key")
 
@@ -132,7 +133,7 @@ def _multiscales(affine_lps: NDArray[np.float64]) -> list[dict[str, Any]]:
 
 
 def _image_label() -> dict[str, Any]:
-    names = dict(zip(VESSEL_VALUES, SITES, strict=True))
+    names = dict(zip(VESSEL_VALUES, SITES, strict=True)) | {UNKNOWN_VESSEL: "Vessel of unknown site"}
     return {
         "source": {"image": "../../"},
         "colors": [{"label-value": v, "rgba": [*_COLOURS[v - 1], 255]} for v in sorted(names)],

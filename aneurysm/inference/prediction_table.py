@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aneurysm.cache.publish import is_disk_full, sweep_temporaries, write_atomically
+from aneurysm.csv_table import csv_text
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.inference.failure import Failure
@@ -195,13 +195,11 @@ def _json(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _csv(rows: Iterable[dict[str, Any]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    cells = []
     for row in rows:
         lists = {k: json.dumps(row[k], separators=(",", ":"), allow_nan=False) for k in ("candidates", "decisions")}
-        writer.writerow({**row, **(row["probabilities"] or {}), **lists})
-    return text.getvalue()
+        cells.append({**row, **(row["probabilities"] or {}), **lists})
+    return csv_text(_COLUMNS, cells)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

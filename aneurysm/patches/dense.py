@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aneurysm.labels import LABELS, VESSEL_VALUES
+from aneurysm.labels import LABELS, UNKNOWN_VESSEL, VESSEL_VALUES
 
 
 def lesion_map(
@@ -90,7 +90,8 @@ def vessel_classes(vessels: Tensor) -> Tensor:
     """
     Return (B, Z, Y, X) int64, as cross_entropy takes them: the classes of a (B, 1, Z, Y, X) uint8 vessel mask.
 
-    Class 0 is no vessel, class i + 1 is ``SITES[i]``: the masks' own values have another order.
+    Class 0 is no vessel, class i + 1 is ``SITES[i]``: the masks' own values have another order. A vessel of unknown
+    site is -100, which cross_entropy leaves out by default.
     """
     return _classes(vessels.device)[vessels[:, 0].long()]
 
@@ -100,4 +101,5 @@ def vessel_classes(vessels: Tensor) -> Tensor:
 def _classes(device: torch.device) -> Tensor:
     table = torch.zeros(256, dtype=torch.int64)
     table[list(VESSEL_VALUES)] = torch.arange(1, len(VESSEL_VALUES) + 1)
+    table[UNKNOWN_VESSEL] = -100
     return table.to(device)

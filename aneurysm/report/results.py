@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import asdict
-from io import StringIO
 from typing import Any
 
 import numpy as np
 
 from aneurysm import __version__
+from aneurysm.csv_table import csv_text
 from aneurysm.inference import calibration
 from aneurysm.labels import LABELS
 from aneurysm.report.bootstrap import Estimate
@@ -85,9 +84,7 @@ def metrics_json(e: Evaluation) -> str:
 
 def per_label_csv(e: Evaluation) -> str:
     """Return a table with a row per label, empty where a value can't be had."""
-    written = StringIO()
-    writer = csv.DictWriter(written, _COLUMNS, lineterminator="\n", restval="")
-    writer.writeheader()
+    rows = []
     for i, name in enumerate(LABELS):
         row: dict[str, Any] = {"label": name}
         for key, value in _label(e, i).items():
@@ -97,8 +94,8 @@ def per_label_csv(e: Evaluation) -> str:
                 row |= value or {}
             elif key in _COLUMNS:
                 row[key] = value
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items() if v is not None})
-    return written.getvalue()
+        rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items() if v is not None})
+    return csv_text(_COLUMNS, rows)
 
 
 def calibration_json(e: Evaluation) -> str:

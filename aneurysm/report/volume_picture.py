@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from aneurysm.cache.layout import VESSELS
 from aneurysm.errors import CacheError, CacheNotFoundError, UsageError
-from aneurysm.labels import SITES, VESSEL_VALUES
+from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
 from aneurysm.report.marks import INK, LESION_COLOUR, LESION_RADIUS_MM, PAPER, add_circle, add_letters, write
 from aneurysm.report.views import View, ViewName, view
 
@@ -32,6 +32,7 @@ _NEAR_MM = 5.0  # a lesion farther from the slice that is shown is drawn dashed
 # By site; tab20 comes in pairs of one hue, dark and light, as the sites do, left and right.
 _TAB20 = (0, 1, 2, 3, 4, 5, 6, 8, 9, 18, 19, 12, 10)
 _VESSEL_COLOURS = {value: colormaps["tab20"](i) for value, i in zip(VESSEL_VALUES, _TAB20, strict=True)}
+_VESSEL_COLOURS[UNKNOWN_VESSEL] = colormaps["tab20"](7)
 _VESSEL_OPACITY = 0.6
 
 
@@ -151,7 +152,7 @@ def _add_legend(figure: Figure, lesions: list[dict[str, Any]], vessels: NDArray[
     handles = [_key("o", LESION_COLOUR, f"{i} {x['location']}") for i, x in enumerate(lesions, start=1)]
     if vessels is not None:
         present = set(np.unique(vessels).tolist())
-        sites = zip(SITES, VESSEL_VALUES, strict=True)
+        sites = [*zip(SITES, VESSEL_VALUES, strict=True), ("Vessel of unknown site", UNKNOWN_VESSEL)]
         handles += [_key("s", _VESSEL_COLOURS[value], site) for site, value in sites if value in present]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, labelcolor=INK, frameon=False)

@@ -10,7 +10,6 @@ import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.cache.publish import write_atomically
+from aneurysm.csv_table import csv_text
 from aneurysm.errors import DataError, UsageError
 
 COLUMNS = ("series_uid", "patient_key", "fold")
@@ -79,11 +79,8 @@ def assign_folds(
 
 def write_folds(path: str | Path, uids: Sequence[str], patient_keys: Sequence[str], folds: ArrayLike) -> None:
     """Write ``folds.csv``, sorted by UID, so that equal folds are equal files."""
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(sorted(zip(uids, patient_keys, np.asarray(folds).tolist(), strict=True)))
-    write_atomically(Path(path), text.getvalue())
+    rows = sorted(zip(uids, patient_keys, np.asarray(folds).tolist(), strict=True))
+    write_atomically(Path(path), csv_text(COLUMNS, rows))
 
 
 def read_folds(path: str | Path, uids: Sequence[str], patient_keys: Sequence[str]) -> NDArray[np.int64]:

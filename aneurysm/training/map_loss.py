@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from aneurysm.errors import UsageError
-from aneurysm.labels import VESSEL_VALUES
+from aneurysm.labels import UNKNOWN_VESSEL, VESSEL_VALUES
 from aneurysm.training.loss import mean_of_kept, without_ignored
 
 
@@ -70,7 +70,7 @@ def vessel_channels(vessels: Tensor) -> Tensor:
     Parameters
     ----------
     vessels
-        (B, 1, Z, Y, X) uint8, values as in `VESSEL_VALUES`, 0 where there is none.
+        (B, 1, Z, Y, X) uint8, values as in `VESSEL_VALUES` or `UNKNOWN_VESSEL`, 0 where there is none.
 
     Returns
     -------
@@ -79,6 +79,17 @@ def vessel_channels(vessels: Tensor) -> Tensor:
     """
     values = torch.tensor(VESSEL_VALUES, dtype=vessels.dtype, device=vessels.device)
     return torch.cat([vessels == values[:, None, None, None], vessels > 0], 1)
+
+
+def unknown_vessels(vessels: Tensor, has_vessels: Tensor) -> Tensor:
+    """
+    Return which of `vessel_channels` say nothing, (B, 14) bool: all of a series without a mask, (B,) ``has_vessels``.
+
+    Of a patch with vessels of unknown site all but the last one: any vessel.
+    """
+    unknown = (~has_vessels)[:, None].repeat(1, len(VESSEL_VALUES) + 1)
+    unknown[:, :-1] |= (vessels == UNKNOWN_VESSEL).flatten(1).any(1)[:, None]
+    return unknown
 
 
 def shrink(target: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 
 from aneurysm.cache.publish import write_atomically
+from aneurysm.csv_table import csv_text
 from aneurysm.labels import LABELS
 from aneurysm.training.score import Score
 
@@ -50,11 +50,7 @@ class MetricsTable:
         text["epoch"] = str(row["epoch"])
         text["step"] = str(row["step"])
         self._rows = [r for r in self._rows if int(r["epoch"]) < int(text["epoch"])] + [text]
-        written = StringIO()
-        writer = csv.DictWriter(written, self.columns, lineterminator="\n", restval="")
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_atomically(self.path, written.getvalue())
+        write_atomically(self.path, csv_text(self.columns, self._rows))
 
 
 def score_row(score: Score) -> Row:

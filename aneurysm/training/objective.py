@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aneurysm.errors import UsageError
 from aneurysm.models.output import ModelOutput
 from aneurysm.training.loss import asymmetric, bce, consistency, focal
-from aneurysm.training.map_loss import shrink, top_k_bce, tversky_bce, vessel_channels
+from aneurysm.training.map_loss import shrink, top_k_bce, tversky_bce, unknown_vessels, vessel_channels
 
 TERMS = {
     "bce": "binary cross-entropy of the patch's logits",
@@ -140,5 +140,4 @@ def _of_vessels(output: ModelOutput, vessels: Tensor | None, has_vessels: Tensor
     if output.vessels is None or vessels is None or has_vessels is None:
         missing = "the model has no vessel head" if output.vessels is None else "the batch has no vessel masks"
         raise UsageError(f"the loss 'vessels' can't be had: {missing}")
-    ignore = (~has_vessels)[:, None].expand(-1, output.vessels.shape[1])
-    return tversky_bce(output.vessels, vessel_channels(vessels), ignore)
+    return tversky_bce(output.vessels, vessel_channels(vessels), unknown_vessels(vessels, has_vessels))

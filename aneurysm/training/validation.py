@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -14,6 +12,7 @@ from torch import nn
 
 from aneurysm.cache.catalog import UNKNOWN, Cache
 from aneurysm.cache.publish import write_atomically
+from aneurysm.csv_table import csv_text
 from aneurysm.errors import AneurysmError, CacheError, StoreError
 from aneurysm.labels import LABELS, SITES
 from aneurysm.training.config import ResolvedConfig
@@ -149,8 +148,4 @@ def _by_uid(cache: Cache, predictions: Predictions) -> list[int]:
 
 
 def _write(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    write_atomically(path, csv_text(header, rows))

@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from aneurysm.annotations.vessels import find_masks
+from aneurysm.labels import UNKNOWN_VESSEL
 from tests.support.acquisition import Acquisition, acquire, rotation
 from tests.support.cached import CachedImage, Outcome, run
 from tests.support.pattern import anatomy
@@ -237,3 +238,58 @@ def test_of_several_masks_of_a_series_the_first_known_place_counts(tmp_path):
     found = {uid: path.relative_to(folder).as_posix() for uid, path in find_masks(tmp_path).items()}
     assert found == {"1": "1/1_cowseg.nii", "2": "2/2_cowseg.nii.gz", "3": "3_cowseg.nii"}
     assert find_masks(tmp_path / "absent") == {}
+
+
+BALLS = {3: (-6, 0, -4), 4: (6, 0, -4), 9: (-8, -4, 3), 10: (8, -4, 3), 2: (0, 6, 0)}
+"""Values of RSNA's masks and where their vessels lie about the middle, LPS mm: right is at negative x."""
+
+
+def _balls(acquisition: Acquisition, values: dict[int, tuple[int, int, int]]) -> sitk.Image:
+    affine = _grid_of(acquisition)
+    index = np.stack(np.meshgrid(np.arange(28), np.arange(32), np.arange(26), indexing="ij"), axis=-1)
+    points = index @ affine[:3, :3].T + affine[:3, 3] - acquisition.centre
+    mask = np.zeros(points.shape[:-1], np.uint8)
+    for value, offset in values.items():
+        mask[np.linalg.norm(points - np.array(offset), axis=-1) < 3] = value
+    return mask_image(np.ascontiguousarray(mask.transpose(2, 1, 0)), affine)
+
+
+def test_a_mask_of_0_and_1_says_where_vessels_are_and_not_which(tree):
+    acquisition = acquire(slices=26)
+    _write(tree, acquisition)
+    tree.write_mask(UID, _balls(acquisition, dict.fromkeys((1,), (6, 0, -4))))
+    image = run(tree.write_tables()).image(UID)
+    assert np.unique(image.vessels()).tolist() == [0, UNKNOWN_VESSEL]
+    middle = image.centres()[image.vessels() > 0].mean(axis=0) - acquisition.centre
+    assert np.allclose(middle, (6, 0, -4), atol=0.6)
+    assert "mask_without_sites" in image.codes
+    assert "mask_placed" not in image.codes
+    assert image.meta["blocks"]["vessels_from"] == "mask"
+
+
+def test_the_masks_of_the_data_set_have_right_on_the_right(tree):
+    acquisition = acquire(slices=26)
+    _write(tree, acquisition)
+    tree.write_mask(UID, _balls(acquisition, BALLS))
+    image = run(tree.write_tables()).image(UID)
+    assert "mask_placed" in image.codes
+    assert np.unique(image.vessels()).tolist() == [0, *sorted(BALLS)]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({}, id="no vessel"),
+        pytest.param({2: (0, 6, 0)}, id="0 and 2"),
+        pytest.param({255: (0, 6, 0)}, id="0 and 255"),
+        pytest.param({3: (6, 0, -4), 4: (-6, 0, -4), 2: (0, 6, 0)}, id="sides swapped"),
+        # TopCoW's order: 2 and 3 are the posterior cerebral arteries, 4 and 6 the carotids, 8 and 9 their branches.
+        pytest.param({1: (0, 6, 0), 2: (-6, 6, 3), 3: (6, 6, 3), 4: (-7, -3, 0), 6: (7, -3, 0)}, id="another order"),
+    ],
+)
+def test_a_mask_of_unknown_meaning_is_not_taken(tree, values):
+    acquisition = acquire(slices=26)
+    _write(tree, acquisition)
+    tree.write_mask(UID, _balls(acquisition, values))
+    outcome = _without(tree)
+    assert "mask_unusable" in outcome.image(UID).codes

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from aneurysm.errors import UsageError
+from aneurysm.labels import UNKNOWN_VESSEL
 from aneurysm.models.output import ModelOutput
 from aneurysm.models.registry import build_model
 from aneurysm.training.loss import bce, consistency
@@ -65,6 +66,20 @@ def test_only_patches_with_a_vessel_mask_teach_vessels():
     found = Objective({"vessels": 1})(model, TARGETS, IGNORE, vessels=vessels, has_vessels=torch.tensor([False, True]))
     kept = torch.zeros(1, 14, dtype=torch.bool)
     torch.testing.assert_close(found["loss"], tversky_bce(logits[1:], vessel_channels(vessels[1:]), kept))
+
+
+def test_vessels_of_unknown_site_teach_that_there_is_a_vessel_and_nothing_of_sites():
+    vessels = torch.zeros(1, 1, 4, 4, 4, dtype=torch.uint8)
+    vessels[0, 0, :2] = UNKNOWN_VESSEL
+    logits = output().dense[:1].clone().requires_grad_()
+    objective = Objective({"vessels": 1})
+    loss = objective(
+        output(vessels=logits), TARGETS[:1], IGNORE[:1], vessels=vessels, has_vessels=torch.tensor([True])
+    )["loss"]
+    loss.backward()
+    assert (logits.grad[:, :13] == 0).all()
+    expected = tversky_bce(logits[:, 13:], vessels > 0, torch.zeros(1, 1, dtype=torch.bool))
+    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("term", TERMS)

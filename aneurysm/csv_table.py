@@ -1,0 +1,150 @@
+"""CSV tables: reading those that people and spreadsheets left, and writing those that spreadsheets open safely."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from aneurysm.errors import DataError
+
+MAX_BYTES: Final = 512 * 1024 * 1024
+"""Limit of a table's size: a million series take 0.2 GB."""
+_DELIMITERS: Final = ",;\t|"
+_FORMULA_STARTS: Final = tuple("=+-@\t\r")
+"""A spreadsheet takes a cell that begins with one of these for a formula, and runs it."""
+_BLANK: Final = " \t\r\n\0\ufeff\u00a0"
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row: ``line`` is its first line in the file, from 1; ``cells`` maps the names of columns to text."""
+
+    line: int
+    cells: dict[str, str]
+
+    def __getitem__(self, column: str) -> str:
+        return self.cells[column]
+
+
+def read_csv_rows(path: Path, columns: Sequence[str]) -> list[TableRow]:
+    """
+    Read the ``columns`` of the table at ``path``, stripped of blanks and NULs.
+
+    Read are UTF-8 and UTF-16, with or without a byte order mark, and Latin-1; commas, semicolons, tabs or bars between
+    cells; any end of line; surplus empty cells at the end of a line; names of columns in any case. Empty lines are
+    skipped.
+
+    Raises
+    ------
+    DataError
+        It can't be read as a table, lacks a column, or a line has too many or too few cells. The message names the
+        line, and no cell: it might hold a patient's name.
+    OSError
+        The operating system can't read the file.
+    """
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise DataError(f"{path} has {size} bytes, at most {MAX_BYTES} are read: it is no table of series")
+    text = _decoded(path)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, columns), strict=True)
+    rows: list[TableRow] = []
+    names: list[str] | None = None
+    line = 1
+    try:
+        for cells in reader:
+            cells = [cell.strip(_BLANK) for cell in cells]
+            if any(cells):
+                if names is None:
+                    names = _header(path, cells, columns)
+                else:
+                    rows.append(_row(path, line, cells, names))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        # An open quote swallows all lines that follow, so it is the row's first line that helps.
+        raise DataError(f"{path} line {line} can't be read as CSV: {error}. Is the file cut off?") from error
+    if names is None:
+        raise DataError(f"{path} is empty; expected the columns {', '.join(columns)}")
+    return rows
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any] | Sequence[Any]]) -> str:
+    """
+    Return a CSV table with a header; rows are mappings (surplus keys are left out) or sequences in the columns' order.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe before it; numbers stay as they are.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = [row.get(name, "") for name in columns] if isinstance(row, Mapping) else row
+        writer.writerow([_escaped(cell) for cell in cells])
+    return text.getvalue()
+
+
+def _escaped(cell: Any) -> Any:
+    if not isinstance(cell, str) or not cell.startswith(_FORMULA_STARTS):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def _decoded(path: Path) -> str:
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "utf-16"
+    elif len(content) > 3 and not any(content[1:64:2]):
+        encoding = "utf-16-le"  # ASCII in UTF-16 without a mark: every second byte is 0
+    elif len(content) > 3 and not any(content[0:64:2]):
+        encoding = "utf-16-be"
+    else:
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            # Of columns that are read all text is ASCII; a comment beside them may be in a spreadsheet's own encoding.
+            return content.decode("latin-1")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} can't be read as UTF-16: {error.reason}. Is the file cut off?") from error
+
+
+def _delimiter(text: str, columns: Sequence[str]) -> str:
+    """Return the delimiter that gives most of the ``columns``, by the first line that is not empty."""
+    first = next((line for line in text.splitlines() if line.strip(_BLANK)), "")
+    wanted = {column.casefold() for column in columns}
+
+    def found(delimiter: str) -> int:
+        return len(wanted & {cell.strip(_BLANK + '"').casefold() for cell in first.split(delimiter)})
+
+    return max(_DELIMITERS, key=found)
+
+
+def _header(path: Path, cells: list[str], columns: Sequence[str]) -> list[str]:
+    while cells and not cells[-1]:
+        cells = cells[:-1]
+    by_case = {column.casefold(): column for column in columns}
+    names = [by_case.get(cell.casefold(), cell) for cell in cells]
+    if missing := [column for column in columns if column not in names]:
+        raise DataError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}")
+    if doubled := [column for column in columns if names.count(column) > 1]:
+        raise DataError(f"{path} has the column {doubled[0]} {names.count(doubled[0])} times, expected once")
+    return names
+
+
+def _row(path: Path, line: int, cells: list[str], names: list[str]) -> TableRow:
+    surplus = cells[len(names) :]
+    if any(surplus):
+        raise DataError(
+            f"{path} line {line} has {len(cells)} cells, and the header has {len(names)}: a cell that holds the "
+            "delimiter must be in double quotes"
+        )
+    if len(cells) < len(names):
+        raise DataError(f"{path} line {line} has {len(cells)} of {len(names)} cells: is the file cut off?")
+    return TableRow(line, dict(zip(names, cells, strict=False)))
