@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from aneurysm.cache.catalog import Cache
+from aneurysm.csv_table import read_csv_rows
 from aneurysm.errors import CacheError, CacheNotFoundError, DataError, SpecMismatchError
 from aneurysm.labels import SITES
 from aneurysm.report.froc import Localisation
@@ -222,17 +222,18 @@ def _diameters(
     path: Path, uids: NDArray[np.str_], sites: NDArray[np.int64], lps_mm: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     try:
-        table = pd.read_csv(path, usecols=_TRUTH_COLUMNS, dtype={"series_uid": str, "location": str})
-    except (OSError, ValueError) as error:
-        raise DataError(f"the table of lesions' sizes {path} can't be read: {error}") from error
-    table = table.dropna()
+        table = read_csv_rows(path, _TRUTH_COLUMNS)
+    except OSError as error:
+        raise DataError(f"the table of lesions' sizes {path} can't be read: {error.strerror or error}") from error
     rows: dict[tuple[str, str], list[tuple[NDArray[np.float64], float]]] = {}
-    try:
-        numbers = table[["x_mm", "y_mm", "z_mm", "radius_mm"]].to_numpy(np.float64)
-    except ValueError as error:
-        raise DataError(f"the table of lesions' sizes {path} is damaged: {error}") from error
-    for uid, location, values in zip(table["series_uid"], table["location"], numbers, strict=True):
-        rows.setdefault((uid, location), []).append((values[:3], values[3]))
+    for row in table:
+        cells = [row[name] for name in _TRUTH_COLUMNS]
+        if all(cells):
+            try:
+                values = np.array([float(cell) for cell in cells[2:]])
+            except ValueError as error:
+                raise DataError(f"{path} line {row.line}: a place or radius is no number") from error
+            rows.setdefault((cells[0], cells[1]), []).append((values[:3], float(values[3])))
     diameters = np.full(len(uids), np.nan)
     for i, (uid, site) in enumerate(zip(uids.tolist(), sites, strict=True)):
         near = [(float(np.linalg.norm(p - lps_mm[i])), r) for p, r in rows.get((uid, SITES[site]), [])]

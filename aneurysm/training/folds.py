@@ -6,7 +6,6 @@ Folds of whole patients: assign them, write them to folds.csv, read those of a g
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.cache.publish import write_atomically
-from aneurysm.csv_table import csv_text
+from aneurysm.csv_table import csv_text, read_csv_rows
 from aneurysm.errors import DataError, UsageError
 
 COLUMNS = ("series_uid", "patient_key", "fold")
@@ -124,24 +123,19 @@ def fold_rows(path: str | Path) -> dict[str, tuple[str, int]]:
         The file can't be read, a fold is not a whole number from 0, or a series is there twice.
     """
     path = Path(path)
-    rows: dict[str, tuple[str, int]] = {}
+    folds: dict[str, tuple[str, int]] = {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if missing := {"series_uid", "fold"}.difference(reader.fieldnames or ()):
-                raise DataError(f"{path} has no column {', '.join(sorted(missing))}: expected {', '.join(COLUMNS)}")
-            for row in reader:
-                uid, fold = row["series_uid"], row["fold"]
-                if not (fold and fold.isascii() and fold.isdigit()):
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: the fold of {uid} is {fold!r}, not a whole number from 0"
-                    )
-                if uid in rows:
-                    raise DataError(f"{path}, line {reader.line_num}: {uid} is there twice")
-                rows[uid] = (row.get("patient_key") or "", int(fold))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"can't read folds from {path}: {error}") from error
-    return rows
+        rows = read_csv_rows(path, ("series_uid", "fold"))
+    except OSError as error:
+        raise DataError(f"can't read folds from {path}: {error.strerror or error}") from error
+    for row in rows:
+        uid, fold = row["series_uid"], row["fold"]
+        if not (fold.isascii() and fold.isdigit()):
+            raise DataError(f"{path}, line {row.line}: the fold of {uid} is {fold!r}, not a whole number from 0")
+        if uid in folds:
+            raise DataError(f"{path}, line {row.line}: {uid} is there twice")
+        folds[uid] = (row.cells.get("patient_key", ""), int(fold))
+    return folds
 
 
 def _patients(uids: Sequence[str], patient_keys: Sequence[str]) -> dict[str, list[int]]:

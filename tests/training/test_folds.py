@@ -127,9 +127,9 @@ def test_a_spreadsheets_file_with_more_series_and_columns_serves(tmp_path):
         pytest.param("series_uid,fold\n1.1,0\n1.1,0\n", "line 3: 1.1 is there twice", id="series twice"),
         pytest.param("series_uid,fold\n1.1,-1\n", "line 2: the fold of 1.1 is '-1'", id="negative"),
         pytest.param("series_uid,fold\n1.1,0.0\n", "is '0.0', not a whole number", id="fraction"),
-        pytest.param("series_uid,fold\n1.1\n", "is None", id="short line"),
-        pytest.param("uid,fold\n1.1,0\n", "no column series_uid", id="other column"),
-        pytest.param("", "no column fold, series_uid", id="empty"),
+        pytest.param("series_uid,fold\n1.1\n", "line 2 has 1 of 2 cells", id="short line"),
+        pytest.param("uid,fold\n1.1,0\n", r"lacks the column\(s\) series_uid", id="other column"),
+        pytest.param("", "is empty; expected the columns series_uid, fold", id="empty"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(tmp_path, text, words):
