@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
-from pydicom import encaps
 from pydicom.dataset import Dataset
 
+from aneurysm.dicom.fragments import read_fragments
 from aneurysm.dicom.header import DEFLATED, Header, quiet_pydicom
 from aneurysm.dicom.pixel_format import pixel_format
 from aneurysm.dicom.series import MAX_FRAMES, TELLING, Decision, Frame, PixelFormat, modality_of
+from aneurysm.errors import PixelError
 
 # What is assumed of a multi-frame file that was stripped of all geometry: (rows, columns, slices) in mm, by the
 # number of frames. From the published winning solution of the RSNA challenge, whose test set has such files.
@@ -91,17 +91,13 @@ def _frames_encapsulated(header: Header) -> int | None:
     """Count compressed frames: by the offset table, or in an enhanced file by the fragments, None if neither tells."""
     if header.pixel_offset is None:
         return None
-    with header.path.open("rb") as file:
-        file.seek(header.pixel_offset)
-        try:
-            offsets = encaps.parse_basic_offsets(file)
-            if len(offsets) > 1:
-                return len(offsets)
-            if header.get("SOPClassUID") in _ENHANCED:
-                return encaps.parse_fragments(file)[0]
-        except (ValueError, struct.error):
-            return None
-    return None
+    try:
+        found = read_fragments(header.path, header.pixel_offset)
+    except PixelError:
+        return None
+    if len(found.offsets) > 1:
+        return len(found.offsets)
+    return len(found.fragments) if header.get("SOPClassUID") in _ENHANCED else None
 
 
 def _padding(header: Header) -> tuple[int, int] | None:

@@ -14,16 +14,15 @@ from numpy.typing import NDArray
 from pydicom import encaps
 from pydicom.pixels.decoders.base import get_decoder
 
+from aneurysm.dicom.codestream import JPEG, JPEG_EXTENDED, JPEG_LS, check_stream, rle_segments, unpacked_size
 from aneurysm.dicom.deflated import inflate_into
+from aneurysm.dicom.fragments import Fragment, read_fragments, read_frame
 from aneurysm.dicom.header import DEFLATED, EXPLICIT_BIG, NATIVE, RLE, quiet_pydicom
 from aneurysm.dicom.series import Frame, PixelFormat
 from aneurysm.errors import PixelError, system_error
 
 Pixels = NDArray[Any]
 
-_JPEG_LS: Final = frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"})
-_JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
-_JPEG: Final = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 # The fastest first; each measured on 12-bit CT slices by `make bench`'s data. gdcm serves what is not listed.
 _PLUGINS: Final = {
     "1.2.840.10008.1.2.4.80": ("pyjpegls", "gdcm"),
@@ -33,6 +32,9 @@ _PLUGINS: Final = {
     RLE: ("pylibjpeg", "pydicom"),
 }
 _DEFAULT_PLUGINS: Final = ("gdcm",)
+_MOST_EXPANDED: Final = 2
+_MOST_HEADER: Final = 2**20
+"""A compressed frame is at most so many times as long as the pixels, and so many bytes more: tables, metadata."""
 _MAX_INFLATED: Final = 2**30
 """Bytes of pixels of a deflated file, which are held at once: 2,000 frames of 512 x 512."""
 
@@ -51,12 +53,13 @@ class PixelReader:
     """
     Reads frames one at a time, so that memory is bounded by a frame and not by a series.
 
-    Of a compressed or deflated multi-frame file the compressed frames are kept while frames of that file are asked for.
+    Of a compressed multi-frame file it is remembered where its frames are, and of a deflated one all of them are kept,
+    while frames of that file are asked for.
     """
 
     def __init__(self) -> None:
         self._file: Path | None = None
-        self._encoded: list[bytes] = []
+        self._fragments: list[list[Fragment]] = []
         self._inflated = np.empty(0, np.uint8)
         self._buffer = np.empty(0, np.uint8)
 
@@ -144,7 +147,8 @@ class PixelReader:
         try:
             with quiet_pydicom():
                 encoded = self._encoded_frame(frame)
-                values = _decode_jpeg(encoded, fmt) if fmt.transfer_syntax in _JPEG else _decode(encoded, fmt)
+                precision = check_stream(encoded, fmt)
+                values = _decode_jpeg(encoded, fmt, precision) if fmt.transfer_syntax in JPEG else _decode(encoded, fmt)
         except PixelError as error:
             raise PixelError(f"{frame.name} ({fmt.transfer_syntax}): {error}") from error
         except Exception as error:
@@ -160,15 +164,14 @@ class PixelReader:
         if self._file != frame.path:
             if frame.pixel_offset is None or frame.pixel_length >= 0:
                 raise PixelError("compressed transfer syntax, but pixel data of defined length")
-            with frame.path.open("rb") as file:
-                file.seek(frame.pixel_offset)
-                data = file.read()
-            # All fragments belong to the one frame of a single-frame file, however many there are.
-            self._encoded = list(encaps.generate_frames(data, number_of_frames=frame.frames_in_file))
+            self._file = None
+            self._fragments = read_fragments(frame.path, frame.pixel_offset).of_frames(frame.frames_in_file)
             self._file = frame.path
-        if frame.index >= len(self._encoded):
-            raise PixelError(f"{len(self._encoded)} compressed frames, no frame {frame.index}")
-        return self._encoded[frame.index]
+        if frame.index >= len(self._fragments):
+            raise PixelError(f"{len(self._fragments)} compressed frames, no frame {frame.index}")
+        fmt = frame.format
+        size = fmt.rows * fmt.columns * fmt.samples * fmt.bits_allocated // 8
+        return read_frame(frame.path, self._fragments[frame.index], _MOST_EXPANDED * size + _MOST_HEADER)
 
 
 def _stored_dtype(fmt: PixelFormat) -> np.dtype[Any]:
@@ -210,13 +213,13 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
         "correct_unused_bits": fmt.transfer_syntax != RLE,
     }
     buffer = encaps.encapsulate([encoded], has_bot=False)
-    if fmt.transfer_syntax in _JPEG_LS:
-        _check_jpeg(encoded, fmt)
-        if not _has_end(encoded):
-            # CharLS looks for the end of a stream for seconds.
-            raise PixelError("the JPEG-LS stream has no end")
+    if fmt.transfer_syntax in JPEG_LS and not _has_end(encoded):
+        # CharLS looks for the end of a stream for seconds.
+        raise PixelError("the JPEG-LS stream has no end")
     error: BaseException | None = None
     for plugin in _PLUGINS.get(fmt.transfer_syntax, _DEFAULT_PLUGINS):
+        if plugin == "pydicom":
+            _check_unpacked(encoded, fmt)
         try:
             values, _ = decoder.as_array(buffer, index=0, raw=True, decoding_plugin=plugin, **options)
         except (MemoryError, KeyboardInterrupt, SystemExit):
@@ -228,10 +231,16 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
     raise PixelError(f"no plugin decodes it: {str(error or 'none is there')[:160]}")
 
 
-def _decode_jpeg(encoded: bytes, fmt: PixelFormat) -> Pixels:
+def _check_unpacked(encoded: bytes, fmt: PixelFormat) -> None:
+    """Raise `PixelError` over RLE that unpacks to far more than its frame: pydicom would unpack all of it."""
+    most = fmt.rows * fmt.columns + _MOST_HEADER
+    if any(unpacked_size(segment, most) > most for segment in rle_segments(encoded)):
+        raise PixelError("the RLE segments are longer than the frame")
+
+
+def _decode_jpeg(encoded: bytes, fmt: PixelFormat, precision: int) -> Pixels:
     """Decode JPEG of the first standard, lossy or lossless, with libjpeg-turbo; what it refuses goes to gdcm."""
-    precision = _check_jpeg(encoded, fmt)
-    if fmt.transfer_syntax == _JPEG_EXTENDED and precision not in (8, 12):
+    if fmt.transfer_syntax == JPEG_EXTENDED and precision not in (8, 12):
         # Some encoders write 16 here, which JPEG Extended does not have, and decoders wrap dark pixels to white.
         raise PixelError(f"JPEG Extended with {precision} bits a sample; the standard has 8 and 12")
     if not _has_end(encoded):
@@ -240,7 +249,7 @@ def _decode_jpeg(encoded: bytes, fmt: PixelFormat) -> Pixels:
     try:
         samples = imagecodecs.jpeg8_decode(encoded)
     except (RuntimeError, ValueError) as error:
-        if fmt.transfer_syntax == _JPEG_EXTENDED:
+        if fmt.transfer_syntax == JPEG_EXTENDED:
             raise PixelError(f"no JPEG: {error}") from error
         return _decode(encoded, fmt)
     # JPEG knows no sign: the samples are the stored bits.
@@ -249,26 +258,3 @@ def _decode_jpeg(encoded: bytes, fmt: PixelFormat) -> Pixels:
 
 def _has_end(encoded: bytes) -> bool:
     return encoded.rstrip(b"\0").endswith(b"\xff\xd9")
-
-
-def _check_jpeg(encoded: bytes, fmt: PixelFormat) -> int:
-    """
-    Return the bits a sample of a JPEG or JPEG-LS stream, by its frame header (SOF0 to SOF15, SOF55).
-
-    Raises `PixelError` where the stream and the DICOM header differ: native decoders crash over that.
-    """
-    at = 2
-    while at + 10 <= len(encoded):
-        marker, length = struct.unpack_from(">HH", encoded, at)
-        if marker == 0xFFF7 or (0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC)):
-            precision, rows, columns, samples = struct.unpack_from(">BHHB", encoded, at + 4)
-            found, wanted = (rows, columns, samples), (fmt.rows, fmt.columns, fmt.samples)
-            if found != wanted or not 2 <= precision <= fmt.bits_allocated:
-                raise PixelError(
-                    f"the stream has {found} rows, columns, samples of {precision} bits, the header {wanted}"
-                )
-            return int(precision)
-        if marker >> 8 != 0xFF:
-            break
-        at += 2 + length
-    raise PixelError("the JPEG stream has no frame header")
