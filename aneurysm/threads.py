@@ -1,4 +1,4 @@
-"""limit_threads(): the one place that caps the threads of ITK, Blosc, BLAS and torch; and waiting for disks at once."""
+"""CPUs that may be used, the one place that caps the threads of ITK, Blosc, BLAS and torch, and waiting for disks."""
 
 from __future__ import annotations
 
@@ -48,6 +48,16 @@ def limit_threads(n: int) -> None:
     blosc.set_nthreads(n)
     # None would let Blosc decide by thread, and use its global, fork-unsafe context from the main one.
     blosc.use_threads = n > 1
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs this process may use, by affinity, container quota or Slurm, whatever the host has."""
+    # Costs a tenth of a second to import, and is not wanted where patches are read.
+    import joblib
+
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    # Not every Slurm binds a task to the CPUs that it was given.
+    return min(int(joblib.cpu_count()), max(int(given), 1) if given.isdecimal() else sys.maxsize)
 
 
 def look_at_each(items: Sequence[In], look: Callable[[In], Out]) -> Iterator[Out]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from aneurysm.errors import UsageError
-from cli.local_cache import LocalCache, LocalCacheGb
+from cli.options import LocalCache, LocalCacheGb
+from cli.values import number, parse_fold, whole
 
 if TYPE_CHECKING:
     from aneurysm.report.evaluate import EvaluateOptions
@@ -27,26 +28,43 @@ class EnsembleName(StrEnum):
 
 
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Folders that `aneurysm train` wrote.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `aneurysm train` wrote.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the report; RUN/evaluation if not given, for one run.", show_default=False),
+        typer.Option(metavar="DIR", help="Folder of the report.", show_default="RUN/evaluation, of one run"),
     ] = None,
     cache: Annotated[
         str | None,
-        typer.Option(envvar="ANEURYSM_CACHE", help="The cache, if not where the runs say.", show_default=False),
+        typer.Option(
+            metavar="DIR|URL", envvar="ANEURYSM_CACHE", help="The runs' cache.", show_default="where the runs say"
+        ),
     ] = None,
     truth: Annotated[
-        Path | None, typer.Option(help="Table with the lesions' radii: the phantom's truth.csv.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Table with the lesions' radii: the phantom's truth.csv.", show_default=False
+        ),
     ] = None,
     ensemble: Annotated[
-        EnsembleName, typer.Option(help="Mean of what, for runs of the same series.")
+        EnsembleName, typer.Option(metavar="logits|ranks", help="Mean of what, for runs of the same series.")
     ] = EnsembleName.LOGITS,
-    precision: Annotated[float, typer.Option(help="Precision that the threshold of present has to reach.")] = 0.80,
-    match_radius: Annotated[float, typer.Option(help="How far a candidate may lie from a lesion, in mm.")] = 5.0,
-    samples: Annotated[int, typer.Option(help="Bootstrap samples.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the samples and of the patients' halves.")] = 0,
-    cases: Annotated[int, typer.Option(min=0, help="Series of each kind in the gallery.")] = 4,
+    precision: Annotated[
+        float,
+        typer.Option(
+            metavar="X", parser=number(0, 1, above=True), help="Precision that the threshold of present has to reach."
+        ),
+    ] = 0.80,
+    match_radius: Annotated[
+        float,
+        typer.Option(
+            metavar="MM", parser=number(0, above=True), help="How far a candidate may lie from a lesion, in mm."
+        ),
+    ] = 5.0,
+    samples: Annotated[int, typer.Option(metavar="N", parser=whole(40, 10_000), help="Bootstrap samples.")] = 1000,
+    seed: Annotated[
+        int, typer.Option(metavar="N", parser=whole(0), help="Of the samples and of the patients' halves.")
+    ] = 0,
+    cases: Annotated[int, typer.Option(metavar="N", parser=whole(0), help="Series of each kind in the gallery.")] = 4,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Predict anew with the best checkpoints, from --cache or the run's own.")
     ] = False,
@@ -54,14 +72,21 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="K|all",
-            help="With --fresh: the fold that the run held out, or all of a cache that it has never seen.",
-            show_default=False,
+            parser=parse_fold,
+            help="With --fresh: a fold that the run held out, or all of a cache that it has never seen.",
+            show_default="the fold that picked the best epoch",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="With --fresh: cpu, cuda or cuda:1; auto takes a GPU.")] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="With --fresh: cpu, cuda or cuda:1; auto takes a GPU.")
+    ] = "auto",
     model: Annotated[
         str | None,
-        typer.Option(help="With --fresh: module:function, if the architecture is your own.", show_default=False),
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="With --fresh: the architecture, if it is your own.",
+            show_default="as the checkpoint says",
+        ),
     ] = None,
     local_cache: LocalCache = None,
     local_cache_gb: LocalCacheGb = None,
@@ -113,17 +138,12 @@ def evaluate(
 
 
 def _predicted(
-    runs: list[Path], out: Path, given: EvaluateOptions, fold: str | None, device: str, model: str | None
+    runs: list[Path], out: Path, given: EvaluateOptions, fold: int | str | None, device: str, model: str | None
 ) -> list[Run]:
     """Predict anew, and say how it goes on stderr."""
     from aneurysm.report.fresh import FreshOptions, predict_fresh
 
-    if fold is None or fold == "all":
-        chosen: int | Literal["all"] | None = "all" if fold else None
-    elif fold.isascii() and fold.isdigit():
-        chosen = int(fold)
-    else:
-        raise UsageError(f"--fold {fold}: give a number from 0, or all")
+    chosen: int | Literal["all"] | None = "all" if fold == "all" else None if fold is None else int(fold)
     told = time.monotonic()
 
     def on_series(done: int, total: int) -> None:

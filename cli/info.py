@@ -12,13 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from aneurysm.errors import UsageError
+from cli.options import CachePlace
 
 
 def info(
-    uid: Annotated[str | None, typer.Argument(help="A series; the whole cache if not given.")] = None,
-    cache: Annotated[str, typer.Option(envvar="ANEURYSM_CACHE", help="Folder or URL of the cache.")] = "cache",
+    uid: Annotated[str | None, typer.Argument(metavar="UID", help="A series; the whole cache if not given.")] = None,
+    cache: CachePlace = "cache",
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    png: Annotated[Path | None, typer.Option(help="Draw the series to this file.", show_default=False)] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the series to this file.", show_default=False)
+    ] = None,
 ) -> None:
     """Show what is in the cache, or in one of its volumes."""
     from aneurysm.cache.summary import describe_cache, describe_volume, find_volume

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from functools import cache
+from typing import Any, NoReturn
 
 import typer
+from typer.main import get_command
 
 from aneurysm import __version__
 from aneurysm.errors import AneurysmError, CacheError, NoSpaceError, UsageError
 from cli import evaluate, info, manifest, phantom, precache, predict, train, verify
+from cli.command import Command, Group, expand_environment
 from cli.exits import Exit
+
+_NAME = "aneurysm"
+"""What the program is called in usage lines, however it was started."""
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+"""What Typer raises of a command line that it can't parse; it has no public name."""
 
 _EXTRAS = {
     **dict.fromkeys(("torch", "lightning", "monai", "sklearn", "tensorboard"), "train"),
@@ -20,20 +28,21 @@ _EXTRAS = {
 }
 
 app = typer.Typer(
-    name="aneurysm",
+    name=_NAME,
+    cls=Group,
     help="Brain CTA, MRA and MR DICOM series into one Zarr cache that a GPU can train from.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("precache")(precache.precache)
-app.command("manifest")(manifest.manifest)
-app.command("verify")(verify.verify)
-app.command("info")(info.info)
-app.command("train")(train.train)
-app.command("predict")(predict.predict)
-app.command("phantom")(phantom.phantom)
-app.command("evaluate")(evaluate.evaluate)
+app.command("precache", cls=Command)(precache.precache)
+app.command("manifest", cls=Command)(manifest.manifest)
+app.command("verify", cls=Command)(verify.verify)
+app.command("info", cls=Command)(info.info)
+app.command("train", cls=Command)(train.train)
+app.command("predict", cls=Command)(predict.predict)
+app.command("phantom", cls=Command)(phantom.phantom)
+app.command("evaluate", cls=Command)(evaluate.evaluate)
 
 
 def _version(wanted: bool) -> None:
@@ -49,10 +58,18 @@ def _options(
     pass
 
 
+@cache
+def _command() -> Any:
+    """Return what `app` describes. To build it takes a tenth of a second, which tests that call `main` pay once."""
+    return get_command(app)
+
+
 def main() -> NoReturn:
     """Run the command line; every error of ours is one message and an exit code, never a traceback."""
+    code = Exit.OK
     try:
-        app()
+        expand_environment()
+        code = _command()(prog_name=_NAME, standalone_mode=False) or Exit.OK
     except NoSpaceError as error:
         _fail(error, Exit.NO_SPACE)
     except UsageError as error:
@@ -80,7 +97,22 @@ def main() -> NoReturn:
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         _fail(AneurysmError(f"{where}{error.strerror or error}"), Exit.ERROR)
-    sys.exit(Exit.OK)
+    except _CommandLineError as error:
+        # Without arguments the help is shown; there is no message then.
+        if str(error):
+            _fail(UsageError(_in_one_line(error)), Exit.USAGE)
+        sys.exit(Exit.USAGE)
+    sys.exit(code)
+
+
+def _in_one_line(error: Any) -> str:
+    """Return Typer's error as ours are: the option, what is wrong with it, and which help explains it."""
+    context, param = getattr(error, "ctx", None), getattr(error, "param", None)
+    message = (error.message if param is not None and error.message else error.format_message()).rstrip(".")
+    if param is not None and error.message:
+        called = param.opts[0] if param.param_type_name == "option" else param.metavar or param.name.upper()
+        message = f"{called} {message.removeprefix('Value error, ')}"
+    return f"{message[:1].lower()}{message[1:]}. See {_NAME if context is None else context.command_path} --help"
 
 
 def _fail(error: AneurysmError, code: Exit) -> NoReturn:

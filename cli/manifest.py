@@ -8,31 +8,32 @@ import typer
 
 from aneurysm.objects.url import joined
 from cli.exits import Exit
+from cli.options import CachePlace, Workers, chosen_workers
 
 _NAMED = 20
 
 
 def manifest(
-    cache: Annotated[str, typer.Option(envvar="ANEURYSM_CACHE", help="Folder or URL of the cache.")] = "cache",
+    cache: CachePlace = "cache",
     data: Annotated[
         str | None,
         typer.Option(
-            envvar="ANEURYSM_DATA", help="Folder or URL of the data: says what is missing.", show_default=False
+            metavar="DIR|URL",
+            envvar="ANEURYSM_DATA",
+            help="Folder or URL of the data: says what is missing.",
+            show_default=False,
         ),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; as many as CPUs may be used if not given.", show_default=False)
-    ] = None,
+    workers: Workers = None,
 ) -> None:
     """
     Write manifest.csv and lesions.csv anew, after the last shard of several.
 
     Exit code 0: all cached; 8: some rejected, failed or missing. Without --data nobody knows what is missing.
     """
-    from aneurysm.cache.build import usable_cpus
     from aneurysm.cache.merge import merge
 
-    merged = merge(cache, data, workers=usable_cpus() if workers is None else workers)
+    merged = merge(cache, data, workers=chosen_workers(workers))
     typer.echo(f"{cache} holds {merged.cached} volumes; {merged.not_cached} series are recorded as not cached.")
     if data is None:
         typer.echo("Whether others are missing can't be said without --data.")

@@ -10,28 +10,35 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cli.exits import end_on_sigterm
+from cli.options import Workers, chosen_workers
+from cli.values import choice, number, whole
 
 
 def phantom(
-    out: Annotated[Path, typer.Argument(help="Folder of the data set: empty, or not there yet.")],
-    series: Annotated[int, typer.Option(help="How many series.")] = 24,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the data set: empty, or not there yet.")],
+    series: Annotated[int, typer.Option(metavar="N", parser=whole(1), help="How many series.")] = 24,
+    seed: Annotated[int, typer.Option(metavar="N", parser=whole(0), help="The same seed gives the same bytes.")] = 0,
     size: Annotated[
-        str, typer.Option(help="full: as scanners deliver; small: about 1 mm; tiny: 2 mm, for quick tests.")
+        str,
+        typer.Option(
+            metavar="SIZE",
+            parser=choice(("tiny", "small", "full")),
+            help="full: as scanners deliver; small: about 1 mm; tiny: 2 mm, for quick tests.",
+        ),
     ] = "small",
     difficulty: Annotated[
-        float, typer.Option(help="From 0.25 to 4: more makes aneurysms smaller and noise stronger.")
+        float,
+        typer.Option(
+            metavar="X", parser=number(0.25, 4), help="From 0.25 to 4: more makes aneurysms smaller and noise stronger."
+        ),
     ] = 1.0,
     quirks: Annotated[
         bool, typer.Option("--quirks/--no-quirks", help="With all that occurs in real data, or plain series only.")
     ] = True,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; as many as CPUs may be used if not given.", show_default=False)
-    ] = None,
+    workers: Workers = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a phantom data set that is there.")] = False,
 ) -> None:
     """Write a synthetic data set with known truth (truth.csv). The same command resumes an interrupted run."""
-    from aneurysm.cache.build import usable_cpus
     from aneurysm.phantom.dataset import write_dataset
 
     end_on_sigterm()
@@ -54,7 +61,7 @@ def phantom(
                 size=size,
                 difficulty=difficulty,
                 quirks=quirks,
-                workers=usable_cpus() if workers is None else workers,
+                workers=chosen_workers(workers),
                 overwrite=overwrite,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )

@@ -9,37 +9,39 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from aneurysm.errors import UsageError
 from aneurysm.objects.url import joined
 from cli.exits import Exit, end_on_sigterm
+from cli.options import CachePlace, MemoryMb, TimeoutS, Workers, chosen_workers
+from cli.values import whole
 
 
 def precache(
     data: Annotated[
         str,
-        typer.Option(envvar="ANEURYSM_DATA", help="Folder or URL of DICOM series: the RSNA layout, or any tree."),
+        typer.Option(
+            metavar="DIR|URL",
+            envvar="ANEURYSM_DATA",
+            help="Folder or URL of DICOM series: the RSNA layout, or any tree.",
+        ),
     ] = "data",
-    cache: Annotated[
-        str, typer.Option(envvar="ANEURYSM_CACHE", help="Folder of the cache, or URL (s3://bucket/prefix).")
-    ] = "cache",
-    spec: Annotated[str, typer.Option(help="Name of a shipped cache spec, or path of a TOML file.")] = "rsna-1mm",
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; as many as CPUs may be used if not given.", show_default=False)
+    cache: CachePlace = "cache",
+    spec: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="Name of a shipped cache spec, or path of a TOML file.")
+    ] = "rsna-1mm",
+    workers: Workers = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", parser=whole(1), help="Build at most N series.", show_default="all"),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Build at most so many series.", show_default=False)] = None,
     series: Annotated[
-        list[str] | None, typer.Option(metavar="UID ...", help="Only these series.", show_default=False)
+        list[str] | None, typer.Option(metavar="UID...", help="Only these series.", show_default="all")
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what was rejected or failed before.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Build series again that are there.")] = False,
-    timeout_s: Annotated[
-        float | None, typer.Option(help="Seconds that one series may take.", show_default=False)
-    ] = None,
-    memory_mb: Annotated[
-        int | None, typer.Option(help="MB of memory that building one series may take.", show_default=False)
-    ] = None,
+    timeout_s: TimeoutS = None,
+    memory_mb: MemoryMb = None,
     dask: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Build on the Dask cluster of this scheduler.", show_default=False),
@@ -59,15 +61,12 @@ def precache(
     exit_zero: Annotated[
         bool, typer.Option("--exit-zero", help="Exit code 0 also where 8 would say that some are not cached.")
     ] = False,
-    more_series: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
 ) -> None:
     """Build what is missing of the cache. Exit code 0: all cached; 8: some rejected or failed (see manifest.csv)."""
     from aneurysm.cache import build
     from aneurysm.cache.sharding import find_shard
     from cli.progress import PrecacheProgress
 
-    if more_series and not series:
-        raise UsageError(f"unexpected argument {more_series[0]!r}; UIDs follow --series")
     part = find_shard(shard, os.environ)
     end_on_sigterm()
     console = Console(stderr=True)
@@ -79,9 +78,9 @@ def precache(
                 data,
                 cache,
                 spec=spec,
-                workers=build.usable_cpus() if workers is None else workers,
+                workers=chosen_workers(workers),
                 limit=limit,
-                series=[*(series or ()), *(more_series or ())],
+                series=series or (),
                 retry_failed=retry_failed,
                 overwrite=overwrite,
                 shard=part,

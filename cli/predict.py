@@ -16,9 +16,10 @@ import typer
 from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
 from cli.exits import Exit, end_on_sigterm
-from cli.local_cache import LocalCache, LocalCacheGb
+from cli.options import MOST_WORKERS, LocalCache, LocalCacheGb, MemoryMb, TimeoutS, chosen_workers
 from cli.predict_input import find, split
 from cli.predict_output import fill_table, laid_over, print_answer, shown
+from cli.values import choice, number, parse_devices, whole
 
 if TYPE_CHECKING:
     from aneurysm.inference.calibration import Calibration
@@ -45,54 +46,95 @@ def predict(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="A .csv or .json file; the same command goes on with it. Else to the terminal."),
+        typer.Option(
+            metavar="FILE",
+            help="A .csv or .json file; the same command goes on with it.",
+            show_default="to the terminal",
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")
+    ] = "auto",
     devices: Annotated[
-        str, typer.Option(metavar="N|auto", help="So many GPUs, or processes on a CPU; auto takes all GPUs.")
+        str,
+        typer.Option(
+            metavar="auto|N", parser=parse_devices, help="N GPUs, or processes on a CPU; auto takes all GPUs."
+        ),
     ] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Average over the head and its mirror image.")] = False,
-    candidates: Annotated[int, typer.Option(help="So many places a series, at most.")] = 10,
+    candidates: Annotated[
+        int, typer.Option(metavar="N", parser=whole(0, 10_000), help="Places for each series, at most.")
+    ] = 10,
     overlap: Annotated[
-        float | None, typer.Option(help="Of windows; as in validation if not given.", show_default=False)
+        float | None,
+        typer.Option(
+            metavar="X",
+            parser=number(0, 0.9),
+            help="Share of their length that neighbouring windows have in common, 0 to 0.9.",
+            show_default="as in validation",
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Windows at once; as in validation if not given.", show_default=False)
+        int | None, typer.Option(metavar="N", parser=whole(1), help="Windows at once.", show_default="as in validation")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on a GPU, else fp32.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            parser=choice(("fp32", "bf16", "fp16")),
+            help="fp32, bf16 or fp16.",
+            show_default="bf16 on a GPU, else fp32",
+        ),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Series that are read ahead, on each device.")] = 1,
-    timeout_s: Annotated[
-        float | None, typer.Option(help="Seconds that reading one series may take.", show_default=False)
-    ] = None,
-    memory_mb: Annotated[
-        int | None, typer.Option(help="MB of memory that reading one series may take.", show_default=False)
-    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(metavar="N", parser=whole(1, MOST_WORKERS), help="Series that are read ahead, on each device."),
+    ] = 1,
+    timeout_s: TimeoutS = None,
+    memory_mb: MemoryMb = None,
     model: Annotated[
-        str | None, typer.Option(help="module:function, if the architecture is your own.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="The architecture, if it is your own.",
+            show_default="as the checkpoint says",
+        ),
     ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="A calibration.json of `aneurysm evaluate`, or its folder; RUN/evaluation's if not given.",
-            show_default=False,
+            metavar="FILE",
+            help="A calibration.json of `aneurysm evaluate`, or its folder.",
+            show_default="RUN/evaluation's",
         ),
     ] = None,
     no_calibration: Annotated[bool, typer.Option("--no-calibration", help="Leave probabilities as they are.")] = False,
     gate: Annotated[
-        float, typer.Option(metavar="ALPHA", help="Sites times present to this power; 0 leaves them as they are.")
+        float,
+        typer.Option(
+            metavar="ALPHA",
+            parser=number(0),
+            help="Sites times present to this power; 0 leaves them as they are.",
+        ),
     ] = 0.0,
     fallback: Annotated[
         FallbackName | None,
-        typer.Option(help="For series without an answer: how frequent each label was in training.", show_default=False),
+        typer.Option(
+            metavar="prevalence",
+            help="For series without an answer: how frequent each label was in training.",
+            show_default="none",
+        ),
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what had no answer before.")] = False,
     overlay: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write maps of lesions there, as NIfTI; see docs/overlays.md."),
+        typer.Option(
+            metavar="DIR", help="Write maps of lesions there, as NIfTI; see docs/overlays.md.", show_default="none"
+        ),
     ] = None,
-    overlay_label: Annotated[str, typer.Option(help="What the maps show.")] = LABELS[13],
+    overlay_label: Annotated[
+        str, typer.Option(metavar="LABEL", parser=choice(LABELS), help="What the maps show.")
+    ] = LABELS[13],
     cam: Annotated[bool, typer.Option("--cam", help="Make the maps by Grad-CAM, for a model that has none.")] = False,
     local_cache: LocalCache = None,
     local_cache_gb: LocalCacheGb = None,
@@ -113,6 +155,7 @@ def predict(
     started = time.perf_counter()
     checkpoints, series = split(paths)
     names = device_names(device, devices)
+    workers = chosen_workers(workers, devices=len(names))
     fitted = _calibration(checkpoints, calibration, off=no_calibration)
     rates = None if fallback is None else base_rates(checkpoints)
     # Before the table's key is made: a table that was begun on a CPU must not go on in another precision on a GPU.

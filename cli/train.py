@@ -4,92 +4,158 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 
 from aneurysm.errors import InterruptedRunError, UsageError
-from cli.local_cache import LocalCache, LocalCacheGb
+from cli.options import MOST_WORKERS, LocalCache, LocalCacheGb, chosen_workers
+from cli.values import choice, number, parse_devices, patch_edges, whole
 
 _FOLDER = "ANEURYSM_RUN_FOLDER"
 """Tells the processes that Lightning starts for further devices which folder the first one chose."""
 _MAY_CHANGE = {"cache", "local_cache", "local_cache_gb", "workers", "devices", "epochs"}
 """What a run that goes on may be given anew: it draws the same patches in the same order."""
+_LOSSES: Final = ("bce", "focal", "asl")
+"""Of a patch's labels; others are set in the section losses of --config."""
 
 
 def train(
     cache: Annotated[
-        str | None, typer.Option(envvar="ANEURYSM_CACHE", help="Folder or URL of the cache.", show_default="cache")
+        str | None,
+        typer.Option(
+            metavar="DIR|URL", envvar="ANEURYSM_CACHE", help="Folder or URL of the cache.", show_default="cache"
+        ),
     ] = None,
     local_cache: LocalCache = None,
     local_cache_gb: LocalCacheGb = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run.", show_default="runs/<time>-<model>-fold<K>")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the run.", show_default="runs/<time>-<model>-fold<K>"),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file (docs/training.md); options win over it.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML file (docs/training.md); options win over it.", show_default=False),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             help="resnet3d18, resnet3d34, resnet3d18-dense, cnn3d, unet3d, or module:function.",
             show_default="resnet3d18",
         ),
     ] = None,
     patch: Annotated[
-        str | None, typer.Option(metavar="Z[,Y,X]", help="Voxels of a patch.", show_default="the model's")
+        str | None,
+        typer.Option(metavar="Z[,Y,X]", parser=patch_edges, help="Voxels of a patch.", show_default="the model's"),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Patches per step and device.", show_default="the model's")
+        int | None,
+        typer.Option(metavar="N", parser=whole(1), help="Patches per step and device.", show_default="the model's"),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="How many.", show_default="20")] = None,
-    steps_per_epoch: Annotated[int | None, typer.Option(help="Batches of an epoch.", show_default="500")] = None,
-    fold: Annotated[int | None, typer.Option(help="The fold that is held out, from 0.", show_default="0")] = None,
-    folds: Annotated[int | None, typer.Option(help="Folds of patients.", show_default="5")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", parser=whole(1), help="How many.", show_default="20")
+    ] = None,
+    steps_per_epoch: Annotated[
+        int | None, typer.Option(metavar="N", parser=whole(1), help="Batches of an epoch.", show_default="500")
+    ] = None,
+    fold: Annotated[
+        int | None,
+        typer.Option(metavar="K", parser=whole(0), help="The fold that is held out, from 0.", show_default="0"),
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(metavar="N", parser=whole(2), help="Folds of patients.", show_default="5")
+    ] = None,
     folds_file: Annotated[
-        Path | None, typer.Option(help="CSV with series_uid and fold, in place of --folds.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="CSV with series_uid and fold, in place of --folds.", show_default=False),
     ] = None,
     test_fold: Annotated[
-        int | None, typer.Option(help="A fold neither trained on nor held out: kept for a test.", show_default=False)
+        int | None,
+        typer.Option(
+            metavar="K",
+            parser=whole(0),
+            help="A fold neither trained on nor held out: kept for a test.",
+            show_default="none",
+        ),
     ] = None,
     loss: Annotated[
-        str | None, typer.Option(help="Of a patch's labels: bce, focal or asl.", show_default="bce")
+        str | None,
+        typer.Option(
+            metavar="NAME", parser=choice(_LOSSES), help="Of a patch's labels: bce, focal or asl.", show_default="bce"
+        ),
     ] = None,
-    sampling: Annotated[str | None, typer.Option(help="natural, label or stratified.", show_default="natural")] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", show_default="the model's")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default="auto")] = None,
+    sampling: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            parser=choice(("natural", "label", "stratified")),
+            help="natural, label or stratified.",
+            show_default="natural",
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", parser=number(0, above=True), help="Highest learning rate.", show_default="the model's"
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            parser=choice(("auto", "fp32", "bf16", "fp16")),
+            help="auto, fp32, bf16 or fp16.",
+            show_default="auto",
+        ),
+    ] = None,
     devices: Annotated[
-        str | None, typer.Option(metavar="auto|N", help="GPUs, or processes on a CPU.", show_default="auto")
+        str | None,
+        typer.Option(
+            metavar="auto|N",
+            parser=parse_devices,
+            help="GPUs, or processes on a CPU; auto: all GPUs, or one process.",
+            show_default="auto",
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes per device that read patches.", show_default="what the CPUs allow")
+        int | None,
+        typer.Option(
+            metavar="N",
+            parser=whole(0, MOST_WORKERS),
+            help="Processes per device that read patches.",
+            show_default="what the CPUs allow",
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="0")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", parser=whole(0), help="Of everything random.", show_default="0")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, or the last one in runs/.")
     ] = False,
     init: Annotated[
-        Path | None, typer.Option(help="Checkpoint whose weights to begin with.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="Checkpoint whose weights to begin with.", show_default="random weights"),
     ] = None,
     modality: Annotated[
-        list[str] | None, typer.Option(metavar="M ...", help="Only these modalities.", show_default=False)
+        list[str] | None, typer.Option(metavar="M...", help="Only these modalities.", show_default="all")
     ] = None,
     limit_train: Annotated[
-        int | None, typer.Option(help="Train on at most so many series.", show_default=False)
+        int | None,
+        typer.Option(metavar="N", parser=whole(1), help="Train on at most N series.", show_default="all"),
     ] = None,
-    limit_val: Annotated[int | None, typer.Option(help="Hold out at most so many series.", show_default=False)] = None,
-    more_modalities: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
+    limit_val: Annotated[
+        int | None, typer.Option(metavar="N", parser=whole(1), help="Hold out at most N series.", show_default="all")
+    ] = None,
 ) -> None:
     """Train a model. Ctrl-C or SIGTERM saves after the step; --resume goes on. Exit codes: 130, 143 if so stopped."""
-    if more_modalities and not modality:
-        raise UsageError(f"unexpected argument {more_modalities[0]!r}; modalities follow --modality")
     given: dict[str, Any] = {
         "cache": cache,
         "local_cache": local_cache,
         "local_cache_gb": local_cache_gb,
         "model": model,
-        "patch": None if patch is None else _edges(patch),
+        "patch": None if patch is None else [int(edge) for edge in patch.split(",")],
         "batch_size": batch_size,
         "epochs": epochs,
         "steps_per_epoch": steps_per_epoch,
@@ -103,7 +169,7 @@ def train(
         "devices": None if devices is None else int(devices) if devices.isdigit() else devices,
         "workers": workers,
         "seed": seed,
-        "modality": [*modality, *(more_modalities or ())] if modality else None,
+        "modality": modality or None,
         "limit_train": limit_train,
         "limit_val": limit_val,
     }
@@ -138,6 +204,8 @@ def _run(
         if root is None and any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")):
             raise UsageError("started by torchrun or SLURM, each process would name a folder of its own: give --out")
     os.environ[_FOLDER] = str(folder.root)
+    if "workers" in options and _is_first_process():
+        chosen_workers(options["workers"], devices=_n_devices(resolved.devices))
     from aneurysm.training.fit import fit
     from cli.train_progress import TrainProgress
 
@@ -171,22 +239,15 @@ def _is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
-def _edges(text: str) -> list[int]:
-    try:
-        edges = [int(part) for part in text.split(",")]
-    except ValueError:
-        edges = []
-    if len(edges) not in (1, 3):
-        raise UsageError(f"--patch {text!r}: give one edge in voxels, or three as Z,Y,X")
-    return edges * 3 if len(edges) == 1 else edges
+def _n_devices(devices: int | str) -> int:
+    if isinstance(devices, int):
+        return devices
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def _with_loss(losses: dict[str, float], name: str) -> dict[str, float]:
     """Return the losses with another one of the patch's labels."""
-    kinds = ("bce", "focal", "asl")
-    if name not in kinds:
-        raise UsageError(
-            f"--loss {name!r} is none of {', '.join(kinds)}; others are set in the section losses of --config"
-        )
-    weight = max([losses.get(kind, 0.0) for kind in kinds]) or 1.0
-    return {name: weight, **{term: w for term, w in losses.items() if term not in kinds}}
+    weight = max([losses.get(kind, 0.0) for kind in _LOSSES]) or 1.0
+    return {name: weight, **{term: w for term, w in losses.items() if term not in _LOSSES}}

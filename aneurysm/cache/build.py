@@ -7,8 +7,6 @@ end waits for it, and says so if it does not come.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +14,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
-
-import joblib
 
 from aneurysm.annotations.tables import Tables
 from aneurysm.cache.layout import CacheLayout
@@ -70,13 +66,6 @@ class Summary:
     """In the cache altogether; of a shard's series, if there is one."""
     total_not_cached: int = 0
     """Rows of the manifest that are not cached, of this run or an earlier one; of a shard, series without a volume."""
-
-
-def usable_cpus() -> int:
-    """Return how many CPUs this process may use, by affinity, container quota or Slurm, whatever the host has."""
-    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    # Not every Slurm binds a task to the CPUs that it was given.
-    return min(int(joblib.cpu_count()), max(int(given), 1) if given.isdecimal() else sys.maxsize)
 
 
 def precache(

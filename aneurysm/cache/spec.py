@@ -227,8 +227,9 @@ def parse_spec(content: str, source: str) -> CacheSpec:
     try:
         return CacheSpec.model_validate(table)
     except ValidationError as error:
-        problems = [problem_told(dict(e)) for e in error.errors()]
-        raise SpecError(f"{source}: " + "; ".join(problems)) from error
+        first, *others = error.errors()
+        more = f" ({len(others)} more keys are wrong)" if others else ""
+        raise SpecError(f"{source}: {problem_told(dict(first))}{more}") from error
 
 
 def problem_told(error: dict[str, Any]) -> str:

@@ -19,7 +19,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import joblib
 import torch
 
 from aneurysm.cache.child import start_worker
@@ -28,6 +27,7 @@ from aneurysm.inference.device import checked_device
 from aneurysm.inference.failure import Failure, failure
 from aneurysm.inference.predictor import Prediction, load_predictor
 from aneurysm.inference.series_paths import SeriesPath
+from aneurysm.threads import usable_cpus
 
 _KILLED: Final = "the process that predicted it died twice: out of memory, or a crash in a library"
 
@@ -48,7 +48,7 @@ def device_names(device: str, devices: str) -> list[str]:
     Raises
     ------
     UsageError
-        There is no such device, there are not so many, or ``device`` names a single one.
+        There is no such device, there are fewer, or ``device`` names a single one.
     """
     gpus = torch.cuda.device_count()
     kind = checked_device(device)
@@ -63,6 +63,11 @@ def device_names(device: str, devices: str) -> list[str]:
     if ":" in kind:
         raise UsageError(f"{kind} is one device, and {n} were asked for")
     if kind != "cuda":
+        if n > (cpus := usable_cpus()):
+            raise UsageError(
+                f"--devices {n}: without a GPU these are processes on a CPU each, and {cpus} CPUs may be used here. "
+                f"Give at most {cpus}"
+            )
         return [kind] * n
     if n > gpus:
         raise UsageError(f"{n} GPUs were asked for; there are {gpus}")
@@ -149,7 +154,7 @@ class _Lane:
         # Spawned, not forked: CUDA does not survive a fork.
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
-        threads = max(1, joblib.cpu_count() // lanes)
+        threads = max(1, usable_cpus() // lanes)
         given = (theirs, os.getpid(), threads, list(checkpoints), {**options, "device": device})
         # Not a daemon, which could have no processes of its own to read with; it watches for the parent's end.
         self._process = context.Process(target=_work, args=given, daemon=False)

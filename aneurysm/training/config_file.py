@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,9 +73,10 @@ def _validated(kind: type[_Config], content: Mapping[str, Any], source: str) -> 
     try:
         return kind.model_validate(dict(content))
     except ValidationError as error:
-        # A union's branches each complain of the same value.
-        problems = dict.fromkeys(_problem(dict(e)) for e in error.errors())
-        raise UsageError(f"{source}: " + "; ".join(problems)) from error
+        problems = _by_key(dict(e) for e in error.errors())
+        first = next(iter(problems.values()))
+        more = f" ({len(problems) - 1} more keys are wrong)" if len(problems) > 1 else ""
+        raise UsageError(f"{source}: {first}{more}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -86,6 +88,22 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"the configuration file {path} can't be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _by_key(errors: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Return what is wrong, by key; of a value that may be of several kinds, what each of them asks for."""
+    problems: dict[str, str] = {}
+    for error in errors:
+        # The last parts of such a key's place name the kind, as literal['auto'] or constrained-int.
+        loc = tuple(takewhile(lambda part: isinstance(part, int) or part.isidentifier(), error["loc"]))
+        key, first = ".".join(map(str, loc)), problems.get(".".join(map(str, loc)))
+        if first is None or len(loc) == len(error["loc"]):
+            problems[key] = _problem({**error, "loc": loc})
+        else:
+            message = str(error["msg"]).removeprefix("Input should be ").partition(",")[0]
+            told, found, value = first.rpartition(" (found ")
+            problems[key] = f"{told}, or {message}{found}{value}"
+    return problems
 
 
 def _problem(error: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from aneurysm.errors import DataError, SpecMismatchError, UsageError
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader, dead_workers_told
 from aneurysm.patches.plan import Plan
+from aneurysm.threads import usable_cpus
 from aneurysm.training.balance import positive_weights
 from aneurysm.training.batches import TimedBatches
 from aneurysm.training.begun import Begun, learnt_from, write_begun
@@ -177,9 +177,9 @@ def usual_workers(config: ResolvedConfig, trainer: pl.Trainer) -> int:
     """Return how many processes are to read for each device, if the configuration leaves it open."""
     if config.workers is not None:
         return config.workers
-    cpus = len(os.sched_getaffinity(0)) // max(1, trainer.num_devices)
+    cpus = max(1, usable_cpus() // max(1, trainer.num_devices))
     # On a CPU the model wants them all; one process keeps up with it.
-    return min(16, max(1, cpus)) if torch.cuda.is_available() else min(1, cpus - 1)
+    return min(16, cpus) if torch.cuda.is_available() else min(1, cpus - 1)
 
 
 def _begin_from(init: Path, module: PatchModule, cache: Cache) -> Begun:

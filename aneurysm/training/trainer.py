@@ -17,6 +17,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from aneurysm.errors import DeviceMemoryError, UsageError
 from aneurysm.inference.device import is_out_of_memory
+from aneurysm.threads import usable_cpus
 from aneurysm.training.batches import TimedBatches
 from aneurysm.training.checkpoint import read_file, save_atomically
 from aneurysm.training.config import ResolvedConfig
@@ -43,11 +44,19 @@ def make_trainer(config: ResolvedConfig) -> pl.Trainer:
     Raises
     ------
     UsageError
-        It has fewer GPUs than were asked for.
+        It has fewer GPUs, or without any fewer CPUs, than were asked for.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gpus and config.devices != "auto" and config.devices > gpus:
-        raise UsageError(f"--devices {config.devices}: there are {gpus} GPUs here")
+    if config.devices != "auto":
+        if gpus and config.devices > gpus:
+            raise UsageError(f"--devices {config.devices}: there are {gpus} GPUs here")
+        # Who starts the processes itself may have bound each to a CPU of its own.
+        started = any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS"))
+        if not gpus and not started and config.devices > (cpus := usable_cpus()):
+            raise UsageError(
+                f"--devices {config.devices}: without a GPU these are processes on a CPU each, and {cpus} CPUs may be "
+                f"used here. Give at most {cpus}"
+            )
     with _spared():
         return _make_trainer(config)
 

@@ -13,6 +13,7 @@ import torch
 
 from aneurysm.cache.build import precache
 from aneurysm.errors import UsageError
+from aneurysm.inference import devices as inference_devices
 from aneurysm.inference.devices import device_names, predict_on
 from aneurysm.inference.failure import Failure
 from aneurysm.inference.predictor import Prediction, load_predictor
@@ -166,7 +167,7 @@ def test_a_reader_that_hangs_does_not_outlive_a_run_that_is_stopped(data, checkp
 def test_limits_that_are_none_are_refused(data, checkpoint):
     ran = call_cli("predict", checkpoint, data, "--timeout-s", "0")
     assert ran.code == 2, ran.text
-    assert "timeout_s is 0.0, more than 0 is needed" in ran.err
+    assert "--timeout-s 0: give a number, more than 0" in ran.err
 
 
 def test_readers_work_for_the_python_interface_too(data, checkpoint):
@@ -190,6 +191,7 @@ def test_readers_work_for_the_python_interface_too(data, checkpoint):
 )
 def test_the_device_of_each_process(monkeypatch, gpus, device, devices, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(inference_devices, "usable_cpus", lambda: 3)
     assert device_names(device, devices) == expected
 
 
@@ -203,9 +205,11 @@ def test_the_device_of_each_process(monkeypatch, gpus, device, devices, expected
         ("cuda:2", "1", "there is no cuda:2: GPUs that can be used here: 2"),
         ("mps", "auto", "there is no device 'mps'"),
         ("cuda:1", "2", "cuda:1 is one device, and 2 were asked for"),
+        ("cpu", "4", "--devices 4: without a GPU .* 3 CPUs may be used here. Give at most 3"),
     ],
 )
 def test_devices_that_are_not_there(monkeypatch, device, devices, words):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(inference_devices, "usable_cpus", lambda: 3)
     with pytest.raises(UsageError, match=words):
         device_names(device, devices)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from aneurysm.errors import UsageError
+from aneurysm.training import fit, trainer
 from aneurysm.training.trainer import make_trainer
 from tests.training.conftest import quick
 
@@ -15,3 +18,21 @@ def test_more_gpus_than_there_are_can_t_be_had(train_cache, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UsageError, match="--devices 8: there are 2 GPUs here"):
         make_trainer(quick(train_cache, devices=8))
+
+
+def test_more_processes_than_cpus_are_refused(train_cache, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(trainer, "usable_cpus", lambda: 2)
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    with pytest.raises(UsageError, match=r"--devices 4: without a GPU .* 2 CPUs may be used here\. Give at most 2"):
+        make_trainer(quick(train_cache, devices=4))
+
+
+@pytest.mark.parametrize(
+    "cpus, devices, gpu, workers",
+    [(1, 1, False, 0), (2, 1, False, 1), (2, 4, False, 0), (16, 1, False, 1), (2, 4, True, 1), (64, 2, True, 16)],
+)
+def test_workers_follow_from_the_cpus_of_each_device(train_cache, monkeypatch, cpus, devices, gpu, workers):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(fit, "usable_cpus", lambda: cpus)
+    assert fit.usual_workers(quick(train_cache, workers=None), SimpleNamespace(num_devices=devices)) == workers
