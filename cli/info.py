@@ -20,7 +20,8 @@ def info(
     cache: CachePlace = "cache",
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     png: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the series to this file.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the series to this file, .png or .jpg.", show_default=False),
     ] = None,
 ) -> None:
     """Show what is in the cache, or in one of its volumes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -133,7 +134,7 @@ def _froc(e: Evaluation) -> Plot:
         axes.fill_between(e.froc.grid, low, high, color=BLUE, alpha=0.2, linewidth=0, step="post")
     _froc_curve(axes, e.froc, BLUE, "anywhere")
     if e.froc_same_site is not None:
-        _froc_curve(axes, e.froc_same_site, ORANGE, "and site right")
+        _froc_curve(axes, e.froc_same_site, ORANGE, "and site right", (0, (4, 1.5)))  # the other may lie below it
     axes.set_xscale("log", base=2)
     axes.set_xlim(0.125, 16)
     axes.set_xticks([0.125, *RATES, 16], labels=["1/8", "1/4", "1/2", "1", "2", "4", "8", "16"])
@@ -151,9 +152,11 @@ def _froc(e: Evaluation) -> Plot:
     return Plot("froc", "FROC", caption, figure)
 
 
-def _froc_curve(axes: Axes, curve: Froc, colour: str, name: str) -> None:
+def _froc_curve(axes: Axes, curve: Froc, colour: str, name: str, line: Any = "-") -> None:
     x, y = np.r_[1e-3, curve.false_positives], np.r_[0.0, curve.sensitivity]
-    axes.step(x, y, color=colour, where="post", label=f"{name}: mean {curve.mean.value:.3f}")
+    dot = "o" if len(x) == 2 else ""  # a curve of one point is nothing to see
+    label = f"{name}: mean {curve.mean.value:.3f}"
+    axes.step(x, y, color=colour, where="post", linestyle=line, marker=dot, markersize=4, label=label)
 
 
 def _by_site(e: Evaluation, draw: Callable[[Axes, int, NDArray[np.bool_], NDArray[np.float64]], None]) -> Figure:

@@ -18,7 +18,7 @@ from aneurysm.report.marks import INK, PAPER, add_circle, add_cross, add_letters
 from aneurysm.report.plot_style import jpeg, styled
 from aneurysm.report.ranking import PRESENT
 from aneurysm.report.results import NOTICE
-from aneurysm.report.views import View, ViewName, view
+from aneurysm.report.views import CT_PROJECTION_HU, DARK_BLOOD, View, ViewName, mr_projection_window, view
 
 KINDS: tuple[tuple[str, str, int, int], ...] = (
     ("found", "Found: an aneurysm, and called so", 1, 1),
@@ -33,11 +33,7 @@ SLAB_MM = 20.0
 FIELD_MM = 120.0
 """Edge of what is shown."""
 _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
-_CT_HU = (0.0, 600.0)
 _FAINT = "#b8b8b8"
-_MR_PERCENTILES = (2.0, 99.8)
-# Blood is dark in T2: the least signal shows vessels, the most hides them.
-_DARK_BLOOD = "MRI T2"
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ def draw_case(
     candidate_lps_mm
         (3,): cross hairs, dotted if outside of the slab.
     """
-    dark = modality == _DARK_BLOOD
+    dark = modality == DARK_BLOOD
     seen = [view(voxels, affine_lps, name) for name in _VIEWS]
     with styled():
         figure = Figure(figsize=(7.5, 2.8), layout="constrained", facecolor=PAPER)
@@ -130,11 +126,11 @@ def draw_case(
             axes.grid(visible=False)
             _draw_slab(axes, one, focus_lps_mm, modality, dark=dark)
             for lesion in lesions_lps_mm:
-                x, y, near = _place(one, lesion, focus_lps_mm)
-                add_circle(axes, x, y, near=near)
+                near = one.distance_mm(lesion, focus_lps_mm) <= SLAB_MM / 2
+                add_circle(axes, *one.in_picture_mm(lesion), near=near)
             if candidate_lps_mm is not None:
-                x, y, near = _place(one, candidate_lps_mm, focus_lps_mm)
-                add_cross(axes, x, y, near=near)
+                near = one.distance_mm(candidate_lps_mm, focus_lps_mm) <= SLAB_MM / 2
+                add_cross(axes, *one.in_picture_mm(candidate_lps_mm), near=near)
             kind = "minimum" if dark else "maximum"
             axes.set_title(f"{one.name}, {kind} of {SLAB_MM:g} mm", color=INK, fontsize=8, fontweight="normal", pad=16)
         figure.supxlabel(NOTICE, fontsize=7, color=_FAINT)  # pictures go astray from their page
@@ -181,33 +177,15 @@ def _case(evaluation: Evaluation, i: int, called: bool) -> Case:
 
 
 def _draw_slab(axes: Axes, seen: View, focus: NDArray[np.float64], modality: str, *, dark: bool) -> None:
-    depth_mm = seen.spacing_mm[0]
-    count = seen.voxels.shape[0]
-    middle = float(np.clip(seen.place(focus)[0], 0, count - 1))
-    half = SLAB_MM / 2 / depth_mm
-    slab = seen.voxels[max(0, round(middle - half)) : min(count, round(middle + half) + 1)]
-    projection = slab.min(axis=0) if dark else slab.max(axis=0)
-    if modality.startswith("CT"):
-        low, high = _CT_HU
-    else:
-        shown = projection[projection > projection.min()]  # air would take all of the range
-        low, high = (float(v) for v in np.percentile(shown if shown.size else projection, _MR_PERCENTILES))
+    projection = seen.slab(focus, SLAB_MM, minimum=dark)
+    low, high = CT_PROJECTION_HU if modality.startswith("CT") else mr_projection_window(projection)
     height_mm, width_mm = seen.size_mm
     axes.imshow(
-        projection, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), extent=(0.0, width_mm, height_mm, 0.0),
+        projection, cmap="gray", vmin=low, vmax=high, extent=(0.0, width_mm, height_mm, 0.0),
         interpolation="bilinear",
     )  # fmt: skip
-    x, y, _ = _place(seen, focus, focus)
+    x, y = seen.in_picture_mm(focus)
     axes.set_xlim(x - FIELD_MM / 2, x + FIELD_MM / 2)
     axes.set_ylim(y + FIELD_MM / 2, y - FIELD_MM / 2)
     axes.set_axis_off()
     add_letters(axes, seen.letters)
-
-
-def _place(seen: View, lps_mm: NDArray[np.float64], focus: NDArray[np.float64]) -> tuple[float, float, bool]:
-    """Return where a point falls, x and y in mm of the picture, and whether it lies in the slab."""
-    depth, row, column = seen.place(lps_mm)
-    depth_mm, row_mm, column_mm = seen.spacing_mm
-    near = abs(depth - seen.place(focus)[0]) * depth_mm <= SLAB_MM / 2
-    # Pixel centres lie half a voxel inside the extent that imshow was given.
-    return (column + 0.5) * column_mm, (row + 0.5) * row_mm, bool(near)

@@ -13,6 +13,8 @@ INK, PAPER = "white", "black"
 LESION_COLOUR = "#ffd21e"
 CANDIDATE_COLOUR = "#38d6ff"
 LESION_RADIUS_MM = 6.0
+LESION_DASHES = (0, (2, 2))
+SCALE_BAR_MM = 20.0
 _LETTER_COLOUR = "#7fd4ff"
 _CROSS_MM = (3.0, 8.0)
 # With a dark rim, or they are lost on bone.
@@ -27,10 +29,17 @@ def add_circle(axes: Axes, x: float, y: float, *, near: bool) -> None:
         y + LESION_RADIUS_MM * np.sin(t),
         color=LESION_COLOUR,
         linewidth=1.2,
-        linestyle="-" if near else (0, (2, 2)),
+        linestyle="-" if near else LESION_DASHES,
         alpha=1.0 if near else 0.6,
         path_effects=_RIM,
     )
+
+
+def add_scale_bar(axes: Axes, width_mm: float, height_mm: float) -> None:
+    """Draw a bar of 20 mm into the lower right corner of a picture of that size."""
+    right, bottom = 0.96 * width_mm, height_mm - min(6.0, 0.1 * height_mm)
+    axes.plot([right - SCALE_BAR_MM, right], [bottom, bottom], color=INK, linewidth=2.5, path_effects=_RIM)
+    write(axes, right - SCALE_BAR_MM / 2, bottom - 1.5, f"{SCALE_BAR_MM:g} mm", INK, fontsize=8, ha="center")
 
 
 def add_cross(axes: Axes, x: float, y: float, *, near: bool) -> None:

@@ -7,11 +7,24 @@ from itertools import cycle
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from aneurysm.labels import LABELS
 from aneurysm.report.evaluate import Evaluation
-from aneurysm.report.plot_style import BLUE, GREEN, INK, MUTED, ORANGE, PAPER, SHORT, Plot, new_figure, unit_square
+from aneurysm.report.plot_style import (
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    PAPER,
+    SHORT,
+    Plot,
+    new_figure,
+    unit_square,
+)
 from aneurysm.report.ranking import PRESENT
 
 _RELIABILITY_BINS = 10
@@ -110,8 +123,11 @@ def _confusion(e: Evaluation) -> Plot:
         axes.set_axis_off()
     for axes, i in zip(grid.flat, (PRESENT, *range(PRESENT)), strict=False):
         counts = e.operation.labels[i].counts
-        axes.set_title(SHORT[i], fontsize=8.5)
+        axes.set_title(SHORT[i], fontsize=8)
         if counts is None:
+            # As large as a matrix, or the layout would crush its square to a line of text.
+            axes.set_aspect("equal")
+            axes.add_patch(Rectangle((0, 0), 1, 1, fill=False, edgecolor=GRID))
             axes.text(0.5, 0.5, "no threshold", ha="center", va="center", fontsize=8, color=MUTED)
             continue
         cells = np.array([[counts.true_positive, counts.false_negative], [counts.false_positive, counts.true_negative]])
@@ -156,18 +172,29 @@ def _training(e: Evaluation) -> Plot | None:
     styles: list[tuple[str, str]] = [(c, s) for s in ("-", "--", ":") for c in (BLUE, ORANGE, GREEN, MUTED, INK)]
     for run, (colour, line) in zip(runs, cycle(styles), strict=False):
         table = run.epochs
-        upper.plot(table["epoch"], table["loss"], color=colour, linestyle=line, linewidth=1.4, label=run.name)
+        # A line of one point is nothing to see.
+        dot = "o" if table["loss"].notna().sum() == 1 else ""
+        upper.plot(
+            table["epoch"], table["loss"], color=colour, linestyle=line, linewidth=1.4, marker=dot, markersize=4,
+            label=_short(run.name),
+        )  # fmt: skip
         if "score" in table and table["score"].notna().any():
             scored = table[table["score"].notna()]
             lower.plot(scored["epoch"], scored["score"], ".", color=colour, linestyle=line, linewidth=1.4)
     upper.set_ylabel("Loss in training")
     lower.set_ylabel("Score on held-out")
     lower.set_xlabel("Epoch")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     upper.legend(loc="upper right", facecolor=PAPER)
     caption = "Scores are of whole held-out series. The best epoch was picked by it, so that it is a little too good."
     if e.part != "val":
         caption = f"Scores are of what was held out in training, which picked the best epoch, not of these {e.series}."
     return Plot("training", "Training", caption, figure)
+
+
+def _short(name: str, longest: int = 32) -> str:
+    half = longest // 2
+    return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
 
 
 def _reliability(positive: NDArray[np.bool_], p: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:

@@ -11,6 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 ViewName = Literal["axial", "coronal", "sagittal"]
 
+CT_PROJECTION_HU = (0.0, 600.0)
+"""Window of projections of CT: contrast in vessels is at 200 to 500 HU, bone is white."""
+DARK_BLOOD = "MRI T2"
+"""The modality whose vessels are dark: there the least signal of a slab shows them, and the most hides them."""
+_MR_PERCENTILES = (2.0, 99.8)
 _POSITIVE, _NEGATIVE = "LPS", "RAI"
 # By name: the volume axis looked along, the one running down the picture and the one running right, and
 # whether that has to be turned round. Axes are (z, y, x), towards Superior, Posterior, Left, so that a
@@ -54,18 +59,28 @@ class View:
         down, right = self.affine_lps[:3, 1], self.affine_lps[:3, 2]
         return letter(-right), letter(right), letter(-down), letter(down)
 
-    def middle(self) -> NDArray[Any]:
-        """Return the middle slice, (rows, columns)."""
-        return np.asarray(self.voxels[self.middle_depth])
+    def slice_through(self, lps_mm: ArrayLike) -> NDArray[Any]:
+        """Return the slice (rows, columns) that is nearest to a point in patient space."""
+        return np.asarray(self.voxels[self._depth(lps_mm)])
 
-    @property
-    def middle_depth(self) -> int:
-        """Depth of the middle slice."""
-        return int(self.voxels.shape[0]) // 2
+    def slab(self, lps_mm: ArrayLike, thickness_mm: float, *, minimum: bool = False) -> NDArray[Any]:
+        """Return the maximum (or minimum) of the slices within half of ``thickness_mm`` of a point, (rows, columns)."""
+        middle, half = self._depth(lps_mm), round(thickness_mm / 2 / self.spacing_mm[0])
+        part = self.voxels[max(0, middle - half) : middle + half + 1]
+        return np.asarray(part.min(axis=0) if minimum else part.max(axis=0))
 
-    def maximum(self) -> NDArray[Any]:
-        """Return the maximum-intensity projection, (rows, columns)."""
-        return np.asarray(self.voxels.max(axis=0))
+    def distance_mm(self, lps_mm: ArrayLike, other_lps_mm: ArrayLike) -> float:
+        """Return how far apart two points are along the line of sight."""
+        return float(abs(self.place(lps_mm)[0] - self.place(other_lps_mm)[0])) * self.spacing_mm[0]
+
+    def in_picture_mm(self, lps_mm: ArrayLike) -> tuple[float, float]:
+        """Return where a point falls: mm from the picture's left and upper edge."""
+        _, row, column = self.place(lps_mm)
+        # Pixel centres lie half a voxel inside the edge.
+        return float((column + 0.5) * self.spacing_mm[2]), float((row + 0.5) * self.spacing_mm[1])
+
+    def _depth(self, lps_mm: ArrayLike) -> int:
+        return int(np.clip(round(float(self.place(lps_mm)[0])), 0, self.voxels.shape[0] - 1))
 
     def place(self, lps_mm: ArrayLike) -> NDArray[np.float64]:
         """Return (depth, row, column) of points in patient space: (..., 3) -> (..., 3), voxel centres at integers."""
@@ -90,6 +105,13 @@ def view(volume: NDArray[Any], affine_lps: ArrayLike, name: ViewName) -> View:
         if turn:
             voxels, affine = _turned(voxels, affine, axis)
     return View(name, voxels, affine)
+
+
+def mr_projection_window(projection: NDArray[Any]) -> tuple[float, float]:
+    """Return the window of a projection of MR, or of several, in the projection's own values; never empty."""
+    shown = projection[projection > projection.min()]  # air would take all of the range
+    low, high = (float(v) for v in np.percentile(shown if shown.size else projection, _MR_PERCENTILES))
+    return low, max(high, low + 1e-6)
 
 
 def letter(direction: ArrayLike) -> str:

@@ -1,4 +1,4 @@
-"""draw_volume(): six views of a cached volume on one page, with lesions, vessels and letters."""
+"""draw_volume(): slices and slabs of a cached volume on one page, with lesions, vessels, letters and a scale."""
 
 from __future__ import annotations
 
@@ -16,19 +16,30 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
+from aneurysm.cache.blocks import Blocks
 from aneurysm.cache.layout import VESSELS
 from aneurysm.errors import CacheError, CacheNotFoundError, UsageError
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
-from aneurysm.report.marks import INK, LESION_COLOUR, LESION_RADIUS_MM, PAPER, add_circle, add_letters, write
-from aneurysm.report.views import View, ViewName, view
+from aneurysm.report.marks import (
+    INK,
+    LESION_COLOUR,
+    LESION_DASHES,
+    LESION_RADIUS_MM,
+    PAPER,
+    add_circle,
+    add_letters,
+    add_scale_bar,
+    write,
+)
+from aneurysm.report.views import CT_PROJECTION_HU, DARK_BLOOD, View, ViewName, mr_projection_window, view
 
 _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
-# Slices of CT: brain, bright vessels and bone apart. Projections: what contrast and bone add above soft
-# tissue.
-_CT_SLICE_HU = (-100.0, 600.0)
-_CT_PROJECTION_HU = (50.0, 900.0)
+SLAB_MM = 24.0
+"""Thickness of what is projected: through a whole head, the skull hides the vessels of CT."""
+_CT_SLICE_HU = (-100.0, 600.0)  # brain, bright vessels and bone apart
 _MR_BRIGHT_PERCENTILE = 99.5
 _NEAR_MM = 5.0  # a lesion farther from the slice that is shown is drawn dashed
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 # By site; tab20 comes in pairs of one hue, dark and light, as the sites do, left and right.
 _TAB20 = (0, 1, 2, 3, 4, 5, 6, 8, 9, 18, 19, 12, 10)
 _VESSEL_COLOURS = {value: colormaps["tab20"](i) for value, i in zip(VESSEL_VALUES, _TAB20, strict=True)}
@@ -36,20 +47,22 @@ _VESSEL_COLOURS[UNKNOWN_VESSEL] = colormaps["tab20"](7)
 _VESSEL_OPACITY = 0.6
 
 
-def draw_volume(volume: str | Path, png: str | Path) -> None:
+def draw_volume(volume: str | Path, picture: str | Path) -> None:
     """
-    Draw a cached volume into a PNG file.
+    Draw a cached volume into a PNG or JPEG file.
 
-    Above, the three middle slices; below, the three maximum-intensity projections; in millimetres, in
-    radiological convention (the patient's right on the left of the picture). Lesions are numbered circles,
-    dashed where the lesion is more than 5 mm from the slice; vessel masks are coloured by site.
+    Above, three slices through a point; below, three projections of 24 mm about it: the maximum, of T2, whose vessels
+    are dark, the minimum. The point is a lesion (of several the one near which most others lie), else the middle of the
+    vessel mask, else of the head. In millimetres, with a bar of 20 mm, in radiological convention (the patient's right
+    on the left of the picture). Lesions are numbered circles, dashed where they lie beside what is shown; vessel
+    masks are coloured by site.
 
     Parameters
     ----------
     volume
         The volume's folder, ``CACHE/volumes/<uid>.zarr``.
-    png
-        The file to write; one that is there is replaced.
+    picture
+        The file to write, ``.png``, ``.jpg`` or ``.jpeg``; one that is there is replaced.
 
     Raises
     ------
@@ -58,26 +71,75 @@ def draw_volume(volume: str | Path, png: str | Path) -> None:
     CacheError
         It is no volume of this project.
     UsageError
-        The picture's folder does not exist.
+        The picture's folder does not exist, or its name has another ending.
     """
-    png = Path(png)
-    if not png.parent.is_dir():
-        raise UsageError(f"{png}: there is no folder {png.parent} to write the picture into")
+    picture = Path(picture)
+    kind = _FORMATS.get(picture.suffix.lower())
+    if kind is None:
+        raise UsageError(f"{picture}: pictures are written as {', '.join(_FORMATS)}; give a name that ends so")
+    if not picture.parent.is_dir():
+        raise UsageError(f"{picture}: there is no folder {picture.parent} to write the picture into")
     voxels, vessels, attributes = _read(Path(volume))
-    figure = Figure(figsize=(13.5, 9.5), layout="constrained", facecolor=PAPER)
+    affine = np.asarray(attributes["affine_lps"], float)
+    views = [view(voxels, affine, name) for name in _VIEWS]
+    focus, focus_name = _focus(attributes, vessels, affine, voxels.shape)
+    dark = attributes["modality"] == DARK_BLOOD
+    # Scaled in two dimensions only: the volume itself stays in its stored integers.
+    slices = [_physical(seen.slice_through(focus), attributes) for seen in views]
+    slabs = [_physical(seen.slab(focus, SLAB_MM, minimum=dark), attributes) for seen in views]
+    windows = _windows(attributes["intensity"], slices, slabs)
+
+    figure = Figure(figsize=(13.5, 9.9), layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)  # registers itself with the figure; pyplot would keep every figure for good
-    views = [view(voxels, attributes["affine_lps"], name) for name in _VIEWS]
-    widths = [v.size_mm[1] for v in views]
     # A stack of a few slices is a line from the side: it still needs room for its title.
+    widths = [v.size_mm[1] for v in views]
     widths = [max(width, max(widths) / 3) for width in widths]
     axes = figure.subplots(2, 3, gridspec_kw={"width_ratios": widths}, squeeze=False)
     for column, seen in enumerate(views):
-        mask = None if vessels is None else view(vessels, attributes["affine_lps"], seen.name)
-        for row, projected in enumerate((False, True)):
-            _draw(axes[row, column], seen, mask, attributes, projected=projected)
-    figure.suptitle(_title(attributes, voxels.shape), color=INK, fontsize=11)
+        mask = None if vessels is None else view(vessels, affine, seen.name)
+        shown = None if mask is None else (mask.slice_through(focus), mask.slab(focus, SLAB_MM))
+        for row, (images, near_mm) in enumerate(((slices, _NEAR_MM), (slabs, SLAB_MM / 2))):
+            _draw(axes[row, column], seen, images[column], windows[row], None if shown is None else shown[row])
+            for number, lesion in enumerate(attributes.get("lesions") or [], start=1):
+                _mark(axes[row, column], seen, lesion["lps_mm"], number, focus, near_mm)
+            kind_shown = "slice" if row == 0 else f"{'minimum' if dark else 'maximum'} of {SLAB_MM:g} mm"
+            axes[row, column].set_title(f"{seen.name}, {kind_shown}", color=INK, fontsize=9, pad=18)
+    unit = attributes["intensity"]["unit"]
+    shown_as = ", ".join(
+        f"{name} {low:.4g} to {high:.4g}" for name, (low, high) in zip(("slices", "projections"), windows, strict=True)
+    )
+    facts = f"about {focus_name}   black to white: {shown_as} {'HU' if unit == 'HU' else '(no unit)'}"
+    figure.suptitle(f"{_title(attributes, voxels.shape)}\n{facts}", color=INK, fontsize=11)
     _add_legend(figure, attributes.get("lesions") or [], vessels)
-    figure.savefig(png, format="png", facecolor=PAPER)
+    figure.savefig(picture, format=kind, facecolor=PAPER)
+
+
+def _focus(
+    attributes: dict[str, Any],
+    vessels: NDArray[np.uint8] | None,
+    affine: NDArray[np.float64],
+    shape: tuple[int, ...],
+) -> tuple[NDArray[np.float64], str]:
+    """Return the point (LPS mm) that the picture is about, and what it is."""
+    lesions = np.array([lesion["lps_mm"] for lesion in attributes.get("lesions") or []], float).reshape(-1, 3)
+    if len(lesions):
+        apart = np.linalg.norm(lesions[:, None] - lesions, axis=2)
+        chosen = int((apart <= SLAB_MM / 2).sum(axis=1).argmax())
+        return lesions[chosen], f"lesion {chosen + 1}"
+    if vessels is not None and vessels.any():
+        middle, name = np.argwhere(vessels).mean(axis=0), "the middle of the vessels"
+    else:
+        middle, name = (np.array(shape) - 1) / 2, "the middle of the volume"
+        if "blocks" in attributes and (head := Blocks.from_metadata(attributes["blocks"])).head.any():
+            edges = np.argwhere(head.head)
+            middle = (edges.min(axis=0) + edges.max(axis=0) + 1) / 2 * np.array(head.edge) - 0.5
+            name = "the middle of the head"
+    return (affine @ [*middle, 1.0])[:3], name
+
+
+def _physical(stored: NDArray[Any], attributes: dict[str, Any]) -> NDArray[np.float32]:
+    intensity = attributes["intensity"]
+    return np.asarray(stored.astype(np.float32) * intensity["scale"] + intensity["offset"])
 
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None, dict[str, Any]]:
@@ -96,37 +158,37 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None, dict[str,
     return voxels, vessels, attributes
 
 
-def _draw(axes: Axes, seen: View, mask: View | None, attributes: dict[str, Any], *, projected: bool) -> None:
+def _windows(
+    intensity: dict[str, Any], slices: list[NDArray[np.float32]], slabs: list[NDArray[np.float32]]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the window of the slices and that of the projections: one each, so that panels can be compared."""
+    if intensity["unit"] == "HU":
+        return _CT_SLICE_HU, CT_PROJECTION_HU
+    low, high = (float(v) for v in intensity["window"])
+    # The window of MR has room for the brightest vessels; where slices have none, tissue would be all but black.
+    bright = np.percentile(np.concatenate([v.ravel() for v in slices]), _MR_BRIGHT_PERCENTILE)
+    return (low, min(high, max(float(bright), (3 * low + high) / 4))), mr_projection_window(
+        np.concatenate([v.ravel() for v in slabs])
+    )
+
+
+def _draw(
+    axes: Axes,
+    seen: View,
+    physical: NDArray[np.float32],
+    window: tuple[float, float],
+    mask: NDArray[np.uint8] | None,
+) -> None:
     height_mm, width_mm = seen.size_mm
     extent = (0.0, width_mm, height_mm, 0.0)
-    intensity = attributes["intensity"]
-    stored = seen.maximum() if projected else seen.middle()
-    # Scaled in two dimensions only: the volume itself stays in its stored integers.
-    physical = stored.astype(np.float32) * intensity["scale"] + intensity["offset"]
-    low, high = _window(intensity, physical, projected=projected)
-    axes.imshow(physical, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
+    axes.imshow(physical, cmap="gray", vmin=window[0], vmax=window[1], extent=extent, interpolation="bilinear")
     if mask is not None:
-        overlay = _coloured(mask.maximum() if projected else mask.middle())
-        axes.imshow(overlay, extent=extent, interpolation="nearest")
-    for number, lesion in enumerate(attributes.get("lesions") or [], start=1):
-        _mark(axes, seen, lesion["lps_mm"], number, projected=projected)
+        axes.imshow(_coloured(mask), extent=extent, interpolation="nearest")
     axes.set_xlim(0, width_mm)
     axes.set_ylim(height_mm, 0)
     axes.set_axis_off()
-    kind = "projection" if projected else "middle slice"
-    unit = f" {intensity['unit']}" if intensity["unit"] == "HU" else ""
-    axes.set_title(f"{seen.name}, {kind}, {low:.0f} to {high:.0f}{unit}", color=INK, fontsize=9, pad=18)
     add_letters(axes, seen.letters)
-
-
-def _window(intensity: dict[str, Any], physical: NDArray[np.float32], *, projected: bool) -> tuple[float, float]:
-    if intensity["unit"] == "HU":
-        return _CT_PROJECTION_HU if projected else _CT_SLICE_HU
-    low, high = (float(v) for v in intensity["window"])
-    if not projected:
-        # The window of MR has room for the brightest vessels; where a slice has none, tissue would be all but black.
-        high = min(high, max(float(np.percentile(physical, _MR_BRIGHT_PERCENTILE)), (low + high) / 4))
-    return low, high
+    add_scale_bar(axes, width_mm, height_mm)
 
 
 def _coloured(mask: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -138,18 +200,19 @@ def _coloured(mask: NDArray[np.uint8]) -> NDArray[np.float32]:
     return colours[mask]
 
 
-def _mark(axes: Axes, seen: View, lps_mm: list[float], number: int, *, projected: bool) -> None:
-    depth, row, column = seen.place(lps_mm)
-    depth_mm, row_mm, column_mm = seen.spacing_mm
-    # Pixel centres lie half a voxel inside the extent that imshow was given.
-    x, y = (column + 0.5) * column_mm, (row + 0.5) * row_mm
-    near = projected or abs(depth - seen.middle_depth) * depth_mm <= _NEAR_MM
-    add_circle(axes, x, y, near=near)
+def _mark(axes: Axes, seen: View, lps_mm: list[float], number: int, focus: NDArray[np.float64], near_mm: float) -> None:
+    x, y = seen.in_picture_mm(lps_mm)
+    # A tenth of tolerance: a slice shows the voxels about it.
+    add_circle(axes, x, y, near=seen.distance_mm(lps_mm, focus) <= near_mm + 0.1)
     write(axes, x + LESION_RADIUS_MM, y - LESION_RADIUS_MM, str(number), LESION_COLOUR)
 
 
 def _add_legend(figure: Figure, lesions: list[dict[str, Any]], vessels: NDArray[np.uint8] | None) -> None:
     handles = [_key("o", LESION_COLOUR, f"{i} {x['location']}") for i, x in enumerate(lesions, start=1)]
+    if len(lesions) > 1:
+        dashed = Line2D([], [], color=LESION_COLOUR, linestyle=LESION_DASHES, linewidth=1.2, alpha=0.6)
+        dashed.set_label(f"dashed: more than {_NEAR_MM:g} mm off the slice, outside of the projected {SLAB_MM:g} mm")
+        handles.append(dashed)
     if vessels is not None:
         present = set(np.unique(vessels).tolist())
         sites = [*zip(SITES, VESSEL_VALUES, strict=True), ("Vessel of unknown site", UNKNOWN_VESSEL)]

@@ -12,11 +12,14 @@ from PIL import Image
 
 from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
+from aneurysm.report.curve_plots import curve_plots
 from aneurysm.report.evaluate import EvaluateOptions, evaluate
 from aneurysm.report.page import write_report
+from aneurysm.report.plot_style import styled
 from aneurysm.report.plots import draw_plots
 from aneurysm.report.results import calibration_json, metrics_table
-from tests.report.fake_runs import fake_series, write_run
+from aneurysm.report.score_plots import score_plots
+from tests.report.fake_runs import fake_series, of_cache, write_run
 
 PLOTS = (
     "auc", "calibration", "confusion", "froc", "histogram", "precision_recall", "precision_recall_sites", "roc",
@@ -163,3 +166,42 @@ def test_a_place_that_can_t_be_written(report, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="can't be written"):
         write_report(report[0], tmp_path / "file")
+
+
+def _figure(evaluation, name):
+    with styled():
+        return next(plot.figure for plot in score_plots(evaluation) if plot.name == name)
+
+
+def test_a_course_of_one_epoch_is_a_dot(report_cache, tmp_path):
+    run = write_run(tmp_path / "run", of_cache(report_cache), n_folds=1, cache=report_cache.root, epochs=1)
+    upper, lower = _figure(evaluate([run], EvaluateOptions(samples=40)), "training").axes
+    assert [line.get_marker() for line in (*upper.lines, *lower.lines)] == ["o", "."]
+    assert all(float(tick).is_integer() for tick in lower.get_xticks())
+
+
+def test_labels_without_a_threshold_have_squares_as_large_as_the_others(report):
+    figure = _figure(report[0], "confusion")
+    figure.draw_without_rendering()
+    shown = [axes for axes in figure.axes if axes.get_title()]
+    without = [axes for axes in shown if any(text.get_text() == "no threshold" for text in axes.texts)]
+    assert 0 < len(without) < len(shown)
+    sizes = {axes: axes.get_window_extent().size for axes in shown}
+    for size in sizes.values():
+        assert size[0] == pytest.approx(size[1], rel=0.02)
+        assert size[0] > 0.9 * max(s[0] for s in sizes.values())
+
+
+def test_no_text_of_a_plot_is_cut(report, report_cache, tmp_path):
+    """All that is drawn lies within the figure, also of a run with a long name."""
+    run = write_run(tmp_path / ("long" * 30), of_cache(report_cache), n_folds=1, cache=report_cache.root)
+    with styled():
+        plots = curve_plots(report[0]) + score_plots(evaluate([run], EvaluateOptions(samples=40)))
+        assert len(plots) > 6
+        for plot in plots:
+            plot.figure.draw_without_rendering()
+            drawn, (width, height) = plot.figure.get_tightbbox(), plot.figure.get_size_inches()
+            assert drawn.x0 > -0.01, plot.name
+            assert drawn.y0 > -0.01, plot.name
+            assert drawn.x1 < width + 0.01, plot.name
+            assert drawn.y1 < height + 0.01, plot.name

@@ -49,6 +49,7 @@ ARRANGEMENTS = [(order, flips) for order in permutations(range(3)) for flips in 
 def test_a_marker_is_where_a_radiologist_expects_it(order, flips):
     volume, affine = grid()
     volume[15, 4, 33] = 1000  # high up, far in front, far to the patient's left
+    lps = (affine @ [15, 4, 33, 1])[:3]
     volume, affine = rearranged(volume, affine, order, flips)
     expected = {
         # name: (rows, columns), row and column of the marker, letters left, right, top, bottom
@@ -58,7 +59,7 @@ def test_a_marker_is_where_a_radiologist_expects_it(order, flips):
     }
     for name, (shape, marker, letters) in expected.items():
         seen = view(volume, affine, name)
-        picture = seen.maximum()
+        picture = seen.slab(lps, 6)
         assert picture.shape == shape
         assert np.unravel_index(picture.argmax(), shape) == marker
         assert seen.letters == letters
@@ -76,11 +77,22 @@ def test_a_point_in_patient_space_falls_on_its_voxel(order, flips, name):
     np.testing.assert_allclose(place, np.argwhere(seen.voxels == 1000)[0], atol=1e-9)
 
 
-def test_the_middle_slice_and_the_size_are_those_of_the_view():
+def test_slices_slabs_and_the_size_are_those_of_the_view():
+    """Rows lie 1.5 mm apart: 6 mm are two on either side of the one that the point is in."""
     volume, affine = grid()
     volume[:, 15, :] = 7
+    volume[:, 17, 3] = 9
+    volume[:, 18, 4] = 11
+    volume[:, 12, 5] = -5
+    lps = (affine @ [3.2, 15.3, 8, 1])[:3]
     seen = view(volume, affine, "coronal")
-    assert (seen.middle() == 7).all()
+    assert (seen.slice_through(lps) == 7).all()
+    assert seen.slab(lps, 6).max() == 9
+    assert seen.slab(lps, 9).max() == 11
+    assert seen.slab(lps, 6, minimum=True).min() == 0
+    assert seen.slab(lps, 9, minimum=True).min() == -5
+    assert (seen.slice_through(np.add(lps, (0, 1e4, 0))) == volume[:, -1, :][::-1]).all()
+    assert seen.distance_mm(lps, np.add(lps, (5, 2.5, -7))) == pytest.approx(2.5)
     assert seen.size_mm == (40.0, 40.0)
     assert view(volume, affine, "axial").size_mm == (45.0, 40.0)
     assert view(volume, affine, "sagittal").spacing_mm == (1.0, 2.0, 1.5)
