@@ -41,7 +41,7 @@ class PrecacheProgress:
         """Say what was found and what is to do."""
         self._todo, self._bytes_expected = todo, bytes_in
         self._started = time.monotonic()
-        ignored = ", ".join(f"{n} {kind}" for kind, n in sorted(inventory.ignored.items()))
+        ignored = str(inventory.ignored)
         self._print(
             f"{len(inventory.sources)} series in {inventory.root} ({inventory.layout} layout); {there} done before, "
             f"{todo} to build from about {bytes_in / 1e6:,.0f} MB" + (f"; ignored files: {ignored}" if ignored else "")

@@ -26,7 +26,7 @@ from aneurysm.cache.sharding import Shard
 from aneurysm.cache.spec import CacheSpec, load_spec
 from aneurysm.cache.supervisor import NO_LIMITS, Limits
 from aneurysm.cache.write_errors import write_errors_told
-from aneurysm.dicom.scan import Inventory, SeriesSource, safe_source
+from aneurysm.dicom.scan import UNREADABLE, Inventory, SeriesSource, safe_source
 from aneurysm.errors import AneurysmError, DataError, Reason, UsageError
 from aneurysm.objects.stored_data import data_place
 from aneurysm.threads import look_at_each
@@ -164,6 +164,7 @@ def precache(
             place.check_space(todo, resolved)
             if not series and (shard is None or shard.index == 0):
                 _record_missing(layout, resolved, tables, inventory, there)
+                place.remove_records(_unreadable_before(layout, inventory))
             secret = place.patient_secret()
         masks, root = given.find_masks(), layout.root
         jobs = [
@@ -287,3 +288,9 @@ def _record_missing(layout: CacheLayout, spec: CacheSpec, tables: Tables, invent
     missing = [uid for uid in sorted(tables.notes.keys() - there) if safe_source(uid).uid not in done]
     # Each waits for the disk: of 100,000, as where a part of the data is tried, that would be minutes.
     deque(look_at_each(missing, record), maxlen=0)
+
+
+def _unreadable_before(layout: CacheLayout, inventory: Inventory) -> list[str]:
+    """Return the records of files that could not be read in an earlier run, and whose series was not known."""
+    still = {s.uid for s in inventory.sources}
+    return [path.stem for path in layout.rejected.glob(f"{UNREADABLE}-*.json") if path.stem not in still]

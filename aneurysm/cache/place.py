@@ -52,6 +52,11 @@ class CachePlace:
         """Return the key of patient_key."""
         return patient_secret(self.layout)
 
+    def remove_records(self, uids: Sequence[str]) -> None:
+        """Remove the records of series that there are no more."""
+        for uid in uids:
+            self.layout.record(uid).unlink(missing_ok=True)
+
     def leave_seconds(self, seconds: Mapping[str, float]) -> None:
         """Leave for the next `write_manifest` how long series took."""
         leave_seconds(self.layout, seconds)

@@ -146,6 +146,7 @@ def _cache(job: SeriesJob, layout: CacheLayout, folder: Path) -> tuple[int, int]
     """Build the volume in ``folder`` and publish it; return the bytes read and written."""
     if job.source.problem:
         raise SeriesRejectedError(Reason.INVALID_UID, job.source.problem)
+    job.source.check_complete()
     with job.source.brought() as source, brought_mask(job.mask) as mask:
         return _cache_files(job, source.list_files(), mask, layout, folder)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from aneurysm.dicom.header import RLE
+from aneurysm.dicom.encoding import RLE
 from aneurysm.dicom.series import PixelFormat
 from aneurysm.errors import PixelError
 

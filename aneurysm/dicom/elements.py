@@ -8,6 +8,7 @@ from typing import Final
 UNDEFINED: Final = 0xFFFFFFFF
 _LONG_VRS: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _SHORT_VRS: Final = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
+VRS: Final = _LONG_VRS | _SHORT_VRS
 # By byte order: tag, VR and short length at once; and a long length.
 _STRUCTS: Final = {order: (struct.Struct(f"{order}HH2sH"), struct.Struct(f"{order}I")) for order in "<>"}
 _MAX_DEPTH: Final = 32

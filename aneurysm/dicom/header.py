@@ -8,32 +8,36 @@ corner; a parity test holds the two together. Neither reads more than `MAX_HEADE
 
 from __future__ import annotations
 
+import math
 import struct
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
+from pydicom.uid import UID
 
 from aneurysm.dicom.deflated import inflate_head
-from aneurysm.dicom.elements import UNDEFINED, UnusualError, read_element, read_file_meta, skip_items
+from aneurysm.dicom.elements import UNDEFINED, VRS, UnusualError, read_element, read_file_meta, skip_items
+from aneurysm.dicom.encoding import (
+    DEFLATED,
+    NATIVE,
+    Encoding,
+    codestream_syntax,
+    declared_encoding,
+    found_encoding,
+)
 from aneurysm.dicom.values import KEYWORDS, WANTED, take_values
 from aneurysm.errors import AneurysmError, system_error
-
-IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
-EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
-DEFLATED: Final = "1.2.840.10008.1.2.1.99"
-EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
-RLE: Final = "1.2.840.10008.1.2.5"
-NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
-"""Transfer syntaxes whose pixels are plain."""
 
 PIXEL_DATA: Final = 0x7FE00010
 _FUNCTIONAL_GROUPS: Final = frozenset({0x52009229, 0x52009230})
@@ -43,11 +47,28 @@ _TOO_LONG: Final = f"the header is longer than {MAX_HEADER // 2**20} MB"
 _FIRST_READ: Final = 32 * 1024
 _SECOND_READ: Final = 2**20
 _READ_WHOLE: Final = 256 * 1024
+_ITEM: Final = b"\xfe\xff\x00\xe0"
+_PIXEL_COUNT: Final = {"NumberOfFrames": 1, "Rows": 0, "Columns": 0, "SamplesPerPixel": 1, "BitsAllocated": 0}
+"""Whose product is the bits of uncompressed pixel data; what is absent counts so much."""
+_STREAM_START: Final = 4096
+"""So much of encapsulated pixel data is read to tell its codec, where the declared one may be wrong."""
 _PLAIN_META: Final = b"\0" * 128 + b"DICM" + struct.pack("<HH2sH", 2, 0x10, b"UI", 20) + b"1.2.840.10008.1.2.1\0"
 
 
 class NotDicomError(AneurysmError):
     """The file is not DICOM, or breaks off before anything of use."""
+
+
+class DamagedHeaderError(NotDicomError):
+    """
+    The file is DICOM, and ends within an element before its pixel data, or is not what follows the marker ``DICM``.
+
+    ``values`` are the listed elements before the damage, as in `Header`.
+    """
+
+    def __init__(self, message: str, values: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.values = values or {}
 
 
 @dataclass(slots=True)
@@ -59,13 +80,15 @@ class Header:
     kind is left out, and the keywords of the last sort stand in ``malformed``. ``pixel_offset`` is the byte at which
     the value of PixelData starts, in the file or, if that is deflated, in the data set that it inflates to, None if
     there is none; ``pixel_length`` its length in bytes by the header, -1 if undefined (encapsulated), 0 if there is no
-    PixelData.
+    PixelData. ``transfer_syntax`` is that of the bytes as they are; ``mismatch`` says what they are and what they are
+    declared as, where the two differ.
     """
 
     path: Path
     name: str = "the file"
     """How messages call the file: never by its name, which may be a patient's."""
-    transfer_syntax: str = IMPLICIT_LITTLE
+    transfer_syntax: str = ""
+    mismatch: str = ""
     values: dict[str, Any] = field(default_factory=dict)
     malformed: tuple[str, ...] = ()
     pixel_offset: int | None = None
@@ -87,7 +110,7 @@ def read_header(path: Path) -> Header:
     Raises
     ------
     NotDicomError
-        It is not a DICOM file, or nothing of its data set can be read.
+        It is not a DICOM file. `DamagedHeaderError`: it is one, and its header can't be read to the end.
     OSError
         The file can't be read.
     """
@@ -109,40 +132,54 @@ def read_header(path: Path) -> Header:
 
 
 def _walk_file(path: Path, buffer: bytes, size: int) -> Header:
-    syntax, position = read_file_meta(buffer)
-    if not syntax:
-        raise UnusualError
-    header = Header(path, transfer_syntax=syntax, file_size=size)
-    if syntax == DEFLATED:
-        return _inflated_header(header)
-    _walk(header, buffer, position, size)
+    declared, position = read_file_meta(buffer)
+    header = Header(path, file_size=size)
+    encoding = found_encoding(buffer[position : position + 8])
+    if encoding is None:
+        if declared != DEFLATED and found_encoding(inflate_head(path, 8)) is None:
+            raise UnusualError
+        header = _inflated_header(header)
+        header.mismatch = "" if declared == DEFLATED else _mismatch(["it is deflated"], declared)
+        return header
+    try:
+        _walk(header, buffer, position, size, encoding)
+    except (struct.error, IndexError):
+        if len(buffer) < size:
+            raise
+        raise DamagedHeaderError(f"{path} breaks off within its header", header.values) from None
+    _resolve_syntax(header, declared, encoding, buffer)
     return header
 
 
-def _walk(header: Header, buffer: bytes, position: int, size: int) -> None:
-    """Fill in ``header`` from the data set at ``position`` of a file of ``size`` bytes that begins with ``buffer``."""
-    implicit = header.transfer_syntax == IMPLICIT_LITTLE
-    order = ">" if header.transfer_syntax == EXPLICIT_BIG else "<"
+def _walk(header: Header, buffer: bytes, position: int, size: int, encoding: Encoding) -> None:
+    """
+    Fill in ``header`` from the data set at ``position`` of a file of ``size`` bytes that begins with ``buffer``.
+
+    Raises `IndexError` or `struct.error` where an element ends beyond them; what comes before is filled in.
+    """
+    order, implicit = encoding.order, encoding.implicit
     raw: dict[str, tuple[bytes, bytes]] = {}
-    while position < size:
-        tag, vr, length, value = read_element(buffer, position, order, implicit=implicit)
-        if tag == PIXEL_DATA:
-            header.pixel_offset = value
-            header.pixel_length = -1 if length == UNDEFINED else length
-            header.pixel_vr = vr.decode() if vr else "OW"
-            break
-        if tag in _FUNCTIONAL_GROUPS:
-            raise UnusualError
-        if length == UNDEFINED:
-            position = skip_items(buffer, value, order, implicit=implicit or vr == b"UN", depth=0)
-            continue
-        keyword = KEYWORDS.get(tag)
-        if keyword is not None:
-            if value + length > len(buffer):
+    try:
+        while position < size:
+            tag, vr, length, value = read_element(buffer, position, order, implicit=implicit)
+            if tag == PIXEL_DATA:
+                header.pixel_offset = value
+                header.pixel_length = -1 if length == UNDEFINED else length
+                header.pixel_vr = vr.decode() if vr else "OW"
+                break
+            if tag in _FUNCTIONAL_GROUPS:
+                raise UnusualError
+            if length == UNDEFINED:
+                position = skip_items(buffer, value, order, implicit=implicit or vr == b"UN", depth=0)
+                continue
+            keyword = KEYWORDS.get(tag)
+            if value + length > (len(buffer) if keyword is not None else size):
                 raise IndexError
-            raw[keyword] = (vr, buffer[value : value + length])
-        position = value + length
-    header.values, header.malformed = take_values(raw, order)
+            if keyword is not None:
+                raw[keyword] = (vr, buffer[value : value + length])
+            position = value + length
+    finally:
+        header.values, header.malformed = take_values(raw, order)
 
 
 def _inflated_header(header: Header) -> Header:
@@ -150,23 +187,75 @@ def _inflated_header(header: Header) -> Header:
     for limit in (_FIRST_READ, _SECOND_READ, MAX_HEADER):
         buffer = inflate_head(header.path, limit)
         whole = len(buffer) < limit
+        encoding = found_encoding(buffer[:8])
+        if encoding is None or encoding.order == ">":
+            break
         try:
-            _walk(header, buffer, 0, len(buffer) if whole else sys.maxsize)
+            _walk(header, buffer, 0, len(buffer) if whole else sys.maxsize, encoding)
         except UnusualError:
             break
         except (struct.error, IndexError):
             if whole:
-                break
+                raise DamagedHeaderError(f"{header.path} breaks off within its header", header.values) from None
         else:
+            header.transfer_syntax = DEFLATED
             return header
     else:
         raise NotDicomError(_TOO_LONG)
     plain = _PLAIN_META + inflate_head(header.path, MAX_HEADER)
     parsed = _read_with_pydicom(header.path, len(plain), BytesIO(plain))
-    parsed.transfer_syntax, parsed.file_size = DEFLATED, header.file_size
+    parsed.transfer_syntax, parsed.mismatch, parsed.file_size = DEFLATED, "", header.file_size
     if parsed.pixel_offset is not None:
         parsed.pixel_offset -= len(_PLAIN_META)
     return parsed
+
+
+def _resolve_syntax(header: Header, declared: str, encoding: Encoding, start: bytes) -> None:
+    """Set the transfer syntax by what elements and pixels are; ``start`` is the beginning of the file."""
+    notes = []
+    if declared and encoding != declared_encoding(declared):
+        notes.append(f"elements are {encoding}")
+    if header.pixel_length < 0:
+        syntax = codestream_syntax(_codestream(header, start), declared)
+    elif declared in NATIVE or not declared or _is_plain(header):
+        syntax = encoding.syntax  # pixels of defined length are plain (PS3.5, A.4)
+    else:
+        syntax = declared
+    if declared and syntax != declared and not notes:
+        notes.append(f"pixels are {UID(syntax).name}")
+    header.transfer_syntax = syntax
+    if notes:
+        header.mismatch = _mismatch(notes, declared)
+
+
+def _mismatch(notes: list[str], declared: str) -> str:
+    return f"{', '.join(notes)}; declared is {UID(declared).name[:64]}"
+
+
+def _codestream(header: Header, start: bytes) -> bytes:
+    """Return the first bytes of the first frame of encapsulated pixel data, none where no fragment is (PS3.5, A.4)."""
+    assert header.pixel_offset is not None
+    table = _bytes_at(header, start, header.pixel_offset, 8)
+    if len(table) < 8 or table[:4] != _ITEM:
+        return b""
+    after = header.pixel_offset + 8 + int.from_bytes(table[4:], "little")
+    fragment = _bytes_at(header, start, after, 8 + _STREAM_START)
+    return fragment[8:] if fragment[:4] == _ITEM else b""
+
+
+def _bytes_at(header: Header, start: bytes, offset: int, size: int) -> bytes:
+    """Return bytes of the file, of whose beginning there is ``start``."""
+    if offset + size <= len(start) or len(start) >= header.file_size:
+        return start[offset : offset + size]
+    with header.path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def _is_plain(header: Header) -> bool:
+    """Return True if the pixel data is as long as its frames are uncompressed, give or take a byte of padding."""
+    bits = math.prod(int(header.get(keyword, default)) for keyword, default in _PIXEL_COUNT.items())
+    return bits > 0 and 0 <= header.pixel_length - bits // 8 <= 1
 
 
 @contextmanager
@@ -203,52 +292,77 @@ class _Bounded:
 def _read_with_pydicom(path: Path, size: int, file: BinaryIO) -> Header:
     """Return the header of ``path``, of whose ``size`` bytes ``file`` stands at the first."""
     with quiet_pydicom():
-        start = file.read(132)
+        start = file.read(_FIRST_READ)
         # Without a preamble, only what begins like a data set is taken for one: group 0008, little endian.
-        bare = start[128:] != b"DICM"
+        bare = start[128:132] != b"DICM"
         if bare and start[:2] not in (b"\x08\x00", b"\x02\x00"):
             raise NotDicomError(f"{path} is not a DICOM file")
-        file.seek(0)
         try:
             bounded: Any = _Bounded(file, size)
-            dataset = pydicom.dcmread(bounded, stop_before_pixels=True, force=bare)
-            return _from_dataset(path, size, dataset, file)
+            dataset, declared = _parse(bounded, start, bare=bare)
+            header, encoding = _from_dataset(path, size, dataset)
         except NotDicomError:
             raise
-        except (InvalidDicomError, EOFError) as error:
-            raise NotDicomError(f"{path} is not a DICOM file: {error}") from error
         except Exception as error:
             if (fault := system_error(error)) is not None:
                 raise fault from None
-            raise NotDicomError(f"the header of {path} can't be read: {error}") from error
+            if bare:
+                raise NotDicomError(f"{path} is not a DICOM file: {error}") from error
+            raise DamagedHeaderError(f"the header of {path} can't be read: {error}") from error
+        _find_pixels(header, file, encoding)
+        _resolve_syntax(header, declared, encoding, start)
+        return header
 
 
-def _from_dataset(path: Path, size: int, dataset: Dataset, file: BinaryIO) -> Header:
-    end = file.tell()
+def _parse(file: BinaryIO, start: bytes, *, bare: bool) -> tuple[Dataset, str]:
+    """Return the data set before its pixels, and the declared transfer syntax or ""; leave ``file`` at the pixels."""
+    encoding, declared, position = None, "", 0
+    with suppress(UnusualError, struct.error):
+        declared, position = read_file_meta(start)
+        encoding = found_encoding(start[position : position + 8])
+    if encoding is None:
+        file.seek(0)
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, force=bare)
+        return dataset, str(dataset.file_meta.get("TransferSyntaxUID", ""))
+    # As it is encoded, whatever the transfer syntax says: pydicom finds out by itself about VRs only.
+    file.seek(position)
+    return read_dataset(file, encoding.implicit, encoding.order == "<", stop_when=_is_pixels), declared
+
+
+def _is_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return tag in (PIXEL_DATA, 0x7FE00008, 0x7FE00009)
+
+
+def _from_dataset(path: Path, size: int, dataset: Dataset) -> tuple[Header, Encoding]:
     header = Header(path, file_size=size)
-    meta = getattr(dataset, "file_meta", None) or Dataset()
-    implicit, little = dataset.is_implicit_VR, dataset.is_little_endian
-    header.transfer_syntax = str(meta.get("TransferSyntaxUID", "")) or (
-        IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
-    )
-    order = "<" if little else ">"
+    elements = [e for e in dataset.values() if isinstance(e, RawDataElement)]
     raw: dict[str, tuple[bytes, bytes]] = {}
     for keyword, (tag, _) in WANTED.items():
         if tag in dataset:
             element = dataset.get_item(tag)
             value = element.value
             if isinstance(value, bytes):
-                raw[keyword] = (b"" if implicit else str(element.VR).encode(), value)
+                raw[keyword] = (str(element.VR or "").encode(), value)
             elif not isinstance(value, (list, Dataset)) and value is not None:
                 raw[keyword] = (b"LO", str(value).encode("latin-1", "replace"))
-    if len(raw) == 0:
+    if not raw or not elements:
         raise NotDicomError(f"{path} has no element of an image")
-    header.values, header.malformed = take_values(raw, order)
+    encoding = Encoding(elements[0].is_implicit_VR, "<" if elements[0].is_little_endian else ">")
+    header.values, header.malformed = take_values(raw, encoding.order)
+    if any(e.length != UNDEFINED and len(e.value or b"") < e.length for e in elements):
+        raise DamagedHeaderError(f"{path} breaks off within its header", header.values)
     if any(tag in dataset for tag in _FUNCTIONAL_GROUPS):
         header.dataset = dataset
+    return header, encoding
+
+
+def _find_pixels(header: Header, file: BinaryIO, encoding: Encoding) -> None:
+    """Set where the pixels are, if the next element of ``file`` is theirs."""
+    end = file.tell()
     start = file.read(12)
-    if len(start) == 12 and struct.unpack_from(order + "HH", start) == (0x7FE0, 0x0010):
-        _, vr, length, value = read_element(start, 0, order, implicit=bool(implicit))
-        header.pixel_offset, header.pixel_vr = end + value, vr.decode() or "OW"
-        header.pixel_length = -1 if length == UNDEFINED else length
-    return header
+    if len(start) < 12 or struct.unpack_from(encoding.order + "HH", start) != (0x7FE0, 0x0010):
+        return
+    # pydicom follows a data set that turns to the other way of VRs in its midst.
+    _, vr, length, value = read_element(start, 0, encoding.order, implicit=start[4:6] not in VRS)
+    header.pixel_offset, header.pixel_vr = end + value, vr.decode() or "OW"
+    header.pixel_length = -1 if length == UNDEFINED else length

@@ -8,10 +8,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from aneurysm.dicom.encoding import DEFLATED
 from aneurysm.dicom.fragments import read_fragments
-from aneurysm.dicom.header import DEFLATED, Header, quiet_pydicom
+from aneurysm.dicom.geometry import plane_axes
+from aneurysm.dicom.header import Header, quiet_pydicom
 from aneurysm.dicom.pixel_format import pixel_format
 from aneurysm.dicom.series import MAX_FRAMES, TELLING, Decision, Frame, PixelFormat, modality_of
 from aneurysm.errors import PixelError
@@ -23,6 +26,7 @@ FALLBACK_THICK_MM: Final = (0.5, 0.5, 5.0)
 FALLBACK_THIN_ABOVE_FRAMES: Final = 80
 _ENHANCED: Final = frozenset({"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1"})
 _AXIAL: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+_TAKEN_FOR_AXIAL: Final = "taken for axial, rows to the left, columns to the back, frames towards the head"
 
 
 def frames_of_file(header: Header) -> tuple[list[Frame], list[Decision]]:
@@ -32,7 +36,7 @@ def frames_of_file(header: Header) -> tuple[list[Frame], list[Decision]]:
         return [], [Decision("unsupported_file", f"{header.name}: {fmt}")]
     n_frames = int(header.get("NumberOfFrames", 1))
     stored = _frames_stored(header, fmt)
-    decisions = []
+    decisions = [Decision("encoding_as_found", f"{header.name}: {header.mismatch}")] if header.mismatch else []
     if stored is not None and stored > 1 and _is_stripped(header):
         # The test set of the challenge has no NumberOfFrames: only the length of the pixel data tells.
         n_frames = stored
@@ -173,39 +177,78 @@ def _is_filled(dataset: Dataset, keyword: str) -> bool:
 
 
 def _with_positions(header: Header, frames: list[Frame]) -> tuple[list[Frame], list[Decision]]:
-    """Give the frames of a file without geometry the documented fallback; leave geometry that is there as it is."""
-    no_positions = all(f.position is None for f in frames)
+    """
+    Place the frames of a file in which they have no positions of their own; leave geometry that is there as it is.
+
+    What the header says of them all comes first, then the documented fallback.
+    """
+    absent = all(f.position is None for f in frames)
     # Default values: one position for all frames of a file, and nothing by which the frames could differ.
     same = len(frames) > 1 and len({(f.position, f.tells_apart) for f in frames}) == 1
-    if not no_positions and not same:
+    if not absent and not same:
         # Frames that lack something among others that don't are left out with the minority.
         return frames, []
-    default = FALLBACK_THIN_MM if len(frames) > FALLBACK_THIN_ABOVE_FRAMES else FALLBACK_THICK_MM
-    step = abs(_slice_step(header) or 0.0)
-    if not 0.01 <= step <= 50:
-        step = default[2]
-    first = frames[0]
-    orientation, spacing = first.orientation or _AXIAL, first.spacing_mm or (default[0], default[1])
-    row, column = np.array(orientation[:3]), np.array(orientation[3:])
-    start, normal = np.array(first.position or (0.0, 0.0, 0.0)), np.cross(row, column)
+    first, n = frames[0], len(frames)
+    rows, columns, step = FALLBACK_THIN_MM if n > FALLBACK_THIN_ABOVE_FRAMES else FALLBACK_THICK_MM
+    axes = None if first.orientation is None else plane_axes(first.orientation)
+    orientation = _AXIAL if axes is None or first.orientation is None else first.orientation
+    spacing, spacing_by = (rows, columns), "assumed"
+    if first.spacing_mm is not None:
+        spacing, spacing_by = first.spacing_mm, "PixelSpacing"
+    normal = np.array((0.0, 0.0, 1.0)) if axes is None else axes[2]
+    offsets, offsets_by = _frame_offsets(header, n, normal, step)
+    named = _tuple(header.get("ImagePositionPatient"), 3) or first.position
+    start, start_by = (named, "ImagePositionPatient") if named else ((0.0, 0.0, 0.0), "assumed")
     placed = [
-        replace(f, position=_tuple(start + step * i * normal, 3), orientation=orientation, spacing_mm=spacing)
-        for i, f in enumerate(frames)
+        replace(f, position=_tuple(start + offset * normal, 3), orientation=orientation, spacing_mm=spacing)
+        for f, offset in zip(frames, offsets, strict=True)
     ]
+    steps = sorted({f"{abs(s):.4g}" for s in np.diff(offsets)}, key=float)
     detail = (
-        f"{header.name}: {len(frames)} frames without positions; assumed rows {spacing[0]:g} mm, columns "
-        f"{spacing[1]:g} mm, slices {step:g} mm apart in the order of the frames"
-        + (", axial, towards the head" if first.orientation is None else "")
+        f"{header.name}: {n} frames without positions of their own; rows {spacing[0]:g} mm and columns "
+        f"{spacing[1]:g} mm apart ({spacing_by}), slices {' to '.join(steps[:: max(1, len(steps) - 1)])} mm apart "
+        f"({offsets_by}) in the order of the frames, the first at {', '.join(f'{v:g}' for v in start)} ({start_by})"
     )
-    return placed, [Decision("fallback_geometry", detail)]
+    decisions = [Decision("fallback_geometry", detail)]
+    if axes is None:
+        decisions.append(Decision("fallback_orientation", f"{header.name}: no orientation; {_TAKEN_FOR_AXIAL}"))
+    elif same and np.allclose(orientation, _AXIAL, atol=1e-6):
+        lost = "one position and the default orientation for all frames: the orientation counts as lost, too"
+        decisions.append(Decision("fallback_orientation", f"{header.name}: {lost}; {_TAKEN_FOR_AXIAL}"))
+    return placed, decisions
 
 
-def _slice_step(header: Header) -> float | None:
-    """Return SpacingBetweenSlices, of the top level or the functional groups."""
-    if (step := header.get("SpacingBetweenSlices")) is not None or header.dataset is None:
-        return None if step is None else float(step)
-    shared = _first(header.dataset, "SharedFunctionalGroupsSequence")
-    found = _floats([_of(_group([shared], "PixelMeasuresSequence"), "SpacingBetweenSlices")], 1)
+def _frame_offsets(
+    header: Header, n: int, normal: NDArray[np.float64], assumed_mm: float
+) -> tuple[NDArray[np.float64], str]:
+    """Return how far ``n`` frames lie from the first along ``normal``, in mm, and the element that says so."""
+    for keyword in ("GridFrameOffsetVector", "SliceLocationVector"):
+        vector = np.array(header.get(keyword, ()), np.float64)
+        if len(vector) != n:
+            continue
+        steps = np.diff(vector)
+        if _is_step(np.abs(steps)).all() and abs(np.sign(steps).sum()) == n - 1:
+            # Grid offsets count along the normal (PS3.3 C.8.8.3.2), slice locations along an axis of the patient.
+            turned = keyword == "SliceLocationVector" and normal[np.abs(normal).argmax()] < 0
+            return (vector - vector[0]) * (-1.0 if turned else 1.0), keyword
+    for keyword in ("SpacingBetweenSlices", "SliceThickness"):
+        step = abs(_measure(header, keyword) or 0.0)
+        if _is_step(step):
+            return step * np.arange(n, dtype=np.float64), keyword
+    return assumed_mm * np.arange(n, dtype=np.float64), "assumed"
+
+
+def _is_step(mm: Any) -> Any:
+    return (mm >= 0.01) & (mm <= 50.0)
+
+
+def _measure(header: Header, keyword: str) -> float | None:
+    """Return an element of the pixel measures, of the top level or else of the functional groups."""
+    if (top := header.get(keyword)) is not None or header.dataset is None:
+        return None if top is None else float(top)
+    groups = [_first(header.dataset, f"{kind}FunctionalGroupsSequence") for kind in ("Shared", "PerFrame")]
+    with quiet_pydicom():
+        found = _floats([_of(_group(groups, "PixelMeasuresSequence"), keyword)], 1)
     return found[0] if found else None
 
 

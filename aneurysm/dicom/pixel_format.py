@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from aneurysm.dicom.header import NATIVE, RLE, Header
+from aneurysm.dicom.encoding import NATIVE, RLE
+from aneurysm.dicom.header import Header
 from aneurysm.dicom.series import MAX_MATRIX, PixelFormat
 
 _PLAIN: Final = frozenset({*NATIVE, RLE})

@@ -16,8 +16,9 @@ from pydicom.pixels.decoders.base import get_decoder
 
 from aneurysm.dicom.codestream import JPEG, JPEG_EXTENDED, JPEG_LS, check_stream, rle_segments, unpacked_size
 from aneurysm.dicom.deflated import inflate_into
+from aneurysm.dicom.encoding import DEFLATED, EXPLICIT_BIG, NATIVE, RLE
 from aneurysm.dicom.fragments import Fragment, read_fragments, read_frame
-from aneurysm.dicom.header import DEFLATED, EXPLICIT_BIG, NATIVE, RLE, quiet_pydicom
+from aneurysm.dicom.header import quiet_pydicom
 from aneurysm.dicom.series import Frame, PixelFormat
 from aneurysm.errors import PixelError, system_error
 
@@ -95,23 +96,26 @@ class PixelReader:
         fmt = frame.format
         dtype = _stored_dtype(fmt)
         count = fmt.rows * fmt.columns
-        skip = frame.index * count * dtype.itemsize
-        if frame.pixel_offset is None or skip + count * dtype.itemsize > frame.pixel_length:
+        first = frame.index * count
+        # Two 8-bit pixels make one big-endian word, so neighbours are swapped: of an odd frame with one beyond it.
+        in_words = fmt.bits_allocated == 8 and frame.pixel_vr == "OW" and fmt.transfer_syntax == EXPLICIT_BIG
+        start, stop = (first & ~1, first + count + 1 & ~1) if in_words else (first, first + count)
+        skip, end = start * dtype.itemsize, stop * dtype.itemsize
+        if frame.pixel_offset is None or end > frame.pixel_length:
             raise PixelError(
                 f"{frame.name}: {frame.pixel_length} bytes of pixel data, frame {frame.index} of {fmt.rows} x "
-                f"{fmt.columns} ends at {skip + count * dtype.itemsize}"
+                f"{fmt.columns} ends at {end}"
             )
         if fmt.transfer_syntax == DEFLATED:
             self._inflate(frame, frame.pixel_offset, frame.frames_in_file * count * dtype.itemsize)
-            data = self._inflated[skip : skip + count * dtype.itemsize]
+            data = self._inflated[skip:end]
             values = data[: len(data) // dtype.itemsize * dtype.itemsize].view(dtype)
         else:
-            values = self._from_file(frame.path, dtype, count, frame.pixel_offset + skip)
-        if len(values) != count:
-            raise PixelError(f"{frame.name}: the file breaks off after {len(values)} of {count} pixels")
-        if fmt.bits_allocated == 8 and frame.pixel_vr == "OW" and fmt.transfer_syntax == EXPLICIT_BIG:
-            # Two 8-bit pixels make one big-endian word, so neighbours are swapped.
-            values = values[: count // 2 * 2].reshape(-1, 2)[:, ::-1].reshape(-1)
+            values = self._from_file(frame.path, dtype, stop - start, frame.pixel_offset + skip)
+        if len(values) != stop - start:
+            raise PixelError(f"{frame.name}: the file breaks off after {len(values)} of {stop - start} pixels")
+        if in_words:
+            values = values.reshape(-1, 2)[:, ::-1].reshape(-1)[first - start :][:count]
         if not dtype.isnative:
             values = values.astype(dtype.newbyteorder("="))
         return values.reshape(fmt.rows, fmt.columns)

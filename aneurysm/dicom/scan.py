@@ -6,19 +6,26 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aneurysm.annotations.tables import read_tables
-from aneurysm.dicom.header import NotDicomError, read_header
+from aneurysm.dicom.header import DamagedHeaderError, NotDicomError, read_header
 from aneurysm.dicom.series import UID
-from aneurysm.errors import DataError
+from aneurysm.errors import DataError, Reason, SeriesRejectedError
 
+if TYPE_CHECKING:
+    from aneurysm.cache.supervisor import LostError
+
+UNREADABLE: Final = "unreadable"
+"""Begins the name of what stands for files of a folder that can't be read, and whose series is not known."""
 _SAFE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _BATCH: Final = 256
+_LOST_AND_FOUND: Final = "lost+found"
+"""Every ext4 disk has such a folder, which is root's alone: nothing of a series is in it."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +33,20 @@ class SeriesSource:
     """
     One series to be: its UID, and its folder (RSNA layout) or files. ``problem``: why the UID can't be used.
 
-    ``files`` are text: a million `Path` take a third of a gigabyte more.
+    ``files`` are text: a million `Path` take a third of a gigabyte more. ``lost`` is the reason and the detail of a
+    file that could not be read during the scan, and that may be one of this series: it is not built without it.
     """
 
     uid: str
     folder: Path | None = None
     files: tuple[str, ...] = ()
     problem: str = ""
+    lost: tuple[Reason, str] | None = None
+
+    def check_complete(self) -> None:
+        """Raise `SeriesRejectedError` if a file is lost that may be one of the series."""
+        if self.lost is not None:
+            raise SeriesRejectedError(*self.lost)
 
     def list_files(self) -> list[Path]:
         """Return the files, sorted; hidden ones are no part of a series."""
@@ -56,14 +70,54 @@ class SeriesSource:
         yield self
 
 
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """
+    What a scan learns of one file of a tree.
+
+    Attributes
+    ----------
+    kind
+        What it is if it has no image: "not DICOM", "DICOM without image", "damaged DICOM", "folder"; else "".
+    series_uid, sop_uid
+        Of its header, or "".
+    is_slice
+        It has, or once had, the rows of an image.
+    lost
+        Reason and detail if it can't be read.
+    """
+
+    kind: str = ""
+    series_uid: str = ""
+    sop_uid: str = ""
+    is_slice: bool = True
+    lost: tuple[Reason, str] | None = None
+
+
+@dataclass
+class Ignored:
+    """How many files are no part of any series, by kind, and of each kind an example that names no file."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, example: str, count: int = 1) -> None:
+        """Count files of a kind; the first example is kept."""
+        self.counts[kind] += count
+        self.examples.setdefault(kind, example)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{n} {kind} (such as {self.examples[kind]})" for kind, n in sorted(self.counts.items()))
+
+
 @dataclass
 class Inventory:
-    """What a data folder holds. ``ignored`` counts by kind the files that are no part of any series."""
+    """What a data folder holds; ``ignored`` are the files that are no part of any series."""
 
     root: Path | str
     layout: str
     sources: list[SeriesSource]
-    ignored: Counter[str] = field(default_factory=Counter)
+    ignored: Ignored = field(default_factory=Ignored)
 
 
 def find_series(root: Path, workers: int = 1, timeout_s: float | None = None) -> Inventory:
@@ -88,8 +142,7 @@ def find_series(root: Path, workers: int = 1, timeout_s: float | None = None) ->
     else:
         inventory = _free_tree(root, workers, timeout_s)
     if not inventory.sources:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(inventory.ignored.items())) or "no files"
-        raise DataError(f"no DICOM series under {root}: found {kinds}")
+        raise DataError(f"no DICOM series under {root}: found {str(inventory.ignored) or 'no files'}")
     return inventory
 
 
@@ -125,14 +178,16 @@ def named_folders(names: Iterable[str], listed: Callable[[], Container[str]]) ->
 
 
 def _rsna_layout(root: Path) -> Inventory:
-    ignored = Counter[str]()
-    names = []
+    names, loose = [], 0
     with os.scandir(root / "series") as entries:
         for entry in entries:
             if entry.is_dir():
                 names.append(entry.name)
             elif not entry.name.startswith("."):
-                ignored["loose files in series/"] += 1
+                loose += 1
+    ignored = Ignored()
+    if loose:
+        ignored.add("loose files in series/", f"file 1 of {loose} by name", loose)
     folders = named_folders(names, lambda: read_tables(root).notes)
     return Inventory(root, "rsna", [safe_source(uid, root / "series" / name) for name, uid in folders], ignored)
 
@@ -142,61 +197,105 @@ def _free_tree(root: Path, workers: int, timeout_s: float | None) -> Inventory:
     from aneurysm.cache.supervisor import Limits
 
     paths = list(_visible_files(root, recursive=True))
-    told = in_batches(series_uids, paths, _BATCH, workers, not_told, Limits(timeout_s))
-    sources, ignored = group_by_series(root, zip(paths, told, strict=True))
+    facts = in_batches(file_facts, paths, _BATCH, workers, lost_facts, Limits(timeout_s))
+    sources, ignored = group_by_series(root, paths, list(facts))
     return Inventory(root, "tree", sources, ignored)
 
 
-def not_told(_file: object, _error: Exception) -> tuple[str, str]:
-    """Return what `series_uids` says of a file without UID: the series of its folder will tell what is the matter."""
-    return "", ""
+def lost_facts(_file: object, error: LostError) -> FileFacts:
+    """Return the facts of a file that ended the process which read it, or took too long."""
+    return FileFacts(lost=(error.reason, error.detail))
 
 
-def group_by_series(
-    root: Path, found: Iterable[tuple[str, tuple[str, str]]]
-) -> tuple[list[SeriesSource], Counter[str]]:
+def group_by_series(root: Path, paths: Sequence[str], facts: Sequence[FileFacts]) -> tuple[list[SeriesSource], Ignored]:
     """
-    Return the series of a tree, and how many files are ignored, by kind.
+    Return the series of a tree, and which files are ignored; ``facts`` are those of ``paths``, all below ``root``.
 
-    ``found`` has of each file its path below ``root``, why it is ignored or "", and its SeriesInstanceUID or "".
+    Slices that are damaged or have no pixels stay with their series, which then says so. A file that can't be read at
+    all may be one of any series that has files in its folder; where none has, of those that are spread over several
+    folders; else it makes up a series of its own, with the others of its folder.
     """
-    ignored = Counter[str]()
+    ignored = Ignored()
+    images = {f.series_uid for f in facts if not f.kind and f.lost is None}
     by_uid: dict[str, list[str]] = defaultdict(list)
-    by_folder: dict[Path, list[str]] = defaultdict(list)
-    for path, (kind, uid) in found:
-        if kind:
-            ignored[kind] += 1
-        elif uid:
-            by_uid[uid].append(path)
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    unreadable: dict[str, list[int]] = defaultdict(list)
+    for i, (path, f) in enumerate(zip(paths, facts, strict=True)):
+        folder = os.path.dirname(path)  # noqa: PTH120 - of a million
+        if f.lost is not None and Path(path).name == _LOST_AND_FOUND:
+            ignored.add("unreadable", _by_place(i, paths))
+        elif f.lost is not None:
+            unreadable[path if f.kind == "folder" else folder].append(i)
+        elif f.kind and not (f.is_slice or (f.series_uid and f.series_uid in images)):
+            named = f"image {f.sop_uid}" if UID.fullmatch(f.sop_uid) else _by_place(i, paths)
+            ignored.add(f.kind, named)
+        elif f.series_uid:
+            by_uid[f.series_uid].append(path)
         else:
-            by_folder[Path(path).parent].append(path)
+            by_folder[folder].append(path)
     sources = [safe_source(uid, files=files) for uid, files in sorted(by_uid.items())]
     taken = {s.uid for s in sources}
     for folder, files in sorted(by_folder.items()):
-        name = folder.name
+        name = Path(folder).name
         if not UID.fullmatch(name) or name in taken:
-            name = hashed_name("folder", folder.relative_to(root).as_posix())
+            name = hashed_name("folder", Path(folder).relative_to(root).as_posix())
         taken.add(name)
         sources.append(safe_source(name, files=files))
+    if unreadable:
+        sources = _with_lost(root, sources, paths, facts, unreadable)
     return sources, ignored
 
 
-def series_uids(paths: Iterable[str]) -> list[tuple[str, str]]:
-    """Return for each path why it is ignored or "", and its SeriesInstanceUID or ""."""
-    found = []
-    for path in paths:
-        try:
-            header = read_header(Path(path))
-        except NotDicomError:
-            found.append(("not DICOM", ""))
-        except OSError:
-            found.append(("unreadable", ""))
-        else:
-            if header.pixel_length == 0:
-                found.append(("DICOM without image", ""))
-            else:
-                found.append(("", str(header.get("SeriesInstanceUID", ""))))
-    return found
+def _by_place(index: int, paths: Sequence[str]) -> str:
+    return f"file {index + 1} of {len(paths)} by path"
+
+
+def _with_lost(
+    root: Path,
+    sources: list[SeriesSource],
+    paths: Sequence[str],
+    facts: Sequence[FileFacts],
+    unreadable: Mapping[str, Sequence[int]],
+) -> list[SeriesSource]:
+    """Return ``sources`` with those marked that files which can't be read (indices, by folder) may belong to."""
+    folders = [{os.path.dirname(name) for name in s.files} for s in sources]  # noqa: PTH120
+    spread = [os.path.commonpath(f) if len(f) > 1 else None for f in folders]
+    marked = dict(enumerate(sources))
+    for folder, indices in unreadable.items():
+        reason, detail = facts[indices[0]].lost or (Reason.READ_ERROR, "")
+        others = f", and {len(indices) - 1} more of its folder" if len(indices) > 1 else ""
+        lost = f"{_by_place(indices[0], paths)} can't be read when the data are scanned{others}: {detail}"
+        affected = [i for i, own in enumerate(folders) if folder in own] or [
+            i for i, common in enumerate(spread) if common and Path(folder).is_relative_to(common)
+        ]
+        for i in affected:
+            marked[i] = replace(marked[i], lost=(reason, f"{lost}. It may be one of this series"))
+        if not affected:
+            name = hashed_name(UNREADABLE, Path(folder).relative_to(root).as_posix())
+            own = tuple(paths[i] for i in indices)
+            marked[len(marked)] = SeriesSource(name, files=own, lost=(reason, f"{lost}. Its series is not known"))
+    return list(marked.values())
+
+
+def file_facts(paths: Iterable[str]) -> list[FileFacts]:
+    """Return what each file is."""
+    return [_facts(path) for path in paths]
+
+
+def _facts(path: str) -> FileFacts:
+    try:
+        header = read_header(Path(path))
+    except DamagedHeaderError as error:
+        values, kind = error.values, "damaged DICOM"
+    except NotDicomError:
+        return FileFacts("not DICOM", is_slice=False)
+    except OSError as error:
+        detail = f"{type(error).__name__}: {error.strerror or 'input/output error'}"
+        return FileFacts("folder" if Path(path).is_dir() else "", lost=(Reason.READ_ERROR, detail))
+    else:
+        values, kind = header.values, "" if header.pixel_length else "DICOM without image"
+    series_uid, sop_uid = (str(values.get(k, "")) for k in ("SeriesInstanceUID", "SOPInstanceUID"))
+    return FileFacts(kind, series_uid, sop_uid, is_slice=not kind or "Rows" in values)
 
 
 def _visible_files(
@@ -221,10 +320,11 @@ def _visible_files(
         return
     for entry in entries:
         try:
-            is_file = entry.is_file()
+            # A link to nothing, as of a file that was not fetched, is a file that can't be read.
+            is_file = entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
             is_folder = recursive and entry.is_dir() and not entry.name.endswith(".zarr")
         except OSError:  # a link to itself
-            is_file, is_folder = recursive, False
+            is_file, is_folder = True, False
         if is_file:
             yield entry.path
         elif is_folder:

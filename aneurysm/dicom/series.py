@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from aneurysm.dicom.header import Header, NotDicomError, read_header
+from aneurysm.dicom.header import DamagedHeaderError, Header, NotDicomError, read_header
 from aneurysm.errors import Reason, SeriesRejectedError
 
 MAX_MATRIX: Final = 8192
@@ -111,7 +111,11 @@ FrameKey = tuple[Path, int]
 
 @dataclass(slots=True)
 class Series:
-    """All frames of one series in no particular order, what the headers say of it, and what was left out so far."""
+    """
+    All frames of one series in no particular order, what the headers say of it, and what was left out so far.
+
+    ``damaged`` counts the files that were slices, and whose header breaks off or has no pixels behind it.
+    """
 
     uid: str
     frames: list[Frame]
@@ -120,6 +124,7 @@ class Series:
     bytes_in: int
     patient_id: str
     decisions: list[Decision] = field(default_factory=list)
+    damaged: int = 0
 
     @property
     def modality(self) -> str:
@@ -149,17 +154,20 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
     unreadable: list[str] = []
     without_pixels: list[str] = []
     decisions: list[Decision] = []
+    damaged = 0
     for number, path in enumerate(files, 1):
         name = f"file {number} of {len(files)} by name"
         try:
             header = read_header(path)
-        except NotDicomError:
+        except NotDicomError as error:
             unreadable.append(name)
+            damaged += isinstance(error, DamagedHeaderError)
             continue
         sop_uid = str(header.get("SOPInstanceUID", ""))
         header.name = f"image {sop_uid}" if UID.fullmatch(sop_uid) else name
         if header.pixel_length == 0:
             without_pixels.append(header.name)
+            damaged += "Rows" in header.values
             continue
         headers.append(header)
 
@@ -202,6 +210,7 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         bytes_in=sum(h.file_size for h in headers),
         patient_id=str(first.get("PatientID", "")),
         decisions=decisions,
+        damaged=damaged,
     )
 
 

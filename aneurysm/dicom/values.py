@@ -32,6 +32,7 @@ WANTED: Final[dict[str, tuple[int, str]]] = {
     "EchoNumbers": (0x00180086, "text"),
     "MagneticFieldStrength": (0x00180087, "float"),
     "SpacingBetweenSlices": (0x00180088, "float"),
+    "SliceLocationVector": (0x00182005, "floats"),
     "ProtocolName": (0x00181030, "text"),
     "TriggerTime": (0x00181060, "float"),
     "FlipAngle": (0x00181314, "float"),
@@ -57,6 +58,7 @@ WANTED: Final[dict[str, tuple[int, str]]] = {
     "RescaleIntercept": (0x00281052, "float"),
     "RescaleSlope": (0x00281053, "float"),
     "RescaleType": (0x00281054, "text"),
+    "GridFrameOffsetVector": (0x3004000C, "floats"),
 }
 KEYWORDS: Final = {tag: keyword for keyword, (tag, _) in WANTED.items()}
 _LONGEST: Final = 10_000

@@ -48,6 +48,7 @@ def read_path(path: SeriesPath, spec: CacheSpec) -> ReadSeries:
 
 
 def _read_dicom(source: SeriesSource, spec: CacheSpec) -> ReadSeries:
+    source.check_complete()
     with source.brought() as local:
         files = local.list_files()
         if not files:

@@ -101,6 +101,13 @@ class StoredCache(CachePlace):
         self._store.delete(left)
         return rows
 
+    def remove_records(self, uids: Sequence[str]) -> None:
+        """Remove the records of series that there are no more."""
+        super().remove_records(uids)
+        self._store.delete(record_of(uid) for uid in uids)
+        for uid in uids:
+            self._records.pop(uid, None)
+
     def leave_seconds(self, seconds: Mapping[str, float]) -> None:
         """Leave for the next `write_manifest` how long series took."""
         before = set(self.layout.seconds.glob("*.json"))

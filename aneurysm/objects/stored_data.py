@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,18 +11,21 @@ from typing import Final
 
 from aneurysm.annotations.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
 from aneurysm.annotations.vessels import MASK_ENDINGS, find_masks
-from aneurysm.dicom.header import DEFLATED, NotDicomError, read_header
+from aneurysm.dicom.encoding import DEFLATED
+from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.dicom.scan import (
+    FileFacts,
+    Ignored,
     Inventory,
     SeriesSource,
+    file_facts,
     find_series,
     group_by_series,
+    lost_facts,
     named_folders,
-    not_told,
     safe_source,
-    series_uids,
 )
-from aneurysm.errors import DataError
+from aneurysm.errors import DataError, Reason
 from aneurysm.objects.scratch import scratch_folder, scratch_space_told, told_as
 from aneurysm.objects.store import ObjectStore, StoredObject
 from aneurysm.objects.url import is_url
@@ -118,8 +120,7 @@ class StoredData(DataPlace):
         else:
             inventory = self._free_tree(workers)
         if not inventory.sources:
-            kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(inventory.ignored.items())) or "no files"
-            raise DataError(f"no DICOM series below {self._store.url}: found {kinds}")
+            raise DataError(f"no DICOM series below {self._store.url}: found {str(inventory.ignored) or 'no files'}")
         return inventory
 
     def tables(self) -> Tables:
@@ -150,9 +151,9 @@ class StoredData(DataPlace):
 
     def _rsna_layout(self) -> Inventory:
         folders, files = self._store.folders("series")
-        ignored = Counter[str]()
+        ignored = Ignored()
         if loose := sum(not name.startswith(".") for name in files):
-            ignored["loose files in series/"] = loose
+            ignored.add("loose files in series/", f"file 1 of {loose} by name", loose)
         sources: list[SeriesSource] = []
         for name, uid in named_folders(folders, lambda: self.tables().notes):
             s = safe_source(uid)
@@ -165,16 +166,17 @@ class StoredData(DataPlace):
         objects = [o for o in self._store.find() if _is_visible(o.key)]
         # In the order in which a folder is gone through, so that the volumes are the same.
         objects.sort(key=lambda o: o.key.split("/"))
-        told = in_batches(partial(_series_uids, self._store.url), objects, _BATCH, workers, not_told)
-        root = Path("/")
-        names = (f"/{o.key}" for o in objects)
-        local, ignored = group_by_series(root, zip(names, told, strict=True))
+        facts = in_batches(partial(_file_facts, self._store.url), objects, _BATCH, workers, lost_facts)
+        names = [f"/{o.key}" for o in objects]
+        local, ignored = group_by_series(Path("/"), names, list(facts))
         sizes = {o.key: o.size for o in objects}
         sources: list[SeriesSource] = []
         for s in local:
             keys = tuple(name[1:] for name in s.files)
             size_of = tuple(sizes[key] for key in keys)
-            sources.append(StoredSource(s.uid, problem=s.problem, url=self._store.url, keys=keys, sizes=size_of))
+            sources.append(
+                StoredSource(s.uid, problem=s.problem, lost=s.lost, url=self._store.url, keys=keys, sizes=size_of)
+            )
         return Inventory(self._store.url, "tree", sources, ignored)
 
 
@@ -208,17 +210,24 @@ def _file_of(key: str, folder: Path) -> Path:
     return folder / key.rsplit("/", 1)[-1][-60:]
 
 
-def _series_uids(url: str, objects: Sequence[StoredObject]) -> list[tuple[str, str]]:
-    """Return for each object why it is ignored or "", and its SeriesInstanceUID or ""."""
+def _file_facts(url: str, objects: Sequence[StoredObject]) -> list[FileFacts]:
+    """Return what each object is."""
     store = ObjectStore(url)
     with scratch_folder() as folder, scratch_space_told(folder):
         # Not by their keys: a store may have a and a/b at once, and names that are too long for a disk.
         paths = {o.key: folder / str(i) for i, o in enumerate(objects)}
-        try:
-            store.each(lambda o: _bring_header(store, o.key, o.size, paths[o.key]), objects)
-        except FileNotFoundError as error:
-            raise DataError(f"{error}: it was there when {url} was listed") from error
-        return series_uids([str(path) for path in paths.values()])
+
+        def bring(o: StoredObject) -> bool:
+            try:
+                _bring_header(store, o.key, o.size, paths[o.key])
+            except FileNotFoundError:
+                return False
+            return True
+
+        there = store.each(bring, objects)
+        facts = iter(file_facts([str(p) for p, brought in zip(paths.values(), there, strict=True) if brought]))
+        gone = FileFacts(lost=(Reason.READ_ERROR, "the object was there when they were listed, and is gone"))
+        return [next(facts) if brought else gone for brought in there]
 
 
 def _bring_header(store: ObjectStore, key: str, size: int, path: Path) -> None:

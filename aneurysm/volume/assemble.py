@@ -59,11 +59,16 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
     decisions = list(series.decisions)
     frames = series.frames
     stack = stack_frames(frames, spec.slices, reader.same_pixels)
+    allowed = spec.slices.max_unreadable_fraction * (len(stack.frames) + series.damaged) - series.damaged
+    if allowed < 0:
+        raise SeriesRejectedError(
+            Reason.UNREADABLE_PIXELS,
+            f"{series.damaged} files are damaged before their pixels, beside {len(stack.frames)} slices that are not",
+        )
     try:
         grid, voxels, intensity, notes = _resample(stack, spec, reader, ct=ct)
     except PixelError as first:
         # Rare, so only now is every frame tried. What can't be read counts as a missing slice.
-        allowed = spec.slices.max_unreadable_fraction * len(stack.frames)
         bad: list[Frame] = []
         for frame in stack.frames:
             if not _readable(frame, reader):

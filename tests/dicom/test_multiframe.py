@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset
-from pydicom.sequence import Sequence
+from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from tests.support.acquisition import PLANES, Acquisition, acquire, rotation
-from tests.support.cached import cached, run
+from tests.support.cached import CachedImage, cached, run
 from tests.support.pattern import Pattern, anatomy
 from tests.support.pixels import JPEG_LOSSLESS, Storage
 from tests.support.series import new_uid, numbers, write_multiframe
@@ -71,9 +73,9 @@ def test_geometry_that_every_frame_repeats_is_read_too(tmp_path):
     def edit(dataset: Dataset) -> None:
         shared = dataset.SharedFunctionalGroupsSequence[0]
         for frame in dataset.PerFrameFunctionalGroupsSequence:
-            frame.PixelMeasuresSequence = Sequence([shared.PixelMeasuresSequence[0]])
-            frame.PlaneOrientationSequence = Sequence([shared.PlaneOrientationSequence[0]])
-        dataset.SharedFunctionalGroupsSequence = Sequence([Dataset()])
+            frame.PixelMeasuresSequence = DicomSequence([shared.PixelMeasuresSequence[0]])
+            frame.PlaneOrientationSequence = DicomSequence([shared.PlaneOrientationSequence[0]])
+        dataset.SharedFunctionalGroupsSequence = DicomSequence([Dataset()])
 
     write_multiframe(tmp_path / "s", stack, _pattern(stack), edit=edit)
     assert_shows(cached(tmp_path / "s"), stack, _pattern(stack))
@@ -91,7 +93,7 @@ def test_a_scout_frame_of_another_orientation_is_dropped(tmp_path):
     def edit_frame(frame: Dataset, index: int) -> None:
         item = Dataset()
         item.ImageOrientationPatient = numbers((scout if index < 2 else stack).orientation)
-        frame.PlaneOrientationSequence = Sequence([item])
+        frame.PlaneOrientationSequence = DicomSequence([item])
 
     def edit(dataset: Dataset) -> None:
         del dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
@@ -131,6 +133,110 @@ def test_a_stripped_file_takes_the_pixel_datas_length_for_the_number_of_frames(t
     path = write_multiframe(tmp_path / "s", stack, _pattern(stack), stripped=True).paths[0]
     assert "NumberOfFrames" not in pydicom.dcmread(path)
     assert cached(tmp_path / "s").meta["source"]["shape"] == [14, 40, 48]
+
+
+def classic(folder: Path, stack: Acquisition, pattern: Pattern, **elements: object) -> None:
+    """One multi-frame CT file without functional groups: what is said is said once, at the top level."""
+
+    def edit(dataset: Dataset) -> None:
+        del dataset.SharedFunctionalGroupsSequence, dataset.PerFrameFunctionalGroupsSequence
+        dataset.ImagePositionPatient = numbers(stack.positions[0])
+        dataset.ImageOrientationPatient = numbers(stack.orientation)
+        dataset.PixelSpacing = numbers(stack.spacing_mm)
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+        for keyword, value in elements.items():
+            setattr(dataset, keyword, value)
+
+    write_multiframe(folder, stack, pattern, modality="CT", edit=edit)
+
+
+def detail(image: CachedImage, code: str) -> str:
+    (found,) = [d["detail"] for d in image.meta["decisions"] if d["code"] == code]
+    return found
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize(
+    "says",
+    [{"SliceThickness": 1.5}, {"SpacingBetweenSlices": 1.5}, {"SliceThickness": 4.0, "SpacingBetweenSlices": 1.5}],
+    ids=lambda says: " and ".join(says),
+)
+def test_what_the_top_level_says_wins_over_the_fallback(tmp_path, says, plane):
+    stack = acquire(plane, slices=20, gap_mm=1.5, spacing_mm=(0.8, 1.1))
+    classic(tmp_path / "s", stack, _pattern(stack, "CT"), **says)
+    image = cached(tmp_path / "s")
+    assert_shows(image, stack, _pattern(stack, "CT"))
+    assert f"1.5 mm apart ({list(says)[-1]})" in detail(image, "fallback_geometry")
+    assert "(ImagePositionPatient)" in detail(image, "fallback_geometry")
+    assert ("fallback_orientation" in image.codes) == (plane == "axial"), "the default orientation may be a placeholder"
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_vector_of_offsets_places_every_frame(tmp_path, reverse):
+    """Uneven, and against the normal: GridFrameOffsetVector counts along it."""
+    offsets = [0, *np.cumsum(np.random.default_rng(4).uniform(0.9, 2.0, 19))]
+    stack = acquire(offsets_mm=offsets, reverse=reverse)
+    vector = numbers((stack.positions - stack.positions[0]) @ stack.normal)
+    classic(tmp_path / "s", stack, _pattern(stack, "CT"), GridFrameOffsetVector=vector, SpacingBetweenSlices=5.0)
+    image = cached(tmp_path / "s")
+    assert_shows(image, stack, _pattern(stack, "CT"))
+    assert "(GridFrameOffsetVector)" in detail(image, "fallback_geometry")
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_slice_locations_count_along_an_axis_of_the_patient(tmp_path, plane, reverse):
+    stack = acquire(plane, slices=20, gap_mm=1.5, reverse=reverse)
+    axis = np.abs(stack.normal).argmax()
+    classic(tmp_path / "s", stack, _pattern(stack, "CT"), SliceLocationVector=numbers(stack.positions[:, axis]))
+    assert_shows(cached(tmp_path / "s"), stack, _pattern(stack, "CT"))
+
+
+@pytest.mark.parametrize(
+    "orientation, code", [((1, 0, 0, 0, 1, 0), True), ((0, 1, 0, 0, 0, -1), False)], ids=["default", "sagittal"]
+)
+def test_one_position_and_the_default_orientation_for_all_frames_are_both_lost(tmp_path, orientation, code):
+    stack = acquire(slices=20, gap_mm=1.5)
+
+    def edit(dataset: Dataset) -> None:
+        measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        measures.SliceThickness = 1.5
+        plane = dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+        plane.ImageOrientationPatient = list(orientation)
+
+    def edit_frame(frame: Dataset, _index: int) -> None:
+        frame.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 0]
+
+    write_multiframe(tmp_path / "s", stack, _pattern(stack), edit=edit, edit_frame=edit_frame)
+    image = cached(tmp_path / "s")
+    assert image.meta["source"]["spacing_mm"] == [1.5, 1.0, 1.0]
+    assert "1.5 mm apart (SliceThickness)" in detail(image, "fallback_geometry")
+    assert ("fallback_orientation" in image.codes) == code
+    if code:
+        assert "counts as lost, too" in detail(image, "fallback_orientation")
+
+
+def test_positions_win_over_a_spacing_that_lies(tmp_path):
+    """As in the challenge's data: 18 mm where positions say 0.498."""
+    stack = acquire(slices=40, gap_mm=0.498)
+
+    def edit(dataset: Dataset) -> None:
+        dataset.SpacingBetweenSlices = 18.0
+        dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 18.0
+
+    write_multiframe(tmp_path / "s", stack, _pattern(stack), edit=edit)
+    image = cached(tmp_path / "s")
+    assert_shows(image, stack, _pattern(stack))
+    assert "fallback_geometry" not in image.codes
+
+
+def test_an_orientation_that_is_none_is_one_that_is_absent(tmp_path):
+    stack = acquire(slices=20, gap_mm=1.5)
+    zeros = {"ImageOrientationPatient": [0] * 6, "SliceThickness": 1.5}
+    classic(tmp_path / "s", stack, _pattern(stack, "CT"), **zeros)
+    image = cached(tmp_path / "s")
+    assert_shows(image, stack, _pattern(stack, "CT"))
+    assert "no orientation" in detail(image, "fallback_orientation")
 
 
 def test_two_enhanced_files_of_one_series_are_not_mixed(tmp_path):

@@ -8,13 +8,20 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import pydicom
 import pytest
+from rich.console import Console
 
+from aneurysm.cache.build import precache
+from aneurysm.cache.supervisor import LostError
 from aneurysm.dicom import scan
+from aneurysm.dicom.header import Header
+from aneurysm.errors import Reason, SeriesRejectedError
+from cli.progress import PrecacheProgress
 from tests.support.acquisition import acquire
 from tests.support.cached import run
 from tests.support.pattern import anatomy
-from tests.support.series import new_uid, write_series
+from tests.support.series import new_uid, save, write_series
 from tests.support.trees import RsnaTree, scatter_junk
 from tests.support.truth import assert_shows
 
@@ -147,20 +154,144 @@ def test_the_size_is_told_from_the_file_in_the_middle(tmp_path):
     assert scan.SeriesSource("1.2", tmp_path / "folder").approximate_size() == 0
 
 
-def test_what_can_not_be_opened_in_a_free_tree_is_counted(tmp_path, monkeypatch):
-    """A folder that is root's alone, as lost+found, and a link to itself."""
+def test_what_is_no_image_in_a_free_tree_is_counted_with_an_example(tmp_path, capsys):
+    """A report, a file that lost its pixels with its header, and what is no DICOM; no name of a file is shown."""
+    data = tmp_path / "data"
+    written = write_series(data / "Smith", STACK, PATTERN, uid=UID)
+    for number, name in enumerate(("report-Smith", "other-Smith")):
+        report = pydicom.dcmread(written.paths[0])
+        report.SOPInstanceUID, report.SeriesInstanceUID = f"1.2.3.{number}", OTHER_UID
+        for keyword in ("PixelData", "Rows", "Columns", "BitsAllocated"):
+            delattr(report, keyword)
+        save(report, data / name)
+    torn = written.paths[0].read_bytes()
+    (data / "torn-Smith").write_bytes(torn[: torn.index(b"\x08\x00\x16\x00") + 4])
+    (data / "letter-Smith").write_text("no image")
+    ignored = scan.find_series(data).ignored
+    assert ignored.counts == {"DICOM without image": 2, "damaged DICOM": 1, "not DICOM": 1}
+    assert ignored.examples == {
+        "DICOM without image": "image 1.2.3.1",
+        "damaged DICOM": "file 14 of 14 by path",
+        "not DICOM": "file 11 of 14 by path",
+    }
+    with PrecacheProgress(Console(stderr=True, width=300)) as progress:
+        precache(data, tmp_path / "cache", progress=progress)
+    shown = capsys.readouterr().err
+    assert "2 DICOM without image (such as image 1.2.3.1)" in shown
+    assert "-Smith" not in shown
+
+
+def test_slices_that_lost_their_pixels_stay_with_their_series(tmp_path):
+    """Broken off within the header, or before the pixels: a series of nothing else has a row, too."""
+    data = tmp_path / "data"
+    first = write_series(data / "a", STACK, PATTERN, uid=UID)
+    second = write_series(data / "b", OTHER.take([0, 1]), OTHER_PATTERN, uid=OTHER_UID)
+    ends = (b"\xe0\x7f\x10\x00", b"\x28\x00\x30\x00", b"\x28\x00\x30\x00")
+    for path, end in zip((first.paths[4], *second.paths), ends, strict=True):
+        path.write_bytes(path.read_bytes()[: path.read_bytes().index(end)] + end[: len(end) // 2])
+    sources = {source.uid: source for source in scan.find_series(data).sources}
+    assert [len(sources[uid].files) for uid in (UID, OTHER_UID)] == [10, 2]
+    outcome = run(data)
+    assert outcome.reason(UID) == "unreadable_pixels", "one of ten slices is more than a spec allows"
+    assert outcome.reason(OTHER_UID) == "no_images"
+
+
+def unreadable(monkeypatch, *lost: Path) -> None:
+    """Make reading of these files fail as a disk does, while a tree is scanned."""
+    real = scan.read_header
+
+    def read(path: Path) -> Header:
+        if path in lost:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path)
+
+    monkeypatch.setattr(scan, "read_header", read)
+
+
+def test_a_series_is_not_cached_without_a_file_that_the_scan_could_not_read(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    written = write_series(data / "Smith", STACK, PATTERN, uid=UID)
+    write_series(data / "Smith-other", OTHER, OTHER_PATTERN, uid=OTHER_UID)
+    with monkeypatch.context() as patch:
+        unreadable(patch, written.paths[4])
+        outcome = run(data)
+    assert outcome.cached == 1
+    assert outcome.row(UID)["status"] == "failed"
+    assert outcome.reason(UID) == "read_error"
+    number = sorted(written.paths).index(written.paths[4]) + 1
+    detail = outcome.row(UID)["detail"]
+    assert f"file {number} of 22 by path" in detail
+    assert "OSError: Input/output error" in detail
+    assert "Smith" not in detail
+    again = run(data, retry_failed=True)
+    assert_shows(again.image(UID), STACK, PATTERN)
+
+
+def test_a_link_to_a_file_that_is_not_there_is_a_file_that_can_not_be_read(tmp_path):
+    """As in a data set of which not everything was fetched; in either layout."""
+    written = write_series(tmp_path / "tree" / "one", STACK, PATTERN, uid=UID)
+    written.paths[4].unlink()
+    written.paths[4].symlink_to("nowhere")
+    shutil.copytree(written.folder, tmp_path / "rsna" / "series" / UID, symlinks=True)
+    assert run(tmp_path / "tree").reason(UID) == "read_error"
+    assert run(tmp_path / "rsna").reason(UID) == "read_error"
+
+
+def test_a_series_that_is_spread_over_folders_may_have_lost_any_file(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    for i in range(10):
+        written = write_series(data / "spread" / str(i), STACK.take([i]), PATTERN, uid=UID, label=str(i))
+        last = written.paths[0]
+    write_series(data / "whole", OTHER, OTHER_PATTERN, uid=OTHER_UID)
+    unreadable(monkeypatch, last)
+    outcome = run(data)
+    assert outcome.reason(UID) == "read_error"
+    assert outcome.row(OTHER_UID)["status"] == "cached"
+
+
+def test_files_of_a_folder_of_which_none_can_be_read_have_a_row_until_they_can(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    written = write_series(data / "Smith", STACK, PATTERN, uid=UID)
+    write_series(data / "whole", OTHER, OTHER_PATTERN, uid=OTHER_UID)
+    with monkeypatch.context() as patch:
+        unreadable(patch, *written.paths)
+        outcome = run(data)
+    assert outcome.cached == 1
+    (name,) = outcome.rows().keys() - {OTHER_UID}
+    assert name == scan.hashed_name("unreadable", "Smith")
+    assert outcome.reason(name) == "read_error"
+    assert "and 9 more of its folder" in outcome.row(name)["detail"]
+    assert set(run(data).rows()) == {UID, OTHER_UID}
+
+
+def test_a_file_that_ends_the_process_which_scans_it_stops_its_series(tmp_path):
+    facts = [scan.FileFacts(series_uid=UID)] * 3
+    facts[1] = scan.lost_facts("b/2", LostError(Reason.WORKER_KILLED, "the process died of signal 11 (SIGSEGV)"))
+    (source,), _ = scan.group_by_series(Path("/"), ["/b/1", "/b/2", "/b/3"], facts)
+    assert source.uid == UID
+    with pytest.raises(SeriesRejectedError, match=r"file 2 of 3 by path.*SIGSEGV.*may be one of this series") as caught:
+        source.check_complete()
+    assert caught.value.reason == Reason.WORKER_KILLED
+
+
+def test_a_folder_that_can_not_be_listed_has_a_row(tmp_path, monkeypatch):
+    """But not lost+found, which every disk has; and a link to itself is a file that can't be read."""
     data = tmp_path / "data"
     write_series(data / "one", STACK, PATTERN, uid=UID)
     (data / "lost+found").mkdir()
-    (data / "loop").symlink_to("loop")
+    (data / "locked").mkdir()
+    (data / "links").mkdir()
+    (data / "links" / "loop").symlink_to("loop")
     list_folder = os.scandir
 
     def refuse(folder):
-        if Path(folder).name == "lost+found":
+        if Path(folder).name in ("lost+found", "locked"):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         return list_folder(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
     found = scan.find_series(data)
-    assert [source.uid for source in found.sources] == [UID]
-    assert found.ignored == Counter(unreadable=2)
+    lost = {source.uid for source in found.sources if source.lost}
+    assert lost == {scan.hashed_name("unreadable", name) for name in ("locked", "links")}
+    assert [source.uid for source in found.sources if not source.lost] == [UID]
+    assert found.ignored.counts == {"unreadable": 1}
