@@ -65,3 +65,21 @@ def test_a_full_scratch_disk_is_told_as_such(
         build.precache(url, tmp_path / "cache")
     assert str(tmp_path / "tmp") in str(caught.value)
     assert str(tmp_path / "cache") not in str(caught.value)
+
+
+def test_a_series_is_not_cached_without_an_object_that_went_during_the_scan(
+    built: Built, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, read = upload_tree(built, bucket, 2), ObjectStore.read
+    gone = f"{built.uids[0]}/{files(built, built.uids[0])[3].name}"
+
+    def lose_one(self: ObjectStore, key: str, *first_bytes: int) -> bytes:
+        if key == gone:
+            raise FileNotFoundError(f"there is no {key}")
+        return read(self, key, *first_bytes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "read", lose_one)
+        summary = build.precache(url, tmp_path / "cache")
+    assert (summary.cached, summary.failed, dict(summary.reasons)) == (1, 1, {"read_error": 1})
+    assert build.precache(url, tmp_path / "cache", retry_failed=True).cached == 1
