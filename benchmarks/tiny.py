@@ -1,7 +1,7 @@
 """Many tiny series and their volumes, quickly: a few are made by the real code, the others are copies under other UIDs.
 
 All UIDs have one length, so that a DICOM file of another series is the same bytes with another UID in them. A copied
-volume has its own metadata and the content hash that belongs to them: `aneurysm verify` finds nothing amiss.
+volume has its own metadata and the hashes that belong to them: `aneurysm verify` finds nothing amiss.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import struct
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +19,9 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from aneurysm.annotations.frames import pack_frames, sop_key, unpack_frames
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.writer import content_hash
+from aneurysm.cache.metadata import document_bytes, seal
 from aneurysm.labels import LABELS
 
 _ROOT = "1.2.826.0.1.3680043.8.498.99"
@@ -99,6 +101,7 @@ def _clone_part(cache: Path, numbers: range) -> None:
     others = {
         p.relative_to(original): p.read_bytes() for p in original.rglob("*") if p.is_file() and p.parent != original
     }
+    frames = unpack_frames(own["images"])
     for number in numbers:
         uid = series_uid(number)
         folder = layout.volume(uid)
@@ -106,5 +109,6 @@ def _clone_part(cache: Path, numbers: range) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         own["series_uid"] = uid
-        own["content_hash"] = content_hash(folder, own)
-        (folder / "zarr.json").write_text(json.dumps(metadata, indent=2))
+        sops = [sop_key(f"{uid}.{100 + k}") for k in range(len(frames))]
+        own["images"] = pack_frames([replace(f, sop=sop) for f, sop in zip(frames, sops, strict=True)])
+        (folder / "zarr.json").write_bytes(document_bytes(seal(metadata, folder)))

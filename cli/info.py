@@ -93,7 +93,8 @@ def _print_volume(console: Console, facts: dict[str, Any]) -> None:
             f"{source['files']} files",
             "labels": ("; ".join(positive) or "none positive") if facts["labels"] else "not known",
             "digest": facts["digest"],
-            "content hash": facts["content_hash"],
+            "voxel hash": facts["voxel_hash"],
+            "annotation hash": facts["annotation_hash"],
         },
     )
     if facts["lesions"] or facts["unplaced_lesions"]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +14,9 @@ from aneurysm.objects.url import joined
 from cli.exits import Exit, end_on_sigterm
 from cli.options import CachePlace, MemoryMb, TimeoutS, Workers, chosen_workers
 from cli.values import whole
+
+if TYPE_CHECKING:
+    from aneurysm.cache.build import Summary
 
 
 def precache(
@@ -101,6 +105,8 @@ def precache(
         + (f"Shard {part} has" if part else f"{cache} holds")
         + f" {summary.total_cached} volumes."
     )
+    for line in _annotations_told(summary, data):
+        typer.echo(line)
     if part:
         typer.echo(f"When all shards are done: aneurysm manifest --data {data} --cache {cache}")
     if summary.busy:
@@ -111,5 +117,25 @@ def precache(
         )
         typer.echo(f"{bad} series are not cached; {where}" + ("." if part else " says why."))
     # Of what was built again and failed the volume is kept: it does not count among those that are not cached.
-    if bad or summary.busy or summary.rejected or summary.failed:
+    if bad or summary.busy or summary.rejected or summary.failed or summary.not_updated:
         raise typer.Exit(Exit.OK if exit_zero else Exit.SOME_FAILED)
+
+
+_KINDS = {
+    "labels": "labels",
+    "modality": "modality",
+    "lesions": "lesions",
+    "rows": "line numbers of lesions",
+    "vessels": "vessel mask",
+}
+
+
+def _annotations_told(summary: Summary, data: str) -> Iterator[str]:
+    if not summary.has_labels:
+        kept = " Those of volumes that were there stay." if summary.skipped else ""
+        yield f"There is no train.csv in {data}, so what is built has no labels.{kept}"
+    if summary.updated:
+        kinds = ", ".join(f"{text} of {n}" for kind, text in _KINDS.items() if (n := summary.updates[kind]))
+        yield f"{summary.updated} of {summary.skipped} volumes: labels updated ({kinds})."
+    for uid, problem in sorted(summary.not_updated.items()):
+        yield f"the labels of {uid} were not updated: {problem}"

@@ -12,16 +12,28 @@ from cli.options import CachePlace, Workers, chosen_workers
 
 def verify(
     cache: CachePlace = "cache",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or URL of the data: also compare labels, lesions and vessel masks with its tables and masks.",
+            show_default=False,
+        ),
+    ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every chunk, and check the values.")] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write manifest.csv and lesions.csv anew if they are wrong.")
+    ] = False,
     workers: Workers = None,
 ) -> None:
-    """Check manifest, metadata, digests and content hashes. Exit code 0: sound; 3: faults were found."""
+    """Check tables, records, metadata, digests and hashes. Exit code 0: sound; 3: faults or differences were found."""
     from aneurysm.cache.verify import verify_cache
 
-    report = verify_cache(cache, deep=deep, workers=chosen_workers(workers))
+    report = verify_cache(cache, data=data, deep=deep, workers=chosen_workers(workers), fix=fix)
     for fault in report.faults:
         typer.echo(f"{fault.where}: {fault.what}. {fault.advice}")
     checked = f"{report.volumes} volumes, {report.bytes_read / 1e6:,.0f} MB" + (" and every chunk" if deep else "")
+    if report.fixed:
+        typer.echo(f"{' and '.join(report.fixed)} were not what the volumes and records give, and are written anew.")
     if report.faults:
         typer.echo(f"{len(report.faults)} faults in {cache}; checked {checked}.")
         raise typer.Exit(Exit.CACHE)

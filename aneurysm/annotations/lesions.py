@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aneurysm.annotations.frames import SourceFrame, frames_of
 from aneurysm.annotations.tables import Localizer
 from aneurysm.dicom.geometry import plane_axes
-from aneurysm.dicom.series import Frame
-from aneurysm.volume.assemble import Volume
 
 # Frames that were left out of the volume, although a point in them is a true point of the patient.
 _SAME_ANATOMY = frozenset(
@@ -54,37 +53,35 @@ class UnplacedLesion:
 
 
 def place_lesions(
-    localizers: Sequence[Localizer], frames: Sequence[Frame], volume: Volume
+    localizers: Sequence[Localizer],
+    frames: Sequence[SourceFrame],
+    affine_lps: NDArray[np.float64],
+    shape: Sequence[int],
 ) -> tuple[list[Lesion], list[UnplacedLesion]]:
     """
-    Place each row of ``localizers`` in ``volume``, which was made of some of ``frames`` (all of the series).
+    Place each row of ``localizers`` in a volume of ``shape`` (z, y, x), made of some of ``frames`` (all of the series).
 
     Geometry is that of the very frame which the row names, so order, tilt, gaps and left-out slices make no
-    difference. The frames of the volume come first.
+    difference. ``affine_lps`` maps (z, y, x, 1) to (x, y, z, 1) in LPS mm.
     """
     lesions: list[Lesion] = []
     unplaced: list[UnplacedLesion] = []
-    by_sop: dict[str, list[Frame]] = {}
-    for frame in {f.key: f for f in (*frames, *volume.stack.frames)}.values():
-        by_sop.setdefault(frame.sop_uid, []).append(frame)
-    to_voxel = np.linalg.inv(volume.affine_lps)
+    to_voxel = np.linalg.inv(affine_lps)
     for row in localizers:
-        where = _patient_point(row, by_sop.get(row.sop_uid, []), volume)
+        where = _patient_point(row, frames_of(frames, row.sop_uid))
         if isinstance(where, UnplacedLesion):
             unplaced.append(where)
             continue
         zyx = (to_voxel @ np.append(where, 1.0))[:3]
-        if np.any(zyx < -0.5 - 1e-6) or np.any(zyx > np.array(volume.voxels.shape) - 0.5 + 1e-6):
+        if np.any(zyx < -0.5 - 1e-6) or np.any(zyx > np.array(shape) - 0.5 + 1e-6):
             at = ", ".join(f"{v:.1f}" for v in zyx)
-            unplaced.append(
-                UnplacedLesion(row.location, "outside_volume", f"voxel ({at}) of {volume.voxels.shape}", row.row)
-            )
+            unplaced.append(UnplacedLesion(row.location, "outside_volume", f"voxel ({at}) of {tuple(shape)}", row.row))
             continue
         lesions.append(Lesion(row.location, _triple(zyx), _triple(where), row.row))
     return lesions, unplaced
 
 
-def _patient_point(row: Localizer, frames: Sequence[Frame], volume: Volume) -> NDArray[np.float64] | UnplacedLesion:
+def _patient_point(row: Localizer, frames: Sequence[SourceFrame]) -> NDArray[np.float64] | UnplacedLesion:
     def unplaced(reason: str, detail: str) -> UnplacedLesion:
         return UnplacedLesion(row.location, reason, detail, row.row)
 
@@ -96,19 +93,16 @@ def _patient_point(row: Localizer, frames: Sequence[Frame], volume: Volume) -> N
     if multi and row.frame is None:
         return unplaced("no_frame_number", f"the file has {frames[0].frames_in_file} frames, the row names none")
     meant = [f for f in frames if f.index == (row.frame or 0)]
-    if len({(f.position, f.orientation, f.spacing_mm, f.format.rows, f.format.columns) for f in meant}) > 1:
+    if len({(f.position, f.orientation, f.spacing_mm, f.rows, f.columns) for f in meant}) > 1:
         return unplaced("ambiguous_image", f"{len(meant)} images at different places have this SOPInstanceUID")
-    in_volume = {f.key for f in volume.stack.frames}
-    frame = next((f for f in meant if f.key in in_volume), meant[0] if meant else None)
+    frame = next((f for f in meant if not f.left_out), meant[0] if meant else None)
     if frame is None:
         return unplaced("no_such_frame", f"the file has {frames[0].frames_in_file} frames, the row names {row.frame}")
-    if not (-0.5 <= row.x <= frame.format.columns - 0.5 and -0.5 <= row.y <= frame.format.rows - 0.5):
-        size = f"{frame.format.columns} x {frame.format.rows} (columns x rows)"
+    if not (-0.5 <= row.x <= frame.columns - 0.5 and -0.5 <= row.y <= frame.rows - 0.5):
+        size = f"{frame.columns} x {frame.rows} (columns x rows)"
         return unplaced("outside_image", f"x {row.x:g}, y {row.y:g} in an image of {size}")
-    if frame.key not in in_volume:
-        why = volume.stack.dropped.get(frame.key, "unreadable_slice")
-        if why not in _SAME_ANATOMY:
-            return unplaced("image_not_in_volume", f"the image was left out: {why}")
+    if frame.left_out and frame.left_out not in _SAME_ANATOMY:
+        return unplaced("image_not_in_volume", f"the image was left out: {frame.left_out}")
     axes = None if frame.orientation is None else plane_axes(frame.orientation)
     if axes is None or frame.position is None or frame.spacing_mm is None:
         return unplaced("image_without_geometry", "the image has no position or orientation")

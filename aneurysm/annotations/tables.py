@@ -55,9 +55,11 @@ class SeriesNotes:
 
 @dataclass(frozen=True)
 class Tables:
-    """Both tables, by series UID."""
+    """Both tables, by series UID; ``has_labels`` and ``has_localizers`` say which of the two there are."""
 
     notes: dict[str, SeriesNotes] = field(default_factory=dict)
+    has_labels: bool = False
+    has_localizers: bool = False
 
     def of(self, uid: str) -> SeriesNotes:
         """Return the notes of a series, empty ones if there are none."""
@@ -77,7 +79,9 @@ def read_tables(root: Path) -> Tables:
     localizers = _localizers(root / LOCALIZERS_CSV)
     uids = labels.keys() | localizers.keys()
     return Tables(
-        {u: SeriesNotes(modality.get(u, ""), labels.get(u), tuple(localizers.get(u, ()))) for u in sorted(uids)}
+        {u: SeriesNotes(modality.get(u, ""), labels.get(u), tuple(localizers.get(u, ()))) for u in sorted(uids)},
+        has_labels=(root / TRAIN_CSV).is_file(),
+        has_localizers=(root / LOCALIZERS_CSV).is_file(),
     )
 
 

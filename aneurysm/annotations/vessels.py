@@ -19,12 +19,16 @@ _SIDE_TOLERANCE_MM: Final = 3.0
 """So far may the right one of a pair lie left of its twin: stumps of both near the midline, or a turned head."""
 
 
-def find_masks(root: Path) -> dict[str, Path]:
-    """Return by series UID the vessel masks below ``root``/segmentations, flat or each in a folder of its own."""
+def find_masks(root: Path) -> dict[str, Path] | None:
+    """
+    Return by series UID the vessel masks below ``root``/segmentations, flat or each in a folder of its own.
+
+    None if there is no such folder.
+    """
     masks: dict[str, Path] = {}
     folder = root / "segmentations"
     if not folder.is_dir():
-        return masks
+        return None
     names = sorted(p.name for p in folder.iterdir())
     for ending in MASK_ENDINGS:
         flat = ((name.removesuffix(ending), folder / name) for name in names if name.endswith(ending))

@@ -7,8 +7,11 @@ there are complete, the next run goes on, and several processes may write at onc
 from __future__ import annotations
 
 import difflib
+import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -18,21 +21,49 @@ from numpy.typing import ArrayLike, NDArray
 
 from aneurysm.annotations.lesions import Lesion, UnplacedLesion
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.manifest import parse_document, write_manifest
+from aneurysm.cache.metadata import annotation_hash
 from aneurysm.cache.opening import full_disk_told, is_done, open_cache, patient_secret
 from aneurysm.cache.publish import claim, sweep
+from aneurysm.cache.relabel import LocalFiles, replace_annotations, replace_vessels, settle
 from aneurysm.cache.series import patient_key
 from aneurysm.cache.spec import CacheSpec, load_spec
 from aneurysm.cache.store import store_volume
 from aneurysm.dicom.scan import safe_source
-from aneurysm.errors import DataError, SeriesRejectedError, UsageError
+from aneurysm.errors import DamagedCacheError, DataError, SeriesRejectedError, UsageError
 from aneurysm.labels import LABELS, SITES, UNKNOWN_VESSEL
 from aneurysm.objects.url import is_url
-from aneurysm.volume.array import KNOWN_MODALITIES, GriddedArray, grid_array
+from aneurysm.volume.array import CT_MODALITIES, KNOWN_MODALITIES, grid_array, grid_mask
 
 UNKNOWN_MODALITY = "unknown"
 """Stands in the manifest for the modality of arrays that came without one."""
 _PRESENT = LABELS[-1]
+
+
+@dataclass(frozen=True)
+class _GivenArray:
+    """What `CacheWriter.add` was given, checked."""
+
+    uid: str
+    values: NDArray[Any]
+    affine: NDArray[np.float64]
+    modality: str
+    lesions: list[tuple[str, Sequence[float]]]
+    labels: dict[str, int]
+    mask: NDArray[np.uint8] | None
+
+    @cached_property
+    def array_hash(self) -> str:
+        """Hash of all that decides on the voxels."""
+        # Only the kind of modality does.
+        kind = "CT" if self.modality in CT_MODALITIES else "MR" if self.modality else ""
+        about = f"{kind}\0{self.values.dtype.str}\0{self.values.shape}\0{self.affine.tolist()}\0"
+        return _hash_of(about, self.values)
+
+    @cached_property
+    def mask_hash(self) -> str:
+        """Hash of the vessel mask; empty if there is none."""
+        return "" if self.mask is None else _hash_of("", self.mask)
 
 
 class CacheWriter:
@@ -50,7 +81,7 @@ class CacheWriter:
         Name of a shipped spec, or path of one's own. It decides on the spacing, and on what the values mean: those of
         a modality as in DICOM, those without one by the spec's ``[intensity.array]``.
     overwrite
-        Build volumes again that are there; otherwise they are skipped, whatever the array.
+        Build volumes again that are there; otherwise their voxels stay.
 
     Raises
     ------
@@ -101,9 +132,13 @@ class CacheWriter:
         affine_lps: ArrayLike | None = None,
         lesions: Iterable[tuple[str, Sequence[float]]] = (),
         vessels: ArrayLike | None = None,
-    ) -> Literal["cached", "skipped", "busy"]:
+    ) -> Literal["cached", "updated", "skipped", "busy"]:
         """
-        Build and publish one volume; say whether it was, or was there already, or another process is at it.
+        Build and publish one volume, or bring what is known of it up to date if it is there with the same voxels.
+
+        Returns ``cached`` or ``updated`` if it did so; ``skipped`` if there was nothing to do; ``busy`` if another
+        process has the volume. What a call leaves out is not known any more: give labels, lesions, patient and mask
+        each time.
 
         Parameters
         ----------
@@ -137,7 +172,10 @@ class CacheWriter:
             The name was given before, or can't be a file's; there is no such label or modality; or the spec does not
             say what the values mean.
         DataError
-            The array, mask, affine, a label or lesion is not what it should be, or labels contradict each other.
+            The array, mask, affine, a label or lesion is not what it should be, or labels contradict each other; or
+            the volume is there with other voxels, and what is known of these is not what it holds.
+        DamagedCacheError
+            The metadata of the volume that is there are damaged.
         NoSpaceError
             The disk is full.
         """
@@ -149,42 +187,95 @@ class CacheWriter:
         with full_disk_told(self._layout.root), claim(self._layout, uid) as folder:
             if folder is None:
                 return "busy"
+            given = self._given_array(uid, voxels, spacing_mm, affine_lps, modality, lesions, labels or {}, vessels)
             if not self._overwrite and is_done(self._layout, uid):
+                status = self._update(given, patient, folder)
                 self._given.add(uid)
-                return "skipped"
-            values = _checked(uid, voxels)
-            affine = self._affine(uid, spacing_mm, affine_lps)
-            if modality and modality not in KNOWN_MODALITIES:
-                raise UsageError(_unknown(uid, "modality", modality, KNOWN_MODALITIES))
-            mask = None if vessels is None else _checked_mask(uid, vessels, values.shape)
-            found = list(lesions)
-            known = _known_labels(uid, labels or {}, [site for site, _ in found])
+                return status
             try:
-                volume = grid_array(values, affine, modality, self.spec, mask)
+                volume = grid_array(given.values, given.affine, modality, self.spec, given.mask)
             except (DataError, SeriesRejectedError) as error:
                 raise DataError(f"volume {uid}: {error}") from error
-            placed, outside = _placed(uid, found, affine, values.shape, volume)
             attributes = {
                 "series_uid": uid,
-                "modality": modality or UNKNOWN_MODALITY,
-                "modality_source": "array",
                 "spec": self.spec.name,
                 "digest": self.spec.digest,
-                "source": _source(values, affine),
+                "source": _source(given),
                 "decisions": [{"code": "cropped", "detail": "to the region of the spec"}] if volume.cropped else [],
-                "labels": known or None,
-                "lesions": [lesion.as_metadata() for lesion in placed],
-                "unplaced_lesions": [lesion.as_metadata() for lesion in outside],
-                "patient_key": patient_key(self._secret, patient),
+                **self._annotations(given, patient, volume.affine_lps, volume.voxels.shape),
             }
             store_volume(
                 self._layout, folder, self.spec, attributes, volume.voxels, volume.affine_lps, volume.intensity,
-                volume.vessels, overwrite=self._overwrite,
+                volume.vessels, given.mask_hash, overwrite=self._overwrite,
             )  # fmt: skip
             self._layout.record(uid).unlink(missing_ok=True)
             self._given.add(uid)
             self._seconds[uid] = round(time.perf_counter() - started, 3)
             return "cached"
+
+    def _given_array(
+        self,
+        uid: str,
+        voxels: ArrayLike,
+        spacing_mm: Sequence[float] | None,
+        affine_lps: ArrayLike | None,
+        modality: str,
+        lesions: Iterable[tuple[str, Sequence[float]]],
+        labels: Mapping[str, int],
+        vessels: ArrayLike | None,
+    ) -> _GivenArray:
+        values = _checked(uid, voxels)
+        affine = self._affine(uid, spacing_mm, affine_lps)
+        if modality and modality not in KNOWN_MODALITIES:
+            raise UsageError(_unknown(uid, "modality", modality, KNOWN_MODALITIES))
+        mask = None if vessels is None else _checked_mask(uid, vessels, values.shape)
+        found = list(lesions)
+        known = _known_labels(uid, labels, [site for site, _ in found])
+        return _GivenArray(uid, values, affine, modality, found, known, mask)
+
+    def _annotations(
+        self, given: _GivenArray, patient: str, affine_lps: NDArray[np.float64], shape: Sequence[int]
+    ) -> dict[str, Any]:
+        """Return the attributes of what is known of an array, on the grid of its volume."""
+        placed, outside = _placed(given, affine_lps, shape)
+        return {
+            "modality": given.modality or UNKNOWN_MODALITY,
+            "modality_source": "array",
+            "labels": given.labels or None,
+            "lesions": [lesion.as_metadata() for lesion in placed],
+            "unplaced_lesions": [lesion.as_metadata() for lesion in outside],
+            "patient_key": patient_key(self._secret, patient),
+        }
+
+    def _update(self, given: _GivenArray, patient: str, claimed: Path) -> Literal["updated", "skipped"]:
+        """Bring the annotations of a volume that is there up to what is given."""
+        files = LocalFiles(self._layout.volume(given.uid), claimed)
+        try:
+            document = parse_document(files.read_metadata(), given.uid)
+        except FileNotFoundError:
+            return "skipped"  # a record says why there is none
+        own = document["attributes"]["aneurysm"]
+        if annotation_hash(own) != own["annotation_hash"]:
+            raise DamagedCacheError(
+                f"volume {given.uid}: its metadata were changed or damaged; overwrite=True mends it"
+            )
+        settle(files, document)
+        new = self._annotations(given, patient, np.array(own["affine_lps"]), files.shape())
+        other_mask = given.mask_hash != (own["vessel_mask"] or {"file_hash": ""})["file_hash"]
+        if not other_mask and all(own[k] == v for k, v in new.items()):
+            return "skipped"
+        if own["source"]["array_hash"] != given.array_hash:
+            raise DataError(
+                f"volume {given.uid} is there with other voxels, so what is known of these can't be taken for it. "
+                "overwrite=True builds it again"
+            )
+        own.update(new)
+        if other_mask:
+            mask = None if given.mask is None else grid_mask(given.mask, given.affine, self.spec)
+            replace_vessels(files, document, mask, given.mask_hash, self.spec, claimed)
+        else:
+            replace_annotations(files, document)
+        return "updated"
 
     def _affine(
         self, uid: str, spacing_mm: Sequence[float] | None, affine_lps: ArrayLike | None
@@ -201,6 +292,12 @@ class CacheWriter:
         affine[[2, 1, 0], [0, 1, 2]] = spacing  # z, y, x of the array to rows z, y, x of (x, y, z)
         affine[3, 3] = 1
         return affine
+
+
+def _hash_of(about: str, values: NDArray[Any]) -> str:
+    digest = hashlib.sha256(about.encode())
+    digest.update(np.ascontiguousarray(values).data)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _checked(uid: str, voxels: ArrayLike) -> NDArray[Any]:
@@ -251,24 +348,20 @@ def _known_labels(uid: str, labels: Mapping[str, int], lesion_sites: Sequence[st
 
 
 def _placed(
-    uid: str,
-    lesions: Sequence[tuple[str, Sequence[float]]],
-    affine_lps: NDArray[np.float64],
-    shape: tuple[int, ...],
-    volume: GriddedArray,
+    given: _GivenArray, affine_lps: NDArray[np.float64], shape: Sequence[int]
 ) -> tuple[list[Lesion], list[UnplacedLesion]]:
-    """Return the lesions in the volume, and those that the spec's region left out."""
+    """Return the lesions in a volume of ``shape`` (z, y, x) at ``affine_lps``, and those that a region left out."""
     placed, outside = [], []
-    to_voxel = np.linalg.inv(volume.affine_lps)
-    for row, (site, index) in enumerate(lesions):
+    uid, size, to_voxel = given.uid, given.values.shape, np.linalg.inv(affine_lps)
+    for row, (site, index) in enumerate(given.lesions):
         at = np.asarray(index, np.float64)
         # Written so that NaN is outside, too.
-        if at.shape != (3,) or not ((at >= -0.5) & (at <= np.array(shape) - 0.5)).all():
-            raise DataError(f"volume {uid}: the lesion {row} is at {at.tolist()}, outside an array of {shape}")
-        x, y, z = (affine_lps @ [*at, 1.0])[:3].tolist()
+        if at.shape != (3,) or not ((at >= -0.5) & (at <= np.array(size) - 0.5)).all():
+            raise DataError(f"volume {uid}: the lesion {row} is at {at.tolist()}, outside an array of {size}")
+        x, y, z = (given.affine @ [*at, 1.0])[:3].tolist()
         inner = (to_voxel @ [x, y, z, 1.0])[:3]
-        if np.any(inner < -0.5 - 1e-6) or np.any(inner > np.array(volume.voxels.shape) - 0.5 + 1e-6):
-            detail = f"voxel {inner.round(1).tolist()} of {volume.voxels.shape}"
+        if np.any(inner < -0.5 - 1e-6) or np.any(inner > np.array(shape) - 0.5 + 1e-6):
+            detail = f"voxel {inner.round(1).tolist()} of {tuple(shape)}"
             outside.append(UnplacedLesion(site, "outside_volume", detail, row))
             continue
         a, b, c = inner.tolist()
@@ -276,10 +369,12 @@ def _placed(
     return placed, outside
 
 
-def _source(values: NDArray[Any], affine_lps: NDArray[np.float64]) -> dict[str, Any]:
+def _source(given: _GivenArray) -> dict[str, Any]:
     """Return what stands for the DICOM files in the metadata: the same keys, empty where an array has no such thing."""
+    values, affine_lps = given.values, given.affine
     steps = np.linalg.norm(affine_lps[:3, :3], axis=0)
     return {
+        "array_hash": given.array_hash,
         "shape": list(values.shape),
         "spacing_mm": [round(float(v), 6) for v in steps],
         "orientation": [round(float(v), 6) for v in (affine_lps[:3, :3] / steps).T.ravel()],

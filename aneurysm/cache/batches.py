@@ -21,16 +21,20 @@ def in_batches(
     workers: int,
     lost: Callable[[In, LostError], Out],
     limits: Limits = NO_LIMITS,
+    *,
+    isolated: bool = False,
 ) -> Iterator[Out]:
     """
     Yield for each of ``items`` what ``function`` answers, in order; it gets ``size`` of them at once.
 
     One item that kills its process, or with it takes more than ``limits``, is answered by ``lost``. With one worker and
-    no limits there is no process but this one.
+    no limits there is no process but this one, unless ``isolated``.
     """
+    if not items:
+        return
     batches = [items[i : i + size] for i in range(0, len(items), size)]
     n_jobs = min(workers, len(batches))
-    if n_jobs <= 1 and limits == NO_LIMITS:
+    if n_jobs <= 1 and limits == NO_LIMITS and not isolated:
         for batch in batches:
             yield from function(batch)
         return

@@ -2,11 +2,15 @@
 
 Blocks are finer than chunks on purpose. A chunk of 32 mm at the edge of the head is mostly air: drawn as often as one
 within, it yields patches of air; drawn by its share of head, each of its head voxels is drawn too rarely.
+
+What the voxels alone say is a `Survey`, found once, when a volume is built. Which blocks count as vessels also depends
+on annotations, which change later: a vessel mask, or the modality that train.csv names. `blocks_of` puts both together.
 """
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +20,10 @@ from numpy.typing import NDArray
 EDGE_MM: Final = 8.0
 SURVEY_VERSION: Final = 2
 """Of what finds them (`aneurysm.volume.survey`). Raise it when other blocks come out: patches are drawn by them."""
+DARK_VESSELS: Final = "MRI T2"
+"""The modality in which flowing blood is dark."""
+
+Bits = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -28,35 +36,76 @@ class Blocks:
     """
 
     edge: tuple[int, int, int]
-    head: NDArray[np.bool_]
-    vessels: NDArray[np.bool_]
+    head: Bits
+    vessels: Bits
     from_mask: bool
+
+
+@dataclass(frozen=True)
+class Survey:
+    """
+    Which blocks of a volume hold head, and thin structures that look like vessels, by its voxels alone.
+
+    ``bright`` and ``dark`` are what stands out from its surroundings in either direction; of CT, in which vessels are
+    never dark, ``dark`` is None. All are bool arrays of one element a block of ``edge`` voxels along (z, y, x).
+    """
+
+    edge: tuple[int, int, int]
+    head: Bits
+    bright: Bits
+    dark: Bits | None = None
+
+    def blocks(self, modality: str, mask: Bits | None = None) -> Blocks:
+        """Return the blocks of a volume of ``modality`` (train.csv's name), with those of its vessel mask, if any."""
+        if mask is not None:
+            # Vessels count wherever the mask has them, also where the head was not found.
+            return Blocks(self.edge, self.head | mask, mask, from_mask=True)
+        dark = modality == DARK_VESSELS and self.dark is not None
+        return Blocks(self.edge, self.head, self.dark if dark and self.dark is not None else self.bright, False)
 
     def as_metadata(self) -> dict[str, Any]:
         """Return what stands in the volume's metadata: bits in C order, the first the highest of its byte, base64."""
-        return {
+        content = {
             "edge": list(self.edge),
             "shape": list(self.head.shape),
-            "head": _pack(self.head),
-            "vessels": _pack(self.vessels),
-            "vessels_from": "mask" if self.from_mask else "image",
+            "head": pack_bits(self.head),
+            "bright": pack_bits(self.bright),
             "survey": SURVEY_VERSION,
         }
+        return content if self.dark is None else content | {"dark": pack_bits(self.dark)}
 
     @classmethod
-    def from_metadata(cls, content: dict[str, Any]) -> Blocks:
-        """Return what `as_metadata` described; raise `ValueError` or `KeyError` if it is damaged."""
+    def from_metadata(cls, content: Mapping[str, Any]) -> Survey:
+        """Return what `as_metadata` described; raise `ValueError`, `TypeError` or `KeyError` if it is damaged."""
         z, y, x = (int(n) for n in content["edge"])
         shape = tuple(int(n) for n in content["shape"])
-        head, vessels = _unpack(content["head"], shape), _unpack(content["vessels"], shape)
-        return cls((z, y, x), head, vessels, content["vessels_from"] == "mask")
+        dark = unpack_bits(content["dark"], shape) if "dark" in content else None
+        return cls((z, y, x), unpack_bits(content["head"], shape), unpack_bits(content["bright"], shape), dark)
 
 
-def _pack(bits: NDArray[np.bool_]) -> str:
+def blocks_of(attributes: Mapping[str, Any]) -> Blocks:
+    """Return the blocks by a volume's attributes; raise `ValueError`, `TypeError` or `KeyError` if they are damaged."""
+    survey = Survey.from_metadata(attributes["blocks"])
+    mask = attributes.get("vessel_mask")
+    bits = unpack_bits(mask["blocks"], survey.head.shape) if mask and mask["path"] else None
+    return survey.blocks(attributes["modality"], bits)
+
+
+def mask_blocks(mask: NDArray[np.uint8], edge: tuple[int, int, int]) -> Bits:
+    """Return which blocks of ``edge`` voxels hold a vessel of ``mask`` (z, y, x)."""
+    counts = [-(-n // e) for n, e in zip(mask.shape, edge, strict=True)]
+    padded = np.pad(mask > 0, [(0, c * e - n) for c, e, n in zip(counts, edge, mask.shape, strict=True)])
+    z, y, x = edge
+    return np.asarray(padded.reshape(counts[0], z, counts[1], y, counts[2], x).any(axis=(1, 3, 5)))
+
+
+def pack_bits(bits: Bits) -> str:
+    """Return bits in C order, the first the highest of its byte, as base64."""
     return base64.b64encode(np.packbits(bits.ravel()).tobytes()).decode("ascii")
 
 
-def _unpack(text: str, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def unpack_bits(text: str, shape: tuple[int, ...]) -> Bits:
+    """Return what `pack_bits` packed; raise `ValueError` if there are more or fewer."""
     data = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
     size = int(np.prod(shape))
     if len(data) != -(-size // 8):

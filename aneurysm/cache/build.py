@@ -17,23 +17,29 @@ from typing import Final, Protocol
 
 from aneurysm.annotations.tables import Tables
 from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.metadata import parse_record
 from aneurysm.cache.opening import cached_series, done_series
 from aneurysm.cache.place import CachePlace, cache_place
 from aneurysm.cache.pool import Engine, InProcess, Local, run_jobs
 from aneurysm.cache.publish import sweep
+from aneurysm.cache.relabel import Annotations, Update, relabel
 from aneurysm.cache.series import Outcome, SeriesJob, write_record
 from aneurysm.cache.sharding import Shard
 from aneurysm.cache.spec import CacheSpec, load_spec
 from aneurysm.cache.supervisor import NO_LIMITS, Limits
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.dicom.scan import UNREADABLE, Inventory, SeriesSource, safe_source
-from aneurysm.errors import AneurysmError, DataError, Reason, UsageError
+from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, UsageError
 from aneurysm.objects.stored_data import data_place
 from aneurysm.threads import look_at_each
 
 _MANIFEST_EVERY_S: Final = 60.0
 _MANIFEST_SHARE: Final = 0.03
 """So much of a run may go into keeping the manifest up to date on the way."""
+
+
+_NAMED_IN: Final = "named in "
+"""So the record of a series begins that only a table knows."""
 
 
 class Progress(Protocol):
@@ -62,10 +68,27 @@ class Summary:
     seconds: float = 0.0
     bytes_in: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    updated: int = 0
+    """Volumes, and records of series that are not cached, whose annotations were brought up to the tables and masks."""
+    updates: Counter[str] = field(default_factory=Counter)
+    """How many of each kind these were; see `aneurysm.cache.relabel.Update`."""
+    not_updated: dict[str, str] = field(default_factory=dict)
+    """Why the annotations of a series could not be, by UID."""
+    has_labels: bool = True
+    """Whether there is a train.csv."""
     total_cached: int = 0
     """In the cache altogether; of a shard's series, if there is one."""
     total_not_cached: int = 0
     """Rows of the manifest that are not cached, of this run or an earlier one; of a shard, series without a volume."""
+
+    def count_updates(self, updates: Iterable[Update]) -> None:
+        """Count what was done about the annotations of volumes that were there."""
+        for update in updates:
+            if update.problem:
+                self.not_updated[update.uid] = update.problem
+            else:
+                self.updated += 1
+                self.updates.update(update.changes)
 
 
 def precache(
@@ -162,16 +185,24 @@ def precache(
             todo.sort(key=lambda s: (-sizes[s.uid], s.uid))
             todo = todo[:limit]
             place.check_space(todo, resolved)
+            known = Annotations(tables, given.find_masks())
+            building = {s.uid for s in todo}
+            stale = [s.uid for s in sources if s.uid in there - building]
             if not series and (shard is None or shard.index == 0):
-                _record_missing(layout, resolved, tables, inventory, there)
+                stale += _record_missing(place, resolved, tables, inventory, there)
                 place.remove_records(_unreadable_before(layout, inventory))
             secret = place.patient_secret()
-        masks, root = given.find_masks(), layout.root
+        masks, root = known.masks or {}, layout.root
         jobs = [
             SeriesJob(s, tables.of(s.uid), masks.get(s.uid), root, resolved, secret, overwrite, place.url, retry_failed)
             for s in todo
         ]
-        summary = Summary(skipped=len(done - {s.uid for s in todo}))
+        summary = Summary(skipped=len(done - building), has_labels=tables.has_labels)
+        if stale:
+            with write_errors_told(layout.root):
+                place.refresh(metadata=True)
+            updates = relabel(place, stale, known, resolved, workers=workers, limits=limits, isolated=isolated)
+            summary.count_updates(updates)
         if progress:
             progress.started(inventory, len(todo), summary.skipped, sum(sizes[s.uid] for s in todo))
         seconds: dict[str, float] = {}
@@ -275,19 +306,40 @@ def _chosen(inventory: Inventory, uids: Sequence[str]) -> list[SeriesSource]:
     return [by_uid[u] for u in dict.fromkeys(uids)]
 
 
-def _record_missing(layout: CacheLayout, spec: CacheSpec, tables: Tables, inventory: Inventory, done: set[str]) -> None:
-    """Give series that the tables name and the folder lacks a row of their own."""
+def _record_missing(
+    place: CachePlace, spec: CacheSpec, tables: Tables, inventory: Inventory, done: set[str]
+) -> list[str]:
+    """
+    Give series that the tables name and the folder lacks a row of their own; return those that had one before.
+
+    The records of series that the tables named once, and do not any more, are removed.
+    """
 
     def record(uid: str) -> None:
         notes = tables.of(uid)
         named = "train.csv" if notes.labels else "train_localizers.csv"
-        detail = f"named in {named}, but there is no such series in the data"
-        write_record(layout, spec, safe_source(uid).uid, Reason.NO_FILES, detail, notes)
+        detail = f"{_NAMED_IN}{named}, but there is no such series in the data"
+        write_record(place.layout, spec, safe_source(uid).uid, Reason.NO_FILES, detail, notes)
 
     there = {s.uid for s in inventory.sources}
-    missing = [uid for uid in sorted(tables.notes.keys() - there) if safe_source(uid).uid not in done]
+    named = {safe_source(uid).uid: uid for uid in sorted(tables.notes.keys() - there)}
+    missing = [uid for name, uid in named.items() if name not in done]
     # Each waits for the disk: of 100,000, as where a part of the data is tried, that would be minutes.
     deque(look_at_each(missing, record), maxlen=0)
+    if tables.has_labels and tables.has_localizers:
+        unnamed = sorted(done - there - named.keys() - cached_series(place.layout))
+        place.remove_records([uid for uid in unnamed if _is_of_no_series(place.layout, uid)])
+    recorded = done - cached_series(place.layout)
+    return [uid for name, uid in named.items() if name == uid and name in recorded]
+
+
+def _is_of_no_series(layout: CacheLayout, uid: str) -> bool:
+    """Return True if there is a record of ``uid`` only because a table named it."""
+    try:
+        record = parse_record(layout.record(uid).read_bytes(), uid)
+    except (CacheError, OSError):
+        return False
+    return record.reason == Reason.NO_FILES and record.detail.startswith(_NAMED_IN)
 
 
 def _unreadable_before(layout: CacheLayout, inventory: Inventory) -> list[str]:

@@ -26,6 +26,10 @@ IMAGE: Final = "0"
 """The array of voxels, within a volume."""
 VESSELS: Final = "labels/vessels/0"
 """The array of the vessel mask, within a volume that has one."""
+STAGED_VESSELS: Final = "labels.next/vessels/0"
+"""The same array while it takes the place of another one."""
+LABELS_TREE, STAGED_TREE = LABEL_TREES = tuple(path.split("/", 1)[0] for path in (VESSELS, STAGED_VESSELS))
+"""The folders in which these lie."""
 ABSENT: Final = 2**64 - 1
 """Stands in a shard's index, as offset and as length, for a chunk that holds only the fill value."""
 

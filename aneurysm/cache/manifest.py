@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from aneurysm.cache.layout import CacheLayout, tree_bytes
+from aneurysm.cache.layout import IMAGE, CacheLayout, tree_bytes
+from aneurysm.cache.metadata import parse_record
 from aneurysm.cache.publish import write_atomically, write_json
 from aneurysm.csv_table import csv_text
 from aneurysm.errors import CacheError
@@ -26,14 +28,17 @@ COLUMNS: Final = (
     "modality",
     "shape",
     "digest",
-    "content_hash",
+    "voxel_hash",
+    "annotation_hash",
     "patient_key",
     *LABELS,
     "n_lesions",
+    "n_unplaced",
     "seconds",
     "bytes_in",
     "bytes_out",
     "modality_source",
+    "seconds_check",
 )
 LESION_COLUMNS: Final = (
     "series_uid",
@@ -58,14 +63,22 @@ ODD: Final = (OSError, LookupError, TypeError, ValueError, AttributeError, Arith
 
 def read_attributes(volume: Path) -> dict[str, Any]:
     """
-    Return the attribute ``aneurysm`` of a volume.
+    Return the attribute ``aneurysm`` of a volume. Raises as `read_document` does.
 
     zarr.json is read as JSON here: opening thousands of groups with zarr-python just for this takes minutes.
+    """
+    attributes: dict[str, Any] = read_document(volume)["attributes"]["aneurysm"]
+    return attributes
+
+
+def read_document(volume: Path) -> dict[str, Any]:
+    """
+    Return the content of a volume's zarr.json.
 
     Raises
     ------
     CacheError
-        The metadata is missing, is not JSON, or lacks the attribute.
+        The metadata is missing, is not JSON, or lacks the attribute ``aneurysm``.
     """
     path = volume / "zarr.json"
     try:
@@ -74,18 +87,19 @@ def read_attributes(volume: Path) -> dict[str, Any]:
         raise CacheError(f"{path} is missing") from error
     except OSError as error:
         raise CacheError(f"{path} is damaged: {type(error).__name__} {error}") from error
-    return parse_attributes(content, str(path))
+    return parse_document(content, str(path))
 
 
-def parse_attributes(content: bytes, name: str) -> dict[str, Any]:
-    """Return the attribute ``aneurysm`` of zarr.json, which errors call ``name``. Raises as `read_attributes` does."""
+def parse_document(content: bytes, name: str) -> dict[str, Any]:
+    """Return the content of zarr.json, which errors call ``name``. Raises as `read_document` does."""
     try:
-        attributes = json.loads(content)["attributes"]["aneurysm"]
-    except (ValueError, KeyError, TypeError) as error:
+        document: dict[str, Any] = json.loads(content)
+        attributes = document["attributes"]["aneurysm"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CacheError(f"{name} is damaged: {type(error).__name__} {error}") from error
     if not isinstance(attributes, dict):
         raise CacheError(f"{name} is damaged: the attribute aneurysm is no table")
-    return attributes
+    return document
 
 
 def read_manifest(path: Path) -> list[Row]:
@@ -124,19 +138,20 @@ def write_manifest(layout: CacheLayout, seconds: Mapping[str, float] | None = No
         known = {uid: f"{s:.3f}" for uid, s in (seconds or {}).items()}
         left = sorted(layout.seconds.glob("*.json"))
         for path in left:
-            for uid, taken in _left_seconds(path).items():
-                known.setdefault(uid, taken)
+            with suppress(CacheError):  # only how long something took
+                for uid, taken in left_seconds(path).items():
+                    known.setdefault(uid, taken)
         try:
             for row in read_manifest(layout.manifest):
-                if row["seconds"]:
-                    known.setdefault(row["series_uid"], row["seconds"])
+                if taken := known_seconds(row):
+                    known.setdefault(row["series_uid"], taken)
         except CacheError:
             pass  # the first run, or a damaged one that is being replaced
         rows, lesions = _rows(layout, known)
         rows.sort(key=lambda r: r["series_uid"])
-        lesions.sort(key=lambda r: r["series_uid"])
-        write_atomically(layout.manifest, csv_text(COLUMNS, rows))
-        write_atomically(layout.lesions, csv_text(LESION_COLUMNS, lesions))
+        # In this order: whoever reads between the two finds at least the lesions that the manifest counts.
+        write_atomically(layout.lesions, lesions_text(lesions))
+        write_atomically(layout.manifest, manifest_text(rows))
         for path in left:
             path.unlink(missing_ok=True)
         with suppress(OSError):  # absent, or another task has just left something
@@ -147,14 +162,29 @@ def write_manifest(layout: CacheLayout, seconds: Mapping[str, float] | None = No
 def leave_seconds(layout: CacheLayout, seconds: Mapping[str, float]) -> None:
     """Leave for the next `write_manifest` how long series took: for tasks that write no manifest themselves."""
     if seconds:
-        write_json(layout.seconds / f"{secrets.token_hex(8)}.json", dict(seconds))
+        taken = {uid: f"{s:.3f}" for uid, s in seconds.items()}
+        checked = {uid: [s, _check_of(uid, s)] for uid, s in taken.items()}
+        write_json(layout.seconds / f"{secrets.token_hex(8)}.json", checked)
 
 
-def _left_seconds(path: Path) -> dict[str, str]:
+def left_seconds(path: Path) -> dict[str, str]:
+    """
+    Return what `leave_seconds` left in the file ``path``: seconds as text, by UID.
+
+    Raises
+    ------
+    CacheError
+        It is damaged.
+    """
     try:
-        return {str(uid): f"{float(s):.3f}" for uid, s in json.loads(path.read_text("utf-8")).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+        content = json.loads(path.read_text("utf-8"))
+        if all(check == _check_of(uid, seconds) for uid, (seconds, check) in content.items()):
+            return {uid: seconds for uid, (seconds, _) in content.items()}
+    except FileNotFoundError:
+        return {}  # another run has put it into the manifest just now
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CacheError(f"{path} is damaged: {type(error).__name__}") from error
+    raise CacheError(f"{path} was changed or damaged since it was written")
 
 
 def _rows(layout: CacheLayout, seconds: Mapping[str, str]) -> tuple[list[Row], list[Row]]:
@@ -163,8 +193,8 @@ def _rows(layout: CacheLayout, seconds: Mapping[str, str]) -> tuple[list[Row], l
     def look(path: Path) -> tuple[Row, list[Row]] | None:
         # Only rows are kept: the metadata of 100,000 volumes would take gigabytes.
         try:
-            entry = _entry(path)
-            return manifest_row(entry, seconds.get(entry["series_uid"], "")), list(_lesion_rows(entry))
+            entry = read_entry(path)
+            return manifest_row(entry, seconds.get(entry["series_uid"], "")), lesion_rows(entry)
         except (CacheError, *ODD):
             return None
 
@@ -178,16 +208,25 @@ def _rows(layout: CacheLayout, seconds: Mapping[str, str]) -> tuple[list[Row], l
     return list(rows.values()), lesions
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    """Return what is known of a volume or of a record."""
+def read_entry(path: Path) -> dict[str, Any]:
+    """
+    Return what is known of the series at ``path``, a volume or a record, for `manifest_row` and `lesion_rows`.
+
+    Raises
+    ------
+    CacheError
+        It is missing, or damaged.
+    OSError
+        A record can't be read.
+    """
     uid = path.name.removesuffix(path.suffix)
     if path.suffix == ".zarr":
         return {**read_attributes(path), "series_uid": uid, "status": "cached", "folder": path}
-    return {**json.loads(path.read_text("utf-8")), "series_uid": uid}
+    return parse_record(path.read_bytes(), uid).model_dump()
 
 
 def manifest_row(entry: Mapping[str, Any], seconds: str) -> Row:
-    """Return the manifest's row of a volume's attributes (with ``status`` and ``folder``) or of a record."""
+    """Return the manifest's row of an entry, as `read_entry` gives it."""
     cached = entry["status"] == "cached"
     labels = entry.get("labels") or {}
     row: dict[str, Any] = {
@@ -196,34 +235,70 @@ def manifest_row(entry: Mapping[str, Any], seconds: str) -> Row:
         "reason": entry.get("reason", ""),
         "detail": "; ".join(str(d["code"]) for d in entry.get("decisions", ())) if cached else entry.get("detail", ""),
         "modality": entry.get("modality", ""),
-        "shape": "x".join(str(n) for n in _shape(entry["folder"])) if cached else "",
+        "shape": "x".join(str(n) for n in shape_of(entry["folder"])) if cached else "",
         "digest": entry.get("digest", ""),
-        "content_hash": entry.get("content_hash", ""),
+        "voxel_hash": entry.get("voxel_hash", ""),
+        "annotation_hash": entry.get("annotation_hash", entry.get("record_hash", "")),
         "patient_key": entry.get("patient_key", ""),
         **{label: labels.get(label, "") for label in LABELS},
         "n_lesions": len(entry.get("lesions", ())),
-        "seconds": seconds,
+        "n_unplaced": len(entry.get("unplaced_lesions", ())),
+        "seconds": "",
         "bytes_in": entry["source"]["bytes"] if cached else entry.get("bytes_in", ""),
         "bytes_out": tree_bytes(entry["folder"]) if cached else "",
         "modality_source": entry.get("modality_source", ""),
     }
     # One line a series, whatever a file put into a message.
-    return {k: " ".join(str(v).split()) for k, v in row.items()}
+    return with_seconds({k: " ".join(str(v).split()) for k, v in row.items()}, seconds)
 
 
-def _shape(volume: Path) -> list[int]:
+def with_seconds(row: Row, seconds: str) -> Row:
+    """Return a row with another time, and the check of it: how long a series took stands nowhere else."""
+    return row | {"seconds": seconds, "seconds_check": _check_of(row["series_uid"], seconds)}
+
+
+def known_seconds(row: Row) -> str:
+    """Return how long a series of the manifest took; empty if that is unknown, or was changed or damaged."""
+    fits = row["seconds_check"] == _check_of(row["series_uid"], row["seconds"])
+    return row["seconds"] if fits else ""
+
+
+def _check_of(uid: str, seconds: str) -> str:
+    return hashlib.sha256(f"{uid}\0{seconds}".encode()).hexdigest()[:8] if seconds else ""
+
+
+def manifest_text(rows: Iterable[Row]) -> str:
+    """Return manifest.csv."""
+    return csv_text(COLUMNS, sorted(rows, key=lambda r: r["series_uid"]))
+
+
+def lesions_text(rows: Iterable[Row]) -> str:
+    """Return lesions.csv."""
+    return csv_text(LESION_COLUMNS, sorted(rows, key=lambda r: r["series_uid"]))
+
+
+def shape_of(volume: Path) -> list[int]:
+    """Return the voxels of a volume along (z, y, x), by its array's metadata; nothing if these are damaged."""
     try:
-        return [int(n) for n in json.loads((volume / "0" / "zarr.json").read_text("utf-8"))["shape"]]
+        return parse_shape((volume / IMAGE / "zarr.json").read_bytes())
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
-def _lesion_rows(entry: Mapping[str, Any]) -> Iterable[Row]:
+def parse_shape(content: bytes) -> list[int]:
+    """Return the shape by an array's zarr.json. Raises `ValueError`, `KeyError` or `TypeError` if it is damaged."""
+    return [int(n) for n in json.loads(content)["shape"]]
+
+
+def lesion_rows(entry: Mapping[str, Any]) -> list[Row]:
+    """Return the rows of lesions.csv of an entry, as `read_entry` gives it."""
     uid = str(entry["series_uid"])
+    rows = []
     for lesion in entry.get("lesions", ()):
         places = [f"{v:.4f}" for v in (*lesion["zyx"], *lesion["lps_mm"])]
         values = [uid, str(lesion["row"]), lesion["location"], "placed", "", "", *places]
-        yield dict(zip(LESION_COLUMNS, values, strict=True))
+        rows.append(dict(zip(LESION_COLUMNS, values, strict=True)))
     for lesion in entry.get("unplaced_lesions", ()):
         told = [lesion["location"], "unplaced", lesion["reason"], " ".join(str(lesion["detail"]).split())]
-        yield dict(zip(LESION_COLUMNS, [uid, str(lesion["row"]), *told, *[""] * 6], strict=True))
+        rows.append(dict(zip(LESION_COLUMNS, [uid, str(lesion["row"]), *told, *[""] * 6], strict=True)))
+    return rows

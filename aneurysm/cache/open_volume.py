@@ -1,23 +1,27 @@
 """open_volume(): the folder or URL of a volume -> OpenVolume, whose chunks can be read.
 
 Metadata and shard of a folder are opened through one descriptor of it, so they belong together even if the volume is
-replaced at that moment.
+replaced at that moment. Annotations are replaced within the folder (`aneurysm.cache.relabel`): zarr.json says where the
+vessel mask is that belongs to it, and if it is another one by the time the mask is open, both are opened again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
 from aneurysm.cache.blocks import Blocks
-from aneurysm.cache.layout import IMAGE, VESSELS
+from aneurysm.cache.layout import IMAGE, STAGED_VESSELS, VESSELS
 from aneurysm.cache.shard_reader import ShardReader, Triple, shard_layout
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
+
+_TRIES: Final = 20
 
 
 class ZarrArray:
@@ -66,14 +70,48 @@ def open_volume(path: Path | str) -> OpenVolume:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CacheNotFoundError(f"there is no volume {path}") from error
     try:
-        attributes = _read_json(folder, "zarr.json", name).get("attributes", {}).get("aneurysm")
-        if not isinstance(attributes, dict):
-            raise DamagedCacheError(f"volume {name}: zarr.json lacks the attribute aneurysm")
-        image = _open_array(path, folder, IMAGE, name)
-        has_vessels = _exists(folder, VESSELS)
-        return OpenVolume(attributes, image, _open_array(path, folder, VESSELS, name) if has_vessels else None)
+        for _ in range(_TRIES):
+            before = _version(folder)
+            try:
+                opened = _open_local(path, folder, name)
+            except DamagedCacheError:
+                if _version(folder) == before:
+                    raise
+                continue
+            if _version(folder) == before:
+                return opened
+        raise DamagedCacheError(f"volume {name}: its annotations are replaced faster than they can be read")
     finally:
         os.close(folder)
+
+
+def _version(folder: int) -> tuple[int, ...] | None:
+    """Return what differs if zarr.json is replaced."""
+    try:
+        found = os.stat("zarr.json", dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _open_local(path: Path, folder: int, name: str) -> OpenVolume:
+    attributes = _read_json(folder, "zarr.json", name).get("attributes", {}).get("aneurysm")
+    if not isinstance(attributes, dict):
+        raise DamagedCacheError(f"volume {name}: zarr.json lacks the attribute aneurysm")
+    image = _open_array(path, folder, IMAGE, name)
+    vessels = vessel_path(attributes)
+    return OpenVolume(attributes, image, None if vessels is None else _open_array(path, folder, vessels, name))
+
+
+def vessel_path(attributes: Mapping[str, Any]) -> str | None:
+    """Return where in a volume its vessel mask is, None if it has none. Raises `DamagedCacheError`."""
+    mask = attributes.get("vessel_mask")
+    if mask is None:
+        return None
+    if not isinstance(mask, dict) or mask.get("path", "") not in (VESSELS, STAGED_VESSELS, None):
+        raise DamagedCacheError("the attribute vessel_mask is damaged")
+    found: str | None = mask["path"]
+    return found
 
 
 def _open_array(path: Path, folder: int, array: str, name: str) -> ShardReader | ZarrArray:
@@ -93,22 +131,16 @@ def _open_remote(url: str) -> OpenVolume:
     try:
         group: Any = zarr.open_group(url, mode="r")
         image, attributes = group[IMAGE], group.attrs.get("aneurysm")
-        vessels = group.get(VESSELS, None)
     except (FileNotFoundError, KeyError) as error:
         raise CacheNotFoundError(f"there is no volume {url}") from error
     if not isinstance(attributes, dict):
         raise DamagedCacheError(f"volume {name}: zarr.json lacks the attribute aneurysm")
-    called = f"volume {name}, array "
-    masked = None if vessels is None else ZarrArray(vessels, called + VESSELS)
-    return OpenVolume(attributes, ZarrArray(image, called + IMAGE), masked)
-
-
-def _exists(folder: int, name: str) -> bool:
+    called, vessels = f"volume {name}, array ", vessel_path(attributes)
     try:
-        os.stat(name, dir_fd=folder)
-    except FileNotFoundError:
-        return False
-    return True
+        masked = None if vessels is None else ZarrArray(group[vessels], called + VESSELS)
+    except KeyError as error:
+        raise DamagedCacheError(f"volume {name} has lost its vessel mask") from error
+    return OpenVolume(attributes, ZarrArray(image, called + IMAGE), masked)
 
 
 def _read_json(folder: int, path: str, name: str) -> dict[str, Any]:

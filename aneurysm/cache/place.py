@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aneurysm.cache.estimate import check_space
-from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.layout import LABEL_TREES, CacheLayout
 from aneurysm.cache.manifest import Row, leave_seconds, write_manifest
 from aneurysm.cache.opening import open_cache, patient_secret
 from aneurysm.cache.publish import abandoned
@@ -37,8 +37,12 @@ class CachePlace:
         """Make the cache, or make sure that it is of ``spec``."""
         open_cache(self.layout, spec)
 
-    def refresh(self) -> None:
-        """Bring ``layout`` up to what is there."""
+    def refresh(self, *, metadata: bool = False) -> None:
+        """Bring ``layout`` up to what is there; with ``metadata`` also that of the volumes."""
+
+    def label_trees(self, uid: str) -> set[str]:
+        """Return which folders of labels a volume has: ``labels``, and ``labels.next`` of one that is replaced."""
+        return {tree for tree in LABEL_TREES if (self.layout.volume(uid) / tree).is_dir()}
 
     def abandoned(self) -> list[str]:
         """Return what dead runs left, by its place in the cache."""

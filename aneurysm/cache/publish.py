@@ -21,7 +21,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -150,6 +150,36 @@ def set_aside(final: Path, claimed: Path) -> None:
     """Take a folder away in one step: into that of the claim on it, with which it is swept, also after a kill."""
     with suppress(FileNotFoundError):  # another node did so just now
         final.rename(claimed / "replaced")
+
+
+def publish_file(content: bytes, final: Path, claimed: Path) -> None:
+    """Replace a file in one step by ``content``, which is prepared in the folder of a claim, and flushed."""
+    prepared = claimed / secrets.token_hex(4)
+    with prepared.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    prepared.replace(final)
+    _flush_folder(final.parent)
+
+
+def publish_tree(files: Mapping[str, bytes] | None, final: Path, claimed: Path) -> None:
+    """
+    Put a folder of ``files`` (names with slashes) in the place of another, or of none; None removes it.
+
+    It is prepared in the folder of a claim, and flushed; what it replaces goes there, to be swept with it.
+    """
+    prepared = claimed / secrets.token_hex(4)
+    for name, content in (files or {}).items():
+        (prepared / name).parent.mkdir(parents=True, exist_ok=True)
+        (prepared / name).write_bytes(content)
+    if files is not None:
+        flush_tree(prepared)
+    with suppress(FileNotFoundError):
+        final.rename(claimed / secrets.token_hex(4))
+    if files is not None:
+        prepared.rename(final)
+    _flush_folder(final.parent)
 
 
 def temporary_beside(path: Path) -> Path:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.blocks import Blocks
+from aneurysm.cache.blocks import Blocks, blocks_of
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.open_volume import OpenVolume, ZarrArray, open_volume
 from aneurysm.cache.shard_reader import ShardReader, Triple
@@ -156,7 +156,7 @@ class CachedVolume:
         opened = _handles.get(self)
         if opened.blocks is None:
             try:
-                opened.blocks = Blocks.from_metadata(opened.attributes["blocks"])
+                opened.blocks = blocks_of(opened.attributes)
             except (KeyError, TypeError, ValueError) as error:
                 raise DamagedCacheError(
                     f"volume {self.uid}: the metadata's blocks are missing or damaged ({type(error).__name__}). "

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from aneurysm.annotations.lesions import UnplacedLesion, place_lesions
+from aneurysm.annotations.frames import pack_frames, source_frames
 from aneurysm.annotations.tables import SeriesNotes
-from aneurysm.annotations.vessels import resample_mask
+from aneurysm.cache.annotate import (
+    describe_field_of_view,
+    describe_lesions,
+    describe_modality,
+    describe_uncached,
+    file_hash,
+    place_mask,
+)
 from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.metadata import Record
 from aneurysm.cache.opening import is_done
-from aneurysm.cache.publish import claim, set_aside, write_json
+from aneurysm.cache.publish import claim, set_aside, write_atomically
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.store import store_volume
 from aneurysm.cache.write_errors import ends_the_run, write_errors_told
@@ -27,7 +34,6 @@ from aneurysm.objects.stored_data import brought_mask
 from aneurysm.objects.volume_sender import VolumeSender, working_folder
 from aneurysm.reasons import reason_of
 from aneurysm.volume.assemble import Volume, assemble
-from aneurysm.volume.frame import target_grid
 from aneurysm.volume.modality import inferred_modality
 
 Status = Literal["cached", "rejected", "failed", "skipped", "busy"]
@@ -160,14 +166,15 @@ def _cache_files(
     series = read_series(uid, files)
     volume = assemble(series, spec)
     attributes = _attributes(job, series, volume)
-    vessels = None
+    vessels, vessels_from = None, ""
     if mask is not None:
-        whole = target_grid(volume.stack, spec.model_copy(update={"region": None, "max_voxels": sys.maxsize}))
-        here = (volume.affine_lps, volume.voxels.shape)
-        vessels, decision = resample_mask(mask, here, (whole.affine_lps, whole.shape))
-        attributes["decisions"].append(asdict(decision))
+        vessels_from = file_hash(mask)
+        vessels, decision = place_mask(
+            mask, volume.affine_lps, volume.voxels.shape, attributes["source"]["field_of_view"]
+        )
+        attributes["decisions"].append(decision)
     bytes_out = store_volume(
-        layout, folder, spec, attributes, volume.voxels, volume.affine_lps, volume.intensity, vessels,
+        layout, folder, spec, attributes, volume.voxels, volume.affine_lps, volume.intensity, vessels, vessels_from,
         overwrite=job.overwrite,
     )  # fmt: skip
     return series.bytes_in, bytes_out
@@ -175,30 +182,32 @@ def _cache_files(
 
 def _attributes(job: SeriesJob, series: Series, volume: Volume) -> dict[str, Any]:
     notes, stack = job.notes, volume.stack
-    lesions, unplaced = place_lesions(notes.localizers, series.frames, volume)
+    frames = source_frames(series.frames, stack.frames, stack.dropped)
+    inferred = inferred_modality(series)
     geometry, fmt = stack.geometry, stack.frames[0].format
     return {
         "series_uid": series.uid,
-        "modality": notes.modality or inferred_modality(series),
-        "modality_source": "train.csv" if notes.modality else "dicom",
+        **describe_modality(notes.modality, inferred),
         "spec": job.spec.name,
         "digest": job.spec.digest,
         "source": {
+            "modality": inferred,
             "shape": [len(stack.frames), fmt.rows, fmt.columns],
             "spacing_mm": [round(v, 6) for v in (geometry.slice_spacing_mm, *geometry.spacing_mm)],
             "orientation": [round(float(v), 6) for v in geometry.axes[:2].ravel()],
             "plane": geometry.plane,
             "tilt_deg": round(geometry.tilt_deg, 4),
+            "field_of_view": describe_field_of_view(stack, job.spec),
             "transfer_syntaxes": sorted({f.format.transfer_syntax for f in stack.frames}),
             "files": series.files,
             "frames": len(series.frames),
             "bytes": series.bytes_in,
             "acquisition": {k: series.header.values[k] for k in _ACQUISITION if k in series.header.values},
         },
+        "images": pack_frames(frames),
         "decisions": [asdict(d) for d in dict.fromkeys(volume.decisions)],
         "labels": notes.labels,
-        "lesions": [lesion.as_metadata() for lesion in lesions],
-        "unplaced_lesions": [u.as_metadata() for u in unplaced],
+        **describe_lesions(notes.localizers, frames, volume.affine_lps, volume.voxels.shape),
         "patient_key": patient_key(job.secret, series.patient_id),
     }
 
@@ -227,21 +236,17 @@ def write_record(
     layout: CacheLayout, spec: CacheSpec, uid: str, reason: Reason, detail: str, notes: SeriesNotes
 ) -> Status:
     """Write the record of a series that is not cached; return its status, which follows from the reason."""
-    status: Status = "failed" if reason in FAILURES else "rejected"
-    unplaced = [UnplacedLesion(r.location, "series_not_cached", str(reason), r.row) for r in notes.localizers]
-    record = {
-        "series_uid": uid,
-        "status": status,
-        "reason": str(reason),
-        "detail": detail,
-        "modality": notes.modality,
-        "modality_source": "train.csv" if notes.modality else "",
-        "digest": spec.digest,
-        "labels": notes.labels,
-        "lesions": [],
-        "unplaced_lesions": [u.as_metadata() for u in unplaced],
-    }
-    write_json(layout.record(uid), record)
+    status: Literal["rejected", "failed"] = "failed" if reason in FAILURES else "rejected"
+    record = Record(
+        series_uid=uid,
+        status=status,
+        reason=str(reason),
+        # What comes of a broken encoding can't stand in JSON.
+        detail=detail.encode("utf-8", "replace").decode(),
+        digest=spec.digest,
+        **describe_uncached(notes, reason),
+    )
+    write_atomically(layout.record(uid), record.sealed().to_json())
     return status
 
 

@@ -18,6 +18,8 @@ from aneurysm.objects.url import is_url
 RECIPE_VERSION: Final = 3
 """Stands in every digest. Raise it when a change of the arithmetic changes a voxel of some series."""
 
+_HASH_LINE: Final = "# SHA-256 of all lines below: "
+
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Millimetres = Annotated[float, Field(gt=0.05, le=20.0)]
 _Size = Annotated[float, Field(gt=1.0, le=2000.0)]
@@ -155,11 +157,22 @@ class CacheSpec(_Section):
 
     def to_toml(self) -> str:
         """Return the resolved spec as TOML; `parse_spec` gives it back."""
+        body = "\n".join(toml_lines(self.model_dump(mode="json", exclude_none=True), "")) + "\n"
         lines = [
             f"# Resolved spec of this cache; digest {self.digest}, recipe {RECIPE_VERSION}.",
             "# It describes what is here: editing it changes nothing but the check against it.",
+            _HASH_LINE + hashlib.sha256(body.encode()).hexdigest(),
         ]
-        return "\n".join(lines + toml_lines(self.model_dump(mode="json", exclude_none=True), "")) + "\n"
+        return "\n".join(lines) + "\n" + body
+
+
+def is_as_written(text: str) -> bool:
+    """Return True if ``text`` is what `CacheSpec.to_toml` wrote, comments apart."""
+    comments, _, after = text.partition(_HASH_LINE)
+    known, _, body = after.partition("\n")
+    return hashlib.sha256(body.encode()).hexdigest() == known and all(
+        line.startswith("#") for line in comments.splitlines()
+    )
 
 
 def toml_lines(table: dict[str, Any], prefix: str) -> list[str]:

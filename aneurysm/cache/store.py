@@ -25,6 +25,7 @@ def store_volume(
     affine_lps: NDArray[np.float64],
     intensity: Intensity,
     vessels: NDArray[np.uint8] | None,
+    vessels_from: str,
     *,
     overwrite: bool,
 ) -> int:
@@ -37,17 +38,16 @@ def store_volume(
         All but ``blocks``, ``intensity``, and what `write_volume` adds; see docs/cache.md.
     voxels, affine_lps, intensity
         Stored integers (z, y, x) on the grid of ``spec``, where they lie, and what they mean.
-    vessels
-        The vessel mask on the same grid, or None.
+    vessels, vessels_from
+        The vessel mask on the same grid, or None; and the hash of what it was made of, empty if there is no mask.
     overwrite
         Replace the volume that is there.
     """
     uid = attributes["series_uid"]
-    dark = attributes["modality"] == "MRI T2"
-    blocks = survey(voxels, intensity, spec.spacing_mm, dark_vessels=dark, mask=vessels)
+    blocks = survey(voxels, intensity, spec.spacing_mm)
     attributes |= {"intensity": intensity.as_metadata(), "blocks": blocks.as_metadata()}
     built = folder / f"{uid}.zarr"
-    write_volume(built, voxels, affine_lps, spec.storage, intensity.fill, attributes, vessels)
+    write_volume(built, voxels, affine_lps, spec.storage, intensity.fill, attributes, vessels, vessels_from)
     bytes_out = tree_bytes(built)
     final = layout.volume(uid)
     if overwrite:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,54 +14,99 @@ import numpy as np
 import zarr
 
 from aneurysm.cache.batches import in_batches
-from aneurysm.cache.blocks import SURVEY_VERSION, Blocks
-from aneurysm.cache.layout import IMAGE, VESSELS, CacheLayout, tree_bytes
-from aneurysm.cache.manifest import ODD, manifest_row, read_attributes, read_manifest
+from aneurysm.cache.blocks import SURVEY_VERSION, blocks_of
+from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout, tree_bytes
+from aneurysm.cache.manifest import (
+    LESION_COLUMNS,
+    ODD,
+    Row,
+    left_seconds,
+    lesion_rows,
+    lesions_text,
+    manifest_row,
+    manifest_text,
+    read_document,
+    read_entry,
+    read_manifest,
+    with_seconds,
+)
+from aneurysm.cache.metadata import FORMAT_VERSION, find_damage
 from aneurysm.cache.opening import read_spec
-from aneurysm.cache.place import cache_place
-from aneurysm.cache.spec import CacheSpec
+from aneurysm.cache.place import CachePlace, cache_place
+from aneurysm.cache.relabel import Annotations, find_differences
+from aneurysm.cache.spec import CacheSpec, is_as_written
 from aneurysm.cache.supervisor import LostError
-from aneurysm.cache.writer import FORMAT_VERSION, content_hash
 from aneurysm.errors import CacheError, CacheNotFoundError
 from aneurysm.labels import UNKNOWN_VESSEL
 from aneurysm.objects.local_copy import download_volume
 from aneurysm.objects.scratch import scratch_folder
 from aneurysm.objects.store import ObjectStore
+from aneurysm.objects.stored_data import data_place
 from aneurysm.threads import limit_threads
 
 _BATCH: Final = 64
 _REBUILD = "Build it again: aneurysm precache --overwrite --series {uid}"
-_RERUN = "Run aneurysm precache: it writes the manifest anew"
-_RETRY = "Run aneurysm precache; if that writes no row, the record is damaged: --retry-failed"
+_RERUN = "Run aneurysm precache, or aneurysm verify --fix: it writes the table anew"
+_RETRY = "Run aneurysm precache --retry-failed: it writes the record anew"
+_SETTLE = "Run aneurysm precache with the data: it finishes what a run began that died"
+_RELABEL = "Run aneurysm precache: it updates the volume"
 _NEEDED = frozenset(
-    {"series_uid", "modality", "affine_lps", "spec", "digest", "intensity", "source", "blocks", "content_hash"}
-)
+    {
+        "series_uid", "modality", "affine_lps", "spec", "digest", "intensity", "source", "blocks", "decisions",
+        "labels", "lesions", "unplaced_lesions", "vessel_mask", "patient_key", "voxel_hash", "annotation_hash",
+    }
+)  # fmt: skip
+_DIFFERENCES: Final = {
+    "labels": "the labels",
+    "modality": "the modality",
+    "lesions": "the lesions",
+    "rows": "the line numbers of lesions",
+    "vessels": "the vessel mask",
+}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is not as it should be: where, what, and what to do."""
+    """Something that is not as it should be: where, what, and what to do. ``derived``: --fix mends it."""
 
     where: str
     what: str
     advice: str
+    derived: bool = False
 
 
-_Checked = tuple[list[Fault], dict[str, str] | None, int]
+_Rows = tuple[Row, list[Row]]
+"""What a volume or record gives for manifest.csv, and for lesions.csv."""
+_Checked = tuple[list[Fault], _Rows | None, int]
 
 
 @dataclass
 class Report:
-    """What `verify_cache` found."""
+    """What `verify_cache` found, and which tables it wrote anew."""
 
     faults: list[Fault] = field(default_factory=list)
     volumes: int = 0
     bytes_read: int = 0
+    fixed: list[str] = field(default_factory=list)
 
 
-def verify_cache(cache: str | Path, *, deep: bool = False, workers: int = 1) -> Report:
+def verify_cache(
+    cache: str | Path, *, data: str | Path | None = None, deep: bool = False, workers: int = 1, fix: bool = False
+) -> Report:
     """
     Check a whole cache, a folder or a URL, each of whose volumes is brought here for it; see `Report`.
+
+    Parameters
+    ----------
+    data
+        Compare the annotations of the volumes with the tables and vessel masks of this data folder or URL.
+    deep
+        Also decode every chunk, and check the values.
+    workers
+        Processes.
+    fix
+        Write manifest.csv and lesions.csv anew if they are not what the volumes and records give. Nothing else is
+        changed.
 
     Raises
     ------
@@ -68,9 +114,11 @@ def verify_cache(cache: str | Path, *, deep: bool = False, workers: int = 1) -> 
         There is no cache at ``cache``.
     CacheError
         Its spec can't be read, so nothing can be checked against it.
+    DataError
+        There is nothing to compare with at ``data``.
     """
     with cache_place(cache) as place:
-        place.refresh()
+        place.refresh(metadata=data is not None)
         layout = place.layout
         spec = read_spec(layout)
         report = Report()
@@ -79,14 +127,25 @@ def verify_cache(cache: str | Path, *, deep: bool = False, workers: int = 1) -> 
         size = max(1, min(_BATCH, len(folders) // (8 * workers)))
         check = partial(_check_volumes, url=place.url, spec=spec, deep=deep)
         checks = in_batches(check, folders, size, workers, _lost)
-        rows: dict[str, dict[str, str]] = {}
-        for folder, (faults, row, bytes_read) in zip(folders, checks, strict=True):
+        rows: dict[str, _Rows] = {}
+        for folder, (faults, found, bytes_read) in zip(folders, checks, strict=True):
             report.faults.extend(faults)
             report.volumes += 1
             report.bytes_read += bytes_read
-            if row is not None:
-                rows[folder.name.removesuffix(".zarr")] = row
-        report.faults.extend(_check_manifest(layout, rows, {f.name.removesuffix(".zarr") for f in folders}))
+            if found is not None:
+                rows[folder.name.removesuffix(".zarr")] = found
+        volumes = {f.name.removesuffix(".zarr") for f in folders}
+        report.faults.extend(_check_spec(layout))
+        report.faults.extend(_check_records(layout, spec, rows))
+        tables = list(check_tables(layout, rows, volumes))
+        if fix and any(fault.derived for fault in tables):
+            place.write_manifest({})
+            report.fixed = [layout.manifest.name, layout.lesions.name]
+            # What was lost is in no table any more, so that is told once more.
+            tables = [f for f in tables if not f.derived] + list(check_tables(layout, rows, volumes))
+        report.faults.extend(tables)
+        if data is not None:
+            report.faults.extend(_check_annotations(place, data, volumes, workers))
         for where in place.abandoned():
             report.faults.append(Fault(where, "left behind by a run that died", "The next run removes it"))
     return report
@@ -116,32 +175,39 @@ def _check_stored(name: str, url: str, spec: CacheSpec, deep: bool) -> _Checked:
 
 
 def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> _Checked:
-    """Return the faults of one volume, the row the manifest should have, and the bytes read."""
+    """Return the faults of one volume, the rows that the tables should have, and the bytes read."""
     uid = folder.name.removesuffix(".zarr")
     if not folder.name.endswith(".zarr") or not folder.is_dir():
         return [Fault(f"volumes/{folder.name}", "is no volume", "Remove it")], None, 0
 
     def fault(what: str) -> Fault:
-        return Fault(uid, what, _REBUILD.format(uid=uid))
+        return Fault(uid, what, _SETTLE if what.startswith(LABEL_TREES) else _REBUILD.format(uid=uid))
 
     try:
-        attributes = read_attributes(folder)
+        document = read_document(folder)
     except CacheError as error:
         return [fault(str(error))], None, 0
     faults: list[Fault] = []
-    row, size = None, 0
+    attributes = document["attributes"]["aneurysm"]
+    rows, size = None, 0
     try:
-        faults.extend(fault(what) for what in _faults(folder, attributes, spec, deep))  # up to an error, if one comes
+        faults.extend(fault(what) for what in _faults(folder, document, spec, deep))  # up to an error, if one comes
         size = tree_bytes(folder)
         if attributes.keys() >= _NEEDED:
-            row = manifest_row({**attributes, "status": "cached", "folder": folder}, "")
+            rows = rows_of({**attributes, "series_uid": uid, "status": "cached", "folder": folder})
     except ODD as error:
         kind = "can't be read" if isinstance(error, OSError) else "has damaged metadata"
         faults.append(fault(f"the volume {kind}: {type(error).__name__} {error}"))
-    return faults, row, size
+    return faults, rows, size
 
 
-def _faults(folder: Path, attributes: dict[str, Any], spec: CacheSpec, deep: bool) -> Iterator[str]:
+def rows_of(entry: dict[str, Any]) -> _Rows:
+    """Return the rows of manifest.csv (without seconds) and lesions.csv of an entry, as `read_entry` gives it."""
+    return manifest_row(entry, ""), lesion_rows(entry)
+
+
+def _faults(folder: Path, document: dict[str, Any], spec: CacheSpec, deep: bool) -> Iterator[str]:
+    attributes = document["attributes"]["aneurysm"]
     if attributes.get("format_version") != FORMAT_VERSION:
         yield f"format version {attributes.get('format_version')}, this program knows {FORMAT_VERSION}"
     if missing := sorted(_NEEDED - attributes.keys()):
@@ -154,18 +220,18 @@ def _faults(folder: Path, attributes: dict[str, Any], spec: CacheSpec, deep: boo
     blocks = attributes["blocks"]
     if isinstance(blocks, dict) and (survey := blocks.get("survey", 1)) != SURVEY_VERSION:
         yield f"head and vessels were found by survey {survey}, this program's is {SURVEY_VERSION}"
-    yield from _check_arrays(folder, spec)
-    if content_hash(folder, attributes) != attributes["content_hash"]:
-        yield "content hash differs: a file or the metadata was changed or damaged since it was written"
+    arrays = [IMAGE]
+    if attributes["vessel_mask"] and (path := attributes["vessel_mask"]["path"]):
+        arrays.append(path)
+    yield from _check_arrays(folder, spec, arrays)
+    yield from find_damage(folder, document)
     if deep:
-        yield from _check_values(folder, spec, attributes)
+        yield from _check_values(folder, spec, attributes, arrays)
 
 
-def _check_arrays(folder: Path, spec: CacheSpec) -> Iterator[str]:
-    arrays = {IMAGE: spec.storage.dtype}
-    if (folder / VESSELS).exists():
-        arrays[VESSELS] = "uint8"
-    for name, dtype in arrays.items():
+def _check_arrays(folder: Path, spec: CacheSpec, arrays: Sequence[str]) -> Iterator[str]:
+    for name in arrays:
+        dtype = spec.storage.dtype if name == IMAGE else "uint8"
         try:
             metadata = json.loads((folder / name / "zarr.json").read_text("utf-8"))
             codec = metadata["codecs"][0]
@@ -179,10 +245,10 @@ def _check_arrays(folder: Path, spec: CacheSpec) -> Iterator[str]:
             yield f"array {name} has lost its shard c/0/0/0"
 
 
-def _check_values(folder: Path, spec: CacheSpec, attributes: dict[str, Any]) -> Iterator[str]:
+def _check_values(folder: Path, spec: CacheSpec, attributes: dict[str, Any], arrays: Sequence[str]) -> Iterator[str]:
     """Decode everything with zarr-python, which is not what wrote it."""
     shapes = {}
-    for name in [IMAGE, *([VESSELS] if (folder / VESSELS).exists() else [])]:
+    for name in arrays:
         try:
             voxels = np.asarray(zarr.open_array(folder / name, mode="r")[...])
         except Exception as error:  # noqa: BLE001 - each codec has errors of its own
@@ -197,8 +263,8 @@ def _check_values(folder: Path, spec: CacheSpec, attributes: dict[str, Any]) -> 
         elif voxels.max() > UNKNOWN_VESSEL:
             yield f"vessel mask holds {voxels.max()}, the highest label is {UNKNOWN_VESSEL}"
     if len(set(shapes.values())) > 1:
-        yield f"the vessel mask is {shapes[VESSELS]}, the volume {shapes[IMAGE]}"
-    yield from _check_blocks(attributes["blocks"], shapes.get(IMAGE))
+        yield f"the vessel mask is {shapes[arrays[1]]}, the volume {shapes[IMAGE]}"
+    yield from _check_blocks(attributes, shapes.get(IMAGE))
     affine = np.array(attributes["affine_lps"], float)
     spacing = np.linalg.norm(affine[:3, :3], axis=0) if affine.shape == (4, 4) else np.zeros(3)
     if not np.allclose(spacing, spec.spacing_mm, atol=1e-6):
@@ -210,9 +276,9 @@ def _check_values(folder: Path, spec: CacheSpec, attributes: dict[str, Any]) -> 
             yield f"lesion of row {lesion['row']}: voxel and point in the patient differ"
 
 
-def _check_blocks(content: Any, shape: tuple[int, ...] | None) -> Iterator[str]:
+def _check_blocks(attributes: dict[str, Any], shape: tuple[int, ...] | None) -> Iterator[str]:
     try:
-        blocks = Blocks.from_metadata(content)
+        blocks = blocks_of(attributes)
     except (KeyError, TypeError, ValueError) as error:
         yield f"the blocks can't be read ({type(error).__name__})"
         return
@@ -220,28 +286,125 @@ def _check_blocks(content: Any, shape: tuple[int, ...] | None) -> Iterator[str]:
         yield f"{blocks.head.shape} blocks of {blocks.edge} voxels do not cover a volume of {shape}"
 
 
-def _check_manifest(layout: CacheLayout, rows: dict[str, dict[str, str]], folders: set[str]) -> Iterator[Fault]:
+def _check_spec(layout: CacheLayout) -> Iterator[Fault]:
+    if not is_as_written(layout.spec.read_text("utf-8")):
+        advice = "Nothing depends on it but the description: bring the file back, or build another cache"
+        yield Fault(layout.spec.name, "was changed or damaged since it was written", advice)
+
+
+def _check_records(layout: CacheLayout, spec: CacheSpec, rows: dict[str, _Rows]) -> Iterator[Fault]:
+    """Check the records of series that are not cached; add to ``rows`` what they give for the tables."""
+    for path in sorted(layout.rejected.glob("*")) if layout.rejected.is_dir() else ():
+        uid = path.name.removesuffix(".json")
+        if not path.name.endswith(".json"):
+            if not path.name.startswith("."):  # one that is being written
+                yield Fault(f"rejected/{path.name}", "is no record", "Remove it")
+            continue
+        try:
+            entry = read_entry(path)
+        except FileNotFoundError:
+            continue  # its series was built just now
+        except (CacheError, OSError) as error:
+            yield Fault(uid, str(error), _RETRY)
+            continue
+        if entry["digest"] != spec.digest:
+            yield Fault(uid, f"the record has digest {entry['digest']}, the cache's spec {spec.digest}", _RETRY)
+        rows.setdefault(uid, rows_of(entry))
+
+
+def _check_annotations(place: CachePlace, data: str | Path, volumes: set[str], workers: int) -> Iterator[Fault]:
+    given = data_place(data)
+    sources = {s.uid for s in given.find_series(workers).sources}
+    records = {path.name.removesuffix(".json") for path in place.layout.rejected.glob("*.json")} - volumes
+    uids = sorted((volumes | records) & sources)
+    for difference in find_differences(place, uids, Annotations(given.tables(), given.find_masks())):
+        what = ", ".join(text for kind, text in _DIFFERENCES.items() if kind in difference.changes)
+        yield Fault(difference.uid, f"{what} in the cache and in {data} differ", _RELABEL)
+
+
+def check_tables(layout: CacheLayout, rows: Mapping[str, _Rows], volumes: set[str]) -> Iterator[Fault]:
+    """
+    Compare manifest.csv and lesions.csv with what they derive from.
+
+    ``rows`` are what volumes and records give, as far as these can be read; ``volumes`` are all UIDs of volumes.
+    """
+    records = {path.name.removesuffix(".json") for path in layout.rejected.glob("*.json")}
+    complete = rows.keys() >= volumes | records
+    yield from _check_manifest(layout, {uid: row for uid, (row, _) in rows.items()}, volumes, records, complete)
+    yield from _check_lesions(layout, {uid: lesions for uid, (_, lesions) in rows.items()}, complete)
+    for path in layout.seconds.glob("*.json"):
+        try:
+            left_seconds(path)
+        except CacheError as error:
+            yield Fault(f"{layout.seconds.name}/{path.name}", str(error), _RERUN, derived=True)
+
+
+def _check_manifest(
+    layout: CacheLayout, rows: dict[str, Row], volumes: set[str], records: set[str], complete: bool
+) -> Iterator[Fault]:
+    def wrong(where: str, what: str) -> Fault:
+        return Fault(where, what, _RERUN, derived=True)
+
     try:
         manifest = {r["series_uid"]: r for r in read_manifest(layout.manifest)}
     except CacheError as error:
-        yield Fault("manifest.csv", str(error), _RERUN)
+        yield wrong(layout.manifest.name, str(error))
         return
+    sound = True
+    for fault in _compare_manifest(manifest, rows, volumes, records, wrong):
+        sound = False
+        yield fault
+    if sound and complete:
+        timed = [with_seconds(row, manifest[uid]["seconds"]) for uid, row in rows.items()]
+        if layout.manifest.read_bytes() != manifest_text(timed).encode():
+            yield wrong(layout.manifest.name, "is not what the volumes and records give")
+
+
+def _compare_manifest(
+    manifest: dict[str, Row],
+    rows: dict[str, Row],
+    volumes: set[str],
+    records: set[str],
+    wrong: Callable[[str, str], Fault],
+) -> Iterator[Fault]:
     for uid, row in manifest.items():
-        if row["status"] == "cached":
-            if uid not in folders:
-                yield Fault(
-                    uid, "the manifest says cached, but there is no volume", "Run aneurysm precache: it builds it"
-                )
-            elif uid in rows:
-                differing = [k for k, v in rows[uid].items() if k != "seconds" and row.get(k, "") != v]
-                if differing:
-                    yield Fault(uid, f"the manifest and the volume differ in {', '.join(differing)}", _RERUN)
-        elif not layout.record(uid).is_file():
-            yield Fault(uid, f"the manifest says {row['status']}, but there is no record of it", _RERUN)
-        elif uid in folders:
-            yield Fault(uid, f"the manifest says {row['status']}, but there is a volume", _RERUN)
-    for uid in sorted(folders - manifest.keys()):
-        yield Fault(uid, "there is a volume, but no row in the manifest", _RERUN)
-    records = {path.name.removesuffix(".json") for path in layout.rejected.glob("*.json")}
-    for uid in sorted(records - manifest.keys() - folders):
-        yield Fault(uid, "there is a record of why it is not cached, but no row in the manifest", _RETRY)
+        if row["status"] == "cached" and uid not in volumes:
+            yield Fault(uid, "the manifest says cached, but there is no volume", "Run aneurysm precache: it builds it")
+        elif row["status"] != "cached" and uid in volumes:
+            yield wrong(uid, f"the manifest says {row['status']}, but there is a volume")
+        elif row["status"] != "cached" and uid not in records:
+            yield wrong(uid, f"the manifest says {row['status']}, but there is no record of it")
+        elif uid in rows:
+            expected = with_seconds(rows[uid], row["seconds"])
+            if differing := [k for k, v in expected.items() if row.get(k, "") != v]:
+                kind = "volume" if uid in volumes else "record"
+                yield wrong(uid, f"the manifest and the {kind} differ in {', '.join(differing)}")
+    for uid in sorted(volumes - manifest.keys()):
+        yield wrong(uid, "there is a volume, but no row in the manifest")
+    for uid in sorted(records - manifest.keys() - volumes):
+        yield wrong(uid, "there is a record of why it is not cached, but no row in the manifest")
+
+
+def _check_lesions(layout: CacheLayout, rows: dict[str, list[Row]], complete: bool) -> Iterator[Fault]:
+    def wrong(where: str, what: str) -> Fault:
+        return Fault(where, what, _RERUN, derived=True)
+
+    try:
+        content = layout.lesions.read_bytes()
+        found: dict[str, list[tuple[str, ...]]] = {}
+        for row in csv.DictReader(content.decode("utf-8").splitlines()):
+            found.setdefault(row["series_uid"], []).append(tuple(row[c] for c in LESION_COLUMNS))
+    except FileNotFoundError:
+        yield wrong(layout.lesions.name, "is missing")
+        return
+    except (OSError, LookupError, ValueError, TypeError, csv.Error) as error:
+        yield wrong(layout.lesions.name, f"is damaged: {type(error).__name__}")
+        return
+    expected = {uid: [tuple(row.values()) for row in of_series] for uid, of_series in rows.items() if of_series}
+    strange = found.keys() - expected.keys() if complete else set()
+    differing = sorted(strange | {uid for uid, of_series in expected.items() if found.get(uid) != of_series})
+    for uid in differing:
+        n = len(found.get(uid, ())), len(expected.get(uid, ()))
+        yield wrong(uid, f"{layout.lesions.name} has {n[0]} rows of it, which are not the {n[1]} of the cache")
+    if complete and not differing and content != lesions_text(r for of in rows.values() for r in of).encode():
+        yield wrong(layout.lesions.name, "is not what the volumes and records give")

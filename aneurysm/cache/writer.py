@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,19 +10,19 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from aneurysm.cache.layout import IMAGE, VESSELS, tree_files
+from aneurysm.cache.blocks import mask_blocks, pack_bits
+from aneurysm.cache.layout import IMAGE, VESSELS
+from aneurysm.cache.metadata import FORMAT_VERSION, document_bytes, files_hash, seal
 from aneurysm.cache.shard import write_shard
 from aneurysm.cache.spec import Storage
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
 
-FORMAT_VERSION: Final = 2
 # Left and right of a vessel share a hue: dark on the left, light on the right.
 _COLOURS: Final = (
     (128, 128, 128), (255, 200, 0), (80, 220, 220), (0, 130, 130), (255, 140, 140), (180, 0, 0), (150, 230, 150),
     (0, 130, 0), (150, 170, 255), (0, 40, 200), (230, 150, 255), (130, 0, 180), (255, 255, 255),
     (255, 90, 90),
 )  # fmt: skip
-_NOT_HASHED: Final = ("content_hash", "patient_key")
 
 
 def write_volume(
@@ -35,51 +33,57 @@ def write_volume(
     fill: int,
     attributes: dict[str, Any],
     vessels: NDArray[np.uint8] | None = None,
-) -> str:
+    vessels_from: str = "",
+) -> dict[str, Any]:
     """
-    Write one image to ``folder``, which must not exist; return its content hash.
+    Write one image to ``folder``, which must not exist; return its attribute ``aneurysm``.
 
-    ``attributes`` become the group attribute ``aneurysm``, to which ``format_version``, ``affine_lps`` and
-    ``content_hash`` are added. Nothing is flushed to the disk here: publishing does that.
+    That has ``attributes``, and ``format_version``, ``affine_lps``, ``vessel_mask`` and both hashes. ``vessels_from``
+    is the hash of what ``vessels`` were made of, or of a mask that could not be used. Nothing is flushed to the disk
+    here: publishing does that.
     """
     folder.mkdir(parents=True)
-    multiscales = _multiscales(affine_lps)
     _write_array(folder / IMAGE, voxels, storage, fill)
-    if vessels is not None:
-        # Few values in large areas: whatever the image's codec, these bytes shrink to almost nothing.
-        labels = storage.model_copy(update={"dtype": "uint8", "shuffle": "noshuffle"})
-        _write_array(folder / VESSELS, vessels, labels, 0)
-        zarr.create_group(
-            folder / "labels", attributes={"ome": {"version": "0.5", "labels": ["vessels"]}}, zarr_format=3
-        )
-        label = {"version": "0.5", "multiscales": multiscales, "image-label": _image_label()}
-        zarr.create_group((folder / VESSELS).parent, attributes={"ome": label}, zarr_format=3)
     own = {"format_version": FORMAT_VERSION, "affine_lps": affine_lps.tolist(), **attributes}
-    # As JSON gives it back: the hash must not depend on whether a number was numpy's.
-    own = json.loads(json.dumps(own))
-    own["content_hash"] = content_hash(folder, own)
-    ome = {"version": "0.5", "multiscales": multiscales}
-    zarr.create_group(folder, attributes={"ome": ome, "aneurysm": own}, zarr_format=3)
-    return str(own["content_hash"])
+    if vessels is not None:
+        write_vessels(folder / VESSELS, vessels, affine_lps, storage)
+    own["vessel_mask"] = describe_vessels(folder, vessels, vessels_from, own)
+    ome = {"version": "0.5", "multiscales": _multiscales(affine_lps)}
+    document = {"attributes": {"ome": ome, "aneurysm": own}, "zarr_format": 3, "node_type": "group"}
+    sealed = seal(document, folder)
+    (folder / "zarr.json").write_bytes(document_bytes(sealed))
+    content: dict[str, Any] = sealed["attributes"]["aneurysm"]
+    return content
 
 
-def content_hash(folder: Path, attributes: dict[str, Any]) -> str:
+def write_vessels(array: Path, vessels: NDArray[np.uint8], affine_lps: NDArray[np.float64], storage: Storage) -> None:
+    """Write a vessel mask (z, y, x) as ``array``, and the OME metadata of the two folders above it."""
+    # Few values in large areas: whatever the image's codec, these bytes shrink to almost nothing.
+    _write_array(array, vessels, storage.model_copy(update={"dtype": "uint8", "shuffle": "noshuffle"}), 0)
+    labels = {"version": "0.5", "labels": ["vessels"]}
+    one = {"version": "0.5", "multiscales": _multiscales(affine_lps), "image-label": _image_label()}
+    for folder, ome in ((array.parents[1], labels), (array.parent, one)):
+        document = {"attributes": {"ome": ome}, "zarr_format": 3, "node_type": "group"}
+        (folder / "zarr.json").write_bytes(document_bytes(document))
+
+
+def describe_vessels(
+    folder: Path, vessels: NDArray[np.uint8] | None, vessels_from: str, own: dict[str, Any]
+) -> dict[str, Any] | None:
     """
-    Return the hash of the volume in ``folder``: all files of its arrays, and its attributes.
+    Return the attribute ``vessel_mask`` of a volume whose mask stands in ``folder`` / `VESSELS`; None if there is none.
 
-    ``patient_key`` is left out, since its key differs from cache to cache by intention.
+    ``own`` are the other attributes: the mask's blocks are as large as theirs.
     """
-    digest = hashlib.sha256()
-    kept = {k: v for k, v in attributes.items() if k not in _NOT_HASHED}
-    digest.update(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode())
-    for name, size in tree_files(folder):
-        if name == "zarr.json":
-            continue
-        digest.update(f"\0{name}\0{size}\0".encode())
-        with (folder / name).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+    if vessels is None:
+        return {"path": None, "file_hash": vessels_from, "content_hash": "", "blocks": ""} if vessels_from else None
+    z, y, x = own["blocks"]["edge"]
+    return {
+        "path": VESSELS,
+        "file_hash": vessels_from,
+        "content_hash": files_hash((folder / VESSELS).parents[1]),
+        "blocks": pack_bits(mask_blocks(vessels, (z, y, x))),
+    }
 
 
 def _write_array(folder: Path, voxels: NDArray[Any], storage: Storage, fill: int) -> None:

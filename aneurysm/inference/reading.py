@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from aneurysm.cache.reader import CachedVolume
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.scan import SeriesSource
@@ -54,9 +52,8 @@ def _read_dicom(source: SeriesSource, spec: CacheSpec) -> ReadSeries:
         if not files:
             raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty")
         volume = assemble(read_series(source.uid, files), spec)
-    # Windows ask for the head alone; where the vessels are is costly to find, so an empty mask says that it is known.
-    none = np.zeros(volume.voxels.shape, np.uint8)
-    blocks = survey(volume.voxels, volume.intensity, spec.spacing_mm, dark_vessels=False, mask=none)
+    # Windows ask for the head alone.
+    blocks = survey(volume.voxels, volume.intensity, spec.spacing_mm, vessels=False).blocks("")
     attributes = {"intensity": volume.intensity.as_metadata()}
     fill = volume.intensity.fill
     held = MemoryVolume(source.uid, volume.voxels, fill, volume.affine_lps, blocks, attributes)

@@ -5,9 +5,9 @@
       volumes/<key>-<bytes>/<uid>.zarr    complete, since it was renamed into place; its folder's time is its last use
       fetching/<key>-<bytes>/, .lock      on its way, by whoever holds the lock; counts already
 
-The key is a hash of URL, series and content: a volume that was built again is another one. What was fetched is
-compared with its content hash before it is renamed. Beyond the bound the least recently used volumes go; whoever has
-one of them open reads on, for a map outlives its file's name.
+The key is a hash of URL, series and content: a volume that was built again is another one, and so is one whose
+annotations were corrected. What was fetched is compared with its hashes before it is renamed. Beyond the bound the
+least recently used volumes go; whoever has one of them open reads on, for a map outlives its file's name.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from aneurysm.cache.manifest import read_attributes
+from aneurysm.cache.manifest import ODD, read_document
+from aneurysm.cache.metadata import find_damage
 from aneurysm.cache.publish import flush_tree, no_space_told
-from aneurysm.cache.writer import content_hash
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, UsageError
 from aneurysm.locks import is_locked, locked
 from aneurysm.objects.store import ObjectStore
@@ -33,6 +33,7 @@ DEFAULT_GB: Final = 100.0
 _SHARE: Final = 0.9
 """Of the disk's free space, and of what the copy takes already, it takes no more, whatever it was told."""
 _WAIT_S: Final = 0.05
+_TRIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,12 @@ class LocalCopy:
 
 @dataclass(frozen=True, slots=True)
 class StoredVolume:
-    """A volume in an object store. ``size`` is in bytes, ``content_hash`` what the manifest says."""
+    """A volume in an object store. ``size`` is in bytes; it and the hashes are what the manifest says."""
 
     url: str
     uid: str
-    content_hash: str
+    voxel_hash: str
+    annotation_hash: str
     size: int
     copy: LocalCopy
 
@@ -103,7 +105,8 @@ class StoredVolume:
 
     @property
     def _entry(self) -> str:
-        key = hashlib.sha256(f"{self.url}\0{self.uid}\0{self.content_hash}".encode()).hexdigest()[:32]
+        names = (self.url, self.uid, self.voxel_hash, self.annotation_hash)
+        key = hashlib.sha256("\0".join(names).encode()).hexdigest()[:32]
         return f"{key}-{self.size}"
 
     def fetch(self) -> Path:
@@ -169,21 +172,24 @@ class StoredVolume:
 
     def _bring(self, folder: Path) -> None:
         told = ""
-        # Once more, if it was replaced while it was read, or a disk or net did it harm.
-        for _ in range(2):
+        # Again, if it was replaced while it was read, or a disk or net did it harm.
+        for _ in range(_TRIES):
             shutil.rmtree(folder, ignore_errors=True)
-            download_volume(ObjectStore(self.url), self.uid, folder)
             try:
-                attributes = read_attributes(folder)
-            except CacheError as error:
+                download_volume(ObjectStore(self.url), self.uid, folder)
+                document = read_document(folder)
+                told = "; ".join(find_damage(folder, document))
+                found = document["attributes"]["aneurysm"]["voxel_hash"]
+            except CacheNotFoundError:
+                raise
+            except (CacheError, *ODD) as error:
                 told = str(error).replace(str(folder), self.name)
                 continue
-            found = content_hash(folder, attributes)
-            if found == self.content_hash == attributes.get("content_hash"):
-                return
-            told = "its content hash differs from the manifest's"
-            if found == attributes.get("content_hash"):
-                told += ": it was built again since the manifest was read"
+            if not told:
+                # Other annotations are none the worse: what they were when the manifest was read, nobody has any more.
+                if found == self.voxel_hash:
+                    return
+                told = "its voxel hash differs from the manifest's: it was built again since the manifest was read"
         raise DamagedCacheError(f"{self.name} is not what it should be: {told}. Run aneurysm verify on the cache")
 
 

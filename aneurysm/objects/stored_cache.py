@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from aneurysm.cache.layout import IMAGE
+from aneurysm.cache.layout import IMAGE, LABEL_TREES
 from aneurysm.cache.manifest import Row
 from aneurysm.cache.opening import open_cache
 from aneurysm.cache.place import CachePlace
@@ -55,6 +55,8 @@ class StoredCache(CachePlace):
         self.url, self._store = store.url, store
         self._shown: dict[str, str | None] = {}
         """ETags of the root metadata of the volumes in the shadow, by UID; None for an empty folder."""
+        self._trees: dict[str, set[str]] = {}
+        """Folders of labels of the volumes that have some, by UID."""
         self._incomplete: dict[str, list[StoredObject]] = {}
         self._marks: list[StoredObject] = []
         self._records: dict[str, tuple[str, bytes]] = {}
@@ -122,6 +124,7 @@ class StoredCache(CachePlace):
         volumes = _by_volume(objects)
         complete = {uid: o for uid, o in volumes.items() if _root(o, uid) is not None}
         self._incomplete = {uid: o for uid, o in volumes.items() if uid not in complete}
+        self._trees = {uid: trees for uid, o in complete.items() if (trees := _label_trees(o, uid))}
         self._marks = [o for o in objects if o.key.startswith(mark_of(""))]
         for uid in self._shown.keys() - complete.keys():
             shutil.rmtree(self.layout.volume(uid), ignore_errors=True)
@@ -148,6 +151,10 @@ class StoredCache(CachePlace):
         left = [o.key for o in objects if o.key.startswith(f"{self.layout.seconds.name}/")]
         with suppress(FileNotFoundError):  # another run has put them into the manifest just now
             self._store.download_all({key: self.layout.root / key for key in left})
+
+    def label_trees(self, uid: str) -> set[str]:
+        """Return which folders of labels a volume has, as of the last refresh."""
+        return self._trees.get(uid, set())
 
     def abandoned(self) -> list[str]:
         """Return what dead runs left, by its place in the store, as of the last refresh."""
@@ -207,6 +214,11 @@ def _by_volume(objects: Iterable[StoredObject]) -> dict[str, list[StoredObject]]
 
 def _root(objects: Sequence[StoredObject], uid: str) -> StoredObject | None:
     return next((o for o in objects if o.key == f"{prefix_of(uid)}/zarr.json"), None)
+
+
+def _label_trees(objects: Sequence[StoredObject], uid: str) -> set[str]:
+    tops = {o.key.removeprefix(f"{prefix_of(uid)}/").split("/", 1)[0] for o in objects}
+    return tops & set(LABEL_TREES)
 
 
 def _etag(objects: Sequence[StoredObject], uid: str) -> str:

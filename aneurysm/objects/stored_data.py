@@ -93,8 +93,8 @@ class DataPlace:
         """Read the tables; see `aneurysm.annotations.tables.read_tables`."""
         return read_tables(self._root)
 
-    def find_masks(self) -> Mapping[str, Path | str]:
-        """Return where the vessel masks are, by series UID."""
+    def find_masks(self) -> Mapping[str, Path | str] | None:
+        """Return where the vessel masks are, by series UID; None if there is no folder of masks."""
         return find_masks(self._root)
 
     def sizes(self, sources: Sequence[SeriesSource]) -> dict[str, int]:
@@ -133,8 +133,8 @@ class StoredData(DataPlace):
                     (folder / name).unlink()
             return read_tables(folder)
 
-    def find_masks(self) -> Mapping[str, Path | str]:
-        """Return the URLs of the vessel masks, by series UID."""
+    def find_masks(self) -> Mapping[str, Path | str] | None:
+        """Return the URLs of the vessel masks, by series UID; None if there is nothing where they would be."""
         keys = {o.key for o in self._store.find(_MASKS)}
         found: dict[str, str] = {}
         for ending in MASK_ENDINGS:
@@ -143,7 +143,7 @@ class StoredData(DataPlace):
                     uid = key.rsplit("/", 1)[-1].removesuffix(ending)
                     if key == (f"{_MASKS}/{uid}/{uid}{ending}" if nested else f"{_MASKS}/{uid}{ending}"):
                         found.setdefault(uid, f"{self._store.url}/{key}")
-        return found
+        return found if keys else None
 
     def sizes(self, sources: Sequence[SeriesSource]) -> dict[str, int]:
         """Return how many bytes each series has, by UID; a listing each, many at once."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import parse_attributes, read_manifest
+from aneurysm.cache.manifest import parse_document, read_manifest
 from aneurysm.errors import CacheError, DamagedCacheError
 from aneurysm.objects.local_copy import LocalCopy, StoredVolume
 from aneurysm.objects.scratch import scratch_folder, told_as
@@ -37,11 +37,13 @@ def read_stored_attributes(url: str, uids: Sequence[str]) -> list[dict[str, Any]
     def read(uid: str) -> dict[str, Any] | CacheError:
         key = f"volumes/{uid}.zarr/zarr.json"
         try:
-            return parse_attributes(store.read(key), f"{url}/{key}")
+            document = parse_document(store.read(key), f"{url}/{key}")
         except FileNotFoundError:
             return CacheError(f"{url}/{key} is missing")
         except CacheError as error:
             return error
+        attributes: dict[str, Any] = document["attributes"]["aneurysm"]
+        return attributes
 
     return store.each(read, uids)
 
@@ -58,7 +60,9 @@ def open_stored(url: str, local_cache: str | Path | None, local_cache_gb: float 
     copy = LocalCopy.of(local_cache, local_cache_gb)
     try:
         stored = {
-            uid: StoredVolume(url, uid, rows[uid]["content_hash"], int(rows[uid]["bytes_out"]), copy)
+            uid: StoredVolume(
+                url, uid, rows[uid]["voxel_hash"], rows[uid]["annotation_hash"], int(rows[uid]["bytes_out"]), copy
+            )
             for uid in cache.uids
         }
     except ValueError as error:

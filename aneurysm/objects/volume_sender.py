@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout
+from aneurysm.cache.manifest import parse_shape
 from aneurysm.errors import StoreError
 from aneurysm.objects.scratch import held, scratch_folder
 from aneurysm.objects.store import ObjectStore
@@ -36,6 +37,49 @@ def working_folder(shadow: Path) -> Iterator[Path]:
     else:
         with scratch_folder() as folder:
             yield folder / shadow.name
+
+
+class StoredFiles:
+    """The files of a volume that may be changed, in a store; see `aneurysm.cache.relabel.VolumeFiles`."""
+
+    def __init__(self, url: str, uid: str) -> None:
+        self._store, self._prefix = ObjectStore(url), prefix_of(uid)
+
+    def read_metadata(self) -> bytes:
+        """Return zarr.json."""
+        return self._store.read(f"{self._prefix}/zarr.json")
+
+    def write_metadata(self, content: bytes) -> None:
+        """Replace zarr.json in one step."""
+        self._store.write(f"{self._prefix}/zarr.json", content)
+
+    def shape(self) -> list[int]:
+        """Return the voxels along (z, y, x)."""
+        return parse_shape(self._store.read(f"{self._prefix}/{IMAGE}/zarr.json"))
+
+    def trees(self) -> set[str]:
+        """Return which folders of labels there are."""
+        return {tree for tree in LABEL_TREES if self._keys(tree)}
+
+    def read_tree(self, tree: str) -> dict[str, bytes]:
+        """Return the files of a folder."""
+        keys = self._keys(tree)
+        return dict(zip((self._name(key, tree) for key in keys), self._store.each(self._store.read, keys), strict=True))
+
+    def write_tree(self, tree: str, files: Mapping[str, bytes]) -> None:
+        """Put a folder in place of the one that is there, file by file."""
+        self._store.each(lambda item: self._store.write(f"{self._prefix}/{tree}/{item[0]}", item[1]), files.items())
+        self._store.delete(key for key in self._keys(tree) if self._name(key, tree) not in files)
+
+    def remove_tree(self, tree: str) -> None:
+        """Remove a folder."""
+        self._store.delete(self._keys(tree))
+
+    def _keys(self, tree: str) -> list[str]:
+        return [o.key for o in self._store.find(f"{self._prefix}/{tree}")]
+
+    def _name(self, key: str, tree: str) -> str:
+        return key.removeprefix(f"{self._prefix}/{tree}/")
 
 
 class VolumeSender:

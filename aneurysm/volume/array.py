@@ -106,6 +106,13 @@ def grid_array(
     return GriddedArray(voxels, grid.affine_lps, intensity, placed, grid.cropped)
 
 
+def grid_mask(mask: NDArray[np.uint8], affine_lps: NDArray[np.float64], spec: CacheSpec) -> NDArray[np.uint8]:
+    """Return the vessel mask of an array alone, as `grid_array` does. Raises as that does."""
+    steps = np.linalg.norm(affine_lps[:3, :3], axis=0)
+    grid = _grid(affine_lps, steps, mask.shape, spec)
+    return _in_order(_nearest(mask, steps, grid), grid)
+
+
 def _grid(
     affine_lps: NDArray[np.float64], steps: NDArray[np.float64], shape: tuple[int, ...], spec: CacheSpec
 ) -> TargetGrid:

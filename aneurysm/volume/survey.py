@@ -1,4 +1,4 @@
-"""Volume -> Blocks: where the head is, and where its vessels are or seem to be."""
+"""Volume -> Survey: where the head is, and where its vessels seem to be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from aneurysm.cache.blocks import EDGE_MM, Blocks
+from aneurysm.cache.blocks import EDGE_MM, Survey
 from aneurysm.volume.normalize import Intensity
 
 _AIR_BELOW_HU: Final = -500.0
@@ -34,11 +34,10 @@ def survey(
     intensity: Intensity,
     spacing_mm: tuple[float, float, float],
     *,
-    dark_vessels: bool,
-    mask: NDArray[np.uint8] | None = None,
-) -> Blocks:
+    vessels: bool = True,
+) -> Survey:
     """
-    Return the blocks of ``voxels`` (z, y, x), stored integers.
+    Return what lies where in ``voxels`` (z, y, x), stored integers.
 
     Parameters
     ----------
@@ -46,10 +45,8 @@ def survey(
         The volume, and what its integers mean.
     spacing_mm
         Of the voxels, (z, y, x).
-    dark_vessels
-        Flowing blood is dark (T2), not bright.
-    mask
-        The vessel mask, if there is one: then its vessels count, else thin structures of the image.
+    vessels
+        Look for vessels, which takes most of the time; else there are none.
     """
     factor = [min(n, max(1, round(_COARSE_MM / s))) for n, s in zip(voxels.shape, spacing_mm, strict=True)]
     cells = [max(1, round(EDGE_MM / (s * f))) for s, f in zip(spacing_mm, factor, strict=True)]
@@ -61,15 +58,17 @@ def survey(
     # To whole blocks, so that each is a box of cells.
     coarse = np.pad(coarse, [(0, n * c - m) for n, c, m in zip(shape, cells, coarse.shape, strict=True)], mode="edge")
     head = _head_alone(_folded(np.add, _is_head(coarse, intensity), cells, np.int32) > _HEAD_SHARE * np.prod(cells))
-    if mask is not None:
-        # Vessels count wherever the mask has them, also where the head was not found.
-        missing = [(0, n * e - m) for n, e, m in zip(shape, (z, y, x), mask.shape, strict=True)]
-        vessels = _folded(np.maximum, np.pad(mask, missing), [z, y, x]) > 0
-        return Blocks((z, y, x), head | vessels, vessels, from_mask=True)
+    if not vessels:
+        return Survey((z, y, x), head, np.zeros_like(head))
     inner = ndimage.binary_erosion(head, iterations=_RIM_BLOCKS, border_value=1)
+    among = inner if inner.any() else head
     cell_mm = [s * f for s, f in zip(spacing_mm, factor, strict=True)]
-    score = _folded(np.maximum, _thinness(coarse, intensity, cell_mm, dark=dark_vessels), cells)
-    return Blocks((z, y, x), head, _highest(score, inner if inner.any() else head), from_mask=False)
+
+    def thin(*, dark: bool) -> NDArray[np.bool_]:
+        return _highest(_folded(np.maximum, _thinness(coarse, intensity, cell_mm, dark=dark), cells), among)
+
+    # Which of the two are vessels depends on the modality, which train.csv may name later: both are kept.
+    return Survey((z, y, x), head, thin(dark=False), None if intensity.unit == "HU" else thin(dark=True))
 
 
 def _folded(reduce: np.ufunc, values: NDArray[Any], factor: Sequence[int], dtype: Any = None) -> NDArray[Any]:

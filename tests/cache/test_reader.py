@@ -35,6 +35,7 @@ def make_volume(root: Path, uid: str, shape, spec="rsna-1mm", seed=0, vessels=Fa
     fill = low
     voxels[: shape[0] // 2, : shape[1] // 2] = fill  # so that some chunks are absent
     attributes = {"series_uid": uid, "intensity": {"scale": 2.0, "offset": -10.0, "window": [0.0, 100.0]}}
+    attributes["blocks"] = {"edge": [8, 8, 8]}
     mask = (voxels > 100).astype(np.uint8) if vessels else None
     write_volume(root / "volumes" / f"{uid}.zarr", voxels, np.eye(4), storage, fill, attributes, mask)
     return voxels

@@ -33,9 +33,9 @@ def failing(_name: object, *_: object, **__: object) -> None:
 def _reference(tmp_path: Path) -> str:
     """The content hash of a cache that is gone again: a failure would keep its volume."""
     found = run(tmp_path / "s")
-    content_hash = found.image().meta["content_hash"]
+    voxel_hash = found.image().meta["voxel_hash"]
     shutil.rmtree(found.cache)
-    return content_hash
+    return voxel_hash
 
 
 @pytest.mark.parametrize("syntax", [*NATIVE, RLELossless], ids=lambda s: s.name)
@@ -54,7 +54,7 @@ def test_an_input_error_at_one_slice_is_no_missing_slice(tmp_path, monkeypatch, 
     monkeypatch.setattr(PixelReader, "read", read)
     failed = run(tmp_path / "s")
     assert (failed.reason(), failed.row()["status"]) == ("read_error", "failed")
-    assert run(tmp_path / "s", retry_failed=True).image().meta["content_hash"] == reference
+    assert run(tmp_path / "s", retry_failed=True).image().meta["voxel_hash"] == reference
 
 
 def test_a_file_that_goes_between_header_and_pixels_is_no_missing_slice(tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_a_file_that_goes_between_header_and_pixels_is_no_missing_slice(tmp_path
         patch.setattr(building, "read_series", read_and_lose)
         assert run(tmp_path / "s").reason() == "read_error"
     aside.rename(file)
-    assert run(tmp_path / "s", retry_failed=True).image().meta["content_hash"] == reference
+    assert run(tmp_path / "s", retry_failed=True).image().meta["voxel_hash"] == reference
 
 
 def test_an_input_error_in_a_header_that_pydicom_reads_is_no_file_that_is_not_dicom(tmp_path, monkeypatch):

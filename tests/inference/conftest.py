@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import max_pool3d
 
-from aneurysm.cache.blocks import Blocks
+from aneurysm.cache.blocks import Survey
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
@@ -62,7 +62,7 @@ class PaintedCaches:
         self.count += 1
         root = self.root / str(self.count)
         for volume in volumes:
-            blocks = Blocks((8, 8, 8), volume.head, np.zeros_like(volume.head), from_mask=False)
+            blocks = Survey((8, 8, 8), volume.head, np.zeros_like(volume.head))
             attributes = {
                 "series_uid": volume.uid,
                 "modality": "CTA",

@@ -152,7 +152,7 @@ def test_a_worker_on_another_machine_needs_no_folder_of_the_run(built: Built, bu
     assert not (tmp_path / "elsewhere").exists()
     assert scratch_left(tmp_path) == []
     content = json.loads(bucket.get(f"cache/volumes/{uid}.zarr/zarr.json"))["attributes"]["aneurysm"]
-    assert content["content_hash"] == manifest(built.cache)[uid]["content_hash"]
+    assert content["voxel_hash"] == manifest(built.cache)[uid]["voxel_hash"]
 
 
 def test_what_dead_runs_left_is_removed_once_it_is_old(
@@ -201,7 +201,7 @@ def test_records_retries_and_overwriting(built: Built, bucket: Bucket, tmp_path:
     assert build.precache(data, url, overwrite=True, series=[uid]).cached == 1
     assert verify_cache(url, deep=True).faults == []
     rows = manifest(bucket.download("cache", tmp_path / "copy2"))
-    assert rows[uid]["content_hash"] != manifest(built.cache)[uid]["content_hash"]
+    assert rows[uid]["voxel_hash"] != manifest(built.cache)[uid]["voxel_hash"]
     _replace_files(folder)
     assert build.precache(data, url, overwrite=True, series=[uid]).rejected == 1
     assert bucket.keys(f"cache/volumes/{uid}.zarr") == []
@@ -294,7 +294,7 @@ def test_verify_finds_what_is_damaged_or_missing(built: Built, bucket: Bucket) -
     bucket.delete(f"cache/volumes/{built.uids[2]}.zarr/zarr.json")
     ran = call_cli("verify", "--cache", url)
     assert ran.code == 3
-    assert f"{built.uids[0]}: content hash differs" in ran.out
+    assert f"{built.uids[0]}: voxel hash differs" in ran.out
     assert f"{built.uids[1]}: array 0 has lost its shard" in ran.out
     assert f"{built.uids[2]}: the manifest says cached, but there is no volume" in ran.out
     cache = Cache.open(url)

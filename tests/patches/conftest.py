@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aneurysm.cache.blocks import Blocks
+from aneurysm.cache.blocks import Survey
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
@@ -19,14 +19,14 @@ from aneurysm.labels import LABELS, MODALITIES, SITES
 AFFINE = np.array([[0, 0, 1.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
 
 
-def blocks_of(shape, head, vessels=None) -> Blocks:
+def blocks_of(shape, head, vessels=None) -> Survey:
     """Blocks of 8 voxels; ``head`` and ``vessels`` are boxes (slices) of blocks."""
     counts = tuple(-(-n // 8) for n in shape)
     marked = [np.zeros(counts, bool), np.zeros(counts, bool)]
     marked[0][head] = True
     if vessels is not None:
         marked[1][vessels] = True
-    return Blocks((8, 8, 8), marked[0], marked[1], from_mask=False)
+    return Survey((8, 8, 8), marked[0], marked[1])
 
 
 def add_volume(

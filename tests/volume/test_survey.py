@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aneurysm.cache.blocks import Blocks
+from aneurysm.cache.blocks import Survey, mask_blocks
 from aneurysm.cache.spec import load_spec, shipped_specs
 from aneurysm.volume.normalize import Intensity, ct_intensity
 from aneurysm.volume.survey import survey
@@ -39,7 +39,7 @@ def test_every_block_of_the_head_and_none_of_the_air_counts(name):
     """Whatever the spec clips: some store air as -200 HU."""
     values, spec = head(), load_spec(name)
     intensity = ct_intensity(spec.intensity.CT, spec.storage)
-    blocks = survey(stored(values, intensity), intensity, (1, 1, 1), dark_vessels=False)
+    blocks = survey(stored(values, intensity), intensity, (1, 1, 1))
     assert blocks.edge == (8, 8, 8)
     assert blocks.head.shape == (15, 16, 17)
     share = np.array(
@@ -52,7 +52,7 @@ def test_every_block_of_the_head_and_none_of_the_air_counts(name):
 def test_the_table_is_not_the_head():
     values = head((120, 176, 136))
     values[:, 144:146, 4:132] = 100  # a plate close below the head
-    blocks = survey(stored(values), HU, (1, 1, 1), dark_vessels=False)
+    blocks = survey(stored(values), HU, (1, 1, 1))
     touching = blocks.head[:, 18]
     assert touching.sum() < 0.2 * touching.size
     assert blocks.head[7, 4:17, 8].all()
@@ -61,7 +61,7 @@ def test_the_table_is_not_the_head():
 def test_a_dark_brain_within_a_bright_scalp_is_head():
     values = head(air=5, brain=800)
     values[40:, 44:84, 48:88] = 10  # open towards the crown
-    blocks = survey(stored(values, MR), MR, (1, 1, 1), dark_vessels=False)
+    blocks = survey(stored(values, MR), MR, (1, 1, 1))
     assert blocks.head[6:12, 6:10, 7:11].all()
 
 
@@ -75,7 +75,7 @@ def test_a_tube_is_a_vessel_and_a_plate_is_none(axis):
     plate[axis] = slice(centre[axis] + 20, centre[axis] + 23)
     values[tuple(plate)] = 300
     values[tuple(tube)] = 300
-    blocks = survey(stored(values), HU, (1, 1, 1), dark_vessels=False)
+    blocks = survey(stored(values), HU, (1, 1, 1)).blocks("CTA")
     along = [(c - 16) // 8 for c in centre]
     for k in range(centre[axis] - 16, centre[axis] + 16, 8):
         along[axis] = k // 8
@@ -92,7 +92,7 @@ def test_bone_and_its_rim_are_no_vessels():
     values[56:60, 30:100, 60:64] = 1500
     values[56:60, 30:100, 59] = 400  # half bone, half brain: a vessel's HU
     values[56:60, 60:64, 84:88] = 300  # a vessel
-    blocks = survey(stored(values), HU, (1, 1, 1), dark_vessels=False)
+    blocks = survey(stored(values), HU, (1, 1, 1)).blocks("CTA")
     assert blocks.vessels[7, 7, 10]
     assert not blocks.vessels[7, 5:11, 7:8].any()
 
@@ -101,8 +101,8 @@ def test_flow_voids_of_t2_are_dark():
     values = head(air=5, brain=500)
     values[50:70, 60:64, 60:64] = 20
     values[50:70, 60:64, 84:88] = 900  # fluid
-    dark = survey(stored(values, MR), MR, (1, 1, 1), dark_vessels=True)
-    bright = survey(stored(values, MR), MR, (1, 1, 1), dark_vessels=False)
+    found = survey(stored(values, MR), MR, (1, 1, 1))
+    dark, bright = found.blocks("MRI T2"), found.blocks("MRA")
     assert dark.vessels[7, 7, 7]
     assert not dark.vessels[7, 7, 10]
     assert bright.vessels[7, 7, 10]
@@ -112,7 +112,8 @@ def test_flow_voids_of_t2_are_dark():
 def test_a_mask_counts_where_there_is_one():
     values, mask = head(), np.zeros((120, 128, 136), np.uint8)
     mask[8, 16, 24] = 5
-    blocks = survey(stored(values), HU, (1, 1, 1), dark_vessels=False, mask=mask)
+    found = survey(stored(values), HU, (1, 1, 1))
+    blocks = found.blocks("CTA", mask_blocks(mask, found.edge))
     assert blocks.from_mask
     assert np.argwhere(blocks.vessels).tolist() == [[1, 2, 3]]
     assert blocks.head[1, 2, 3]
@@ -120,7 +121,7 @@ def test_a_mask_counts_where_there_is_one():
 
 def test_blocks_are_8_mm_on_a_finer_grid():
     fine = np.kron(head((40, 48, 48), 18), np.ones((2, 2, 2)))
-    blocks = survey(stored(fine), HU, (0.5, 0.5, 0.5), dark_vessels=False)
+    blocks = survey(stored(fine), HU, (0.5, 0.5, 0.5))
     assert blocks.edge == (16, 16, 16)
     assert blocks.head.shape == (5, 6, 6)
 
@@ -135,20 +136,28 @@ def test_any_shape_and_spacing_is_covered(shape, spacing, masked):
     rng = np.random.default_rng(1)
     voxels = rng.integers(-1000, 1500, shape).astype(np.int16)
     mask = (rng.random(shape) < 0.01).astype(np.uint8) if masked else None
-    blocks = survey(voxels, HU, spacing, dark_vessels=False, mask=mask)
+    found = survey(voxels, HU, spacing)
+    blocks = found.blocks("CTA", None if mask is None else mask_blocks(mask, found.edge))
     assert blocks.head.shape == tuple(-(-n // e) for n, e in zip(shape, blocks.edge))
+    assert blocks.from_mask == masked
     if mask is not None:
         for place in np.argwhere(mask):
             assert blocks.vessels[tuple(place // blocks.edge)]
-    again = Blocks.from_metadata(json.loads(json.dumps(blocks.as_metadata())))
-    assert again.edge == blocks.edge
-    assert again.from_mask == blocks.from_mask
-    assert np.array_equal(again.head, blocks.head)
-    assert np.array_equal(again.vessels, blocks.vessels)
+    again = Survey.from_metadata(json.loads(json.dumps(found.as_metadata())))
+    assert (again.edge, again.dark) == (found.edge, None)
+    assert np.array_equal(again.head, found.head)
+    assert np.array_equal(again.bright, found.bright)
+
+
+def test_dark_vessels_come_back_from_the_metadata():
+    found = survey(stored(head(air=5, brain=500), MR), MR, (1, 1, 1))
+    again = Survey.from_metadata(json.loads(json.dumps(found.as_metadata())))
+    assert np.array_equal(again.dark, found.dark)
+    assert not np.array_equal(again.dark, again.bright)
 
 
 def test_damaged_metadata_is_refused():
-    content = survey(stored(head()), HU, (1, 1, 1), dark_vessels=False).as_metadata()
-    for change in ({"shape": [1, 2, 3]}, {"head": "AAAA"}, {"edge": [8]}, {"vessels": "no base64!"}):
+    content = survey(stored(head()), HU, (1, 1, 1)).as_metadata()
+    for change in ({"shape": [1, 2, 3]}, {"head": "AAAA"}, {"edge": [8]}, {"bright": "no base64!"}):
         with pytest.raises(ValueError):
-            Blocks.from_metadata({**content, **change})
+            Survey.from_metadata({**content, **change})

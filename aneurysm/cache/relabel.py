@@ -1,0 +1,421 @@
+"""Tables and masks that were corrected -> the annotations of volumes that are there; no slice is decoded for it.
+
+Voxels stay: what is written are zarr.json, the vessel mask, and the records of series that are not cached. A volume
+keeps what it takes to place lesions again (`aneurysm.annotations.frames`), and of its voxels what tells vessels where
+there is no mask (`aneurysm.cache.blocks.Survey`).
+
+What is guaranteed: zarr.json is replaced in one step, and says where the mask is that belongs to it. A mask that takes
+the place of another one is put beside it first (`labels.next`); then zarr.json names that; then the old one is
+replaced, zarr.json names its place again, and what is beside it is removed. After a kill at any moment a reader finds
+the old annotations or the new ones, with their mask; the next run finishes the rest. Whoever has the voxels open is not
+disturbed: their files are not touched. It is the same in an object store, where an object is replaced as a whole.
+
+A table that is absent says nothing: what a volume holds stays. A table that is there, without a row for a series, says
+that nothing is known of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from aneurysm.annotations.frames import unpack_frames
+from aneurysm.annotations.tables import SeriesNotes, Tables
+from aneurysm.cache.annotate import describe_lesions, describe_modality, describe_uncached, file_hash, place_mask
+from aneurysm.cache.batches import in_batches
+from aneurysm.cache.layout import (
+    LABEL_TREES,
+    LABELS_TREE,
+    STAGED_TREE,
+    STAGED_VESSELS,
+    VESSELS,
+    CacheLayout,
+    tree_files,
+)
+from aneurysm.cache.manifest import ODD, parse_document, read_document, shape_of
+from aneurysm.cache.metadata import Record, annotation_hash, document_bytes, is_mask_decision, parse_record
+from aneurysm.cache.place import CachePlace
+from aneurysm.cache.publish import claim, publish_file, publish_tree, write_atomically
+from aneurysm.cache.spec import CacheSpec
+from aneurysm.cache.supervisor import NO_LIMITS, Limits, LostError
+from aneurysm.cache.write_errors import write_errors_told
+from aneurysm.cache.writer import describe_vessels, write_vessels
+from aneurysm.errors import CacheError
+from aneurysm.objects.scratch import scratch_folder
+from aneurysm.objects.stored_data import brought_mask
+from aneurysm.threads import look_at_each
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What is known of series now: the tables, and where the masks are by UID; None if there are no masks at all."""
+
+    tables: Tables
+    masks: Mapping[str, Path | str] | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """
+    What one volume should hold.
+
+    ``mask_hash`` is that of the file ``mask``, empty if the series has none, and None if there are no masks at all.
+    """
+
+    notes: SeriesNotes
+    has_labels: bool
+    has_localizers: bool
+    mask: Path | str | None
+    mask_hash: str | None
+
+
+@dataclass(frozen=True)
+class Update:
+    """
+    What came of one volume or record.
+
+    ``changes`` names what differed: ``labels``, ``modality``, ``lesions``, ``rows`` (only the lines of
+    train_localizers.csv) and ``vessels``. ``problem`` says why nothing was written.
+    """
+
+    uid: str
+    changes: frozenset[str] = frozenset()
+    problem: str = ""
+
+
+class VolumeFiles(Protocol):
+    """The files of one volume that may be changed; a folder (``tree``) of it is replaced or removed as a whole."""
+
+    def read_metadata(self) -> bytes:
+        """Return zarr.json. Raises `FileNotFoundError`."""
+
+    def write_metadata(self, content: bytes) -> None:
+        """Replace zarr.json in one step."""
+
+    def shape(self) -> list[int]:
+        """Return the voxels along (z, y, x)."""
+
+    def trees(self) -> set[str]:
+        """Return which of `LABELS_TREE` and `STAGED_TREE` there are."""
+
+    def read_tree(self, tree: str) -> dict[str, bytes]:
+        """Return the files of a folder, by their names in it."""
+
+    def write_tree(self, tree: str, files: Mapping[str, bytes]) -> None:
+        """Put a folder in place of the one that is there."""
+
+    def remove_tree(self, tree: str) -> None:
+        """Remove a folder."""
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """The files of a volume in a folder; ``claimed`` is the folder of the claim on it, and on the same disk."""
+
+    volume: Path
+    claimed: Path
+
+    def read_metadata(self) -> bytes:
+        """Return zarr.json."""
+        return (self.volume / "zarr.json").read_bytes()
+
+    def write_metadata(self, content: bytes) -> None:
+        """Replace zarr.json in one step."""
+        publish_file(content, self.volume / "zarr.json", self.claimed)
+
+    def shape(self) -> list[int]:
+        """Return the voxels along (z, y, x)."""
+        return shape_of(self.volume)
+
+    def trees(self) -> set[str]:
+        """Return which folders of labels there are."""
+        return {tree for tree in LABEL_TREES if (self.volume / tree).is_dir()}
+
+    def read_tree(self, tree: str) -> dict[str, bytes]:
+        """Return the files of a folder."""
+        return read_files(self.volume / tree)
+
+    def write_tree(self, tree: str, files: Mapping[str, bytes]) -> None:
+        """Put a folder in place of the one that is there; between the two there is none."""
+        publish_tree(files, self.volume / tree, self.claimed)
+
+    def remove_tree(self, tree: str) -> None:
+        """Remove a folder."""
+        publish_tree(None, self.volume / tree, self.claimed)
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Return the content of all files in ``folder`` and below, by name."""
+    return {name: (folder / name).read_bytes() for name, _ in tree_files(folder)}
+
+
+@dataclass(frozen=True)
+class _Job:
+    uid: str
+    wanted: Wanted
+    cache: Path
+    url: str
+    spec: CacheSpec
+
+
+def find_differences(place: CachePlace, uids: Iterable[str], given: Annotations) -> Iterator[Update]:
+    """Yield for each of the cached series ``uids`` that holds other annotations than ``given`` what differs."""
+    for uid, wanted, changes in _compared(place, list(uids), given):
+        if wanted is not None and changes:
+            yield Update(uid, changes)
+    for uid in uids:
+        if changes := _record_changes(place.layout, uid, given)[1]:
+            yield Update(uid, changes)
+
+
+def relabel(
+    place: CachePlace,
+    uids: Sequence[str],
+    given: Annotations,
+    spec: CacheSpec,
+    *,
+    workers: int = 1,
+    limits: Limits = NO_LIMITS,
+    isolated: bool = False,
+) -> list[Update]:
+    """
+    Bring the annotations of those of ``uids`` that are cached, or recorded as not cached, up to ``given``.
+
+    Masks, which strangers wrote, are read by ``workers`` processes within ``limits``; with one worker and no limits by
+    this one, unless ``isolated``. Return what changed, in no order; nothing of volumes that another run holds.
+
+    Raises
+    ------
+    NoSpaceError, CacheError, StoreError
+        The cache can't be written.
+    """
+    jobs: list[_Job] = []
+    masked: list[_Job] = []
+    for uid, wanted, changes in _compared(place, uids, given):
+        if wanted is not None:
+            job = _Job(uid, wanted, place.layout.root, place.url, spec)
+            (masked if "vessels" in changes and wanted.mask is not None else jobs).append(job)
+    with write_errors_told(place.layout.root):
+        updates = list(look_at_each(jobs, _update))
+    updates += in_batches(_update_all, masked, 1, workers, _lost, limits, isolated=isolated)
+    with write_errors_told(place.layout.root):
+        updates += look_at_each(uids, partial(_update_record, place.layout, given))
+    return [u for u in updates if u.changes or u.problem]
+
+
+def _lost(job: _Job, error: LostError) -> Update:
+    return Update(job.uid, problem=f"its vessel mask can't be placed: {error.detail}")
+
+
+def _update_all(jobs: Sequence[_Job]) -> list[Update]:
+    return [_update(job) for job in jobs]
+
+
+def _compared(
+    place: CachePlace, uids: Sequence[str], given: Annotations
+) -> Iterator[tuple[str, Wanted | None, frozenset[str]]]:
+    """Yield each volume with what it should hold, None if it does, and what differs."""
+
+    def look(uid: str) -> tuple[str, Wanted | None, frozenset[str]]:
+        volume = place.layout.volume(uid)
+        try:
+            own = read_document(volume)["attributes"]["aneurysm"]
+            wanted = _wanted(uid, given)
+            _, changes = _changes(own, shape_of(volume), wanted)
+            settled = _is_settled(own, place.label_trees(uid))
+        except (CacheError, *ODD):
+            return uid, None, frozenset()  # absent, or damaged, of which `aneurysm verify` speaks
+        return uid, None if settled and not changes else wanted, changes
+
+    yield from look_at_each(uids, look)
+
+
+def _wanted(uid: str, given: Annotations) -> Wanted:
+    tables, mask = given.tables, None if given.masks is None else given.masks.get(uid)
+    known = None if given.masks is None else ""
+    if mask is not None:
+        with brought_mask(mask) as path:
+            assert path is not None
+            known = file_hash(path)
+    return Wanted(tables.of(uid), tables.has_labels, tables.has_localizers, mask, known)
+
+
+def _changes(own: Mapping[str, Any], shape: Sequence[int], wanted: Wanted) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the attributes that should be others, without the mask's, and what differs."""
+    import numpy as np
+
+    notes, new, changes = wanted.notes, dict[str, Any](), set[str]()
+    if wanted.has_labels:
+        modality = describe_modality(notes.modality, own["source"]["modality"])
+        new |= {"labels": notes.labels, **modality}
+        changes |= {"labels"} if own["labels"] != notes.labels else set()
+        changes |= {"modality"} if any(own[k] != v for k, v in modality.items()) else set()
+    if wanted.has_localizers:
+        # Most series have none, and then nothing has to be unpacked.
+        frames = unpack_frames(own["images"]) if notes.localizers else []
+        lesions = describe_lesions(notes.localizers, frames, np.array(own["affine_lps"]), shape)
+        new |= lesions
+        if any(own[k] != v for k, v in lesions.items()):
+            same = all(_without_rows(own[k]) == _without_rows(v) for k, v in lesions.items())
+            changes.add("rows" if same else "lesions")
+    if wanted.mask_hash is not None and wanted.mask_hash != (own["vessel_mask"] or {"file_hash": ""})["file_hash"]:
+        changes.add("vessels")
+    return new, frozenset(changes)
+
+
+def _without_rows(lesions: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in lesion.items() if k != "row"} for lesion in lesions]
+
+
+def _is_settled(own: Mapping[str, Any], trees: set[str]) -> bool:
+    """Return True if a volume's mask is where it belongs, and there is no other."""
+    path = (own["vessel_mask"] or {"path": None})["path"]
+    return bool(trees == (set() if path is None else {LABELS_TREE}) and path in (None, VESSELS))
+
+
+def _update(job: _Job) -> Update:
+    with _opened(job) as (files, scratch):
+        if files is None:
+            return Update(job.uid)
+        try:
+            document = parse_document(files.read_metadata(), job.uid)
+            own = document["attributes"]["aneurysm"]
+            sound = annotation_hash(own) == own["annotation_hash"]
+        except FileNotFoundError:
+            return Update(job.uid)  # taken away just now
+        except (CacheError, *ODD):
+            sound = False
+        if not sound:
+            # Another hash would make the damage look sound.
+            advice = f"aneurysm precache --overwrite --series {job.uid}"
+            return Update(job.uid, problem=f"its metadata were changed or damaged since they were written: {advice}")
+        return Update(job.uid, update_volume(files, document, job.wanted, job.spec, scratch))
+
+
+@contextmanager
+def _opened(job: _Job) -> Iterator[tuple[VolumeFiles | None, Path]]:
+    """Yield the files of a volume that nobody else is at, None if somebody is, and a folder for what is on its way."""
+    if job.url:
+        from aneurysm.objects.volume_sender import StoredFiles, VolumeSender
+
+        with scratch_folder() as scratch, VolumeSender(job.url, job.uid, scratch).marked(insist=False) as ours:
+            yield StoredFiles(job.url, job.uid) if ours else None, scratch
+        return
+    layout = CacheLayout(job.cache)
+    with write_errors_told(job.cache), claim(layout, job.uid) as claimed:
+        if claimed is None:
+            yield None, Path()
+        else:
+            yield LocalFiles(layout.volume(job.uid), claimed), claimed
+
+
+def update_volume(
+    files: VolumeFiles, document: dict[str, Any], wanted: Wanted, spec: CacheSpec, scratch: Path
+) -> frozenset[str]:
+    """
+    Bring a volume's annotations up to what is ``wanted``; return what differed.
+
+    ``document`` is the content of its zarr.json, ``scratch`` a folder of one's own.
+    """
+    own = document["attributes"]["aneurysm"]
+    settle(files, document)
+    shape = files.shape()
+    new, changes = _changes(own, shape, wanted)
+    if not changes:
+        return changes
+    own.update(new)
+    if "vessels" not in changes:
+        replace_annotations(files, document)
+        return changes
+    vessels, decisions = None, [d for d in own["decisions"] if not is_mask_decision(d)]
+    if wanted.mask is not None:
+        with brought_mask(wanted.mask) as path:
+            assert path is not None
+            vessels, decision = place_mask(path, own["affine_lps"], shape, own["source"]["field_of_view"])
+        decisions.append(decision)
+    own["decisions"] = decisions
+    replace_vessels(files, document, vessels, wanted.mask_hash or "", spec, scratch)
+    return changes
+
+
+def replace_vessels(
+    files: VolumeFiles, document: dict[str, Any], vessels: Any, vessels_from: str, spec: CacheSpec, scratch: Path
+) -> None:
+    """Write ``document``, whose annotations are new, with another vessel mask (z, y, x), or without one."""
+    import numpy as np
+
+    own = document["attributes"]["aneurysm"]
+    before = (own["vessel_mask"] or {"path": None})["path"]
+    built = scratch / "relabelled"
+    if vessels is not None:
+        write_vessels(built / VESSELS, vessels, np.array(own["affine_lps"]), spec.storage)
+    own["vessel_mask"] = describe_vessels(built, vessels, vessels_from, own)
+    if vessels is None:
+        replace_annotations(files, document)
+        files.remove_tree(LABELS_TREE)
+        return
+    tree = read_files(built / LABELS_TREE)
+    if before is None:
+        files.write_tree(LABELS_TREE, tree)
+        replace_annotations(files, document)
+        return
+    files.write_tree(STAGED_TREE, tree)
+    own["vessel_mask"]["path"] = STAGED_VESSELS
+    replace_annotations(files, document)
+    settle(files, document)
+
+
+def settle(files: VolumeFiles, document: dict[str, Any]) -> None:
+    """Bring a volume's mask to where it belongs, and remove what a killed run left of others."""
+    own = document["attributes"]["aneurysm"]
+    mask, trees = own["vessel_mask"], files.trees()
+    if mask is not None and mask["path"] == STAGED_VESSELS:
+        files.write_tree(LABELS_TREE, files.read_tree(STAGED_TREE))
+        mask["path"] = VESSELS
+        replace_annotations(files, document)
+    elif LABELS_TREE in trees and (mask is None or mask["path"] is None):
+        files.remove_tree(LABELS_TREE)
+    if STAGED_TREE in trees:
+        files.remove_tree(STAGED_TREE)
+
+
+def replace_annotations(files: VolumeFiles, document: dict[str, Any]) -> None:
+    """Write ``document``, whose annotations are new, in one step."""
+    own = document["attributes"]["aneurysm"]
+    own["annotation_hash"] = annotation_hash(own)
+    files.write_metadata(document_bytes(document))
+
+
+def _record_changes(layout: CacheLayout, uid: str, given: Annotations) -> tuple[Record | None, frozenset[str]]:
+    """Return the record of a series as it should be, None if there is none, and what differs."""
+    try:
+        record = parse_record(layout.record(uid).read_bytes(), uid)
+    except (CacheError, OSError):
+        return None, frozenset()
+    new = describe_uncached(given.tables.of(uid), record.reason)
+    if not given.tables.has_labels:
+        new |= {k: getattr(record, k) for k in ("labels", "modality", "modality_source")}
+    wanted = Record.model_validate(record.model_dump() | new)
+    if not given.tables.has_localizers:
+        wanted = wanted.model_copy(update={"unplaced_lesions": record.unplaced_lesions})
+    changes = {k for k in ("labels", "modality") if getattr(record, k) != getattr(wanted, k)}
+    if record.unplaced_lesions != wanted.unplaced_lesions:
+        rows = [_without_rows([r.model_dump() for r in one.unplaced_lesions]) for one in (record, wanted)]
+        changes.add("rows" if rows[0] == rows[1] else "lesions")
+    return wanted.sealed(), frozenset(changes)
+
+
+def _update_record(layout: CacheLayout, given: Annotations, uid: str) -> Update:
+    if not _record_changes(layout, uid, given)[1]:
+        return Update(uid)
+    with claim(layout, uid) as folder:
+        if folder is None:
+            return Update(uid)
+        record, changes = _record_changes(layout, uid, given)
+        if record is not None and changes:
+            write_atomically(layout.record(uid), record.to_json())
+        return Update(uid, changes)
