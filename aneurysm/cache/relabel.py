@@ -17,7 +17,7 @@ that nothing is known of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -168,8 +168,11 @@ def find_differences(place: CachePlace, uids: Iterable[str], given: Annotations)
         if wanted is not None and changes:
             yield Update(uid, changes)
     for uid in uids:
-        if changes := _record_changes(place.layout, uid, given)[1]:
-            yield Update(uid, changes)
+        if place.layout.volume(uid).exists():
+            continue
+        with suppress(CacheError):
+            if changes := _record_changes(place.layout, uid, given)[1]:
+                yield Update(uid, changes)
 
 
 def relabel(
@@ -391,11 +394,20 @@ def replace_annotations(files: VolumeFiles, document: dict[str, Any]) -> None:
 
 
 def _record_changes(layout: CacheLayout, uid: str, given: Annotations) -> tuple[Record | None, frozenset[str]]:
-    """Return the record of a series as it should be, None if there is none, and what differs."""
+    """
+    Return the record of a series as it should be, None if there is none, and what differs.
+
+    Raises
+    ------
+    CacheError
+        It is damaged.
+    """
     try:
         record = parse_record(layout.record(uid).read_bytes(), uid)
-    except (CacheError, OSError):
+    except FileNotFoundError:
         return None, frozenset()
+    except OSError as error:
+        raise CacheError(f"the record can't be read: {error.strerror}") from error
     new = describe_uncached(given.tables.of(uid), record.reason)
     if not given.tables.has_labels:
         new |= {k: getattr(record, k) for k in ("labels", "modality", "modality_source")}
@@ -410,12 +422,17 @@ def _record_changes(layout: CacheLayout, uid: str, given: Annotations) -> tuple[
 
 
 def _update_record(layout: CacheLayout, given: Annotations, uid: str) -> Update:
-    if not _record_changes(layout, uid, given)[1]:
-        return Update(uid)
-    with claim(layout, uid) as folder:
-        if folder is None:
+    if layout.volume(uid).exists():
+        return Update(uid)  # what a record says beside a volume nobody reads
+    try:
+        if not _record_changes(layout, uid, given)[1]:
             return Update(uid)
-        record, changes = _record_changes(layout, uid, given)
-        if record is not None and changes:
-            write_atomically(layout.record(uid), record.to_json())
-        return Update(uid, changes)
+        with claim(layout, uid) as folder:
+            if folder is None:
+                return Update(uid)
+            record, changes = _record_changes(layout, uid, given)
+            if record is not None and changes:
+                write_atomically(layout.record(uid), record.to_json())
+            return Update(uid, changes)
+    except CacheError as error:
+        return Update(uid, problem=f"{error}. Run aneurysm precache --retry-failed")

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.cache import build
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
-from aneurysm.cache.opening import done_series, is_done
-from aneurysm.cache.series import Outcome
-from aneurysm.errors import CacheError
+from aneurysm.cache.opening import done_series, is_done, read_spec
+from aneurysm.cache.series import Outcome, write_record
+from aneurysm.errors import CacheError, Reason
 from tests.cache.conftest import Built
 from tests.support.cache_state import manifest, same_cache
 
@@ -27,8 +28,7 @@ def layout(built: Built, tmp_path) -> CacheLayout:
 
 
 def put_record(layout: CacheLayout, uid: str) -> None:
-    layout.rejected.mkdir(exist_ok=True)
-    layout.record(uid).write_text(json.dumps({"status": "rejected", "reason": "no_files", "detail": "a test"}))
+    write_record(layout, read_spec(layout), uid, Reason.NO_FILES, "a test", SeriesNotes())
 
 
 def test_the_tables_are_the_same_when_derived_again(built, layout):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.cache import build, pool, publish, series
 from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.opening import read_spec
 from aneurysm.cache.publish import claim
+from aneurysm.cache.series import write_record
 from aneurysm.errors import Reason, SeriesRejectedError
 from tests.cache.conftest import Built
 from tests.cache.running import precache_here
@@ -37,10 +39,9 @@ def fails_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 def fail_before(copied: Built, *uids: str) -> None:
     """As if an earlier run had failed on these series."""
     layout = CacheLayout(copied.cache)
-    layout.rejected.mkdir(exist_ok=True)
     for uid in uids:
         shutil.rmtree(layout.volume(uid))
-        layout.record(uid).write_text(json.dumps({"status": "failed", "reason": "read_error", "detail": "before"}))
+        write_record(layout, read_spec(layout), uid, Reason.READ_ERROR, "before", SeriesNotes())
 
 
 def test_a_failure_leaves_the_volume_that_is_there(copied: Built, monkeypatch: pytest.MonkeyPatch) -> None:

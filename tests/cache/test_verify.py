@@ -9,10 +9,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.cache import verify
-from aneurysm.cache.writer import content_hash
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.manifest import leave_seconds, write_manifest
+from aneurysm.cache.opening import read_spec
+from aneurysm.cache.series import write_record
+from aneurysm.cache.verify import verify_cache
+from aneurysm.errors import CacheError, Reason
 from tests.cache.conftest import Built
 from tests.support.cache_state import manifest, same_cache, tree_digest
 from tests.support.command import call_cli
@@ -99,7 +106,10 @@ SHALLOW: dict[str, Callable[[Path, str], object]] = {
     "a row too many": _make_uid_row_cached,
     "a row says rejected": lambda c, u: _edit_manifest_row(c, u, status="rejected", reason="mosaic"),
     "a row has another digest": lambda c, u: _edit_manifest_row(c, u, digest="0" * 64),
-    "a row has another content hash": lambda c, u: _edit_manifest_row(c, u, content_hash="sha256:" + "0" * 64),
+    "a row has another voxel hash": lambda c, u: _edit_manifest_row(c, u, voxel_hash="sha256:" + "0" * 64),
+    "a row has another annotation hash": lambda c, u: _edit_manifest_row(c, u, annotation_hash="sha256:" + "0" * 64),
+    "a row has another time": lambda c, u: _edit_manifest_row(c, u, seconds="7.000"),
+    "a row has another patient": lambda c, u: _edit_manifest_row(c, u, patient_key="0" * 16),
     "a row has another shape": lambda c, u: _edit_manifest_row(c, u, shape="1x2x3"),
     "the manifest is missing": lambda c, u: (c / "manifest.csv").unlink(),
     "the spec is missing": lambda c, u: (c / "spec.toml").unlink(),
@@ -180,7 +190,8 @@ def test_odd_metadata_are_a_fault(cache: Path, built: Built, key: str) -> None:
     _attributes(cache, built.uids[1], **{key: ODD[key]})
     ran = call_cli("verify", "--workers", 1, "--cache", cache, "--deep")
     assert ran.code == 3, ran.text
-    assert f"{built.uids[1]}: content hash differs" in ran.out
+    part = "annotation" if key == "lesions" else "voxel"
+    assert f"{built.uids[1]}: {part} hash differs" in ran.out
     assert built.uids[0] not in ran.out
 
 
@@ -188,12 +199,12 @@ def test_odd_metadata_are_a_fault(cache: Path, built: Built, key: str) -> None:
 def test_a_volume_that_can_not_be_read_is_a_fault(
     cache: Path, built: Built, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
-    def fail(folder: Path, _attributes: object) -> str:
+    def fail(folder: Path, _document: object) -> list[str]:
         if built.uids[1] in folder.name:
             raise error
-        return content_hash(folder, _attributes)
+        return []
 
-    monkeypatch.setattr(verify, "content_hash", fail)
+    monkeypatch.setattr(verify, "find_damage", fail)
     ran = call_cli("verify", "--workers", 1, "--cache", cache)
     assert ran.code == 3
     assert f"{built.uids[1]}: the volume can't be read: {type(error).__name__}" in ran.out
@@ -205,6 +216,181 @@ def test_a_record_without_a_row_is_a_fault(cache: Path) -> None:
     ran = call_cli("verify", "--workers", 1, "--cache", cache)
     assert ran.code == 3
     assert "1.2: there is a record" in ran.out
+
+
+# what derives from volumes, and what only readers read ------------------------------------------------------
+
+
+def _edit(path: Path, change: Callable[[str], str]) -> None:
+    before = path.read_text()
+    path.write_text(change(before))
+    assert path.read_text() != before
+
+
+def _document(cache: Path, uid: str, edit: Callable[[dict], None], name: str = "zarr.json") -> None:
+    edit_metadata(volume(cache, uid) / name, edit)
+
+
+def _sharding(content: dict) -> dict:
+    return content["codecs"][0]["configuration"]
+
+
+FACTS: dict[str, tuple[Callable[[Path, str], object], str]] = {
+    "lesions.csv is missing": (lambda c, u: (c / "lesions.csv").unlink(), "lesions.csv: is missing"),
+    "lesions.csv is empty": (lambda c, u: (c / "lesions.csv").write_text(""), "lesions.csv has 0 rows of it"),
+    "all rows of lesions.csv are lost": (
+        lambda c, u: _edit(c / "lesions.csv", lambda t: t.splitlines()[0] + "\n"), "has 0 rows of it",
+    ),
+    "a row of lesions.csv is lost": (
+        lambda c, u: _edit(c / "lesions.csv", lambda t: "\n".join(t.splitlines()[:-1]) + "\n"), "has 0 rows of it",
+    ),
+    "a row stands twice in lesions.csv": (
+        lambda c, u: _edit(c / "lesions.csv", lambda t: t + t.splitlines()[-1] + "\n"), "has 2 rows of it",
+    ),
+    "a lesion is another site": (
+        lambda c, u: _edit(c / "lesions.csv", lambda t: t.replace("Basilar Tip", "Left Middle Cerebral Artery")),
+        "which are not the 1 of the cache",
+    ),
+    "a lesion is elsewhere": (
+        lambda c, u: _edit(c / "lesions.csv", lambda t: t.replace("0,", "1,", 3)), "which are not the 1 of the cache",
+    ),
+    "lesions.csv has a row of no series": (
+        lambda c, u: _edit(c / "lesions.csv", lambda t: t + "1.2.3" + ",x" * 11 + "\n"), "1.2.3: lesions.csv has 1 row",
+    ),
+    "rows of lesions.csv in another order": (
+        lambda c, u: _edit(c / "lesions.csv", lambda t: "\n".join([t.splitlines()[0], *t.splitlines()[:0:-1], ""])),
+        "lesions.csv: is not what the volumes and records give",
+    ),
+    "rows of manifest.csv in another order": (
+        lambda c, u: _edit(c / "manifest.csv", lambda t: "\n".join([t.splitlines()[0], *t.splitlines()[:0:-1], ""])),
+        "manifest.csv: is not what the volumes and records give",
+    ),
+    "a series stands twice in manifest.csv": (
+        lambda c, u: _edit(c / "manifest.csv", lambda t: t + t.splitlines()[-1] + "\n"),
+        "manifest.csv: is not what the volumes and records give",
+    ),
+    "OME's scale": (
+        lambda c, u: _edit(volume(c, u) / "zarr.json", lambda t: t.replace('"scale": [\n', '"scale": [9.0,\n', 1)),
+        "voxel hash differs",
+    ),
+    "an attribute beside ours": (
+        lambda c, u: _document(c, u, lambda d: d["attributes"].update(x=1)), "voxel hash differs",
+    ),
+    "an attribute more": (lambda c, u: _attributes(c, u, x=1), "voxel hash differs"),
+    "the patient": (lambda c, u: _attributes(c, u, patient_key="0" * 16), "annotation hash differs"),
+    "a label": (lambda c, u: _attributes(c, u, labels=None), "annotation hash differs"),
+    "zarr.json in other words": (lambda c, u: _document(c, u, lambda d: None), "zarr.json was changed"),
+    "the fill value": (
+        lambda c, u: _document(c, u, lambda d: d.update(fill_value=7), "0/zarr.json"), "voxel hash differs",
+    ),
+    "the codec's level": (
+        lambda c, u: _document(
+            c, u, lambda d: _sharding(d)["codecs"][1]["configuration"].update(clevel=1), "0/zarr.json"
+        ), "voxel hash differs",
+    ),
+    "the chunk shape": (
+        lambda c, u: _document(c, u, lambda d: _sharding(d).update(chunk_shape=[16, 16, 16]), "0/zarr.json"),
+        "array 0 has type, chunks",
+    ),
+    "the names of labels": (
+        lambda c, u: _document(c, u, lambda d: d["attributes"].clear(), "labels/vessels/zarr.json"),
+        "vessel mask's content hash differs",
+    ),
+    "a vessel mask is lost": (lambda c, u: shutil.rmtree(volume(c, u) / "labels"), "the vessel mask is lost"),
+    "a stray file": (lambda c, u: (volume(c, u) / "x").write_text("x"), "x is no part of the volume"),
+    "the spec's description": (
+        lambda c, u: _edit(c / "spec.toml", lambda t: t.replace('description = "', 'description = "not ')),
+        "spec.toml: was changed",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FACTS)
+def test_a_changed_fact_is_found(cache: Path, built: Built, what: str) -> None:
+    change, told = FACTS[what]
+    change(cache, built.uids[0])
+    report = verify_cache(cache, deep=True)
+    lines = [f"{fault.where}: {fault.what}" for fault in report.faults]
+    assert any(told in line for line in lines), lines
+
+
+def test_records_are_parsed_and_compared(built: Built, tmp_path: Path) -> None:
+    data, cache, uid = tmp_path / "data", tmp_path / "cache", built.uids[0]
+    shutil.copytree(built.data, data)
+    for path in (data / "series" / uid).iterdir():
+        path.write_bytes(b"")
+    call_cli("precache", "--data", data, "--cache", cache, "--workers", 1)
+    assert verify_cache(cache, deep=True).faults == []
+    record = cache / "rejected" / f"{uid}.json"
+    sound = record.read_text()
+    reason = json.loads(sound)["reason"]
+    for changed, told in (
+        (sound.replace(reason, "too_large"), "its hash differs"),
+        (sound.replace('"Basilar Tip": 1', '"Basilar Tip": 0'), "its hash differs"),
+        (sound.replace("\n ", "\n  "), "its hash differs"),
+        ("{", "the record is damaged: the file: "),
+        (sound.replace('"detail"', '"details"'), "the record is damaged: detail"),
+        (sound.replace(uid, built.uids[1]), "the record is of another series"),
+    ):
+        assert changed != sound
+        record.write_text(changed)
+        faults = {fault.what for fault in verify_cache(cache).faults if fault.where == uid}
+        assert any(told in what for what in faults), (told, faults)
+    record.unlink()
+    assert "there is no record of it" in " ".join(f.what for f in verify_cache(cache).faults)
+
+
+@pytest.mark.parametrize("table", ["manifest.csv", "lesions.csv"])
+@pytest.mark.parametrize("content", [None, "", "a,b\n1,2\n"])
+def test_fix_writes_the_tables_anew(cache: Path, built: Built, table: str, content: str | None) -> None:
+    (cache / table).unlink() if content is None else (cache / table).write_text(content)
+    fixed = call_cli("verify", "--workers", 1, "--cache", cache, "--fix")
+    assert fixed.code == 0, fixed.text
+    assert "manifest.csv and lesions.csv were not what the volumes and records give, and are written anew" in fixed.out
+    assert same_cache(cache, built.cache) == []
+    assert (cache / "lesions.csv").read_bytes() == (built.cache / "lesions.csv").read_bytes()
+    assert "anew" not in call_cli("verify", "--workers", 1, "--cache", cache, "--fix").out
+
+
+def test_fix_tells_what_it_can_not_mend(cache: Path, built: Built) -> None:
+    shutil.rmtree(volume(cache, built.uids[0]))
+    (cache / "lesions.csv").unlink()
+    flip_byte(shard(cache, built.uids[1]), 100)
+    ran = call_cli("verify", "--workers", 1, "--cache", cache, "--fix")
+    assert ran.code == 3
+    assert f"{built.uids[0]}: the manifest says cached, but there is no volume" in ran.out
+    assert f"{built.uids[1]}: voxel hash differs" in ran.out
+    assert "2 faults" in ran.out
+
+
+def test_one_flipped_bit_anywhere_is_found(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By chance over files first, so that the small ones have their turn."""
+    monkeypatch.delenv("ANEURYSM_PATIENT_KEY", raising=False)
+    rng = np.random.default_rng(20)
+    (cache / ".seconds").mkdir()
+    write_record(CacheLayout(cache), read_spec(CacheLayout(cache)), "1.2.3", Reason.MOSAIC, "a mosaic", SeriesNotes())
+    write_manifest(CacheLayout(cache))
+    leave_seconds(CacheLayout(cache), {"1.2.3": 1.5})
+    assert verify_cache(cache).faults == []
+    paths = sorted(p for p in cache.rglob("*") if p.is_file() and p.name != ".patient-key")
+    assert len(paths) > 20
+    missed = []
+    for _ in range(200):
+        path = paths[rng.integers(len(paths))]
+        content = path.read_bytes()
+        place, bit = int(rng.integers(len(content))), int(rng.integers(8))
+        line = content[content.rfind(b"\n", 0, place) + 1 :]
+        if path.name == "spec.toml" and line.startswith(b"#"):
+            continue
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+        try:
+            if not verify_cache(cache).faults:
+                missed.append((path.relative_to(cache), place, bit))
+        except CacheError:
+            pass  # the spec
+        path.write_bytes(content)
+    assert missed == []
+    assert verify_cache(cache).faults == []
 
 
 def test_a_flipped_byte_in_the_vessel_mask_is_found(cache: Path, built: Built) -> None:
