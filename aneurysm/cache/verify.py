@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -350,14 +351,16 @@ def _check_manifest(
     except CacheError as error:
         yield wrong(layout.manifest.name, str(error))
         return
+    timed = [with_seconds(row, manifest.get(uid, {"seconds": ""})["seconds"]) for uid, row in rows.items()]
+    text = manifest_text(timed)
+    # Read back as text: some cells are escaped.
+    expected = {row["series_uid"]: row for row in csv.DictReader(io.StringIO(text, newline=""))}
     sound = True
-    for fault in _compare_manifest(manifest, rows, volumes, records, wrong):
+    for fault in _compare_manifest(manifest, expected, volumes, records, wrong):
         sound = False
         yield fault
-    if sound and complete:
-        timed = [with_seconds(row, manifest[uid]["seconds"]) for uid, row in rows.items()]
-        if layout.manifest.read_bytes() != manifest_text(timed).encode():
-            yield wrong(layout.manifest.name, "is not what the volumes and records give")
+    if sound and complete and layout.manifest.read_bytes() != text.encode():
+        yield wrong(layout.manifest.name, "is not what the volumes and records give")
 
 
 def _compare_manifest(
@@ -374,11 +377,9 @@ def _compare_manifest(
             yield wrong(uid, f"the manifest says {row['status']}, but there is a volume")
         elif row["status"] != "cached" and uid not in records:
             yield wrong(uid, f"the manifest says {row['status']}, but there is no record of it")
-        elif uid in rows:
-            expected = with_seconds(rows[uid], row["seconds"])
-            if differing := [k for k, v in expected.items() if row.get(k, "") != v]:
-                kind = "volume" if uid in volumes else "record"
-                yield wrong(uid, f"the manifest and the {kind} differ in {', '.join(differing)}")
+        elif uid in rows and (differing := [k for k, v in rows[uid].items() if row.get(k, "") != v]):
+            kind = "volume" if uid in volumes else "record"
+            yield wrong(uid, f"the manifest and the {kind} differ in {', '.join(differing)}")
     for uid in sorted(volumes - manifest.keys()):
         yield wrong(uid, "there is a volume, but no row in the manifest")
     for uid in sorted(records - manifest.keys() - volumes):
@@ -391,20 +392,26 @@ def _check_lesions(layout: CacheLayout, rows: dict[str, list[Row]], complete: bo
 
     try:
         content = layout.lesions.read_bytes()
-        found: dict[str, list[tuple[str, ...]]] = {}
-        for row in csv.DictReader(content.decode("utf-8").splitlines()):
-            found.setdefault(row["series_uid"], []).append(tuple(row[c] for c in LESION_COLUMNS))
+        found = _rows_by_series(content.decode("utf-8"))
     except FileNotFoundError:
         yield wrong(layout.lesions.name, "is missing")
         return
     except (OSError, LookupError, ValueError, TypeError, csv.Error) as error:
         yield wrong(layout.lesions.name, f"is damaged: {type(error).__name__}")
         return
-    expected = {uid: [tuple(row.values()) for row in of_series] for uid, of_series in rows.items() if of_series}
+    text = lesions_text(r for of_series in rows.values() for r in of_series)
+    expected = _rows_by_series(text)
     strange = found.keys() - expected.keys() if complete else set()
     differing = sorted(strange | {uid for uid, of_series in expected.items() if found.get(uid) != of_series})
     for uid in differing:
         n = len(found.get(uid, ())), len(expected.get(uid, ()))
         yield wrong(uid, f"{layout.lesions.name} has {n[0]} rows of it, which are not the {n[1]} of the cache")
-    if complete and not differing and content != lesions_text(r for of in rows.values() for r in of).encode():
+    if complete and not differing and content != text.encode():
         yield wrong(layout.lesions.name, "is not what the volumes and records give")
+
+
+def _rows_by_series(text: str) -> dict[str, list[tuple[str, ...]]]:
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for row in csv.DictReader(io.StringIO(text, newline="")):
+        found.setdefault(row["series_uid"], []).append(tuple(row[c] for c in LESION_COLUMNS))
+    return found
