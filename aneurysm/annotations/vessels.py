@@ -13,22 +13,19 @@ from aneurysm.labels import LEFT_RIGHT_PAIRS, SITES, UNKNOWN_VESSEL, VESSEL_VALU
 
 MAX_OUTSIDE: Final = 0.02
 """A mask of which a larger share lies outside the volume belongs to another image, or its affine is wrong."""
+MASKS: Final = "segmentations"
 MASK_ENDINGS: Final = ("_cowseg.nii", "_cowseg.nii.gz")
 _MAX_VALUE: Final = max(VESSEL_VALUES)
 _SIDE_TOLERANCE_MM: Final = 3.0
 """So far may the right one of a pair lie left of its twin: stumps of both near the midline, or a turned head."""
 
 
-def find_masks(root: Path) -> dict[str, Path] | None:
-    """
-    Return by series UID the vessel masks below ``root``/segmentations, flat or each in a folder of its own.
-
-    None if there is no such folder.
-    """
+def find_masks(root: Path) -> dict[str, Path]:
+    """Return by series UID the vessel masks below ``root``/segmentations, flat or each in a folder of its own."""
     masks: dict[str, Path] = {}
-    folder = root / "segmentations"
+    folder = root / MASKS
     if not folder.is_dir():
-        return None
+        return masks
     names = sorted(p.name for p in folder.iterdir())
     for ending in MASK_ENDINGS:
         flat = ((name.removesuffix(ending), folder / name) for name in names if name.endswith(ending))

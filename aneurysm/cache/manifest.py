@@ -269,12 +269,14 @@ def _check_of(uid: str, seconds: str) -> str:
 
 def manifest_text(rows: Iterable[Row]) -> str:
     """Return manifest.csv."""
-    return csv_text(COLUMNS, sorted(rows, key=_uid))
+    ordered: list[Row] = sorted(rows, key=_uid)
+    return csv_text(COLUMNS, ordered)
 
 
 def lesions_text(rows: Iterable[Row]) -> str:
     """Return lesions.csv."""
-    return csv_text(LESION_COLUMNS, sorted(rows, key=_uid))
+    ordered: list[Row] = sorted(rows, key=_uid)
+    return csv_text(LESION_COLUMNS, ordered)
 
 
 def _uid(row: Row) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from aneurysm.annotations.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
-from aneurysm.annotations.vessels import MASK_ENDINGS, find_masks
+from aneurysm.annotations.vessels import MASK_ENDINGS, MASKS, find_masks
 from aneurysm.dicom.encoding import DEFLATED
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.dicom.scan import (
@@ -34,7 +34,6 @@ from aneurysm.threads import look_at_each
 _HEAD: Final = 32 * 1024
 """So much of an object is read to learn whose series it is; of most headers that is all."""
 _BATCH: Final = 256
-_MASKS: Final = "segmentations"
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class DataPlace:
 
     def find_masks(self) -> Mapping[str, Path | str] | None:
         """Return where the vessel masks are, by series UID; None if there is no folder of masks."""
-        return find_masks(self._root)
+        return find_masks(self._root) if (self._root / MASKS).is_dir() else None
 
     def sizes(self, sources: Sequence[SeriesSource]) -> dict[str, int]:
         """Return about how many bytes each series has, by UID."""
@@ -135,13 +134,13 @@ class StoredData(DataPlace):
 
     def find_masks(self) -> Mapping[str, Path | str] | None:
         """Return the URLs of the vessel masks, by series UID; None if there is nothing where they would be."""
-        keys = {o.key for o in self._store.find(_MASKS)}
+        keys = {o.key for o in self._store.find(MASKS)}
         found: dict[str, str] = {}
         for ending in MASK_ENDINGS:
             for nested in (False, True):  # the first found counts, as in a folder
                 for key in sorted(k for k in keys if k.endswith(ending)):
                     uid = key.rsplit("/", 1)[-1].removesuffix(ending)
-                    if key == (f"{_MASKS}/{uid}/{uid}{ending}" if nested else f"{_MASKS}/{uid}{ending}"):
+                    if key == (f"{MASKS}/{uid}/{uid}{ending}" if nested else f"{MASKS}/{uid}{ending}"):
                         found.setdefault(uid, f"{self._store.url}/{key}")
         return found if keys else None
 

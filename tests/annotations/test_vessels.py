@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from aneurysm.annotations.vessels import find_masks
+from aneurysm.cache.blocks import blocks_of
 from aneurysm.labels import UNKNOWN_VESSEL
 from tests.support.acquisition import Acquisition, acquire, rotation
 from tests.support.cached import CachedImage, Outcome, run
@@ -264,7 +265,7 @@ def test_a_mask_of_0_and_1_says_where_vessels_are_and_not_which(tree):
     assert np.allclose(middle, (6, 0, -4), atol=0.6)
     assert "mask_without_sites" in image.codes
     assert "mask_placed" not in image.codes
-    assert image.meta["blocks"]["vessels_from"] == "mask"
+    assert blocks_of(image.meta).from_mask
 
 
 def test_the_masks_of_the_data_set_have_right_on_the_right(tree):
