@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from aneurysm.objects.url import is_url
 if TYPE_CHECKING:
     from aneurysm.objects.local_copy import StoredVolume
 
+_PAUSE_S: Final = 0.2
 UNKNOWN = 255
 """Stands in `Cache.labels` where a series has no labels."""
 
@@ -107,8 +109,7 @@ class Cache:
         root = Path(path).absolute()
         layout = CacheLayout(root)
         spec = read_spec(layout)
-        columns = ["series_uid", "status", "modality", "shape", "digest", "patient_key", *LABELS]
-        table = _read(layout.manifest, columns)
+        table, lesions = _read_tables(layout)
         table = table[table["status"] == "cached"].reset_index(drop=True)
         if len(mixed := set(table["digest"]) - {spec.digest}):
             raise DamagedCacheError(
@@ -121,7 +122,7 @@ class Cache:
             raise DamagedCacheError(f"{layout.manifest} is damaged: {error}. Run aneurysm precache") from error
         index = pd.Series(np.arange(len(table), dtype=np.int32), index=table["series_uid"])
         unlocated = labels[:, :-1] != 0
-        volumes, sites, places, outside = _lesions(layout.lesions, index, unlocated)
+        volumes, sites, places, outside = _lesions(layout.lesions, lesions, index, unlocated)
         return cls(
             root, spec, table["series_uid"].tolist(), shapes, labels, table["modality"].tolist(),
             table["patient_key"].tolist(), unlocated, volumes, sites, places, outside,
@@ -161,11 +162,48 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         raise DamagedCacheError(f"{path} is missing or damaged: {error}. Run aneurysm precache") from error
 
 
+def _read_tables(layout: CacheLayout) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """
+    Return manifest.csv and lesions.csv.
+
+    Raises
+    ------
+    DamagedCacheError
+        One is missing or damaged, or lesions.csv has fewer lesions of some series than the manifest counts.
+    """
+    columns = ["series_uid", "status", "modality", "shape", "digest", "patient_key", *LABELS, "n_lesions", "n_unplaced"]
+    for last in (False, False, False, True):
+        manifest = _read(layout.manifest, columns)
+        lesions = _read(layout.lesions, ["series_uid", "location", "status", "reason", "z", "y", "x"])
+        lost = _with_lost_lesions(layout.manifest, manifest, lesions)
+        if not lost:
+            break
+        if last:
+            raise DamagedCacheError(
+                f"{layout.lesions} has fewer lesions of series {lost[0]} than {layout.manifest.name} counts. Run "
+                "aneurysm verify --fix"
+            )
+        time.sleep(_PAUSE_S)  # a run is just writing one after the other
+    return manifest, lesions
+
+
+def _with_lost_lesions(path: Path, manifest: pd.DataFrame, lesions: pd.DataFrame) -> list[str]:
+    """Return the series of which lesions.csv has fewer rows than the manifest counts."""
+    short = np.zeros(len(manifest), bool)
+    for column, status in (("n_lesions", "placed"), ("n_unplaced", "unplaced")):
+        found = lesions["series_uid"][lesions["status"] == status].value_counts()
+        try:
+            expected = manifest[column].replace("", "0").astype(np.int64)
+        except ValueError as error:
+            raise DamagedCacheError(f"{path} is damaged: {error}. Run aneurysm precache") from error
+        short |= (expected > manifest["series_uid"].map(found).fillna(0)).to_numpy()
+    return [str(uid) for uid in manifest["series_uid"][short]]
+
+
 def _lesions(
-    path: Path, index: pd.Series, unlocated: NDArray[np.bool_]
+    path: Path, table: pd.DataFrame, index: pd.Series, unlocated: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float32], NDArray[np.int32]]:
     """Return placed lesions by volume, and those outside; mark in ``unlocated`` which sites are settled, which open."""
-    table = _read(path, ["series_uid", "location", "status", "reason", "z", "y", "x"])
     table = table[table["series_uid"].isin(index.index)]
     numbers = {site: i for i, site in enumerate(SITES)}
     known = index.loc[table["series_uid"]].to_numpy(np.int32)

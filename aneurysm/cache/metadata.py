@@ -104,17 +104,19 @@ def find_damage(folder: Path, document: Mapping[str, Any]) -> Iterator[str]:
         yield "annotation hash differs: the metadata were changed or damaged since they were written"
     elif (folder / "zarr.json").read_bytes() != document_bytes(document):
         yield "zarr.json was changed or damaged since it was written"
-    known = {"zarr.json", IMAGE}
     if (mask := own["vessel_mask"]) and mask["path"]:
-        tree = str(mask["path"]).split("/", 1)[0]
-        known.add(tree)
-        if not (folder / tree).is_dir():
+        tree = folder / str(mask["path"]).split("/", 1)[0]
+        if not tree.is_dir():
             yield "the vessel mask is lost"
-        elif files_hash(folder / tree) != mask["content_hash"]:
+        elif files_hash(tree) != mask["content_hash"]:
             yield "vessel mask's content hash differs: a file was changed or damaged since it was written"
-    for path in sorted(folder.iterdir()):
-        if path.name not in known:
-            yield f"{path.name} is no part of the volume"
+
+
+def find_strays(folder: Path, document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names in ``folder``, a volume, that are no part of it. Raises as `find_damage` does."""
+    mask = document["attributes"]["aneurysm"]["vessel_mask"]
+    known = {"zarr.json", IMAGE, str(mask["path"]).split("/", 1)[0] if mask and mask["path"] else ""}
+    yield from sorted(path.name for path in folder.iterdir() if path.name not in known)
 
 
 def _canonical(content: Any) -> bytes:

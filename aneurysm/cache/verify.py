@@ -31,7 +31,7 @@ from aneurysm.cache.manifest import (
     read_manifest,
     with_seconds,
 )
-from aneurysm.cache.metadata import FORMAT_VERSION, find_damage
+from aneurysm.cache.metadata import FORMAT_VERSION, find_damage, find_strays
 from aneurysm.cache.opening import read_spec
 from aneurysm.cache.place import CachePlace, cache_place
 from aneurysm.cache.relabel import Annotations, find_differences
@@ -226,6 +226,8 @@ def _faults(folder: Path, document: dict[str, Any], spec: CacheSpec, deep: bool)
         arrays.append(path)
     yield from _check_arrays(folder, spec, arrays)
     yield from find_damage(folder, document)
+    for name in find_strays(folder, document):
+        yield f"{name} is no part of the volume"
     if deep:
         yield from _check_values(folder, spec, attributes, arrays)
 

@@ -54,7 +54,7 @@ class StoredCache(CachePlace):
         super().__init__(shadow)
         self.url, self._store = store.url, store
         self._shown: dict[str, str | None] = {}
-        """ETags of the root metadata of the volumes in the shadow, by UID; None for an empty folder."""
+        """Versions of the volumes in the shadow, by UID; None for an empty folder."""
         self._trees: dict[str, set[str]] = {}
         """Folders of labels of the volumes that have some, by UID."""
         self._incomplete: dict[str, list[StoredObject]] = {}
@@ -133,7 +133,7 @@ class StoredCache(CachePlace):
             self.layout.volume(uid).mkdir(parents=True)
             self._shown[uid] = None
         if metadata:
-            changed = [uid for uid, o in complete.items() if self._shown[uid] != _etag(o, uid)]
+            changed = [uid for uid, o in complete.items() if self._shown[uid] != _version(o, uid)]
             self._store.each(lambda uid: self._show(uid, complete[uid]), changed)
         records = {
             o.key.rsplit("/", 1)[-1].removesuffix(".json"): o
@@ -146,7 +146,7 @@ class StoredCache(CachePlace):
         self._store.each(
             self._fetch_record, [o for uid, o in records.items() if self._records.get(uid, ("",))[0] != o.e_tag]
         )
-        for path in (self.layout.spec, self.layout.manifest):
+        for path in (self.layout.spec, self.layout.manifest, self.layout.lesions):
             self._store.download_if_there(path.name, path)
         left = [o.key for o in objects if o.key.startswith(f"{self.layout.seconds.name}/")]
         with suppress(FileNotFoundError):  # another run has put them into the manifest just now
@@ -185,7 +185,7 @@ class StoredCache(CachePlace):
                 return  # taken away just now
         with (folder / _HOLE).open("wb") as file:
             file.truncate(rest)
-        self._shown[uid] = _etag(objects, uid)
+        self._shown[uid] = _version(objects, uid)
 
     def _fetch_record(self, record: StoredObject) -> None:
         uid = record.key.rsplit("/", 1)[-1].removesuffix(".json")
@@ -221,9 +221,10 @@ def _label_trees(objects: Sequence[StoredObject], uid: str) -> set[str]:
     return tops & set(LABEL_TREES)
 
 
-def _etag(objects: Sequence[StoredObject], uid: str) -> str:
+def _version(objects: Sequence[StoredObject], uid: str) -> str:
+    """Return what differs if a volume's metadata or size do."""
     root = _root(objects, uid)
-    return "" if root is None else root.e_tag
+    return "" if root is None else f"{root.e_tag} {sum(o.size for o in objects)}"
 
 
 def _is_abandoned(objects: Sequence[StoredObject], prefix: str) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import parse_document, read_manifest
+from aneurysm.cache.manifest import Row, parse_document, read_manifest
 from aneurysm.errors import CacheError, DamagedCacheError
 from aneurysm.objects.local_copy import LocalCopy, StoredVolume
 from aneurysm.objects.scratch import scratch_folder, told_as
@@ -51,12 +51,14 @@ def read_stored_attributes(url: str, uids: Sequence[str]) -> list[dict[str, Any]
 def open_stored(url: str, local_cache: str | Path | None, local_cache_gb: float | None) -> Cache:
     """Open the cache at ``url``, whose volumes are to be copied to ``local_cache``; see `Cache.open`."""
     url = checked_url(url)
+    rows: dict[str, Row] = {}
     with fetched_tables(url) as folder:
+        with suppress(CacheError):  # of which opening speaks
+            rows = {row["series_uid"]: row for row in read_manifest(CacheLayout(folder).manifest)}
+        if strange := [uid for uid in rows if "/" in uid or uid.startswith(".")]:
+            # It becomes a path on this machine, and came from elsewhere.
+            raise DamagedCacheError(f"{url}/manifest.csv is damaged: {strange[0]!a} can't name a volume")
         cache = Cache.open(folder)
-        rows = {row["series_uid"]: row for row in read_manifest(CacheLayout(folder).manifest)}
-    if strange := [uid for uid in cache.uids if "/" in uid or uid.startswith(".")]:
-        # It becomes a path on this machine, and came from elsewhere.
-        raise DamagedCacheError(f"{url}/manifest.csv is damaged: {strange[0]!a} can't name a volume")
     copy = LocalCopy.of(local_cache, local_cache_gb)
     try:
         stored = {

@@ -6,6 +6,7 @@ import csv
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from aneurysm.cache.catalog import UNKNOWN, Cache
@@ -13,6 +14,8 @@ from aneurysm.cache.manifest import COLUMNS, LESION_COLUMNS
 from aneurysm.cache.spec import load_spec
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.labels import LABELS, SITES
+
+TABLES = ("manifest", "lesions")
 
 
 def write_tables(root, n, *, digest=None, every_lesion=2):
@@ -78,6 +81,19 @@ def test_a_missing_or_damaged_table_is_named(tmp_path, name, content):
     write_tables(tmp_path, 5)
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
     with pytest.raises(DamagedCacheError, match=name):
+        Cache.open(tmp_path)
+
+
+@pytest.mark.parametrize(("column", "status"), [("n_lesions", "placed"), ("n_unplaced", "unplaced")])
+def test_a_table_that_lost_lesions_is_refused(tmp_path, column, status):
+    """Else patches of a lesion would be taken for ones without."""
+    write_tables(tmp_path, 20)
+    manifest, lesions = (pd.read_csv(tmp_path / f"{n}.csv", dtype=str, keep_default_na=False) for n in TABLES)
+    manifest.loc[manifest["series_uid"] == "1.4", column] = "1"
+    manifest.to_csv(tmp_path / "manifest.csv", index=False)
+    assert len(Cache.open(tmp_path)) == 18
+    lesions[(lesions["series_uid"] != "1.4") | (lesions["status"] != status)].to_csv(tmp_path / "lesions.csv")
+    with pytest.raises(DamagedCacheError, match=r"fewer lesions of series 1\.4 than manifest.csv counts"):
         Cache.open(tmp_path)
 
 
