@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
-from aneurysm.cache.blocks import Blocks
-from aneurysm.cache.layout import VESSELS
+from aneurysm.cache.blocks import blocks_of
+from aneurysm.cache.open_volume import vessel_path
 from aneurysm.errors import CacheError, CacheNotFoundError, UsageError
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
 from aneurysm.report.marks import (
@@ -130,7 +130,7 @@ def _focus(
         middle, name = np.argwhere(vessels).mean(axis=0), "the middle of the vessels"
     else:
         middle, name = (np.array(shape) - 1) / 2, "the middle of the volume"
-        if "blocks" in attributes and (head := Blocks.from_metadata(attributes["blocks"])).head.any():
+        if "blocks" in attributes and (head := blocks_of(attributes)).head.any():
             edges = np.argwhere(head.head)
             middle = (edges.min(axis=0) + edges.max(axis=0) + 1) / 2 * np.array(head.edge) - 0.5
             name = "the middle of the head"
@@ -149,9 +149,9 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None, dict[str,
         group = zarr.open_group(str(path), mode="r")
         attributes = group.attrs["aneurysm"]
         voxels = np.asarray(group["0"][...])  # type: ignore[index]
-        masked = VESSELS in group
-        vessels = np.asarray(group[VESSELS][...]) if masked else None  # type: ignore[index]
-    except (KeyError, ValueError, OSError) as error:
+        mask = vessel_path(attributes)  # type: ignore[arg-type]
+        vessels = None if mask is None else np.asarray(group[mask][...])  # type: ignore[index]
+    except (AttributeError, KeyError, ValueError, OSError) as error:
         raise CacheError(f"{path}: not a volume that `aneurysm precache` wrote ({error})") from error
     if not isinstance(attributes, dict):
         raise CacheError(f"{path}: the attribute `aneurysm` is a {type(attributes).__name__}, not a table")

@@ -45,6 +45,7 @@ def write_volume(path, *, modality="CTA", intensity=CT, lesions=LESIONS, vessels
         "spec": "rsna-1mm",
         "intensity": intensity,
         "lesions": lesions,
+        "vessel_mask": {"path": "labels/vessels/0"} if vessels else None,
     }
     return path
 
