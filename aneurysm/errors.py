@@ -112,6 +112,8 @@ class Reason(StrEnum):
     NOT_ALIGNED = "not_aligned"
     TILT_TOO_LARGE = "tilt_too_large"
     SEVERAL_VOLUMES = "several_volumes"
+    SEVERAL_SUBJECTS = "several_subjects"
+    ONLY_LOCALIZERS = "only_localizers"
     MOSAIC = "mosaic"
     COLOUR = "colour"
     UNSUPPORTED_PIXELS = "unsupported_pixels"

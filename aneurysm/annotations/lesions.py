@@ -15,7 +15,14 @@ from aneurysm.dicom.geometry import plane_axes
 
 # Frames that were left out of the volume, although a point in them is a true point of the patient.
 _SAME_ANATOMY = frozenset(
-    {"duplicate_slices", "duplicate_positions", "several_volumes", "dropped_slices", "unreadable_slice"}
+    {
+        "duplicate_slices",
+        "duplicate_positions",
+        "overlapping_acquisitions",
+        "several_volumes",
+        "dropped_slices",
+        "unreadable_slice",
+    }
 )
 
 

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from aneurysm.cache.spec import CacheSpec
+from aneurysm.dicom.content import HeadersOnly
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import read_series
 from aneurysm.dicom.stack import stack_frames
@@ -72,7 +73,7 @@ def _voxels(source: SeriesSource, spec: CacheSpec) -> int:
         with source.brought(headers_only=True) as local:
             series = read_series(source.uid, local.list_files())
         # Pixels are for the workers: a decoder that crashes must not do so here. The size is the same either way.
-        stack = stack_frames(series.frames, spec.slices, lambda _a, _b: True)
+        stack = stack_frames(series.frames, spec.slices, HeadersOnly())
         return int(np.prod(target_grid(stack, spec).shape))
     except (SeriesRejectedError, OSError, StoreError):
         return 0

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.dicom.series import Frame
-
-ORIENTATION_TOLERANCE: Final = 1e-3
-"""Largest difference of a direction cosine within one stack: a tenth of a millimetre on the far side of a head."""
 
 
 @lru_cache(maxsize=256)
@@ -99,17 +96,26 @@ class SliceGeometry:
         return ("sagittal", "coronal", "axial")[int(np.abs(self.axes[2]).argmax())]
 
 
+def common_orientation(frames: Sequence[Frame]) -> tuple[float, ...]:
+    """Return the orientation of a stack: that of all, or where they differ the median of each cosine."""
+    return tuple(float(v) for v in np.median(np.array([f.orientation for f in frames], float), axis=0))
+
+
+def common_spacing(frames: Sequence[Frame]) -> tuple[float, float]:
+    """Return the commonest pixel spacing; of equally common ones that with more digits: others are its rounding."""
+    counts = Counter(f.spacing_mm for f in frames if f.spacing_mm is not None)
+    return min(counts, key=lambda spacing: (-counts[spacing], -len(repr(spacing)), spacing))
+
+
 def slice_geometry(frames: Sequence[Frame]) -> tuple[SliceGeometry, list[Frame]]:
     """
     Put ``frames`` (of one orientation and spacing) in order; return the geometry and the ordered frames.
 
     Order is by projection of ImagePositionPatient on the normal: InstanceNumber and file names may run either way.
-    Frames at one place keep the order of their InstanceNumber, then of their names.
+    Frames at one place keep the order of their InstanceNumber, then of their SOPInstanceUID. The order in which they
+    are given makes no difference.
     """
-    first = frames[0]
-    assert first.orientation is not None
-    assert first.spacing_mm is not None
-    axes = plane_axes(first.orientation)
+    axes = plane_axes(common_orientation(frames))
     assert axes is not None
     places = np.array([f.position for f in frames], float)
     along = places @ axes[2]
@@ -119,6 +125,7 @@ def slice_geometry(frames: Sequence[Frame]) -> tuple[SliceGeometry, list[Frame]]
         key=lambda i: (
             round(float(along[i]), 6),
             frames[i].instance_number,
+            frames[i].sop_uid,
             str(frames[i].path),
             frames[i].index,
         ),
@@ -130,6 +137,6 @@ def slice_geometry(frames: Sequence[Frame]) -> tuple[SliceGeometry, list[Frame]]
         origin=places[0],
         positions_mm=along - along[0],
         shifts_mm=relative @ axes[:2].T,
-        spacing_mm=first.spacing_mm,
+        spacing_mm=common_spacing(frames),
     )
     return geometry, [frames[i] for i in order]

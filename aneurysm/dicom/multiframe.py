@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -16,7 +17,8 @@ from aneurysm.dicom.fragments import read_fragments
 from aneurysm.dicom.geometry import plane_axes
 from aneurysm.dicom.header import Header, quiet_pydicom
 from aneurysm.dicom.pixel_format import pixel_format
-from aneurysm.dicom.series import MAX_FRAMES, TELLING, Decision, Frame, PixelFormat, modality_of
+from aneurysm.dicom.series import DISTINGUISHING_TAGS, MAX_FRAMES, Decision, Frame, PixelFormat, TagValue, modality_of
+from aneurysm.dicom.values import seconds_of_day
 from aneurysm.errors import PixelError
 
 # What is assumed of a multi-frame file that was stripped of all geometry: (rows, columns, slices) in mm, by the
@@ -68,7 +70,11 @@ def _single(header: Header, fmt: PixelFormat) -> Frame:
         intercept=header.get("RescaleIntercept", 0.0),
         padding=_padding(header),
         instance_number=header.get("InstanceNumber", 0.0),
-        tells_apart=tuple((k, _as_text(header.values[k])) for k in TELLING if k in header.values),
+        distinguishing_tags=tuple(
+            (k, _tag_value(k, header.values[k])) for k in DISTINGUISHING_TAGS if k in header.values
+        ),
+        acquired_s=header.get("AcquisitionTime"),
+        created_s=header.get("ContentTime"),
         file_name=header.name,
         modality=modality_of(header),
         rescaled="RescaleIntercept" in header.values,
@@ -134,7 +140,7 @@ def _one_of_multi(base: Frame, index: int, groups: list[Dataset]) -> Frame:
     measures, content = _group(groups, "PixelMeasuresSequence"), _group(groups, "FrameContentSequence")
     transform = _group(groups, "PixelValueTransformationSequence")
     kind = _group(groups, "MRImageFrameTypeSequence") or _group(groups, "CTImageFrameTypeSequence")
-    telling = {
+    tags = {
         "ImageType": _of(kind, "FrameType"),
         "EchoTime": _of(_group(groups, "MREchoSequence"), "EffectiveEchoTime"),
         "TemporalPositionIdentifier": _of(content, "TemporalPositionIndex"),
@@ -159,7 +165,13 @@ def _one_of_multi(base: Frame, index: int, groups: list[Dataset]) -> Frame:
         rescaled=bool(intercept) or base.rescaled,
         rescale_type=str(_of(transform, "RescaleType") or base.rescale_type),
         instance_number=float(index),
-        tells_apart=tuple((k, _as_text(v)) for k, v in telling.items() if v not in (None, "")),
+        # What the frame does not say, the top level may.
+        distinguishing_tags=tuple(
+            (
+                dict(base.distinguishing_tags) | {k: _tag_value(k, v) for k, v in tags.items() if v not in (None, "")}
+            ).items()
+        ),
+        acquired_s=_seconds(_of(content, "FrameAcquisitionDateTime"), base.acquired_s),
     )
 
 
@@ -184,7 +196,7 @@ def _with_positions(header: Header, frames: list[Frame]) -> tuple[list[Frame], l
     """
     absent = all(f.position is None for f in frames)
     # Default values: one position for all frames of a file, and nothing by which the frames could differ.
-    same = len(frames) > 1 and len({(f.position, f.tells_apart) for f in frames}) == 1
+    same = len(frames) > 1 and len({(f.position, f.distinguishing_tags) for f in frames}) == 1
     if not absent and not same:
         # Frames that lack something among others that don't are left out with the minority.
         return frames, []
@@ -293,7 +305,22 @@ def _tuple(value: Any, n: int) -> Any:
     return None if numbers is None else tuple(numbers)
 
 
-def _as_text(value: Any) -> str:
+def _tag_value(keyword: str, value: Any) -> TagValue:
+    """Return a number as a float, whatever text it was written as; text where it is none, as an ImageType."""
     if isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue":
-        return "\\".join(str(v) for v in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        value = "\\".join(str(v) for v in value)
+    if keyword in ("ImageType", "StackID"):
+        return str(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return number if math.isfinite(number) else str(value)
+
+
+def _seconds(moment: Any, default: float | None) -> float | None:
+    """Return the time of day of a DICOM date and time, in seconds, ``default`` where it is none."""
+    try:
+        return seconds_of_day(re.sub(r"[+-]\d{4}$", "", str(moment).strip())[8:])
+    except ValueError:
+        return default

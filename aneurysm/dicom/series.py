@@ -25,7 +25,7 @@ _BY_SOP_CLASS: Final = {
     "1.2.840.10008.5.1.4.1.1.4.1": "MR",
     "1.2.840.10008.5.1.4.1.1.4.4": "MR",
 }
-CONTRAST: Final = (
+CONTRAST_TAGS: Final = (
     "ImageType",
     "EchoTime",
     "EchoNumbers",
@@ -35,7 +35,7 @@ CONTRAST: Final = (
     "InversionTime",
 )
 """Attributes of which each value makes another picture of the same place."""
-TELLING: Final = (*CONTRAST, "TriggerTime", "AcquisitionNumber")
+DISTINGUISHING_TAGS: Final = (*CONTRAST_TAGS, "TriggerTime", "AcquisitionNumber")
 """Attributes by which volumes in one series differ, in the order in which they are tried."""
 
 
@@ -68,10 +68,12 @@ class Frame:
     One slice: where its pixels are, and where it lies in the patient.
 
     ``position`` is the centre of the first voxel (LPS mm), ``orientation`` the direction of a row (increasing column)
-    then of a column (increasing row), ``spacing_mm`` the distance between rows and between columns. ``tells_apart``
-    holds (name, value) pairs of the attributes by which volumes of one series differ: echo, time point, type of
-    image. ``rescaled`` says whether there is a RescaleIntercept. ``file_name`` is how messages call the file: what
-    identifies it, and never its name, which may be a patient's.
+    then of a column (increasing row), ``spacing_mm`` the distance between rows and between columns.
+    ``distinguishing_tags`` holds (name, value) pairs of the attributes by which volumes of one series differ: echo,
+    time point, type of image; what is a number is a float. ``acquired_s`` and ``created_s`` are AcquisitionTime and
+    ContentTime in seconds since midnight: they serve to tell acquisitions apart, and appear in no message or metadata.
+    ``rescaled`` says whether there is a RescaleIntercept. ``file_name`` is how messages call the file: what identifies
+    it, and never its name, which may be a patient's.
     """
 
     path: Path
@@ -88,7 +90,9 @@ class Frame:
     intercept: float
     padding: tuple[int, int] | None
     instance_number: float
-    tells_apart: tuple[tuple[str, str], ...] = ()
+    distinguishing_tags: tuple[tuple[str, TagValue], ...] = ()
+    acquired_s: float | None = None
+    created_s: float | None = None
     frames_in_file: int = 1
     file_name: str = "the file"
     modality: str = ""
@@ -107,6 +111,7 @@ class Frame:
 
 
 FrameKey = tuple[Path, int]
+TagValue = str | float
 
 
 @dataclass(slots=True)
@@ -145,8 +150,10 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
     Raises
     ------
     SeriesRejectedError
-        There is no image among the files, or it is of no use whatever its geometry.
+        There is no image among the files, they are of several patients, studies or frames of reference, or they are of
+        no use whatever their geometry.
     """
+    from aneurysm.dicom.identity import of_one_subject, patient_id
     from aneurysm.dicom.multiframe import frames_of_file
 
     frames: list[Frame] = []
@@ -172,6 +179,8 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         headers.append(header)
 
     headers, foreign = _of_one_series(uid, headers)
+    headers, notes = of_one_subject(headers)
+    decisions.extend(notes)
     for header in headers:
         made, notes = frames_of_file(header)
         frames.extend(made)
@@ -208,7 +217,7 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         header=first,
         files=len(files),
         bytes_in=sum(h.file_size for h in headers),
-        patient_id=str(first.get("PatientID", "")),
+        patient_id=patient_id(headers),
         decisions=decisions,
         damaged=damaged,
     )
@@ -234,7 +243,7 @@ def _first_header(headers: Sequence[Header], frames: Sequence[Frame]) -> Header:
     placed = [f for f in frames if f.position is not None] or frames
     modality = Counter(f.modality for f in placed).most_common(1)[0][0]
     alike = [h for h in headers if modality_of(h) == modality]
-    return min(alike, key=lambda h: (h.get("InstanceNumber", math.inf), str(h.path)))
+    return min(alike, key=lambda h: (h.get("InstanceNumber", math.inf), str(h.get("SOPInstanceUID", "")), str(h.path)))
 
 
 def _by_code(decisions: Sequence[Decision]) -> list[Decision]:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations, pairwise
 
 import numpy as np
 
 from aneurysm.cache.spec import SlicePolicy
-from aneurysm.dicom.geometry import slice_geometry
-from aneurysm.dicom.series import CONTRAST, TELLING, Decision, Frame, FrameKey
+from aneurysm.dicom.acquisitions import (
+    Parts,
+    Tags,
+    blocks,
+    common_tags,
+    first_of_overlap,
+    interleaved_passes,
+    interleaved_tags,
+    overlapping,
+    parts_by_tags,
+    positions,
+)
+from aneurysm.dicom.content import FrameContent, unlikeness
+from aneurysm.dicom.series import DISTINGUISHING_TAGS, Decision, Frame, FrameKey, TagValue
 from aneurysm.errors import Reason, SeriesRejectedError
 
 _COVERAGE = 0.9
@@ -24,9 +36,7 @@ _DERIVED_KINDS = frozenset(
 Result = tuple[list[Frame], list[Decision], dict[FrameKey, str]]
 
 
-def one_frame_per_position(
-    frames: Sequence[Frame], policy: SlicePolicy, same_pixels: Callable[[Frame, Frame], bool]
-) -> Result:
+def one_frame_per_position(frames: Sequence[Frame], policy: SlicePolicy, content: FrameContent) -> Result:
     """
     Return at most one frame for each position, the decisions, and why each of the others was dropped.
 
@@ -35,32 +45,52 @@ def one_frame_per_position(
     SeriesRejectedError
         The frames are of several volumes, and they can't be told apart for certain or ``policy`` doesn't want it.
     """
-    groups = _positions(frames)
-    repeated = [g for g in groups if len(g) > 1]
-    if not repeated and not _interleaved(frames):
-        alternating = _alternating(frames)
-        if alternating is None:
-            return list(frames), [], {}
-        return _first_volume(frames, alternating, "by blocks of InstanceNumber that lie between each other", policy)
+    tags = common_tags(frames)
+    volumes = _volumes(frames, tags, content)
+    if volumes is not None:
+        how, parts = volumes
+        return _first_volume(frames, parts, how, tags, policy)
+    overlap = overlapping(frames, tags)
+    if overlap is None:
+        return _without_duplicates(frames, tags, policy, content)
+    how, parts = overlap
+    frames, out = first_of_overlap(parts)
+    detail = f"{len(parts)} acquisitions told apart {how} overlap: {len(out)} frames lie where a larger one has its own"
+    decision = Decision("overlapping_acquisitions", detail)
+    kept, decisions, dropped = _without_duplicates(frames, tags, policy, content)
+    return kept, [decision, *decisions], dropped | {f.key: decision.code for f in out}
 
-    split = _split_by_attributes(frames)
-    if split is not None:
-        names, parts = split
-        return _first_volume(frames, parts, f"by {', '.join(names)}", policy)
-    if not repeated:
+
+def _volumes(frames: Sequence[Frame], tags: Tags, content: FrameContent) -> tuple[str, Parts] | None:
+    """Return the volumes that the frames make up, and what tells them apart; None where they are one or none can."""
+    groups = positions(frames)
+    repeated = len(groups) < len(frames)
+    interleaved = [] if repeated else interleaved_tags(frames, tags)
+    if not repeated and not interleaved:
+        return interleaved_passes(frames, content)
+    split = _split_by_tags(frames, tags, len(groups), interleaved)
+    if split is None and interleaved:
         raise SeriesRejectedError(
             Reason.SEVERAL_VOLUMES,
-            "slices of different contrast lie between each other, and don't make up volumes",
+            f"slices that differ in {', '.join(interleaved)} lie between each other, and don't make up volumes",
         )
+    return split
 
-    # Nothing tells them apart: the same slice stored twice, or time points whose tags were stripped.
+
+def _without_duplicates(frames: Sequence[Frame], tags: Tags, policy: SlicePolicy, content: FrameContent) -> Result:
+    """Keep one of the frames that are at one place although nothing tells them apart."""
+    groups = positions(frames)
+    if len(groups) == len(frames):
+        return list(frames), [], {}
     unique, broken = [], []
     for group in groups:
-        distinct = _distinct(group, same_pixels)
+        distinct = _distinct(group, content)
         # A frame that can't be read is not even the same as itself: its twin stands for it.
-        if len(distinct) > 1 and 0 < len(readable := [f for f in distinct if same_pixels(f, f)]) < len(distinct):
+        if len(distinct) > 1 and 0 < len(readable := [f for f in distinct if content.same_pixels(f, f)]) < len(
+            distinct
+        ):
             broken += _missing(distinct, [readable])
-            distinct = _distinct(readable, same_pixels)
+            distinct = _distinct(readable, content)
         unique.append(distinct)
     identical = _missing(frames, [*unique, broken])
     differing = [g for g in unique if len(g) > 1]
@@ -75,147 +105,114 @@ def one_frame_per_position(
     if not differing:
         return [g[0] for g in unique], decisions, dropped
     if len(differing) <= _FEW * len(unique):
-        # Which of them belongs here can't be told, and a wrong one would stand in the volume: none is kept.
-        out = [f for g in differing for f in g]
-        detail = f"{len(out)} frames lie at {len(differing)} positions with different pixels, and none of them is used"
+        kept = _most_continuous(unique, content)
+        out = _missing([f for g in unique for f in g], [kept])
+        detail = (
+            f"{len(differing)} positions hold {len(out) + len(differing)} frames of different pixels; at each the one "
+            "that continues its neighbours is used"
+        )
         decisions.append(Decision("duplicate_positions", detail))
-        dropped.update((f.key, "duplicate_positions") for f in out)
-        return [g[0] for g in unique if len(g) == 1], decisions, dropped
-    blocks = _split_by_instance_number(unique)
-    if blocks is None:
+        return kept, decisions, dropped | dict.fromkeys((f.key for f in out), "duplicate_positions")
+    remaining = [f for g in unique for f in g]
+    volumes = blocks(remaining, unique)
+    if volumes is None or max(map(len, volumes[1])) < _COVERAGE * len(unique):
         raise SeriesRejectedError(
             Reason.SEVERAL_VOLUMES,
             f"{len(frames)} frames at {len(unique)} positions, up to {max(map(len, unique))} at one, and no attribute "
             "tells the volumes apart",
         )
-    kept, notes, more = _first_volume([f for g in unique for f in g], blocks, "by blocks of InstanceNumber", policy)
+    kept, notes, more = _first_volume(remaining, volumes[1], volumes[0], tags, policy)
     return kept, decisions + notes, dropped | more
 
 
-def _distinct(group: Sequence[Frame], same_pixels: Callable[[Frame, Frame], bool]) -> list[Frame]:
-    return [group[0], *(f for f in group[1:] if not same_pixels(group[0], f))]
+def _distinct(group: Sequence[Frame], content: FrameContent) -> list[Frame]:
+    return [group[0], *(f for f in group[1:] if not content.same_pixels(group[0], f))]
 
 
-def _positions(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Group the frames by position along the normal."""
-    geometry, ordered = slice_geometry(frames)
-    gaps = geometry.gaps_mm
-    real = gaps[gaps > 1e-3]
-    # A fifth of the usual gap: slices rounded to 0.1 mm, or a second volume a hair beside the first.
-    near = min(0.2 * float(np.median(real)), 0.5) if len(real) else 1e-3
-    groups = [[ordered[0]]]
-    start = 0.0
-    for frame, place in zip(ordered[1:], geometry.positions_mm[1:], strict=True):
-        if place - start <= near:
-            groups[-1].append(frame)
-        else:
-            groups.append([frame])
-            start = place
-    for group in groups:
-        group.sort(key=lambda f: (f.instance_number, str(f.path), f.index))
-    return groups
-
-
-def _interleaved(frames: Sequence[Frame]) -> bool:
-    """Say whether frames of different contrast lie between each other although no position repeats."""
-    geometry, ordered = slice_geometry(frames)
-    places = dict(zip((id(f) for f in ordered), geometry.positions_mm, strict=True))
-    for name in CONTRAST[1:]:
-        parts: dict[str | None, list[float]] = defaultdict(list)
-        for frame in ordered:
-            parts[dict(frame.tells_apart).get(name)].append(places[id(frame)])
-        if len(parts) < 2 or min(len(p) for p in parts.values()) < 0.25 * len(frames):
-            continue
-        spans = sorted((min(p), max(p)) for p in parts.values())
-        if any(b[0] < a[1] for a, b in pairwise(spans)):
-            return True
-    return False
-
-
-def _alternating(frames: Sequence[Frame]) -> list[list[Frame]] | None:
+def _most_continuous(groups: Parts, content: FrameContent) -> list[Frame]:
     """
-    Return two volumes without a tag that tells them apart whose slices lie between each other, by turns.
+    Return one frame of each group, so that neighbours are as alike as can be.
 
-    They were taken one after the other, each in the order of its places, and their distances alternate. Even distances
-    are those of one stack whose slices were taken by turns.
+    By dynamic programming over all positions: where two acquisitions share several places next to each other, going
+    from one to the other costs, so that one of them is taken throughout.
     """
-    geometry, ordered = slice_geometry(frames)
-    parts = [ordered[::2], ordered[1::2]]
-    gaps = [float(np.median(geometry.gaps_mm[i::2])) for i in (0, 1)] if len(frames) > 7 else [0.0, 0.0]
-    numbers = [np.array([f.instance_number for f in part]) for part in parts]
-    steps = [np.diff(n) for n in numbers]
-    in_turn = all((s > 0).all() or (s < 0).all() for s in steps)
-    apart = numbers[0].max() < numbers[1].min() or numbers[1].max() < numbers[0].min()
-    return parts if in_turn and apart and max(gaps) > 1.2 * min(gaps) else None
+    costs = [0.0] * len(groups[0])
+    origins: list[list[int]] = []
+    for before, here in pairwise(groups):
+        choice = len(before) * len(here) > 1
+        steps = [
+            [
+                c + (unlikeness(content.coarse(a), content.coarse(b)) if choice else 0.0)
+                for a, c in zip(before, costs, strict=True)
+            ]
+            for b in here
+        ]
+        origins.append([int(np.argmin(step)) for step in steps])
+        costs = [min(step) for step in steps]
+    index = int(np.argmin(costs))
+    chosen = [groups[-1][index]]
+    for group, origin in zip(groups[-2::-1], origins[::-1], strict=True):
+        index = origin[index]
+        chosen.append(group[index])
+    return chosen[::-1]
 
 
-def _split_by_attributes(frames: Sequence[Frame]) -> tuple[tuple[str, ...], list[list[Frame]]] | None:
-    """Return the fewest attributes whose values part the frames into volumes, and the parts."""
-    n_positions = len(_positions(frames))
-    values = [dict(f.tells_apart) for f in frames]
-    varying = [k for k in dict.fromkeys(k for v in values for k in v) if len({v.get(k) for v in values}) > 1]
+def _split_by_tags(
+    frames: Sequence[Frame], tags: Tags, n_positions: int, interleaved: Sequence[str]
+) -> tuple[str, Parts] | None:
+    """Return the fewest tags whose values part the frames into volumes, and the parts."""
+    values = list(tags.values())
+    order = dict.fromkeys((*DISTINGUISHING_TAGS, *sorted({k for v in values for k in v})))
+    varying = [k for k in order if len({v.get(k) for v in values}) > 1]
     for n in range(1, min(len(varying), 3) + 1):
         for names in combinations(varying, n):
-            parts: dict[tuple[str | None, ...], list[Frame]] = defaultdict(list)
-            for frame, value in zip(frames, values, strict=True):
-                parts[tuple(value.get(k) for k in names)].append(frame)
-            found = list(parts.values())
-            whole = [p for p in found if len(p) >= _COVERAGE * n_positions]
-            if whole and len(found) > 1 and all(len(_positions(p)) == len(p) for p in found):
-                return names, found
-            # No position repeats, but contrasts lie between each other: each part is a coarser volume.
-            if n_positions == len(frames) and len(found) > 1 and names[0] in CONTRAST:
-                sizes = [len(p) for p in found]
-                if min(sizes) >= 0.9 * max(sizes):
-                    return names, found
+            parts = parts_by_tags(frames, tags, names)
+            if len(parts) < 2:
+                continue
+            whole = [p for p in parts if len(p) >= _COVERAGE * max(map(len, parts))]
+            if interleaved:
+                # No position repeats, but volumes lie between each other: each part is a coarser one.
+                if set(names) & set(interleaved) and sum(map(len, whole)) >= _COVERAGE * len(frames):
+                    return f"by {', '.join(names)}", parts
+            elif max(map(len, parts)) >= _COVERAGE * n_positions and all(len(positions(p)) == len(p) for p in parts):
+                return f"by {', '.join(names)}", parts
     return None
 
 
-def _split_by_instance_number(groups: Sequence[Sequence[Frame]]) -> list[list[Frame]] | None:
-    """Part frames by rank at their position, if the ranks are blocks of InstanceNumber one after the other."""
-    n = len(groups[0])
-    if any(len(g) != n for g in groups):
-        return None
-    ranks = [[g[i] for g in groups] for i in range(n)]
-    numbers = [[f.instance_number for f in r] for r in ranks]
-    in_blocks = all(max(a) < min(b) for a, b in pairwise(numbers))
-    return ranks if in_blocks else None
-
-
-def _first_volume(frames: Sequence[Frame], parts: list[list[Frame]], how: str, policy: SlicePolicy) -> Result:
+def _first_volume(frames: Sequence[Frame], parts: Parts, how: str, tags: Tags, policy: SlicePolicy) -> Result:
     largest = max(len(p) for p in parts)
     whole = [p for p in parts if len(p) >= _COVERAGE * largest]
     detail = f"{len(parts)} volumes told apart {how}"
     if policy.several_volumes == "reject":
         raise SeriesRejectedError(Reason.SEVERAL_VOLUMES, f"{detail}; the spec says several_volumes = 'reject'")
-    kept = min(whole, key=_preference)
-    telling = ", ".join(f"{k} {v}" for k, v in kept[0].tells_apart if _varies(frames, k))
-    decision = Decision("several_volumes", f"{detail}; the first is kept" + (f": {telling}" if telling else ""))
+    kept = min(whole, key=lambda part: _preference(part, tags))
+    varying = [k for k in DISTINGUISHING_TAGS if len({tags[f.key].get(k) for f in frames}) > 1]
+    common = [(k, {tags[f.key].get(k) for f in kept}) for k in varying]
+    named = ", ".join(f"{k} {_shown(*values)}" for k, values in common if len(values) == 1 and None not in values)
+    decision = Decision("several_volumes", f"{detail}; the first is kept" + (f": {named}" if named else ""))
     return kept, [decision], {f.key: "several_volumes" for f in _missing(frames, [kept])}
 
 
-def _preference(part: Sequence[Frame]) -> tuple[bool, bool, list[float], float]:
+def _preference(part: Sequence[Frame], tags: Tags) -> tuple[bool, bool, list[float], tuple[float, str]]:
     """Sort originals before derived, magnitude before phase, then the first echo, time point, acquisition."""
-    values = dict(part[0].tells_apart)
-    image_type = values.get("ImageType", "").upper().split("\\")
-    ordered = [_number(values.get(k, "0")) for k in TELLING[1:]]
+    kinds = Counter(str(tags[f.key].get("ImageType", "")).upper() for f in part)
+    image_type = min(kinds, key=lambda kind: (-kinds[kind], kind)).split("\\")
+    order = [min(_number(tags[f.key].get(k)) for f in part) for k in DISTINGUISHING_TAGS[1:]]
+    order += [min(f.acquired_s or 0.0 for f in part), min(f.created_s or 0.0 for f in part)]
     return (
         bool(_DERIVED_KINDS & set(image_type)),
         "DERIVED" in image_type,
-        ordered,
-        min(f.instance_number for f in part),
+        order,
+        min((f.instance_number, f.sop_uid) for f in part),
     )
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+def _number(value: TagValue | None) -> float:
+    return value if isinstance(value, float) else 0.0
 
 
-def _varies(frames: Sequence[Frame], name: str) -> bool:
-    return len({dict(f.tells_apart).get(name) for f in frames}) > 1
+def _shown(value: TagValue | None) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _missing(frames: Sequence[Frame], groups: Sequence[Sequence[Frame]]) -> list[Frame]:

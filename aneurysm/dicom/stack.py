@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from aneurysm.cache.spec import SlicePolicy
-from aneurysm.dicom.geometry import ORIENTATION_TOLERANCE, SliceGeometry, plane_axes, slice_geometry
+from aneurysm.dicom.content import FrameContent
+from aneurysm.dicom.geometry import SliceGeometry, common_orientation, common_spacing, plane_axes, slice_geometry
+from aneurysm.dicom.image_type import without_projections
+from aneurysm.dicom.outsiders import slices_of_other_content
 from aneurysm.dicom.series import Decision, Frame, FrameKey
 from aneurysm.dicom.several import one_frame_per_position
+from aneurysm.dicom.tolerances import ORIENTATION_SPREAD, same_orientation, same_spacing, shown
 from aneurysm.errors import Reason, SeriesRejectedError
 
 MAX_IN_PLANE_MM = 1000.0
@@ -30,14 +34,11 @@ class Stack:
     """Why each frame that is not in the volume isn't. Localizers refer to frames."""
 
 
-SamePixels = Callable[[Frame, Frame], bool]
-
-
-def stack_frames(frames: Sequence[Frame], policy: SlicePolicy, same_pixels: SamePixels) -> Stack:
+def stack_frames(frames: Sequence[Frame], policy: SlicePolicy, content: FrameContent) -> Stack:
     """
-    Select and order the frames of one volume.
+    Select and order the frames of one volume; the order in which they come makes no difference.
 
-    ``same_pixels`` is asked only about frames at one position that no attribute tells apart.
+    ``content`` is asked only about frames that geometry and tags leave a doubt about, and about the ends of the stack.
 
     Raises
     ------
@@ -53,24 +54,28 @@ def stack_frames(frames: Sequence[Frame], policy: SlicePolicy, same_pixels: Same
             dropped.update((f.key, code) for f in out)
 
     placed = _with_geometry(frames)
-    kept, minority = _majority(placed)
     drop(
         sorted(set(frames) - set(placed), key=_by_name),
         "without_geometry",
         "no usable position or orientation",
     )
+    slices, projections, notes = without_projections(placed, policy.min_slices)
+    decisions.extend(notes)
+    dropped.update((f.key, "projections_dropped") for f in projections)
+    kept, minority = _majority(slices)
     drop(minority, "minority_dropped", "another matrix, spacing, orientation, colour or modality than the majority")
     if kept[0].format.samples != 1 or not kept[0].format.photometric.startswith("MONOCHROME"):
         fmt = kept[0].format
         raise SeriesRejectedError(
             Reason.COLOUR, f"{len(kept)} frames are {fmt.photometric}, {fmt.samples} samples a pixel"
         )
-    _check_spacing(kept[0])
+    _check_spacing(kept)
+    _check_drift(kept)
     if len(kept) < policy.min_slices:
         raise SeriesRejectedError(Reason.TOO_FEW_SLICES, f"{len(kept)} slices, at least {policy.min_slices} are needed")
 
     _, kept = slice_geometry(kept)
-    kept, notes, doubles = one_frame_per_position(kept, policy, same_pixels)
+    kept, notes, doubles = one_frame_per_position(kept, policy, content)
     decisions.extend(notes)
     dropped.update(doubles)
     if len(kept) < policy.min_slices:
@@ -78,7 +83,11 @@ def stack_frames(frames: Sequence[Frame], policy: SlicePolicy, same_pixels: Same
             Reason.ONE_POSITION,
             f"{len(frames)} frames at {len(kept)} position(s): no extent across the slices",
         )
-    kept, strays = _longest_run(kept, policy)
+    _, kept = slice_geometry(kept)
+    others = slices_of_other_content(kept, content)
+    drop(others, "foreign_slices", "off the even stack or beyond its end, and unlike the slices beside them")
+    out = {f.key for f in others}
+    kept, strays = _longest_run([f for f in kept if f.key not in out], placed, policy)
     drop(strays, "dropped_slices", "cut off from the stack by a gap beyond the limit")
     geometry, kept = slice_geometry(kept)
     decisions.extend(_check_geometry(geometry, kept, policy))
@@ -107,52 +116,69 @@ def _with_geometry(frames: Sequence[Frame]) -> list[Frame]:
 
 def _majority(frames: Sequence[Frame]) -> tuple[list[Frame], list[Frame]]:
     """Return the frames of the commonest matrix, spacing, orientation and kind of pixel, and the others."""
-    groups: list[list[Frame]] = []
-    for frame in frames:
-        for group in groups:
-            if _alike(group[0], frame):
-                group.append(frame)
-                break
-        else:
-            groups.append([frame])
-    groups.sort(key=len, reverse=True)
+    groups = sorted(_kinds(frames), key=lambda g: (-len(g), min(f.sop_uid for f in g)))
     if len(groups) > 1 and len(groups[0]) * 2 <= len(frames):
-        kinds = "; ".join(
-            f"{len(g)} of {g[0].format.rows} x {g[0].format.columns}, {_orientation(g[0])}" for g in groups[:4]
-        )
+        kinds = "; ".join(_described(groups[:4]))
         raise SeriesRejectedError(
             Reason.NO_MAJORITY, f"{len(groups)} kinds of frames and none is the majority: {kinds}"
         )
     return groups[0], sorted((f for g in groups[1:] for f in g), key=_by_name)
 
 
-def _alike(a: Frame, b: Frame) -> bool:
-    assert a.orientation is not None
-    assert b.orientation is not None
-    assert a.spacing_mm is not None
-    assert b.spacing_mm is not None
-    return (
-        (a.format.rows, a.format.columns, a.format.samples) == (b.format.rows, b.format.columns, b.format.samples)
-        and (a.modality == b.modality or not a.modality or not b.modality)
-        and a.format.photometric.startswith("MONOCHROME") == b.format.photometric.startswith("MONOCHROME")
-        and max(abs(p - q) for p, q in zip(a.orientation, b.orientation, strict=True)) < ORIENTATION_TOLERANCE
-        and max(abs(p - q) / max(abs(p), 1e-6) for p, q in zip(a.spacing_mm, b.spacing_mm, strict=True)) < 2e-4
-    )
+def _kinds(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Part the frames by matrix, kind of pixel and modality, and by orientation and spacing within tolerance."""
+    modalities = Counter(f.modality for f in frames if f.modality)
+    commonest = min(modalities, key=lambda name: (-modalities[name], name), default="")
+    spacings = np.array([f.spacing_mm for f in frames], float)
+    rows, columns = (same_spacing(axis.tolist()) for axis in spacings.T)
+    turned = same_orientation(np.array([f.orientation for f in frames], float))
+    groups: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
+    for frame, *measured in zip(frames, rows, columns, turned, strict=True):
+        fmt = frame.format
+        exact = (fmt.rows, fmt.columns, fmt.samples, fmt.photometric.startswith("MONOCHROME"))
+        groups[(*exact, frame.modality or commonest, *measured)].append(frame)
+    return list(groups.values())
 
 
-def _check_spacing(frame: Frame) -> None:
-    assert frame.spacing_mm is not None
-    extents = (frame.spacing_mm[0] * frame.format.rows, frame.spacing_mm[1] * frame.format.columns)
-    if min(frame.spacing_mm) < 0.01 or max(extents) > MAX_IN_PLANE_MM:
+def _described(groups: Sequence[Sequence[Frame]]) -> list[str]:
+    """Return what each kind of frames is, with as many digits as it takes to tell them apart."""
+    columns = [shown([common_spacing(g)[axis] for g in groups], 2) for axis in (0, 1)]
+    axes = [plane_axes(common_orientation(g)) for g in groups]
+    normals = [shown([0.0 if a is None else float(a[2, axis]) for a in axes], 2) for axis in range(3)]
+    return [
+        f"{len(g)} of {g[0].format.rows} x {g[0].format.columns}, {rows} x {cols} mm, normal {' '.join(normal)}"
+        f"{'' if g[0].format.samples == 1 else ', colour'}, {g[0].modality or 'no modality'}"
+        for g, rows, cols, normal in zip(groups, *columns, zip(*normals, strict=True), strict=True)
+    ]
+
+
+def _check_drift(frames: Sequence[Frame]) -> None:
+    """Raise for slices that turn further and further, each within tolerance of the next."""
+    turned = np.abs(np.array([f.orientation for f in frames], float) - common_orientation(frames)).max()
+    if turned > ORIENTATION_SPREAD:
         raise SeriesRejectedError(
-            Reason.IMPLAUSIBLE_GEOMETRY,
-            f"pixels of {frame.spacing_mm[0]:g} x {frame.spacing_mm[1]:g} mm make a field of view of "
-            f"{extents[0]:g} x {extents[1]:g} mm",
+            Reason.NOT_ALIGNED,
+            f"the orientation drifts by up to {np.degrees(turned):.2f} degrees from the middle of the stack, at most "
+            f"{np.degrees(ORIENTATION_SPREAD):.2f} are allowed",
         )
 
 
-def _longest_run(frames: list[Frame], policy: SlicePolicy) -> tuple[list[Frame], list[Frame]]:
-    """Cut the stack at gaps beyond the limit; return its largest part and, if they are few, the other slices."""
+def _check_spacing(frames: Sequence[Frame]) -> None:
+    spacing, fmt = common_spacing(frames), frames[0].format
+    extents = (spacing[0] * fmt.rows, spacing[1] * fmt.columns)
+    if min(spacing) < 0.01 or max(extents) > MAX_IN_PLANE_MM:
+        raise SeriesRejectedError(
+            Reason.IMPLAUSIBLE_GEOMETRY,
+            f"pixels of {spacing[0]:g} x {spacing[1]:g} mm make a field of view of {extents[0]:g} x {extents[1]:g} mm",
+        )
+
+
+def _longest_run(frames: list[Frame], placed: Sequence[Frame], policy: SlicePolicy) -> tuple[list[Frame], list[Frame]]:
+    """
+    Cut the stack at gaps beyond the limit; return its largest part and, if they are few, the other slices.
+
+    ``placed`` are all frames that have a place: those that were left out may lie in a gap.
+    """
     geometry, frames = slice_geometry(frames)
     limit = min(policy.max_gap_ratio * geometry.slice_spacing_mm, policy.max_gap_mm)
     cuts = np.flatnonzero(geometry.gaps_mm > limit + 1e-6) + 1
@@ -161,10 +187,15 @@ def _longest_run(frames: list[Frame], policy: SlicePolicy) -> tuple[list[Frame],
     others = len(frames) - len(best)
     if others > policy.max_stray_fraction * len(frames) or len(best) < policy.min_slices:
         worst = int(geometry.gaps_mm.argmax())
+        gap, median, most = shown([geometry.gaps_mm[worst], geometry.slice_spacing_mm, limit], 2)
+        normal = geometry.axes[2]
+        low, high = (normal @ np.array(frames[i].position) for i in (worst, worst + 1))
+        within = sum(low < normal @ np.array(f.position) < high for f in placed)
         raise SeriesRejectedError(
             Reason.GAP_TOO_LARGE,
-            f"a gap of {geometry.gaps_mm[worst]:.2f} mm between {frames[worst].name} and {frames[worst + 1].name}; "
-            f"the median is {geometry.slice_spacing_mm:.2f} mm and the limit {limit:.2f} mm",
+            f"a gap of {gap} mm between {frames[worst].name} and {frames[worst + 1].name}; "
+            f"the median is {median} mm and the limit {most} mm"
+            + (f"; {within} frames that were left out lie in it" if within else ""),
         )
     keep = set(best.tolist())
     return [frames[i] for i in best], [f for i, f in enumerate(frames) if i not in keep]
@@ -176,15 +207,15 @@ def _check_geometry(geometry: SliceGeometry, frames: list[Frame], policy: SliceP
     if extent > MAX_ALONG_MM:
         raise SeriesRejectedError(Reason.IMPLAUSIBLE_GEOMETRY, f"the stack is {extent:g} mm long")
     if geometry.tilt_deg > policy.max_tilt_deg:
+        tilt, limit = shown([geometry.tilt_deg, policy.max_tilt_deg], 1)
         raise SeriesRejectedError(
-            Reason.TILT_TOO_LARGE,
-            f"slices step {geometry.tilt_deg:.1f} degrees off their normal, the limit is {policy.max_tilt_deg:g}",
+            Reason.TILT_TOO_LARGE, f"slices step {tilt} degrees off their normal, the limit is {limit}"
         )
     if geometry.misalignment_mm > policy.max_misalignment_mm:
+        beside, limit = shown([geometry.misalignment_mm, policy.max_misalignment_mm], 1)
         raise SeriesRejectedError(
             Reason.NOT_ALIGNED,
-            f"slices lie up to {geometry.misalignment_mm:.1f} mm beside the line through the stack, at most "
-            f"{policy.max_misalignment_mm:g} mm is allowed",
+            f"slices lie up to {beside} mm beside the line through the stack, at most {limit} mm is allowed",
         )
     if geometry.tilt_deg > 0.1:
         decisions.append(Decision("gantry_tilt", f"{geometry.tilt_deg:.2f} degrees, taken out slice by slice"))
@@ -201,13 +232,8 @@ def _check_geometry(geometry: SliceGeometry, frames: list[Frame], policy: SliceP
     return decisions
 
 
-def _orientation(frame: Frame) -> str:
-    axes = plane_axes(frame.orientation or ())
-    return "no plane" if axes is None else "normal " + " ".join(f"{v:.2f}" for v in axes[2])
-
-
-def _by_name(frame: Frame) -> tuple[str, int]:
-    return (str(frame.path), frame.index)
+def _by_name(frame: Frame) -> tuple[str, str, int]:
+    return (frame.sop_uid, str(frame.path), frame.index)
 
 
 def _names(frames: Sequence[Frame], limit: int = 4) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import struct
 from typing import Any, Final
 
 # What is read: keyword -> (tag, how to take the value). "text" keeps the whole string, "texts" cuts it at backslashes,
-# "int" is US, "count" is IS, "double" is FD, "pixel" is US or SS, signed as PixelRepresentation says.
+# "int" is US, "count" is IS, "double" is FD, "pixel" is US or SS, signed as PixelRepresentation says, "time" is TM, in
+# seconds since midnight: times are read to tell acquisitions apart, and go nowhere else.
 WANTED: Final[dict[str, tuple[int, str]]] = {
     "ImageType": (0x00080008, "texts"),
     "SOPClassUID": (0x00080016, "text"),
     "SOPInstanceUID": (0x00080018, "text"),
+    "AcquisitionTime": (0x00080032, "time"),
+    "ContentTime": (0x00080033, "time"),
     "Modality": (0x00080060, "text"),
     "Manufacturer": (0x00080070, "text"),
     "SeriesDescription": (0x0008103E, "text"),
@@ -37,11 +41,13 @@ WANTED: Final[dict[str, tuple[int, str]]] = {
     "TriggerTime": (0x00181060, "float"),
     "FlipAngle": (0x00181314, "float"),
     "DiffusionBValue": (0x00189087, "double"),
+    "StudyInstanceUID": (0x0020000D, "text"),
     "SeriesInstanceUID": (0x0020000E, "text"),
     "AcquisitionNumber": (0x00200012, "text"),
     "InstanceNumber": (0x00200013, "float"),
     "ImagePositionPatient": (0x00200032, "floats"),
     "ImageOrientationPatient": (0x00200037, "floats"),
+    "FrameOfReferenceUID": (0x00200052, "text"),
     "TemporalPositionIdentifier": (0x00200100, "text"),
     "SamplesPerPixel": (0x00280002, "int"),
     "PhotometricInterpretation": (0x00280004, "text"),
@@ -63,6 +69,7 @@ WANTED: Final[dict[str, tuple[int, str]]] = {
 KEYWORDS: Final = {tag: keyword for keyword, (tag, _) in WANTED.items()}
 _LONGEST: Final = 10_000
 """Bytes of a listed value: a thousand times what any of them needs. Values are kept for as long as the program runs."""
+_TIME: Final = re.compile(r"([01]\d|2[0-3])(?::?([0-5]\d)(?::?([0-5]\d(?:\.\d{1,9})?|60))?)?")
 _BINARY: Final = {b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d"}
 
 
@@ -106,13 +113,30 @@ def _value(vr: bytes, data: bytes, kind: str, order: str, *, signed: bool) -> An
         return None
     if kind == "text":
         return text
+    if kind == "time":
+        return seconds_of_day(text)
     parts = [part.strip() for part in text.split("\\")]
     return parts if kind == "texts" else _numbers([float(part) for part in parts], kind)
+
+
+def seconds_of_day(text: str) -> float:
+    """
+    Return a DICOM time (``HHMMSS.ffffff``, also cut short, or with colons as before 1993) as seconds since midnight.
+
+    Raises `ValueError` if it is none.
+    """
+    match = _TIME.fullmatch(text.split("\\")[0].strip())
+    if match is None:
+        raise ValueError("no time")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def _numbers(numbers: list[float], kind: str) -> Any:
     if not all(math.isfinite(n) for n in numbers):
         raise ValueError("not finite")
+    if kind == "time":
+        raise ValueError("a time is text")
     if kind == "floats":
         return numbers
     if kind in ("text", "texts"):

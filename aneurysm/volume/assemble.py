@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.cache.spec import CacheSpec
+from aneurysm.dicom.content import PixelContent
 from aneurysm.dicom.pixels import PixelReader
 from aneurysm.dicom.series import Decision, Frame, Series
 from aneurysm.dicom.stack import Stack, stack_frames
@@ -56,9 +57,10 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
     """
     ct = dicom_modality(series) == "CT"
     reader = PixelReader()
+    content = PixelContent(reader)
     decisions = list(series.decisions)
     frames = series.frames
-    stack = stack_frames(frames, spec.slices, reader.same_pixels)
+    stack = stack_frames(frames, spec.slices, content)
     allowed = spec.slices.max_unreadable_fraction * (len(stack.frames) + series.damaged) - series.damaged
     if allowed < 0:
         raise SeriesRejectedError(
@@ -80,7 +82,12 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
         decisions.append(Decision("unreadable_slice", f"{len(bad)} of {len(stack.frames)} slices; the first: {first}"))
         unreadable = {f.key for f in bad}
         frames = [f for f in frames if f.key not in unreadable]
-        stack = stack_frames(frames, spec.slices, reader.same_pixels)
+        try:
+            stack = stack_frames(frames, spec.slices, content)
+        except SeriesRejectedError as error:
+            # A gap that only unreadable slices leave is none of the series.
+            detail = f"{len(bad)} slices, without which the others are no volume ({error.detail}); the first: {first}"
+            raise SeriesRejectedError(Reason.UNREADABLE_PIXELS, detail) from error
         try:
             grid, voxels, intensity, notes = _resample(stack, spec, reader, ct=ct)
         except PixelError as error:
