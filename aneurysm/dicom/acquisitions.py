@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Final
 
 import numpy as np
@@ -16,8 +16,8 @@ from aneurysm.dicom.tolerances import SAME_PLACE_FRACTION, SAME_PLACE_MM, same_t
 
 MEASURED_TAGS: Final = ("EchoTime", "DiffusionBValue", "KVP", "InversionTime", "TriggerTime")
 """Of the distinguishing tags those that are measured; the others are counts or words, which are the same or not."""
-MAX_PASSES: Final = 8
-"""More parts than this are no acquisitions: the order says nothing."""
+MAX_PASSES: Final = 4
+"""More passes over the patient than this are none: the order says nothing."""
 BY_TURNS: Final = 0.5
 """Acquisitions that share more than this part of the shorter one's extent cover the same anatomy."""
 SMALLEST_SHARE: Final = 0.1
@@ -95,17 +95,20 @@ def interleaved_passes(frames: Sequence[Frame], content: FrameContent) -> tuple[
     """
     Return volumes that lie between each other without a tag that says so, and what tells them apart.
 
-    One stack may be taken in several passes, too, each of every other slice: in MR that is usual. So times and numbers
-    alone prove nothing but in CT; the gaps must alternate, or the pixels: neighbours that are less alike than slices
-    two gaps apart are not neighbours.
+    One stack may be taken in several passes, too, each of every other slice: in MR that is usual. So times prove
+    something in CT alone, and numbers nothing: the gaps must alternate, or the pixels. Neighbours that are less alike
+    than slices two gaps apart are not neighbours.
     """
     where = places(frames)
-    ct = frames[0].modality == "CT"
+    certain = set()
+    if frames[0].modality == "CT":
+        # The time at which an image was stored says something only where none says when it was acquired.
+        certain = {_BY_ACQUIRED} if any(f.acquired_s is not None for f in frames) else {_BY_CREATED}
     heights = np.sort(np.array(list(where.values())))
     gaps = np.diff(heights)
     uneven = len(gaps) > 2 and float(np.median(np.abs(gaps - gaps.mean()))) > _UNEVEN * float(gaps.mean())
     for how, parts in _orders(frames, where):
-        if _by_turns(parts, where) and (uneven or (ct and how != _BY_NUMBER) or _alternates(parts, where, content)):
+        if _by_turns(parts, where) and (uneven or how in certain or _alternates(parts, where, content)):
             return how, parts
     ordered = sorted(frames, key=lambda f: where[f.key])
     parts = [ordered[::2], ordered[1::2]]
@@ -176,8 +179,6 @@ def _cut(moments: Parts, position: Mapping[FrameKey, int]) -> Parts | None:
         if not parts or here & taken:
             parts.append([])
             taken = set()
-            if len(parts) > MAX_PASSES:
-                return None
         parts[-1] += moment
         taken |= here
     return parts
@@ -187,11 +188,12 @@ def _keys(frames: Sequence[Frame]) -> frozenset[FrameKey]:
     return frozenset(f.key for f in frames)
 
 
-_BY_NUMBER: Final = "by blocks of InstanceNumber"
+_BY_ACQUIRED: Final = "by AcquisitionTime"
+_BY_CREATED: Final = "by ContentTime"
 _WHEN: Final[dict[str, Callable[[Frame], float | None]]] = {
-    "by AcquisitionTime": lambda f: f.acquired_s,
-    "by ContentTime": lambda f: f.created_s,
-    _BY_NUMBER: lambda f: f.instance_number,
+    _BY_ACQUIRED: lambda f: f.acquired_s,
+    _BY_CREATED: lambda f: f.created_s,
+    "by blocks of InstanceNumber": lambda f: f.instance_number,
 }
 
 
@@ -201,8 +203,8 @@ def _orders(frames: Sequence[Frame], where: Places) -> Iterator[tuple[str, Parts
         times = [when(f) for f in frames]
         if any(t is None for t in times):
             continue
-        ordered = sorted(zip(times, frames, strict=True), key=lambda pair: pair[0] or 0.0)
-        passes = _passes([[f for _, f in same] for same in _runs(ordered)], where)
+        runs = list(_runs(sorted(zip(times, frames, strict=True), key=lambda pair: pair[0] or 0.0)))
+        passes = _passes([[f for _, f in run] for run in runs], [run[0][0] or 0.0 for run in runs], where)
         if len(passes) > 1:
             yield how, passes
 
@@ -218,25 +220,35 @@ def _runs(ordered: Sequence[tuple[float | None, Frame]]) -> Iterator[list[tuple[
         yield run
 
 
-def _passes(moments: Parts, where: Places) -> Parts:
+def _passes(moments: Parts, times: Sequence[float], where: Places) -> Parts:
     """Cut what was taken one after the other where it turns back; none if it turns back too often."""
-    parts: Parts = []
-    low = high = 0.0
+    spans = [_span(moment, where) for moment in moments]
+    starts = [0]
+    low, high = spans[0]
     direction = 0
-    for moment in moments:
-        begin, end = _span(moment, where)
-        onward = begin >= high - SAME_PLACE_MM if direction > 0 else end <= low + SAME_PLACE_MM
-        if parts and direction == 0:
-            direction = 1 if begin >= high - SAME_PLACE_MM else -1
-            onward = direction > 0 or end <= low + SAME_PLACE_MM
-        if not parts or not onward:
-            if len(parts) == MAX_PASSES:
-                return []
-            parts.append([])
-            low, high, direction = begin, end, 0
-        parts[-1] += moment
-        low, high = min(low, begin), max(high, end)
-    return parts
+    for i, (begin, end) in enumerate(spans[1:], 1):
+        upwards, downwards = begin >= high - SAME_PLACE_MM, end <= low + SAME_PLACE_MM
+        direction = direction or (upwards - downwards)
+        if upwards if direction > 0 else downwards:
+            low, high = min(low, begin), max(high, end)
+            continue
+        if len(starts) == MAX_PASSES:
+            return []
+        # The outermost slice may be the last of this pass, or the first of one that comes back from beyond it.
+        turn = i - 1 if i - starts[-1] > 2 and _belongs_to_next(i - 1, spans, times) else i
+        starts.append(turn)
+        low, high = (min(s[0] for s in spans[turn : i + 1]), max(s[1] for s in spans[turn : i + 1]))
+        direction = 0 if turn == i else (1 if begin > spans[turn][0] else -1)
+    return [[f for moment in moments[a:b] for f in moment] for a, b in pairwise([*starts, len(moments)])]
+
+
+def _belongs_to_next(i: int, spans: Sequence[tuple[float, float]], times: Sequence[float]) -> bool:
+    """Return True if moment ``i``, the outermost, is closer in time to the next one, or its step fits that better."""
+    before, after = times[i] - times[i - 1], times[i + 1] - times[i]
+    if max(before, after) > 1.5 * min(before, after):
+        return after < before
+    usual, last, next_ = (abs(spans[k + 1][0] - spans[k][0]) for k in (i - 2, i - 1, i))
+    return abs(last - usual) > abs(next_ - usual) + SAME_PLACE_MM
 
 
 def _span(frames: Sequence[Frame], where: Places) -> tuple[float, float]:

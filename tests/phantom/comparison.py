@@ -23,7 +23,7 @@ EXPECTED_DECISION = {
     "stray_slices": "dropped_slices",
     "duplicates": "duplicate_slices",
     "marked_duplicate": "duplicate_slices",
-    "scouts": "minority_dropped",
+    "scouts": "projections_dropped",
     "small_slices": "minority_dropped",
     "colour_slice": "minority_dropped",
     "stray_files": "unreadable_files",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,7 +101,8 @@ def write_series(
     common.SliceThickness = DSfloat(1.0)
     for index, (image, kept) in enumerate(zip(grid, storages, strict=True)):
         dataset = Dataset()
-        dataset.update(common)  # shares the elements, which are replaced and never changed in place
+        for element in common:  # copies: assigning to an attribute changes the element in place
+            dataset.add(copy.copy(element))
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.MediaStorageSOPClassUID = common.SOPClassUID
         dataset.SOPInstanceUID = new_uid(uid, label, index)
