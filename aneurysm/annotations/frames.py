@@ -124,6 +124,8 @@ def _packed(column: NDArray[Any]) -> float | int | str | None:
 
 def _unpacked(content: float | str | None, kind: str, count: int) -> NDArray[Any]:
     if not isinstance(content, str):
+        if content is None and kind != "<f8":
+            raise ValueError("a column of numbers that every frame has is null")
         return np.full(count, np.nan if content is None else content, kind)
     values = np.frombuffer(base64.b64decode(content, validate=True), kind)
     if len(values) != count:

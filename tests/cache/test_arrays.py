@@ -17,6 +17,7 @@ import pytest
 
 from aneurysm import CacheWriter
 from aneurysm.cache.catalog import UNKNOWN, Cache
+from aneurysm.cache.reader import CachedVolume, close_volumes
 from aneurysm.cache.spec import load_spec
 from aneurysm.cache.summary import describe_cache
 from aneurysm.cache.verify import verify_cache
@@ -304,3 +305,63 @@ def test_importing_the_package_loads_nothing_for_it():
     code = "import sys, aneurysm; print([m for m in ('numpy', 'zarr', 'torch', 'pydicom') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment())
     assert json.loads(ran.stdout.replace("'", '"')) == []
+
+
+# what is known of an array that is there --------------------------------------------------------------------
+
+
+def _mask(value=0):
+    mask = np.zeros(GOOD.shape, np.uint8)
+    mask[1:3, 1:3, 1:3] = value
+    return mask
+
+
+BEFORE = {"labels": {PRESENT: 0}, "patient": "a", "modality": "CTA"}
+AFTER = {
+    "labels": {"labels": {SITES[3]: 1}, "patient": "a", "modality": "CTA"},
+    "a lesion": {**BEFORE, "labels": {}, "lesions": [(SITES[3], (1, 2, 3))]},
+    "a mask": {**BEFORE, "vessels": _mask(5)},
+    "another patient": {**BEFORE, "patient": "b"},
+    "another modality of the same kind": {**BEFORE, "modality": "CT"},
+    "nothing known": {"modality": "CTA"},
+}
+
+
+@pytest.mark.parametrize("what", AFTER)
+def test_the_same_voxels_with_other_annotations_are_updated(tmp_path, monkeypatch, what):
+    monkeypatch.setenv("ANEURYSM_PATIENT_KEY", "the same in both caches")
+    for cache, known in (("there", BEFORE), ("fresh", AFTER[what])):
+        with CacheWriter(tmp_path / cache) as writer:
+            assert writer.add("a", GOOD, **known) == "cached"
+    before = (tmp_path / "there/volumes/a.zarr/0/c/0/0/0").stat()
+    with CacheWriter(tmp_path / "there") as writer:
+        assert writer.add("a", GOOD, **AFTER[what]) == "updated"
+    after = (tmp_path / "there/volumes/a.zarr/0/c/0/0/0").stat()
+    assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
+    assert same_cache(tmp_path / "there", tmp_path / "fresh") == []
+    assert verify_cache(tmp_path / "there", deep=True).faults == []
+    with CacheWriter(tmp_path / "there") as writer:
+        assert writer.add("a", GOOD, **AFTER[what]) == "skipped"
+
+
+def test_a_mask_of_an_array_is_replaced_and_removed(tmp_path):
+    for mask, status in ((_mask(5), "cached"), (_mask(6), "updated"), (_mask(6), "skipped"), (None, "updated")):
+        with CacheWriter(tmp_path) as writer:
+            assert writer.add("a", GOOD, modality="CTA", vessels=mask) == status
+        volume = CachedVolume(tmp_path, "a")
+        close_volumes()
+        assert volume.has_vessels == (mask is not None)
+        if mask is not None:
+            assert np.array_equal(volume.read_vessels((0, 0, 0), volume.shape), mask)
+        assert verify_cache(tmp_path, deep=True).faults == []
+
+
+def test_other_voxels_do_not_get_what_is_known_of_these(tmp_path):
+    with CacheWriter(tmp_path) as writer:
+        writer.add("a", GOOD, **BEFORE)
+    before = manifest(tmp_path)["a"]
+    with CacheWriter(tmp_path) as writer:
+        with pytest.raises(DataError, match="volume a is there with other voxels"):
+            writer.add("a", GOOD + 1, **AFTER["labels"])
+        assert writer.add("a", GOOD + 1, **BEFORE) == "skipped"
+    assert manifest(tmp_path)["a"] == before
