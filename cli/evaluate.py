@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from aneurysm.errors import UsageError
 from cli.options import LocalCache, LocalCacheGb
+from cli.progress import Display, series_share, series_text
 from cli.values import number, parse_fold, whole
 
 if TYPE_CHECKING:
     from aneurysm.report.evaluate import EvaluateOptions
     from aneurysm.report.run import Run
-
-_EVERY_S: Final = 10.0
 
 
 class EnsembleName(StrEnum):
@@ -144,15 +142,10 @@ def _predicted(
     from aneurysm.report.fresh import FreshOptions, predict_fresh
 
     chosen: int | Literal["all"] | None = "all" if fold == "all" else None if fold is None else int(fold)
-    told = time.monotonic()
-
-    def on_series(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > _EVERY_S:
-            told = time.monotonic()
-            typer.echo(f"{done} of {total} series", err=True)
-
     options = FreshOptions(given.cache, chosen, device, model, given.local_cache, given.local_cache_gb)
-    return predict_fresh(
-        runs, out / "predictions", options, tell=lambda text: typer.echo(text, err=True), on_series=on_series
-    )
+    with Display("predict") as display:
+
+        def on_progress(*counts: int) -> None:
+            display.show(series_text(*counts), series_share(*counts))
+
+        return predict_fresh(runs, out / "predictions", options, tell=display.say, on_progress=on_progress)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aneurysm.errors import UsageError
+from aneurysm.sizes import size_text
 from cli.options import CachePlace
 
 
@@ -58,7 +59,7 @@ def _print_cache(console: Console, facts: dict[str, Any]) -> None:
             "spec": f"{facts['spec']} version {facts['spec_version']}, digest {facts['digest']}, {spacing} mm",
             "series": status,
             "shapes (z, y, x)": f"{small} to {large}" if small else "-",
-            "bytes": f"{facts['bytes_in'] / 1e6:,.1f} MB of input in {facts['bytes_out'] / 1e6:,.1f} MB",
+            "bytes": f"{size_text(facts['bytes_in'])} of input in {size_text(facts['bytes_out'])}",
         },
     )
     table = _table("modality", "volumes", "lesions", "gigavoxels", "MB")
@@ -83,7 +84,7 @@ def _print_volume(console: Console, facts: dict[str, Any]) -> None:
             "path": facts["path"],
             "modality": f"{facts['modality']} (from {facts['modality_source']})",
             "shape (z, y, x)": "x".join(map(str, facts["shape"])),
-            "stored": f"{facts['files']} files, {facts['bytes'] / 1e6:.2f} MB",
+            "stored": f"{facts['files']} files, {size_text(facts['bytes'])}",
             "intensity": f"{intensity['unit']}: stored x {intensity['scale']:g} + {intensity['offset']:g}, kept "
             f"{intensity['clip'][0]:g} to {intensity['clip'][1]:g}, shown {intensity['window'][0]:g} to "
             f"{intensity['window'][1]:g}",

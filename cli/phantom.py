@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from aneurysm.sizes import size_text
 from cli.exits import end_on_sigterm
 from cli.options import Workers, chosen_workers
+from cli.progress import Display
 from cli.values import choice, number, whole
 
 
@@ -42,17 +42,7 @@ def phantom(
     from aneurysm.phantom.dataset import write_dataset
 
     end_on_sigterm()
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("phantom"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("phantom", total=series)
+    with Display("phantom") as display:
         try:
             summary = write_dataset(
                 out,
@@ -63,10 +53,10 @@ def phantom(
                 quirks=quirks,
                 workers=chosen_workers(workers),
                 overwrite=overwrite,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                progress=lambda done, total: display.show(f"{done} of {total} series", done / total),
             )
         except KeyboardInterrupt:
             typer.echo("aneurysm: interrupted. The same command goes on from here.", err=True)
             raise
     resumed = f" ({summary.resumed} were there already)" if summary.resumed else ""
-    typer.echo(f"{summary.series} series{resumed}, {summary.bytes / 1e6:,.0f} MB in {out}, {summary.seconds:.1f} s.")
+    typer.echo(f"{summary.series} series{resumed}, {size_text(summary.bytes)} in {out}, {summary.seconds:.1f} s.")

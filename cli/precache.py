@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from aneurysm.objects.url import joined
 from cli.exits import Exit, end_on_sigterm
@@ -73,10 +72,9 @@ def precache(
 
     part = find_shard(shard, os.environ)
     end_on_sigterm()
-    console = Console(stderr=True)
     if part:
         typer.echo(f"shard {part} ({part.origin})", err=True)
-    with PrecacheProgress(console) as progress:
+    with PrecacheProgress() as progress:
         try:
             summary = build.precache(
                 data,

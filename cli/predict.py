@@ -18,7 +18,7 @@ from aneurysm.labels import LABELS
 from cli.exits import Exit, end_on_sigterm
 from cli.options import MOST_WORKERS, LocalCache, LocalCacheGb, MemoryMb, TimeoutS, chosen_workers
 from cli.predict_input import find, split
-from cli.predict_output import fill_table, laid_over, print_answer, shown
+from cli.predict_output import PredictProgress, fill_table, laid_over, print_answer
 from cli.values import choice, number, parse_devices, whole
 
 if TYPE_CHECKING:
@@ -190,10 +190,14 @@ def predict(
             or not table.has(p.uid, retry_failed=retry_failed)
             or (overlays is not None and table.rows[p.uid]["status"] == "predicted" and not overlays.has(p.uid))
         ]
-        predicted = predict_on(names, checkpoints, loading, todo) if predictor is None else predictor.predict(todo)
+        progress = stack.enter_context(PredictProgress(len(absent) + len(todo)))
+        if predictor is None:
+            predicted = predict_on(names, checkpoints, loading, todo, progress.windows)
+        else:
+            predicted = predictor.predict(todo, progress.windows)
         if overlays is not None:
             predicted = laid_over(predicted, overlays)
-        answers = shown(_with_rates(chain(absent, predicted), rates), len(absent) + len(todo))
+        answers = progress.follow(_with_rates(chain(absent, predicted), rates))
         if table is None:
             bad = sum([print_answer(answer) for answer in answers])
         else:

@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from aneurysm.labels import LABELS
+from cli.progress import Display, series_share, series_text
 
 if TYPE_CHECKING:
     from aneurysm.inference.failure import Failure
@@ -22,29 +21,28 @@ if TYPE_CHECKING:
 _EVERY_S: Final = 10.0
 
 
-def shown(answers: Iterator[Prediction | Failure], total: int) -> Iterator[Prediction | Failure]:
-    """Pass answers on, with a bar on a terminal, else a line now and then; name those without an answer."""
-    from aneurysm.inference.failure import Failure
+class PredictProgress(Display):
+    """Tells of predictions as they come: series, windows of the one in work, time left; and of series without any."""
 
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("predict"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    told = time.monotonic()
-    with bar:
-        task = bar.add_task("predict", total=total)
-        for done, answer in enumerate(answers, 1):
+    def __init__(self, total: int) -> None:
+        super().__init__("predict")
+        self._done, self._total = 0, total
+
+    def windows(self, window: int, windows: int) -> None:
+        """Show that ``window`` of ``windows`` windows are done of the series in work."""
+        counts = (self._done, self._total, window, windows)
+        self.show(series_text(*counts), series_share(*counts))
+
+    def follow(self, answers: Iterator[Prediction | Failure]) -> Iterator[Prediction | Failure]:
+        """Pass answers on, and count them; name those without a prediction."""
+        from aneurysm.inference.failure import Failure
+
+        self.windows(0, 0)
+        for answer in answers:
             if isinstance(answer, Failure):
-                typer.echo(f"{answer.status} {answer.series_uid}: {answer.reason}: {answer.detail}", err=True)
-            bar.update(task, completed=done)
-            if not console.is_terminal and time.monotonic() - told > _EVERY_S:
-                told = time.monotonic()
-                typer.echo(f"{done} of {total} series", err=True)
+                self.say(f"{answer.status} {answer.series_uid}: {answer.reason}: {answer.detail}")
+            self._done += 1
+            self.windows(0, 0)
             yield answer
 
 

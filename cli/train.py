@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
 from aneurysm.errors import InterruptedRunError, UsageError
 from cli.options import MOST_WORKERS, LocalCache, LocalCacheGb, chosen_workers
@@ -209,7 +208,7 @@ def _run(
     from aneurysm.training.fit import fit
     from cli.train_progress import TrainProgress
 
-    with TrainProgress(Console(stderr=True)) as progress:
+    with TrainProgress() as progress:
         try:
             summary = fit(resolved, folder, resume=resume, init=init, progress=progress)
         except InterruptedRunError as stopped:

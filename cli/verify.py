@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from aneurysm.sizes import size_text
 from cli.exits import Exit
 from cli.options import CachePlace, Workers, chosen_workers
 
@@ -15,6 +16,7 @@ def verify(
     data: Annotated[
         str | None,
         typer.Option(
+            metavar="DIR|URL",
             help="Folder or URL of the data: also compare labels, lesions and vessel masks with its tables and masks.",
             show_default=False,
         ),
@@ -31,7 +33,7 @@ def verify(
     report = verify_cache(cache, data=data, deep=deep, workers=chosen_workers(workers), fix=fix)
     for fault in report.faults:
         typer.echo(f"{fault.where}: {fault.what}. {fault.advice}")
-    checked = f"{report.volumes} volumes, {report.bytes_read / 1e6:,.0f} MB" + (" and every chunk" if deep else "")
+    checked = f"{report.volumes} volumes, {size_text(report.bytes_read)}" + (" and every chunk" if deep else "")
     if report.fixed:
         typer.echo(f"{' and '.join(report.fixed)} were not what the volumes and records give, and are written anew.")
     if report.faults:

@@ -16,6 +16,7 @@ from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import read_series
 from aneurysm.dicom.stack import stack_frames
 from aneurysm.errors import NoSpaceError, SeriesRejectedError, StoreError
+from aneurysm.sizes import two_sizes_text
 from aneurysm.volume.frame import target_grid
 
 _LOOKED_AT: Final = 6
@@ -47,8 +48,9 @@ def check_space(todo: Sequence[SeriesSource], spec: CacheSpec, cache: Path) -> i
     needed = int(np.mean(sizes) * np.dtype(spec.storage.dtype).itemsize * _PACKED * len(todo)) + _SPARE
     free = shutil.disk_usage(cache).free
     if free < needed:
+        need, has = two_sizes_text(needed, free)
         raise NoSpaceError(
-            f"{len(todo)} series need about {needed / 2**30:.1f} GiB in {cache}, and {free / 2**30:.1f} GiB are free. "
+            f"{len(todo)} series need about {need} in {cache}, and {has} are free. "
             "Name a cache folder on another disk, or build a part of it with --limit or --series"
         )
     return needed

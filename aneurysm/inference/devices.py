@@ -27,11 +27,12 @@ from aneurysm.inference.device import checked_device
 from aneurysm.inference.failure import Failure, failure
 from aneurysm.inference.predictor import Prediction, load_predictor
 from aneurysm.inference.series_paths import SeriesPath
+from aneurysm.inference.windows import OnWindows
 from aneurysm.threads import usable_cpus
 
 _KILLED: Final = "the process that predicted it died twice: out of memory, or a crash in a library"
 
-_Kind = Literal["next", "answer", "end", "error"]
+_Kind = Literal["next", "windows", "answer", "end", "error"]
 
 
 def device_names(device: str, devices: str) -> list[str]:
@@ -75,7 +76,11 @@ def device_names(device: str, devices: str) -> list[str]:
 
 
 def predict_on(
-    devices: Sequence[str], checkpoints: Sequence[str | Path], options: Mapping[str, Any], paths: Iterable[SeriesPath]
+    devices: Sequence[str],
+    checkpoints: Sequence[str | Path],
+    options: Mapping[str, Any],
+    paths: Iterable[SeriesPath],
+    on_windows: OnWindows = lambda _done, _of: None,
 ) -> Iterator[Prediction | Failure]:
     """
     Yield an answer for each series, in the order in which they come.
@@ -88,6 +93,8 @@ def predict_on(
         As for `aneurysm.inference.predictor.load_predictor`.
     paths
         Series, each once.
+    on_windows
+        Called as windows are done, with how many of the series that are in work, of all processes, and of how many.
 
     Raises
     ------
@@ -123,7 +130,11 @@ def predict_on(
                     continue
                 if kind == "answer":
                     del lane.held[content.series_uid]
+                    lane.windows = (0, 0)
                     yield content
+                elif kind == "windows":
+                    lane.windows = content
+                    on_windows(*(sum(counts) for counts in zip(*(lane.windows for lane in lanes), strict=True)))
                 elif kind == "error":
                     raise content
                 elif kind == "next":
@@ -145,11 +156,14 @@ class _Lane:
         Series that it has and has not answered, by UID.
     alone
         It has one suspect, and gets nothing beside it.
+    windows
+        Done of the series that it is at, and of how many.
     """
 
     def __init__(self, device: str, lanes: int, checkpoints: Sequence[str | Path], options: Mapping[str, Any]) -> None:
         self.device = device
         self.held: dict[str, SeriesPath] = {}
+        self.windows = (0, 0)
         self.alone = self._given = False
         # Spawned, not forked: CUDA does not survive a fork.
         context = get_context("spawn")
@@ -234,7 +248,7 @@ def _work(
         predictor = load_predictor(checkpoints, **options)
         more = True
         while more:
-            for answer in predictor.predict(handed_out()):
+            for answer in predictor.predict(handed_out(), lambda done, of: tell("windows", (done, of))):
                 tell("answer", answer)
             tell("end")
             more = connection.recv()

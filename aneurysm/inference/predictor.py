@@ -30,7 +30,7 @@ from aneurysm.inference.read_ahead import read_ahead
 from aneurysm.inference.reading import ReadSeries, read_path
 from aneurysm.inference.series_paths import SeriesPath, find_paths
 from aneurysm.inference.source import MemoryVolume
-from aneurysm.inference.windows import WindowOptions, predict_or_pass, predict_sources
+from aneurysm.inference.windows import OnWindows, WindowOptions, predict_or_pass, predict_sources
 from aneurysm.labels import LABELS
 from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
 
@@ -99,7 +99,9 @@ class Predictor:
             (answer,) = predict_sources(self._model, [read.volume], self.options)
         return prediction_of(answer, read, self.adjustment)
 
-    def predict(self, paths: Iterable[SeriesPath]) -> Iterator[Prediction | Failure]:
+    def predict(
+        self, paths: Iterable[SeriesPath], on_windows: OnWindows = lambda _done, _of: None
+    ) -> Iterator[Prediction | Failure]:
         """
         Yield an answer for each series, in order; one that has none is a `Failure`, and the next one follows.
 
@@ -110,6 +112,8 @@ class Predictor:
         ----------
         paths
             As `aneurysm.inference.series_paths.find_paths` gives them.
+        on_windows
+            Called as windows are done, with how many of the series that is in work, and of how many.
 
         Raises
         ------
@@ -126,7 +130,7 @@ class Predictor:
                 yield read.volume if isinstance(read, ReadSeries) else None
 
         with memory_told(str(self.options.device), self.options.batch_size):
-            for answer in predict_or_pass(self._model, readable(), self.options):
+            for answer in predict_or_pass(self._model, readable(), self.options, on_windows):
                 read = order.popleft()
                 if isinstance(read, Failure):
                     yield read

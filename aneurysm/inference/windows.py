@@ -7,7 +7,7 @@ series share batches, so that short series don't leave the device half empty.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -28,6 +28,8 @@ from aneurysm.models.pooling import POOLINGS
 from aneurysm.patches.intensity import WindowsHU, model_units
 from aneurysm.patches.location import Triple
 
+OnWindows = Callable[[int, int], None]
+"""Called as windows are done, with how many of the series that is in work, and of how many."""
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -119,7 +121,11 @@ class WindowOptions:
 
 
 def predict_cached(
-    model: nn.Module, cache: Cache, volumes: Sequence[int], options: WindowOptions
+    model: nn.Module,
+    cache: Cache,
+    volumes: Sequence[int],
+    options: WindowOptions,
+    on_windows: OnWindows = lambda _done, _of: None,
 ) -> Iterator[SeriesPrediction]:
     """
     Yield the answer for each of ``volumes`` of a cache, in their order.
@@ -130,6 +136,8 @@ def predict_cached(
         Maps (B, C, Z, Y, X) in model units to a `aneurysm.models.output.ModelOutput`; in eval mode, and on the device.
     cache, volumes
         A cache, and indices of its series.
+    on_windows
+        See `OnWindows`.
 
     Raises
     ------
@@ -138,21 +146,29 @@ def predict_cached(
     CacheError
         A volume is missing or damaged.
     """
-    for answer in predict_sources(model, fetched(cache, volumes), options):
+    for answer in predict_sources(model, fetched(cache, volumes), options, on_windows):
         yield replace(answer, volume=volumes[answer.volume])
 
 
-def predict_sources(model: nn.Module, sources: Iterable[Source], options: WindowOptions) -> Iterator[SeriesPrediction]:
+def predict_sources(
+    model: nn.Module,
+    sources: Iterable[Source],
+    options: WindowOptions,
+    on_windows: OnWindows = lambda _done, _of: None,
+) -> Iterator[SeriesPrediction]:
     """
     Yield the answer for each source, in their order; sources are taken as they are needed. See `predict_cached`.
 
     ``volume`` of an answer counts the sources.
     """
-    return (answer for answer in predict_or_pass(model, sources, options) if answer is not None)
+    return (answer for answer in predict_or_pass(model, sources, options, on_windows) if answer is not None)
 
 
 def predict_or_pass(
-    model: nn.Module, sources: Iterable[Source | None], options: WindowOptions
+    model: nn.Module,
+    sources: Iterable[Source | None],
+    options: WindowOptions,
+    on_windows: OnWindows = lambda _done, _of: None,
 ) -> Iterator[SeriesPrediction | None]:
     """Do as `predict_sources`, and yield None for each None among them, in its place and without delay."""
 
@@ -177,6 +193,8 @@ def predict_or_pass(
                 _run(model, batch, options)
                 batch = []
                 yield from _finished(waiting)
+                if waiting and (first := waiting[0]) is not None:
+                    on_windows(len(first.logits), len(first.windows.starts))
     if batch:
         _run(model, batch, options)
     yield from _finished(waiting)

@@ -166,8 +166,8 @@ class StoredVolume:
         """Raise `UsageError` if the local copy is smaller than this volume."""
         if self.size > self.copy.most_bytes:
             raise UsageError(
-                f"{self.name} has {self.size / 1e9:.3g} GB, and its local copy {self.copy.folder} may take "
-                f"{self.copy.most_bytes / 1e9:.3g} GB in all. Give more with --local-cache-gb"
+                f"{self.name} has {self.size / 1e9:.6g} GB, and its local copy {self.copy.folder} may take "
+                f"{self.copy.most_bytes / 1e9:.6g} GB in all. Give more with --local-cache-gb"
             )
 
     def _bring(self, folder: Path) -> None:

@@ -33,6 +33,7 @@ from aneurysm.phantom.acquisition import estimate_bytes
 from aneurysm.phantom.plan import SeriesPlan, plan_dataset
 from aneurysm.phantom.series import write_series
 from aneurysm.phantom.truth import TRUTH_CSV, LesionTruth, SeriesTruth, write_truth
+from aneurysm.sizes import two_sizes_text
 from aneurysm.threads import limit_threads
 
 _BUILDING = ".building"
@@ -183,8 +184,9 @@ def _check_space(out: Path, needed: int, replaced: list[Path]) -> None:
     freed = sum(f.stat().st_size for path in replaced for f in (path, *path.rglob("*")) if f.is_file())
     free = shutil.disk_usage(there).free + freed
     if needed and free < needed + _SPARE_BYTES:
+        need, has = two_sizes_text(needed + _SPARE_BYTES, free)
         raise NoSpaceError(
-            f"the data set needs about {needed / 2**30:.1f} GiB in {out}, and {free / 2**30:.1f} GiB are free. Name a "
+            f"the data set needs about {need} in {out}, and {has} are free. Name a "
             "folder on another disk, or write fewer or smaller series (--series, --size)"
         )
 

@@ -62,7 +62,7 @@ def predict_fresh(
     options: FreshOptions,
     *,
     tell: Callable[[str], None] = lambda _: None,
-    on_series: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: Callable[[int, int, int, int], None] = lambda _done, _total, _window, _windows: None,
 ) -> list[Run]:
     """
     Predict with the best checkpoint of each run, and write predictions and candidates into ``out/<name of the run>``.
@@ -71,8 +71,8 @@ def predict_fresh(
     ----------
     tell
         Called with what the user should know.
-    on_series
-        Called with how many series of a run are done, and of how many.
+    on_progress
+        Called with how many series of a run are done, and of how many; then the same of the next one's windows.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def predict_fresh(
     options = replace(options, device=checked_device(options.device))
     with no_space_told(out, "Free some, and evaluate again"):
         return [
-            _predict(RunFolder(root), out / name, options, tell, on_series)
+            _predict(RunFolder(root), out / name, options, tell, on_progress)
             for root, name in zip(roots, names, strict=True)
         ]
 
@@ -102,7 +102,7 @@ def _predict(
     out: Path,
     options: FreshOptions,
     tell: Callable[[str], None],
-    on_series: Callable[[int, int], None],
+    on_progress: Callable[[int, int, int, int], None],
 ) -> Run:
     checkpoint = load_checkpoint(run.best)
     config = checkpoint.config
@@ -135,7 +135,7 @@ def _predict(
         config,
         device,
         workers=1,
-        on_series=lambda done: on_series(done, len(volumes)),
+        on_progress=lambda done, window, windows: on_progress(done, len(volumes), window, windows),
     )
     new = RunFolder(out)
     text = config_toml(checkpoint.config.model_copy(update={"cache": str(cache.root), "fold": fold, "test_fold": None}))

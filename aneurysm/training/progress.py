@@ -73,8 +73,12 @@ class Progress(Protocol):
     def step(self, facts: StepFacts) -> None:
         """Take note of a step."""
 
-    def validating(self, done: int, total: int) -> None:
-        """Take note that ``done`` of ``total`` held-out series are predicted, of this process's part."""
+    def validating(self, done: int, total: int, window: int, windows: int) -> None:
+        """
+        Take note that ``done`` of ``total`` held-out series are predicted, of this process's part.
+
+        Of the next one ``window`` of ``windows`` windows are; 0 of 0 before it is begun.
+        """
 
     def epoch(self, row: Row, score: Score | None, *, best: bool) -> None:
         """Take note of the row that goes into metrics.csv, and of the score, if the epoch was validated."""
@@ -89,7 +93,7 @@ class Silent:
     def step(self, facts: StepFacts) -> None:
         """Show nothing."""
 
-    def validating(self, done: int, total: int) -> None:
+    def validating(self, done: int, total: int, window: int, windows: int) -> None:
         """Show nothing."""
 
     def epoch(self, row: Row, score: Score | None, *, best: bool) -> None:

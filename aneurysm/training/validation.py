@@ -46,7 +46,7 @@ def predict_series(
     ranks: int = 1,
     workers: int = 0,
     stopped: Callable[[], bool] = lambda: False,
-    on_series: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int, int, int], None] = lambda _series, _window, _windows: None,
 ) -> Predictions:
     """
     Predict the series, each rank its part; all ranks get all.
@@ -55,8 +55,9 @@ def predict_series(
     ----------
     stopped
         Asked after each series, whether to leave.
-    on_series
-        Called with the number of series that this rank has done.
+    on_progress
+        Called with the number of series that this rank has done; then with how many windows of the next one are done,
+        and of how many.
 
     Raises
     ------
@@ -81,9 +82,11 @@ def predict_series(
         candidates=CANDIDATES,
     )
     try:
-        for prediction in predict_cached(model, cache, volumes[rank::ranks], options):
+        for prediction in predict_cached(
+            model, cache, volumes[rank::ranks], options, lambda done, of: on_progress(len(found), done, of)
+        ):
             found[prediction.volume] = prediction
-            on_series(len(found))
+            on_progress(len(found), 0, 0)
             if stop := stopped():
                 break
     except (CacheError, StoreError) as caught:

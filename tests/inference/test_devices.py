@@ -78,12 +78,16 @@ def test_two_processes_answer_what_one_does(data, checkpoint, tmp_path):
 def test_a_series_that_kills_its_process_costs_no_other(data, deadly):
     """The bright one kills whoever predicts it, twice; those that shared its batch are answered."""
     options = {"architecture": "tests.inference.deadly:model", "calibration": None}
-    answers = {a.series_uid: a for a in predict_on(["cpu"], [deadly], options, find_paths(data))}
+    counts = []
+    told = predict_on(["cpu"], [deadly], options, find_paths(data), lambda *both: counts.append(both))
+    answers = {a.series_uid: a for a in told}
     assert set(answers) == set(UIDS)
     lost = answers.pop(BRIGHT)
     assert isinstance(lost, Failure)
     assert (lost.status, lost.reason) == ("failed", "worker_killed")
     assert all(isinstance(a, Prediction) for a in answers.values())
+    assert counts
+    assert all(0 <= done <= of for done, of in counts)
 
 
 @pytest.mark.parametrize(

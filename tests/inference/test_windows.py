@@ -126,6 +126,24 @@ def test_an_answer_comes_as_soon_as_its_windows_are_run(painted):
     answers.close()
 
 
+def test_windows_are_counted_within_the_series_in_work(painted):
+    cache, counts = painted(EMPTY, LARGE), []
+    options = WindowOptions(PATCH, batch_size=4)
+    events = counts.append
+    large, empty = cache.uids.index("1.2"), cache.uids.index("1.3")
+    for answer in predict_cached(Finds(), cache, [empty, large], options, lambda *both: events(both)):
+        events(answer.series_uid)
+    first, second = counts.index("1.3"), counts.index("1.2")
+    for part in (counts[:first], counts[first + 1 : second]):
+        assert len(part) >= 2
+        assert len({of for _, of in part}) == 1
+        done = [n for n, _ in part]
+        assert done == sorted(set(done))
+        assert 0 <= done[0] <= 4
+        assert done[-1] < part[0][1]
+    assert second == len(counts) - 1
+
+
 def test_what_has_no_source_is_passed_on_in_its_place_and_does_not_wait(painted):
     cache = painted(SMALL, EMPTY)
     taken = []

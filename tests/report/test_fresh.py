@@ -50,7 +50,7 @@ def test_the_held_out_fold_comes_out_as_in_training(trained, cache, tmp_path):
     told, done = [], []
     (run,) = predict_fresh(
         trained[:1], tmp_path, FreshOptions(device="cpu", architecture=MODEL), tell=told.append,
-        on_series=lambda *counts: done.append(counts),
+        on_progress=lambda *counts: done.append(counts),
     )  # fmt: skip
     before = read_run(trained[0])
     assert run.predictions.uids.tolist() == before.predictions.uids.tolist()
@@ -61,7 +61,7 @@ def test_the_held_out_fold_comes_out_as_in_training(trained, cache, tmp_path):
     assert (run.part, run.digest) == (before.part, before.digest) == ("val", cache.spec.digest)
     assert run.checkpoint == before.checkpoint == checkpoint_digest(trained[0] / "checkpoints" / "best.ckpt")
     assert "predicting fold 0 of" in told[0]
-    assert done[-1] == (len(run.predictions),) * 2
+    assert done[-1] == (len(run.predictions), len(run.predictions), 0, 0)
 
 
 def test_a_fold_that_was_trained_on_is_refused(trained, cache, tmp_path):

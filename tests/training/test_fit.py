@@ -17,6 +17,7 @@ from aneurysm.training.checkpoint import load_checkpoint, read_file
 from aneurysm.training.config_file import config_table, parse_resolved, read_resolved
 from aneurysm.training.fit import fit
 from aneurysm.training.folds import read_folds
+from aneurysm.training.progress import Silent
 from aneurysm.training.run_folder import RunFolder
 from tests.patches.conftest import add_volume, open_cache
 from tests.training.conftest import assert_same, make_cache, quick, table, timeless
@@ -61,6 +62,31 @@ def test_the_folder_holds_what_is_promised(straight, train_cache):
     assert "epoch 2: loss " in log
     assert "all that is known is of one class" in log
     assert list(straight.tensorboard.glob("events*"))
+
+
+class Recorder(Silent):
+    """Keeps the steps, and how far validation was."""
+
+    def __init__(self):
+        self.steps, self.validations = [], []
+
+    def step(self, facts):
+        self.steps.append(facts)
+
+    def validating(self, *counts):
+        self.validations.append(counts)
+
+
+def test_the_loss_is_known_from_the_first_step_and_windows_of_validation_are_counted(train_cache, tmp_path):
+    told = Recorder()
+    fit(quick(train_cache, epochs=1, validation__batch_size=2), RunFolder(tmp_path / "run"), progress=told)
+    assert len(told.steps) == 4
+    assert all(facts.loss > 0 for facts in told.steps)
+    assert told.validations[0] == (0, 4, 0, 0)
+    assert told.validations[-1] == (4, 4, 0, 0)
+    within = [counts for counts in told.validations if counts[3]]
+    assert {done for done, *_ in within} == {0, 1, 2, 3}
+    assert all(0 < window < windows for _, _, window, windows in within)
 
 
 def test_a_checkpoint_carries_what_predicting_takes(straight, train_cache):

@@ -33,7 +33,7 @@ class Stops(Silent):
         if self.at_step == (facts.epoch, facts.step):
             os.kill(os.getpid(), self.number)
 
-    def validating(self, done, total):
+    def validating(self, done, total, window, windows):
         if self.at_series == done:
             self.at_series = None
             os.kill(os.getpid(), self.number)

@@ -206,7 +206,7 @@ class EpochEnd(pl.Callback):
         self._ema.agree()
         rank, ranks, held_out = trainer.global_rank, trainer.world_size, self._split.val
         mine = len(held_out[rank::ranks])
-        self._progress.validating(0, mine)
+        self._progress.validating(0, mine, 0, 0)
         try:
             return predict_series(
                 self._ema.model,
@@ -218,7 +218,7 @@ class EpochEnd(pl.Callback):
                 ranks=ranks,
                 workers=self._workers,
                 stopped=lambda: self._stop.wanted is not None,
-                on_series=lambda done: self._progress.validating(done, mine),
+                on_progress=lambda done, window, windows: self._progress.validating(done, mine, window, windows),
             )
         except StoppedError:
             self._stop.agree(module.device)

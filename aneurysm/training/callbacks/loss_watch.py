@@ -34,7 +34,7 @@ class LossWatch(pl.Callback):
     Parameters
     ----------
     every
-        Read after so many batches.
+        Read after the first batch, and then after so many.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class LossWatch(pl.Callback):
         self._names = list(losses)
         stacked = torch.stack([losses[name].detach() for name in self._names])
         self._pending.append(_Step(batch_idx, stacked, batch.series_uid, (batch.scale, batch.offset, batch.window)))
-        if len(self._pending) >= self.every:
+        if len(self._pending) >= self.every or self.latest is None:
             self.read(trainer, pl_module)
 
     def read(self, trainer: pl.Trainer, pl_module: PatchModule) -> None:

@@ -1,0 +1,29 @@
+"""The free space is checked before a run, in units in which the two sizes can be told apart."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from aneurysm.cache.estimate import check_space
+from aneurysm.cache.spec import load_spec
+from aneurysm.dicom.scan import find_series
+from aneurysm.errors import NoSpaceError
+from tests.support.run_data import write_rsna_data
+
+
+@pytest.mark.parametrize("lacking", [1, 2**14, 16 * 2**20])
+def test_a_small_need_is_no_zero(tmp_path, monkeypatch, lacking):
+    write_rsna_data(tmp_path, n_series=1)
+    todo, spec = find_series(tmp_path).sources, load_spec("rsna-1mm")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
+    needed = check_space(todo, spec, tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - lacking))
+    with pytest.raises(NoSpaceError) as refused:
+        check_space(todo, spec, tmp_path)
+    need, has = re.findall(r"([\d.]+ (?:bytes|[KMG]iB)) (?:in|are)", str(refused.value))
+    assert need != has
+    assert float(need.split()[0]) > 0
