@@ -75,19 +75,25 @@ def test_two_processes_answer_what_one_does(data, checkpoint, tmp_path):
     assert again.out.startswith("0 series in")
 
 
+def test_windows_of_a_process_are_counted(data, tmp_path):
+    small, counts = write_checkpoint(tmp_path / "small.ckpt", 0, patch=(8, 8, 8)), []
+    (path,) = find_paths(data / UIDS[0])
+    (answer,) = predict_on(["cpu"], [small], {"batch_size": 4}, [path], lambda *both: counts.append(both))
+    assert isinstance(answer, Prediction)
+    assert len(counts) >= 2
+    assert len({of for _, of in counts}) == 1
+    assert [done for done, _ in counts] == sorted(4 * (k + 1) for k in range(len(counts)))
+
+
 def test_a_series_that_kills_its_process_costs_no_other(data, deadly):
     """The bright one kills whoever predicts it, twice; those that shared its batch are answered."""
     options = {"architecture": "tests.inference.deadly:model", "calibration": None}
-    counts = []
-    told = predict_on(["cpu"], [deadly], options, find_paths(data), lambda *both: counts.append(both))
-    answers = {a.series_uid: a for a in told}
+    answers = {a.series_uid: a for a in predict_on(["cpu"], [deadly], options, find_paths(data))}
     assert set(answers) == set(UIDS)
     lost = answers.pop(BRIGHT)
     assert isinstance(lost, Failure)
     assert (lost.status, lost.reason) == ("failed", "worker_killed")
     assert all(isinstance(a, Prediction) for a in answers.values())
-    assert counts
-    assert all(0 <= done <= of for done, of in counts)
 
 
 @pytest.mark.parametrize(
