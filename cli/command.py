@@ -113,7 +113,7 @@ def _spread(args: list[str], several: set[str]) -> Iterator[str]:
 
 def _surplus(arg: str, options: Any) -> str:
     """Return what to say of an argument that has no place."""
-    if "--cache" in options and "--data" in options:
+    if "--spec" in options:  # precache, which is as often given both by place
         advice = "the data are named with --data, the cache with --cache"
     elif "--modality" in options and re.fullmatch("[A-Z0-9]{2,4}", arg):
         advice = "modalities follow --modality"
