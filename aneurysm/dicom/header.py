@@ -40,6 +40,8 @@ from aneurysm.dicom.values import KEYWORDS, WANTED, take_values
 from aneurysm.errors import AneurysmError, system_error
 
 PIXEL_DATA: Final = 0x7FE00010
+_MODALITY_LUT: Final = 0x00283000
+_REAL_WORLD: Final = 0x00409096
 _FUNCTIONAL_GROUPS: Final = frozenset({0x52009229, 0x52009230})
 MAX_HEADER: Final = 64 * 2**20
 """Bytes before the pixel data: the functional groups of 5,000 frames of the most talkative scanners."""
@@ -97,6 +99,10 @@ class Header:
     file_size: int = 0
     dataset: Dataset | None = None
     """The whole pydicom data set without pixels, only where there are functional groups."""
+    modality_lut: bool = False
+    """True if a look-up table stands in place of a linear rescale."""
+    real_world: list[Dataset] = field(default_factory=list)
+    """The items of a RealWorldValueMappingSequence at the top level, read only where there is no RescaleIntercept."""
 
     def get(self, keyword: str, default: Any = None) -> Any:
         """Return the value of ``keyword``, or ``default``."""
@@ -167,11 +173,13 @@ def _walk(header: Header, buffer: bytes, position: int, size: int, encoding: Enc
                 header.pixel_length = -1 if length == UNDEFINED else length
                 header.pixel_vr = vr.decode() if vr else "OW"
                 break
-            if tag in _FUNCTIONAL_GROUPS:
+            if tag in _FUNCTIONAL_GROUPS or (tag == _REAL_WORLD and "RescaleIntercept" not in raw):
                 raise UnusualError
             if length == UNDEFINED:
                 position = skip_items(buffer, value, order, implicit=implicit or vr == b"UN", depth=0)
+                header.modality_lut |= tag == _MODALITY_LUT and position > value + 8  # more than the end of a sequence
                 continue
+            header.modality_lut |= tag == _MODALITY_LUT and length > 0
             keyword = KEYWORDS.get(tag)
             if value + length > (len(buffer) if keyword is not None else size):
                 raise IndexError
@@ -353,6 +361,9 @@ def _from_dataset(path: Path, size: int, dataset: Dataset) -> tuple[Header, Enco
         raise DamagedHeaderError(f"{path} breaks off within its header", header.values)
     if any(tag in dataset for tag in _FUNCTIONAL_GROUPS):
         header.dataset = dataset
+    header.modality_lut = _MODALITY_LUT in dataset and bool(dataset.get_item(_MODALITY_LUT).value)
+    if "RescaleIntercept" not in header.values:
+        header.real_world = _items_of(dataset, _REAL_WORLD)
     return header, encoding
 
 
@@ -366,3 +377,13 @@ def _find_pixels(header: Header, file: BinaryIO, encoding: Encoding) -> None:
     _, vr, length, value = read_element(start, 0, encoding.order, implicit=start[4:6] not in VRS)
     header.pixel_offset, header.pixel_vr = end + value, vr.decode() or "OW"
     header.pixel_length = -1 if length == UNDEFINED else length
+
+
+def _items_of(dataset: Dataset, tag: int) -> list[Dataset]:
+    if tag not in dataset:
+        return []
+    try:
+        value = dataset[tag].value
+    except Exception:  # noqa: BLE001 - pydicom raises whatever the bytes provoke
+        return []
+    return [] if isinstance(value, (str, bytes)) or value is None else list(value)

@@ -17,6 +17,7 @@ from aneurysm.dicom.fragments import read_fragments
 from aneurysm.dicom.geometry import plane_axes
 from aneurysm.dicom.header import Header, quiet_pydicom
 from aneurysm.dicom.pixel_format import pixel_format
+from aneurysm.dicom.rescale import frame_rescale, header_rescale, is_malformed
 from aneurysm.dicom.series import DISTINGUISHING_TAGS, MAX_FRAMES, Decision, Frame, PixelFormat, TagValue, modality_of
 from aneurysm.dicom.values import seconds_of_day
 from aneurysm.errors import PixelError
@@ -66,8 +67,7 @@ def _single(header: Header, fmt: PixelFormat) -> Frame:
         position=_tuple(header.get("ImagePositionPatient"), 3),
         orientation=_tuple(header.get("ImageOrientationPatient"), 6),
         spacing_mm=_tuple(header.get("PixelSpacing"), 2),
-        slope=header.get("RescaleSlope", 1.0) or 1.0,
-        intercept=header.get("RescaleIntercept", 0.0),
+        rescale=header_rescale(header),
         padding=_padding(header),
         instance_number=header.get("InstanceNumber", 0.0),
         distinguishing_tags=tuple(
@@ -77,8 +77,6 @@ def _single(header: Header, fmt: PixelFormat) -> Frame:
         created_s=header.get("ContentTime"),
         file_name=header.name,
         modality=modality_of(header),
-        rescaled="RescaleIntercept" in header.values,
-        rescale_type=str(header.get("RescaleType", "")),
     )
 
 
@@ -127,7 +125,7 @@ def _multi(header: Header, fmt: PixelFormat, n_frames: int) -> tuple[list[Frame]
             groups = _items(header.dataset, "PerFrameFunctionalGroupsSequence")
             per_frame = (groups + per_frame)[:n_frames]
         base = replace(_single(header, fmt), frames_in_file=n_frames)
-        malformed = sum(_malformed_rescale([group, shared]) for group in per_frame)
+        malformed = sum(is_malformed([group, shared]) for group in per_frame)
         if malformed:
             detail = f"{header.name}: RescaleSlope or RescaleIntercept malformed in {malformed} frames"
             return [], [Decision("unsupported_file", detail)]
@@ -138,7 +136,6 @@ def _multi(header: Header, fmt: PixelFormat, n_frames: int) -> tuple[list[Frame]
 def _one_of_multi(base: Frame, index: int, groups: list[Dataset]) -> Frame:
     """Return one frame: what its functional groups say, and else what ``base`` has from the top level."""
     measures, content = _group(groups, "PixelMeasuresSequence"), _group(groups, "FrameContentSequence")
-    transform = _group(groups, "PixelValueTransformationSequence")
     kind = _group(groups, "MRImageFrameTypeSequence") or _group(groups, "CTImageFrameTypeSequence")
     tags = {
         "ImageType": _of(kind, "FrameType"),
@@ -149,8 +146,6 @@ def _one_of_multi(base: Frame, index: int, groups: list[Dataset]) -> Frame:
         "AcquisitionNumber": _of(content, "FrameAcquisitionNumber"),
         "StackID": _of(content, "StackID"),
     }
-    slope = _floats([_of(transform, "RescaleSlope")], 1)
-    intercept = _floats([_of(transform, "RescaleIntercept")], 1)
     position = _tuple(_of(_group(groups, "PlanePositionSequence"), "ImagePositionPatient"), 3)
     orientation = _tuple(_of(_group(groups, "PlaneOrientationSequence"), "ImageOrientationPatient"), 6)
     return replace(
@@ -160,10 +155,7 @@ def _one_of_multi(base: Frame, index: int, groups: list[Dataset]) -> Frame:
         position=position or (base.position if base.frames_in_file == 1 else None),
         orientation=orientation or base.orientation,
         spacing_mm=_tuple(_of(measures, "PixelSpacing"), 2) or base.spacing_mm,
-        slope=(slope[0] or 1.0) if slope else base.slope,
-        intercept=intercept[0] if intercept else base.intercept,
-        rescaled=bool(intercept) or base.rescaled,
-        rescale_type=str(_of(transform, "RescaleType") or base.rescale_type),
+        rescale=frame_rescale(base.rescale, groups, base.modality),
         instance_number=float(index),
         # What the frame does not say, the top level may.
         distinguishing_tags=tuple(
@@ -173,19 +165,6 @@ def _one_of_multi(base: Frame, index: int, groups: list[Dataset]) -> Frame:
         ),
         acquired_s=_seconds(_of(content, "FrameAcquisitionDateTime"), base.acquired_s),
     )
-
-
-def _malformed_rescale(groups: list[Dataset]) -> bool:
-    transform = _group(groups, "PixelValueTransformationSequence")
-    for keyword in ("RescaleSlope", "RescaleIntercept"):
-        if keyword in transform and _floats([_of(transform, keyword)], 1) is None:
-            return _is_filled(transform, keyword)
-    return False
-
-
-def _is_filled(dataset: Dataset, keyword: str) -> bool:
-    value = dataset.get_item(keyword).value
-    return value is not None and bool(str(value.decode("latin-1") if isinstance(value, bytes) else value).strip(" \0"))
 
 
 def _with_positions(header: Header, frames: list[Frame]) -> tuple[list[Frame], list[Decision]]:

@@ -30,6 +30,8 @@ def pixel_format(header: Header) -> PixelFormat | str:
         return f"{', '.join(missing)} absent or malformed"
     if malformed := [k for k in _MEANING if k in header.malformed]:
         return f"{', '.join(malformed)} malformed"
+    if header.modality_lut:
+        return "a ModalityLUTSequence in place of a linear rescale"
     rows, columns, bits = (header.values[k] for k in needed)
     if not (0 < rows <= MAX_MATRIX and 0 < columns <= MAX_MATRIX):
         return f"a matrix of {rows} x {columns}"

@@ -80,15 +80,13 @@ class PixelReader:
         """
         fmt = frame.format
         native = fmt.transfer_syntax in NATIVE
-        stored = _used_bits(self._native(frame), fmt) if native else self._decoded(frame)
-        return _inverted(stored, fmt) if fmt.photometric == "MONOCHROME1" else stored
+        stored = used_bits(self._native(frame), fmt) if native else self._decoded(frame)
+        return inverted(stored, fmt) if fmt.photometric == "MONOCHROME1" else stored
 
     def same_pixels(self, a: Frame, b: Frame) -> bool:
         """Say whether two frames hold the same values; frames that can't be read hold none."""
         try:
-            return (
-                a.slope == b.slope and a.intercept == b.intercept and np.array_equal(self.read(a).copy(), self.read(b))
-            )
+            return a.rescale == b.rescale and np.array_equal(self.read(a).copy(), self.read(b))
         except PixelError:
             return False
 
@@ -183,7 +181,7 @@ def _stored_dtype(fmt: PixelFormat) -> np.dtype[Any]:
     return np.dtype(f"{order}{'i' if fmt.signed else 'u'}{fmt.bits_allocated // 8}")
 
 
-def _used_bits(values: Pixels, fmt: PixelFormat) -> Pixels:
+def used_bits(values: Pixels, fmt: PixelFormat) -> Pixels:
     """Move HighBit to the top and back again: bits above it fall out, and a sign is extended (PS3.5, 8.1.1)."""
     above = fmt.bits_allocated - 1 - fmt.high_bit
     unused = fmt.bits_allocated - fmt.bits_stored
@@ -194,7 +192,7 @@ def _used_bits(values: Pixels, fmt: PixelFormat) -> Pixels:
     return (values << above) >> unused
 
 
-def _inverted(values: Pixels, fmt: PixelFormat) -> Pixels:
+def inverted(values: Pixels, fmt: PixelFormat) -> Pixels:
     # In two's complement both maximum + minimum and, unsigned, the maximum are what `~` gives within the used bits.
     inverted = ~values
     return inverted if fmt.signed else inverted & values.dtype.type((1 << fmt.bits_stored) - 1)
@@ -231,7 +229,7 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
         except BaseException as failure:  # noqa: BLE001 - a panic in Rust is no Exception; the next plugin may be able to
             error = error or failure
             continue
-        return _used_bits(values, fmt) if fmt.transfer_syntax == RLE else values
+        return used_bits(values, fmt) if fmt.transfer_syntax == RLE else values
     raise PixelError(f"no plugin decodes it: {str(error or 'none is there')[:160]}")
 
 
@@ -257,7 +255,7 @@ def _decode_jpeg(encoded: bytes, fmt: PixelFormat, precision: int) -> Pixels:
             raise PixelError(f"no JPEG: {error}") from error
         return _decode(encoded, fmt)
     # JPEG knows no sign: the samples are the stored bits.
-    return _used_bits(samples.astype(f"u{fmt.bits_allocated // 8}").view(_stored_dtype(fmt)), fmt)
+    return used_bits(samples.astype(f"u{fmt.bits_allocated // 8}").view(_stored_dtype(fmt)), fmt)
 
 
 def _has_end(encoded: bytes) -> bool:

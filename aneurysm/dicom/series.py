@@ -63,6 +63,27 @@ class PixelFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class Rescale:
+    """
+    How a header turns stored values into physical ones; what it does not say is None.
+
+    ``unit`` is RescaleType, or the unit of a real world value mapping, which stands for an absent rescale;
+    ``mapped`` are then the first and last stored value that it holds for.
+    """
+
+    slope: float | None = None
+    intercept: float | None = None
+    unit: str = ""
+    real_world: bool = False
+    mapped: tuple[float, float] | None = None
+
+    @property
+    def present(self) -> bool:
+        """True if the header has a slope or an intercept."""
+        return self.slope is not None or self.intercept is not None
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """
     One slice: where its pixels are, and where it lies in the patient.
@@ -72,8 +93,8 @@ class Frame:
     ``distinguishing_tags`` holds (name, value) pairs of the attributes by which volumes of one series differ: echo,
     time point, type of image; what is a number is a float. ``acquired_s`` and ``created_s`` are AcquisitionTime and
     ContentTime in seconds since midnight: they serve to tell acquisitions apart, and appear in no message or metadata.
-    ``rescaled`` says whether there is a RescaleIntercept. ``file_name`` is how messages call the file: what identifies
-    it, and never its name, which may be a patient's.
+    ``rescale`` is what the header says, which may be wrong: `aneurysm.volume.stored_values` decides. ``file_name`` is
+    how messages call the file: what identifies it, and never its name, which may be a patient's.
     """
 
     path: Path
@@ -86,8 +107,7 @@ class Frame:
     position: tuple[float, float, float] | None
     orientation: tuple[float, float, float, float, float, float] | None
     spacing_mm: tuple[float, float] | None
-    slope: float
-    intercept: float
+    rescale: Rescale
     padding: tuple[int, int] | None
     instance_number: float
     distinguishing_tags: tuple[tuple[str, TagValue], ...] = ()
@@ -96,8 +116,6 @@ class Frame:
     frames_in_file: int = 1
     file_name: str = "the file"
     modality: str = ""
-    rescaled: bool = True
-    rescale_type: str = ""
 
     @property
     def name(self) -> str:

@@ -1,0 +1,120 @@
+"""One frame's header -> its Rescale: from the functional groups, the top level, or a real world value mapping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pydicom.dataset import Dataset
+
+from aneurysm.dicom.header import Header
+from aneurysm.dicom.series import Rescale, modality_of
+
+_NO_UNIT: Final = frozenset({"", "1", "{}", "NO UNITS", "UNSPECIFIED", "US"})
+"""Codes of a real world value mapping that say nothing of what the numbers are."""
+_UCUM_HOUNSFIELD: Final = frozenset({"[HNSF'U]", "HNSF'U", "HOUNSFIELD"})
+
+
+def header_rescale(header: Header) -> Rescale:
+    """Return the rescale of the top level of one file."""
+    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
+    unit = str(header.get("RescaleType", ""))
+    if slope is None and intercept is None:
+        return _real_world([header.real_world], modality_of(header)) or Rescale(unit=unit)
+    return Rescale(slope, intercept, unit)
+
+
+def frame_rescale(top: Rescale, groups: Sequence[Dataset], modality: str) -> Rescale:
+    """Return the rescale of one frame by its functional ``groups`` (its own, then the shared ones), else ``top``."""
+    transform = _first_item(groups, "PixelValueTransformationSequence")
+    slope, intercept = _number(transform, "RescaleSlope"), _number(transform, "RescaleIntercept")
+    unit = str(_value(transform, "RescaleType") or "")
+    if slope is not None or intercept is not None:
+        beside = Rescale() if top.real_world else top
+        return Rescale(
+            beside.slope if slope is None else slope,
+            beside.intercept if intercept is None else intercept,
+            unit or beside.unit,
+        )
+    if top.present and not top.real_world:
+        return top
+    mapped = _real_world([_sequence(group, "RealWorldValueMappingSequence") for group in groups], modality)
+    return mapped or (top if top.present or not unit else Rescale(unit=unit))
+
+
+def is_malformed(groups: Sequence[Dataset]) -> bool:
+    """Return True if the functional ``groups`` have a slope or intercept that is not a number."""
+    transform = _first_item(groups, "PixelValueTransformationSequence")
+    return any(
+        keyword in transform and _number(transform, keyword) is None and _is_filled(transform, keyword)
+        for keyword in ("RescaleSlope", "RescaleIntercept")
+    )
+
+
+def _real_world(sequences: Sequence[Sequence[Dataset]], modality: str) -> Rescale | None:
+    """
+    Return the linear mapping to real world values (PS3.3 C.7.6.16.2.11), None if there is none or it has no unit.
+
+    CT may have several, in HU and in others: the one in HU counts. Where there is no such, one in another unit says
+    that the pixels are no HU. A mapping by a look-up table leaves slope and intercept open, and so has no use.
+    """
+    items = next((s for s in sequences if s), ())
+    mappings = {m for m in (_mapping(item) for item in items) if m is not None}
+    if modality == "CT":
+        hounsfield = {m for m in mappings if m.unit == "HU"}
+        mappings = hounsfield or {m for m in mappings if m.unit.upper() not in _NO_UNIT}
+    return mappings.pop() if len(mappings) == 1 else None
+
+
+def _mapping(item: Dataset) -> Rescale | None:
+    slope, intercept = _number(item, "RealWorldValueSlope"), _number(item, "RealWorldValueIntercept")
+    code = str(_value(_first_item([item], "MeasurementUnitsCodeSequence"), "CodeValue") or "").strip()
+    unit = "HU" if code.upper() in _UCUM_HOUNSFIELD | {"HU"} else code
+    if not slope or intercept is None:
+        return None
+    ends = [
+        _number(item, f"RealWorldValue{end}ValueMapped", f"DoubleFloatRealWorldValue{end}ValueMapped")
+        for end in ("First", "Last")
+    ]
+    first, last = ends
+    if first is not None and last is not None and first > last and first >= 1 << 15:
+        first -= 1 << 16  # a negative number whose sign was lost
+    mapped = None if first is None or last is None else (first, last)
+    return Rescale(slope, intercept, unit, real_world=True, mapped=mapped)
+
+
+def _first_item(groups: Sequence[Dataset], keyword: str) -> Dataset:
+    return next((item for group in groups for item in _sequence(group, keyword)[:1]), Dataset())
+
+
+def _sequence(dataset: Dataset, keyword: str) -> list[Dataset]:
+    value = _value(dataset, keyword)
+    if value is None or isinstance(value, (str, bytes, float, int)):
+        return []
+    return [item for item in value if isinstance(item, Dataset)]
+
+
+def _value(dataset: Dataset, keyword: str) -> Any:
+    """Return an element's value, None if it is absent or can't be converted: pydicom converts only now."""
+    try:
+        return dataset.get(keyword)
+    except Exception:  # noqa: BLE001 - it raises whatever the bytes provoke
+        return None
+
+
+def _number(dataset: Dataset, *keywords: str) -> float | None:
+    for keyword in keywords:
+        value = _value(dataset, keyword)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            continue
+        if math.isfinite(number):
+            return number
+    return None
+
+
+def _is_filled(dataset: Dataset, keyword: str) -> bool:
+    value = dataset.get_item(keyword).value
+    return value is not None and bool(str(value.decode("latin-1") if isinstance(value, bytes) else value).strip(" \0"))
