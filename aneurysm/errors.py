@@ -118,6 +118,7 @@ class Reason(StrEnum):
     COLOUR = "colour"
     UNSUPPORTED_PIXELS = "unsupported_pixels"
     UNREADABLE_PIXELS = "unreadable_pixels"
+    IMPLAUSIBLE_HU = "implausible_hu"
     UNSUPPORTED_MODALITY = "unsupported_modality"
     NO_SIGNAL = "no_signal"
     TOO_LARGE = "too_large"

@@ -193,9 +193,10 @@ def used_bits(values: Pixels, fmt: PixelFormat) -> Pixels:
 
 
 def inverted(values: Pixels, fmt: PixelFormat) -> Pixels:
+    """Return values upside down within the range of BitsStored: what MONOCHROME1 shows."""
     # In two's complement both maximum + minimum and, unsigned, the maximum are what `~` gives within the used bits.
-    inverted = ~values
-    return inverted if fmt.signed else inverted & values.dtype.type((1 << fmt.bits_stored) - 1)
+    flipped = ~values
+    return flipped if fmt.signed else flipped & values.dtype.type((1 << fmt.bits_stored) - 1)
 
 
 def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:

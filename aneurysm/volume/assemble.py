@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,20 +14,14 @@ from aneurysm.dicom.pixels import PixelReader
 from aneurysm.dicom.series import Decision, Frame, Series
 from aneurysm.dicom.stack import Stack, stack_frames
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
+from aneurysm.volume.agreement import DAMAGED
 from aneurysm.volume.frame import TargetGrid, target_grid
 from aneurysm.volume.modality import dicom_modality
 from aneurysm.volume.normalize import Intensity, ct_intensity, mr_intensity
 from aneurysm.volume.resample import InPlane, axis_weights
-from aneurysm.volume.rescale import (
-    already_hu,
-    as_stored,
-    check_unit,
-    clip_stored,
-    header_decisions,
-    is_suspect,
-    trusted_padding,
-    without_padding,
-)
+from aneurysm.volume.stored_values import Meaning, StoredValues, stored_values
+
+_ALL_AIR_HU: Final = -900.0
 
 
 @dataclass(frozen=True)
@@ -59,42 +53,53 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
     reader = PixelReader()
     content = PixelContent(reader)
     decisions = list(series.decisions)
-    frames = series.frames
-    stack = stack_frames(frames, spec.slices, content)
+    stack = stack_frames(series.frames, spec.slices, content)
+    # What can't be read, or contradicts the others, counts as a missing slice, up to this many.
     allowed = spec.slices.max_unreadable_fraction * (len(stack.frames) + series.damaged) - series.damaged
     if allowed < 0:
         raise SeriesRejectedError(
             Reason.UNREADABLE_PIXELS,
             f"{series.damaged} files are damaged before their pixels, beside {len(stack.frames)} slices that are not",
         )
+    lost: list[Frame] = []
+
+    def without(bad: list[Frame]) -> Stack:
+        lost.extend(bad)
+        out = {f.key for f in lost}
+        return stack_frames([f for f in series.frames if f.key not in out], spec.slices, content)
+
+    meaning = stored_values(stack.frames, reader, ct=ct)
+    if meaning.damaged:
+        if len(meaning.damaged) > allowed:
+            raise SeriesRejectedError(
+                Reason.UNSUPPORTED_PIXELS, "; ".join(d.detail for d in meaning.decisions if d.code == DAMAGED)
+            )
+        decisions += meaning.decisions
+        stack = without(meaning.damaged)
+        meaning = stored_values(stack.frames, reader, ct=ct)
     try:
-        grid, voxels, intensity, notes = _resample(stack, spec, reader, ct=ct)
+        grid, voxels, intensity = _resample(stack, meaning, spec, reader, ct=ct)
     except PixelError as first:
-        # Rare, so only now is every frame tried. What can't be read counts as a missing slice.
+        # Rare, so only now is every frame tried.
         bad: list[Frame] = []
         for frame in stack.frames:
             if not _readable(frame, reader):
                 bad.append(frame)
-            if len(bad) > allowed:
+            if len(lost) + len(bad) > allowed:
                 raise SeriesRejectedError(
                     Reason.UNREADABLE_PIXELS, f"{len(bad)} or more of {len(stack.frames)} slices; the first: {first}"
                 ) from first
         decisions.append(Decision("unreadable_slice", f"{len(bad)} of {len(stack.frames)} slices; the first: {first}"))
-        unreadable = {f.key for f in bad}
-        frames = [f for f in frames if f.key not in unreadable]
+        stack = without(bad)
+        meaning = stored_values(stack.frames, reader, ct=ct)
         try:
-            stack = stack_frames(frames, spec.slices, content)
-        except SeriesRejectedError as error:
-            # A gap that only unreadable slices leave is none of the series.
-            detail = f"{len(bad)} slices, without which the others are no volume ({error.detail}); the first: {first}"
-            raise SeriesRejectedError(Reason.UNREADABLE_PIXELS, detail) from error
-        try:
-            grid, voxels, intensity, notes = _resample(stack, spec, reader, ct=ct)
+            grid, voxels, intensity = _resample(stack, meaning, spec, reader, ct=ct)
         except PixelError as error:
             raise SeriesRejectedError(Reason.UNREADABLE_PIXELS, str(error)) from error
+    decisions += [*stack.decisions, *meaning.decisions]
     if grid.cropped:
-        notes.append(Decision("cropped", "to the region of the spec"))
-    return Volume(grid.to_cached(voxels), grid.affine_lps, intensity, stack, decisions + stack.decisions + notes)
+        decisions.append(Decision("cropped", "to the region of the spec"))
+    return Volume(grid.to_cached(voxels), grid.affine_lps, intensity, stack, decisions)
 
 
 def _readable(frame: Frame, reader: PixelReader) -> bool:
@@ -106,22 +111,17 @@ def _readable(frame: Frame, reader: PixelReader) -> bool:
 
 
 def _resample(
-    stack: Stack, spec: CacheSpec, reader: PixelReader, *, ct: bool
-) -> tuple[TargetGrid, NDArray[Any], Intensity, list[Decision]]:
+    stack: Stack, meaning: Meaning, spec: CacheSpec, reader: PixelReader, *, ct: bool
+) -> tuple[TargetGrid, NDArray[Any], Intensity]:
     """Return the grid and the voxels on it: (slice, column, row), stored integers."""
     grid = target_grid(stack, spec)
-    upright = as_stored(stack.frames, reader) if ct else None
-    if upright is not None:
-        stack = replace(stack, frames=upright)
     geometry, fmt = stack.geometry, stack.frames[0].format
     slices, rows, columns = grid.axes
     half_gap = geometry.slice_spacing_mm / 2
     across = axis_weights(geometry.positions_mm, slices.positions_mm, slices.spacing_mm, margin_mm=half_gap)
     by_slice = across.tocsc()
     in_plane = InPlane((fmt.rows, fmt.columns), geometry.spacing_mm, rows, columns)
-    source = _Physical(stack, reader, spec, ct=ct)
-    if upright is not None:
-        source.decisions.append(Decision("monochrome1", "not inverted: as they are stored, borders are air"))
+    source = _Physical(reader, spec, ct=ct)
 
     # CT's mapping is known beforehand, so planes become integers as they are finished, at half the memory.
     intensity = ct_intensity(spec.intensity.CT, spec.storage) if ct else None
@@ -131,11 +131,11 @@ def _resample(
         [across.indices[i:j].max(initial=-1) for i, j in zip(across.indptr, across.indptr[1:], strict=False)]
     )
     open_planes: dict[int, NDArray[np.float32]] = {}
-    for i, frame in enumerate(stack.frames):
+    for i, values in enumerate(meaning.values):
         touched = slice(by_slice.indptr[i], by_slice.indptr[i + 1])
         if touched.start == touched.stop:
             continue  # beyond the region, or between target planes
-        plane = source.plane(frame, in_plane, geometry.shifts_mm[i])
+        plane = source.plane(values, in_plane, geometry.shifts_mm[i])
         for k, weight in zip(by_slice.indices[touched], by_slice.data[touched], strict=True):
             if k in open_planes:
                 open_planes[k] += weight * plane
@@ -150,49 +150,38 @@ def _resample(
         stored = np.empty(shape, mapping.dtype)
         for k in range(len(voxels)):
             stored[k] = mapping.store(voxels[k])
-        return grid, stored, mapping, source.decisions
+        return grid, stored, mapping
     if voxels.min() == voxels.max():
         # A rescale that is wrong sends all of CT beyond what is kept.
         value = float(voxels.flat[0]) * intensity.scale + intensity.offset
         raise SeriesRejectedError(Reason.NO_SIGNAL, f"all voxels are {value:g} HU: there is no image")
-    return grid, voxels, intensity, source.decisions
+    if (brightest := float(voxels.max()) * intensity.scale + intensity.offset) < _ALL_AIR_HU:
+        raise SeriesRejectedError(
+            Reason.IMPLAUSIBLE_HU, f"no voxel is above {brightest:g} HU: there is nothing but air"
+        )
+    return grid, voxels, intensity
 
 
 class _Physical:
     """Reads frames as physical values above air, on the target's in-plane grid."""
 
-    def __init__(self, stack: Stack, reader: PixelReader, spec: CacheSpec, *, ct: bool) -> None:
+    def __init__(self, reader: PixelReader, spec: CacheSpec, *, ct: bool) -> None:
         self._reader, self._ct = reader, ct
         self._clip = spec.intensity.CT.clip_hu
         self.air = self._clip[0] if ct else 0.0
-        self.decisions: list[Decision] = []
-        if ct:
-            check_unit(stack.frames)
-        fault = already_hu(stack.frames, reader) if ct else None
-        self._hu = fault is not None
-        if fault:
-            self.decisions.append(fault)
-        self.decisions += header_decisions(stack.frames, self._rescale, ct=ct)
 
-    def _rescale(self, frame: Frame) -> tuple[float, float]:
-        return (1.0, 0.0) if self._hu and is_suspect(frame) else (frame.slope, frame.intercept)
-
-    def plane(self, frame: Frame, in_plane: InPlane, shift_mm: NDArray[np.float64]) -> NDArray[np.float32]:
+    def plane(self, values: StoredValues, in_plane: InPlane, shift_mm: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return (columns, rows) of the target: physical value minus air, so that 0 is air beyond a slice, too."""
-        slope, intercept = self._rescale(frame)
-        pixels = self._reader.read(frame)
-        pixels = without_padding(
-            pixels, trusted_padding(frame, slope, intercept, ct=self._ct), slope, intercept, self.air
-        )
+        pixels = values.read(self._reader, self.air)
         if self._ct:
-            pixels = clip_stored(pixels, *self._clip, slope, intercept)
+            pixels = values.clip(pixels, *self._clip)
         along = (float(shift_mm[1]), float(shift_mm[0]))
         plane = in_plane(pixels, along)
         # Weights sum to 1, so the rescale may follow them, on a fifth of the pixels.
-        if slope != 1.0:
-            plane *= np.float32(slope)
-        if intercept != self.air:
-            plane += np.float32(intercept - self.air)
+        if values.slope != 1.0:
+            plane *= np.float32(values.slope)
+        if values.intercept != self.air:
+            plane += np.float32(values.intercept - self.air)
         rows, columns = in_plane.covered(along)
         if not rows.all():
             plane[:, ~rows] = 0

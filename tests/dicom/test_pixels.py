@@ -208,10 +208,10 @@ def test_a_deflated_slice_that_breaks_off_within_a_pixel_is_a_missing_one(tmp_pa
 
     def edit(dataset: Dataset, index: int) -> None:
         if index == 11:
-            dataset.BitsAllocated = 32
             dataset.PixelData = dataset.PixelData[:-2]
 
-    write_series(tmp_path / "s", stack, pattern, syntax=DeflatedExplicitVRLittleEndian, edit=edit)
+    storage = Storage(32, 32, signed=True)
+    write_series(tmp_path / "s", stack, pattern, storage=storage, syntax=DeflatedExplicitVRLittleEndian, edit=edit)
     image = cached(tmp_path / "s")
     assert_shows(image, stack.take([i for i in range(24) if i != 11]), pattern)
     assert "unreadable_slice" in image.codes

@@ -79,19 +79,6 @@ class TestAlreadyHounsfieldUnits:
         assert "already_hu" not in image.codes
         _assert_padded(image, PATTERN, outside)
 
-    def test_slices_that_were_never_suspected_keep_their_rescale(self, tmp_path):
-        """The greater part is signed and in HU; the others are unsigned, with an intercept that is true."""
-        stack = acquire(slices=10, gap_mm=2, shape=(25, 27))
-        signed, unsigned = Storage(16, 16, signed=True, intercept=0.0), Storage(16, 16, signed=False, intercept=-1024.0)
-
-        def edit(dataset: Dataset, index: int) -> None:
-            dataset.RescaleIntercept = -1024
-
-        write_series(tmp_path / "s", stack, self.AIR_AND_BODY, storage=[*[signed] * 6, *[unsigned] * 4], edit=edit)
-        image = cached(tmp_path / "s")
-        assert "already_hu" in image.codes
-        assert_shows(image, stack, self.AIR_AND_BODY)
-
 
 def _with_round_field(pattern, padding: float):
     """The pattern inside a disc of 11 mm about the middle column of pixels, ``padding`` beyond it."""
