@@ -59,7 +59,8 @@ class Levels:
 
 def slice_levels(pixels: Pixels, padding: tuple[int, int] | None) -> Levels:
     """Return the mean stored values of blocks of ``pixels`` (rows, columns); ``padding`` is a range of values."""
-    edge = int(np.clip(min(pixels.shape) // 24, 1, 8))
+    # At least 24 blocks across, unless they would be single pixels: those are as noisy as the image.
+    edge = int(np.clip(min(pixels.shape) // 24, min(2, max(1, min(pixels.shape) // 16)), 8))
     rows, columns = pixels.shape[0] // edge, pixels.shape[1] // edge
     whole = pixels[: rows * edge, : columns * edge]
     total = whole.reshape(rows, edge, columns * edge).sum(axis=1, dtype=np.int64 if whole.itemsize > 2 else np.int32)
@@ -101,7 +102,8 @@ def implausibility(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> 
     if np.mean(hu < -700) > 0.3 and not bone_only:
         soft = [(usable & (np.abs(values) < _SOFT_HU), usable) for values, usable in maps]
         # Bone that is read 1,024 HU too dark is of the level of soft tissue, but a shell.
-        if np.mean(np.abs(hu) < _SOFT_HU) < 0.01 or _solidity(soft) < 0.3:
+        solid = _solidity([(usable & (values > _BODY_ABOVE_HU), usable) for values, usable in maps])
+        if solid < 0.5 and (np.mean(np.abs(hu) < _SOFT_HU) < 0.01 or _solidity(soft) < 0.3):
             return "there is air, and no soft tissue within"
     border = np.concatenate([values[_outermost(usable)] for values, usable in maps])
     if (edge := float(np.median(border))) > _BODY_HU[1]:

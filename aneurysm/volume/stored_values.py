@@ -14,8 +14,9 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
+from aneurysm.dicom.codestream import JPEG
 from aneurysm.dicom.encoding import NATIVE, RLE
-from aneurysm.dicom.pixels import JPEG, PixelReader, Pixels, inverted, used_bits
+from aneurysm.dicom.pixels import PixelReader, Pixels, inverted, used_bits
 from aneurysm.dicom.series import Decision, Frame, PixelFormat
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
 from aneurysm.volume.agreement import agree
@@ -51,16 +52,17 @@ _BRAIN_HU: Final = 35.0
 
 @dataclass(frozen=True)
 class StoredValues:
-    """What the stored values of one frame mean: ``frame`` has the format by which they are read, padding is a range."""
+    """What the stored values of one frame mean: ``format`` is how its bits are read, ``padding`` a range of values."""
 
     frame: Frame
+    format: PixelFormat
     slope: float
     intercept: float
     padding: tuple[int, int] | None
 
     def read(self, reader: PixelReader, air: float) -> Pixels:
         """Return the pixels, (rows, columns), with padding replaced by the stored value of ``air`` (physical)."""
-        return replace_padding(reader.read(self.frame), self.padding, self.slope, self.intercept, air)
+        return replace_padding(_read_as(reader, self.frame, self.format), self.padding, self.slope, self.intercept, air)
 
     def clip(self, pixels: Pixels, low: float, high: float) -> Pixels:
         """
@@ -73,6 +75,22 @@ class StoredValues:
         lower = int(np.clip(np.floor(a), info.min, info.max))
         upper = int(np.clip(np.ceil(b), info.min, info.max))
         return np.clip(pixels, lower, upper)
+
+
+def _read_as(reader: PixelReader, frame: Frame, fmt: PixelFormat) -> Pixels:
+    """Return the stored values of ``frame`` by a format that may differ from the header's."""
+    header = frame.format
+    if header.transfer_syntax in _WITH_ALL_BITS or header.signed == fmt.signed:
+        return reader.read(replace(frame, format=fmt))
+    # The stream has a sign of its own, and a decoder that is given another makes of it what it likes.
+    return _by_format(reader.read(replace(frame, format=replace(header, photometric="MONOCHROME2"))), fmt, whole=False)
+
+
+def _by_format(cells: Pixels, fmt: PixelFormat, *, whole: bool) -> Pixels:
+    """Return what ``cells`` are by a format; what a decoder hands out that is not ``whole`` lies in the low bits."""
+    placed = fmt if whole else replace(fmt, high_bit=fmt.bits_stored - 1)
+    values = used_bits(cells.view(f"{'i' if fmt.signed else 'u'}{cells.itemsize}"), placed)
+    return inverted(values, fmt) if fmt.photometric == "MONOCHROME1" else values
 
 
 @dataclass(frozen=True)
@@ -111,19 +129,17 @@ def stored_values(frames: Sequence[Frame], reader: PixelReader, *, ct: bool) -> 
     fault = fault or _Reading()
     values, ignored = [], 0
     for frame, how in zip(frames, rescaling, strict=True):
-        frame = replace(frame, format=fault.format(frame.format)) if fault.bits else frame
+        fmt = fault.format(frame.format)
         slope, intercept = fault.rescaling(how)
-        padding = fault.padding or trusted_padding(frame, slope, intercept, ct=ct)
+        padding = fault.padding or trusted_padding(replace(frame, format=fmt), slope, intercept, ct=ct)
         ignored += padding is None and frame.padding is not None
-        values.append(StoredValues(frame, slope, intercept, padding))
+        values.append(StoredValues(frame, fmt, slope, intercept, padding))
     if ignored:
         stated = next(f.padding[0] for f in frames if f.padding is not None)
         detail = f"PixelPaddingValue {stated} lies in the range of tissue, in {ignored} of {len(frames)} slices"
         decisions.append(Decision("padding_ignored", detail))
     if ct and fault.code != "missing_intercept":
-        bare = sum(
-            f.rescale.intercept is None and not v.frame.format.signed for f, v in zip(frames, values, strict=True)
-        )
+        bare = sum(f.rescale.intercept is None and not v.format.signed for f, v in zip(frames, values, strict=True))
         if bare and all(v.intercept == 0 for v in values):
             detail = (
                 f"{bare} of {len(frames)} slices are unsigned and have no RescaleIntercept: taken for HU as they are"
@@ -184,14 +200,7 @@ class _Evidence:
 
     def pixels(self, fmt: PixelFormat) -> list[Pixels]:
         """Return the stored values of the slices by a format."""
-        found = []
-        for cells in self._cells:
-            kind = "i" if fmt.signed else "u"
-            # What a decoder hands out of other syntaxes lies in the low bits.
-            placed = fmt if self.whole else replace(fmt, high_bit=fmt.bits_stored - 1)
-            values = used_bits(cells.view(f"{kind}{cells.itemsize}"), placed)
-            found.append(inverted(values, fmt) if fmt.photometric == "MONOCHROME1" else values)
-        return found
+        return [_by_format(cells, fmt, whole=self.whole) for cells in self._cells]
 
     def free_bits(self) -> int:
         """Return how many of the lowest bits are 0 in all cells."""
@@ -252,6 +261,9 @@ def _fault_of_ct(evidence: _Evidence) -> _Reading | None:
         explained = _distinct([r for r in [*torn, *_misplaced(evidence)] if evidence.allows(r)], evidence)
         if len(explained) > 1:
             _refuse_several("the bits that are used are not those of the header", explained)
+        if not explained and (doubtful := [r for r in _misplaced(evidence) if r.code == "wrong_high_bit"]):
+            why = f"{doubtful[0].detail}, but by them {evidence.why_not(doubtful[0])}"
+            raise SeriesRejectedError(Reason.IMPLAUSIBLE_HU, why)
         return explained[0] if explained else None
     explained = _distinct([r for r in _candidates(evidence) if evidence.explains(r)], evidence)
     if not explained:
