@@ -68,15 +68,17 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
         out = {f.key for f in lost}
         return stack_frames([f for f in series.frames if f.key not in out], spec.slices, content)
 
-    meaning = stored_values(stack.frames, reader, ct=ct)
-    if meaning.damaged:
-        if len(meaning.damaged) > allowed:
-            raise SeriesRejectedError(
-                Reason.UNSUPPORTED_PIXELS, "; ".join(d.detail for d in meaning.decisions if d.code == DAMAGED)
-            )
-        decisions += meaning.decisions
-        stack = without(meaning.damaged)
-        meaning = stored_values(stack.frames, reader, ct=ct)
+    def agreeing(stack: Stack) -> tuple[Stack, Meaning]:
+        while (meaning := stored_values(stack.frames, reader, ct=ct)).damaged:
+            decisions.extend(meaning.decisions)
+            if len(lost) + len(meaning.damaged) > allowed:
+                raise SeriesRejectedError(
+                    Reason.UNSUPPORTED_PIXELS, "; ".join(d.detail for d in meaning.decisions if d.code == DAMAGED)
+                )
+            stack = without(meaning.damaged)
+        return stack, meaning
+
+    stack, meaning = agreeing(stack)
     try:
         grid, voxels, intensity = _resample(stack, meaning, spec, reader, ct=ct)
     except PixelError as first:
@@ -90,8 +92,7 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
                     Reason.UNREADABLE_PIXELS, f"{len(bad)} or more of {len(stack.frames)} slices; the first: {first}"
                 ) from first
         decisions.append(Decision("unreadable_slice", f"{len(bad)} of {len(stack.frames)} slices; the first: {first}"))
-        stack = without(bad)
-        meaning = stored_values(stack.frames, reader, ct=ct)
+        stack, meaning = agreeing(without(bad))
         try:
             grid, voxels, intensity = _resample(stack, meaning, spec, reader, ct=ct)
         except PixelError as error:
