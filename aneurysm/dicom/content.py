@@ -46,7 +46,8 @@ class PixelContent:
             if len(self._coarse) >= _KEPT:
                 self._coarse.clear()
             try:
-                self._coarse[frame.key] = _shrunk(self._reader.read(frame), frame.slope, frame.intercept)
+                slope, intercept = frame.rescale.slope or 1.0, frame.rescale.intercept or 0.0
+                self._coarse[frame.key] = _shrunk(self._reader.read(frame), slope, intercept)
             except PixelError:
                 self._coarse[frame.key] = None
         return self._coarse[frame.key]

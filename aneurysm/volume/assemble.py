@@ -92,7 +92,13 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
                     Reason.UNREADABLE_PIXELS, f"{len(bad)} or more of {len(stack.frames)} slices; the first: {first}"
                 ) from first
         decisions.append(Decision("unreadable_slice", f"{len(bad)} of {len(stack.frames)} slices; the first: {first}"))
-        stack, meaning = agreeing(without(bad))
+        try:
+            rest = without(bad)
+        except SeriesRejectedError as error:
+            # A gap that only unreadable slices leave is none of the series.
+            detail = f"{len(bad)} slices, without which the others are no volume ({error.detail}); the first: {first}"
+            raise SeriesRejectedError(Reason.UNREADABLE_PIXELS, detail) from error
+        stack, meaning = agreeing(rest)
         try:
             grid, voxels, intensity = _resample(stack, meaning, spec, reader, ct=ct)
         except PixelError as error:
