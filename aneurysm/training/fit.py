@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,7 +32,7 @@ from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import write_folds
 from aneurysm.training.module import PatchModule
 from aneurysm.training.progress import Progress, RunFacts, Silent
-from aneurysm.training.run_folder import RunFolder, full_disk_told, log_file
+from aneurysm.training.run_folder import RunFolder, full_disk_told, is_first_process, locked_run, log_file
 from aneurysm.training.split import Split, split_series
 from aneurysm.training.stop_signal import StopSignal
 from aneurysm.training.trainer import make_trainer, memory_told, run_trainer
@@ -91,7 +91,8 @@ def fit(
     Raises
     ------
     UsageError
-        There is nothing to train on, a checkpoint does not fit, or the folder holds a run already.
+        There is nothing to train on, a checkpoint does not fit, or the folder holds a run already, or another process
+        trains in it.
     CacheError
         The cache is missing or damaged, also in validation; or is of another spec than the run.
     StoreError
@@ -101,6 +102,13 @@ def fit(
     InterruptedRunError
         A signal came; ``last.ckpt`` is where it came.
     """
+    with locked_run(folder) if is_first_process() else nullcontext():
+        return _fit(config, folder, resume=resume, init=init, progress=progress)
+
+
+def _fit(
+    config: ResolvedConfig, folder: RunFolder, *, resume: bool, init: Path | None, progress: Progress | None
+) -> FitSummary:
     started = time.perf_counter()
     config = for_machine(config)
     cache = Cache.open(config.cache, local_cache=config.local_cache, local_cache_gb=config.local_cache_gb)

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from aneurysm.cache.publish import no_space_told
+from aneurysm.cache.publish import no_space_told, sweep_temporaries
 from aneurysm.errors import UsageError
+from aneurysm.locks import take_lock
+from aneurysm.shared_folder import describe_denial
 from aneurysm.training.config import TrainConfig
+
+_held: Final[set[int]] = set()
+"""Descriptors of the locks that this process has on runs."""
+
+
+def _let_go_in_child() -> None:
+    # A worker that lives on for a moment when this process was killed must not keep the run from being resumed.
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @dataclass(frozen=True)
@@ -26,6 +42,11 @@ class RunFolder:
     """
 
     root: Path
+
+    @property
+    def lock(self) -> Path:
+        """Locked while a process trains in the folder."""
+        return self.root / ".lock"
 
     @property
     def config(self) -> Path:
@@ -95,6 +116,48 @@ class RunFolder:
             self.last.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"the folder {self.root} can't be made: {error.strerror}") from error
+
+
+@contextmanager
+def locked_run(folder: RunFolder) -> Iterator[None]:
+    """
+    Keep other processes from training in a folder, which is made if need be; sweep what dead ones left in it.
+
+    Of the processes of one run the first one does so.
+
+    Raises
+    ------
+    UsageError
+        Another process trains in it, or it can't be made.
+    """
+    is_new = not folder.root.exists()
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        descriptor = take_lock(folder.lock)
+    except OSError as error:
+        raise UsageError(f"the folder {folder.root} can't be made: {describe_denial(error)}") from error
+    if descriptor is None:
+        raise UsageError(
+            f"another process is training in {folder.root}: wait until it has ended, or name another folder with --out"
+        )
+    _held.add(descriptor)
+    try:
+        sweep_temporaries(folder.root)
+        for left in folder.last.parent.glob(".*.ckpt.*"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        with suppress(OSError):
+            folder.lock.unlink(missing_ok=True)
+            if is_new:
+                folder.root.rmdir()  # unless there is something in it by now
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def is_first_process() -> bool:
+    """Return True unless torchrun, SLURM or Lightning started this process as another than the first of its run."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def full_disk_told(folder: RunFolder) -> AbstractContextManager[None]:

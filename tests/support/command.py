@@ -16,7 +16,6 @@ import psutil
 
 from tests.support.run_data import ROOT
 
-
 PATIENT_KEY = "the same in every cache, else no two could have the same bytes"
 
 
