@@ -203,7 +203,7 @@ def _run(
         if root is None and any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")):
             raise UsageError("started by torchrun or SLURM, each process would name a folder of its own: give --out")
     os.environ[_FOLDER] = str(folder.root)
-    if "workers" in options and _is_first_process():
+    if "workers" in options and is_first_process():
         chosen_workers(options["workers"], devices=_n_devices(resolved.devices))
     from aneurysm.training.fit import fit
     from cli.train_progress import TrainProgress

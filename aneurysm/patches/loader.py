@@ -273,14 +273,30 @@ def dead_workers_told() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise LoaderError(
-            f"a worker that reads patches died ({error}). Out of memory is the usual cause: take fewer workers, "
-            "smaller batches, or more shared memory (/dev/shm; docker run --shm-size)"
-        ) from error
+        raise LoaderError(f"a worker that reads patches {_death(str(error))}") from error
     except LoaderError as error:
         # torch puts the whole traceback of a worker into the message; the last line of it is ours.
         told = str(error).strip().splitlines()[-1]
         raise LoaderError(told.removeprefix("aneurysm.errors.LoaderError: ")) from None
+
+
+def _death(told: str) -> str:
+    """Return how a worker ended, by what torch says of it, and what to do."""
+    ended = next((s for s in signal.Signals if f"killed by signal: {signal.strsignal(s)}" in told), None)
+    match ended:
+        case signal.SIGALRM:
+            return (
+                f"was ended, since it was sent SIGTERM {_GRACE_S} s ago and the run has not stopped since: it was the "
+                "run that should have been sent it"
+            )
+        case signal.SIGBUS:
+            return "was ended by SIGBUS: shared memory is full (/dev/shm; docker run --shm-size), or a disk fails"
+        case signal.SIGKILL | None:
+            return (
+                f"died ({told}). Out of memory is the usual cause: take fewer workers, smaller batches, or more shared "
+                "memory (/dev/shm; docker run --shm-size)"
+            )
+    return f"was ended by {ended.name}, which somebody sent it, or a crash in a library"
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from aneurysm.cache.catalog import Cache
-from aneurysm.cache.publish import no_space_told, write_atomically
+from aneurysm.cache.publish import write_atomically
 from aneurysm.errors import DataError, SpecMismatchError, UsageError
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader, dead_workers_told
@@ -102,7 +102,7 @@ def fit(
     InterruptedRunError
         A signal came; ``last.ckpt`` is where it came.
     """
-    with locked_run(folder) if is_first_process() else nullcontext():
+    with full_disk_told(folder), locked_run(folder) if is_first_process() else nullcontext():
         return _fit(config, folder, resume=resume, init=init, progress=progress)
 
 
@@ -154,7 +154,7 @@ def _fit(
         told.started(_facts(config, folder, cache, split, module, trainer, first))
         for warning in (*split.warnings, *([] if begun is None else [_begun_told(begun, cache, split)])):
             _log.warning("%s", warning)
-        with closing(loader), full_disk_told(folder), dead_workers_told():
+        with closing(loader), dead_workers_told():
             run_trainer(trainer, module, batches, folder.last if resume else None)
     best = load_checkpoint(folder.best) if folder.best.exists() else None
     return FitSummary(
@@ -246,14 +246,13 @@ def _keep(
     folder: RunFolder, config: ResolvedConfig, cache: Cache, split: Split, begun: Begun | None, *, resume: bool
 ) -> None:
     """Write what was decided."""
-    with no_space_told(folder.root, "Free some space, and give the command again"):
-        if not resume:
-            folder.create()
-            write_folds(folder.folds, cache.uids, cache.patient_keys, split.folds)
-            if begun is not None:
-                write_begun(folder.init, begun)
-        # Last: with it the folder is a run. And again when it goes on, perhaps with more epochs or another cache.
-        write_atomically(folder.config, config_toml(config))
+    if not resume:
+        folder.create()
+        write_folds(folder.folds, cache.uids, cache.patient_keys, split.folds)
+        if begun is not None:
+            write_begun(folder.init, begun)
+    # Last: with it the folder is a run. And again when it goes on, perhaps with more epochs or another cache.
+    write_atomically(folder.config, config_toml(config))
 
 
 def _facts(
