@@ -69,7 +69,7 @@ def open_volume(path: Path | str) -> OpenVolume:
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CacheNotFoundError(f"there is no volume {path}") from error
+        raise CacheNotFoundError(f"there is no volume {name} in the cache") from error
     except PermissionError as error:
         raise CacheError(f"volume {name} can't be read: {describe_denial(error)}") from error
     try:
