@@ -16,6 +16,8 @@ _COARSE: Final = 32
 _KEPT: Final = 4096
 """Coarse images that are kept, of 4 KB each."""
 
+_LARGEST: Final = 1e9
+
 Coarse = NDArray[np.float32]
 
 
@@ -47,7 +49,10 @@ class PixelContent:
                 self._coarse.clear()
             try:
                 slope, intercept = frame.rescale.slope or 1.0, frame.rescale.intercept or 0.0
-                self._coarse[frame.key] = _shrunk(self._reader.read(frame), slope, intercept)
+                # Numbers of no size at all would overflow, and say nothing of the content.
+                usable = 1 / _LARGEST < abs(slope) < _LARGEST and abs(intercept) < _LARGEST
+                pixels = self._reader.read(frame)
+                self._coarse[frame.key] = _shrunk(pixels, slope, intercept) if usable else None
             except PixelError:
                 self._coarse[frame.key] = None
         return self._coarse[frame.key]
