@@ -30,10 +30,6 @@ class SpecMismatchError(CacheError, UsageError):
     """The cache was made with another spec than the one asked for."""
 
 
-class PatientKeyError(CacheError, UsageError):
-    """The key of patient_key is not the one that the cache was begun with, or can't be read."""
-
-
 class DamagedCacheError(CacheError):
     """A volume, array or chunk that is not as it was written."""
 
@@ -112,6 +108,7 @@ class Reason(StrEnum):
     TOO_FEW_SLICES = "too_few_slices"
     ONE_POSITION = "one_position"
     NO_MAJORITY = "no_majority"
+    SEPARATE_PARTS = "separate_parts"
     GAP_TOO_LARGE = "gap_too_large"
     NOT_ALIGNED = "not_aligned"
     TILT_TOO_LARGE = "tilt_too_large"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,34 +64,22 @@ def find(
 
     found: dict[str, tuple[str, SeriesPath]] = {}
     absent: dict[str, Failure] = {}
-    for number, path in enumerate(paths, 1):
+    for path in paths:
         try:
             there = find_paths(path, local_cache=local_cache, local_cache_gb=local_cache_gb)
         except DataError as error:
             reason = Reason.READ_ERROR if isinstance(error.__cause__, OSError) else Reason.NO_IMAGES
             name = name_by_place(path)
-            absent[name] = failure(name, reason, f"series {number} of the command: {_without(path, str(error))}")
+            absent[name] = failure(name, reason, str(error))
             continue
         for one in there:
             where, other = found.setdefault(one.uid, (path, one))
             if other is one:
                 if (place := unnamed_place(one)) is not None:
-                    # What lies below a folder that was named may be called as a patient is.
-                    where = path if is_url(path) or place == os.path.realpath(path) else f"a series in {path}"
-                    typer.echo(
-                        f"{where} has no SeriesInstanceUID: it is called {one.uid}, by the SHA-256 of its place",
-                        err=True,
-                    )
+                    typer.echo(f"{place} has no SeriesInstanceUID: it is called {one.uid}", err=True)
             elif not is_same(one, other):
                 raise UsageError(
                     f"{where} and {path} hold different files of series {one.uid}: name one of them, or put all files "
                     "of the series into one folder"
                 )
     return [one for _, one in found.values()], list(absent.values())
-
-
-def _without(path: str, message: str) -> str:
-    """Return a message for a row of a table, which is passed on: without the path that it is about."""
-    for text in sorted({path, str(Path(path).absolute()), os.path.realpath(path)}, key=len, reverse=True):
-        message = message.replace(text, "it")
-    return message

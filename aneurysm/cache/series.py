@@ -29,6 +29,7 @@ from aneurysm.cache.store import store_volume
 from aneurysm.cache.write_errors import ends_the_run, write_errors_told
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import Series, read_series
+from aneurysm.dicom.stack import Stack
 from aneurysm.errors import FAILURES, Reason, SeriesRejectedError, StoreError
 from aneurysm.objects.stored_data import brought_mask
 from aneurysm.objects.volume_sender import VolumeSender, working_folder
@@ -182,9 +183,8 @@ def _cache_files(
 
 def _attributes(job: SeriesJob, series: Series, volume: Volume) -> dict[str, Any]:
     notes, stack = job.notes, volume.stack
-    frames = source_frames(series.frames, stack.frames, stack.dropped)
+    frames = source_frames(series.frames, stack.all_frames, stack.dropped)
     inferred = inferred_modality(series)
-    geometry, fmt = stack.geometry, stack.frames[0].format
     return {
         "series_uid": series.uid,
         **describe_modality(notes.modality, inferred),
@@ -192,13 +192,10 @@ def _attributes(job: SeriesJob, series: Series, volume: Volume) -> dict[str, Any
         "digest": job.spec.digest,
         "source": {
             "modality": inferred,
-            "shape": [len(stack.frames), fmt.rows, fmt.columns],
-            "spacing_mm": [round(v, 6) for v in (geometry.slice_spacing_mm, *geometry.spacing_mm)],
-            "orientation": [round(float(v), 6) for v in geometry.axes[:2].ravel()],
-            "plane": geometry.plane,
-            "tilt_deg": round(geometry.tilt_deg, 4),
+            **_part_facts(stack),
+            "other_parts": [_part_facts(part) for part in stack.others],
             "field_of_view": describe_field_of_view(stack, job.spec),
-            "transfer_syntaxes": sorted({f.format.transfer_syntax for f in stack.frames}),
+            "transfer_syntaxes": sorted({f.format.transfer_syntax for f in stack.all_frames}),
             "files": series.files,
             "frames": len(series.frames),
             "bytes": series.bytes_in,
@@ -209,6 +206,18 @@ def _attributes(job: SeriesJob, series: Series, volume: Volume) -> dict[str, Any
         "labels": notes.labels,
         **describe_lesions(notes.localizers, frames, volume.affine_lps, volume.voxels.shape),
         "patient_key": patient_key(job.secret, series.patient_id),
+    }
+
+
+def _part_facts(part: Stack) -> dict[str, Any]:
+    """Return what the metadata say of a block of slices."""
+    geometry, fmt = part.geometry, part.frames[0].format
+    return {
+        "shape": [len(part.frames), fmt.rows, fmt.columns],
+        "spacing_mm": [round(v, 6) for v in (geometry.slice_spacing_mm, *geometry.spacing_mm)],
+        "orientation": [round(float(v), 6) for v in geometry.axes[:2].ravel()],
+        "plane": geometry.plane,
+        "tilt_deg": round(geometry.tilt_deg, 4),
     }
 
 

@@ -13,6 +13,7 @@ from aneurysm.dicom.content import FrameContent
 from aneurysm.dicom.geometry import SliceGeometry, common_orientation, common_spacing, plane_axes, slice_geometry
 from aneurysm.dicom.image_type import without_projections
 from aneurysm.dicom.outsiders import slices_of_other_content
+from aneurysm.dicom.parts import Parts, described_parts, find_parts
 from aneurysm.dicom.series import Decision, Frame, FrameKey
 from aneurysm.dicom.several import one_frame_per_position
 from aneurysm.dicom.tolerances import ORIENTATION_SPREAD, same_orientation, same_spacing, shown
@@ -25,13 +26,36 @@ MAX_ALONG_MM = 3000.0
 
 @dataclass(frozen=True)
 class Stack:
-    """One volume's frames, in order along the normal, with their geometry and what was decided."""
+    """
+    One volume's frames, in order along the normal, with their geometry and what was decided.
+
+    Attributes
+    ----------
+    frames, geometry
+        Of the largest part: in most series the only one.
+    decisions
+        What was decided about all parts.
+    dropped
+        Why each frame that is not in the volume isn't. Localizers refer to frames.
+    others
+        The other parts, the largest first: blocks of slices of another tilt, matrix or spacing.
+    """
 
     frames: list[Frame]
     geometry: SliceGeometry
     decisions: list[Decision]
     dropped: dict[FrameKey, str]
-    """Why each frame that is not in the volume isn't. Localizers refer to frames."""
+    others: tuple[Stack, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Stack, ...]:
+        """All parts, the largest first."""
+        return (self, *self.others)
+
+    @property
+    def all_frames(self) -> list[Frame]:
+        """The frames of all parts, part by part."""
+        return [frame for part in self.parts for frame in part.frames]
 
 
 def stack_frames(frames: Sequence[Frame], policy: SlicePolicy, content: FrameContent) -> Stack:
@@ -45,25 +69,50 @@ def stack_frames(frames: Sequence[Frame], policy: SlicePolicy, content: FrameCon
     SeriesRejectedError
         No volume can be made within the limits of ``policy``; the reason says what stands against it.
     """
-    decisions: list[Decision] = []
-    dropped: dict[FrameKey, str] = {}
-
-    def drop(out: Sequence[Frame], code: str, why: str) -> None:
-        if out:
-            decisions.append(Decision(code, f"{len(out)} of {len(frames)} frames: {why} ({_names(out)})"))
-            dropped.update((f.key, code) for f in out)
-
     placed = _with_geometry(frames)
-    drop(
+    slices, projections, notes = without_projections(placed, policy.min_slices)
+    found = find_parts(_kinds(slices), policy)
+    _check_majority(found, slices)
+    out = _Dropped(len(frames))
+    out.drop(
         sorted(set(frames) - set(placed), key=_by_name),
         "without_geometry",
         "no usable position or orientation",
     )
-    slices, projections, notes = without_projections(placed, policy.min_slices)
-    decisions.extend(notes)
-    dropped.update((f.key, "projections_dropped") for f in projections)
-    kept, minority = _majority(slices)
-    drop(minority, "minority_dropped", "another matrix, spacing, orientation, colour or modality than the majority")
+    out.decisions.extend(notes)
+    out.reasons.update((f.key, "projections_dropped") for f in projections)
+    minority = sorted((f for g in found.minority for f in g), key=_by_name)
+    out.drop(minority, "minority_dropped", "another matrix, spacing, orientation, colour or modality than the majority")
+    out.drop([f for g in found.strays for f in g], "dropped_slices", "cut off from the stack by a gap beyond the limit")
+    main, *others = (_one_part(part, placed, policy, content, out) for part in found.parts)
+    if others:
+        described = described_parts([part[1] for part in (main, *others)])
+        out.decisions.append(Decision("several_parts", "; ".join(described)))
+    geometry, kept = main
+    return Stack(
+        kept, geometry, out.decisions, out.reasons, tuple(Stack(frames, own, [], {}) for own, frames in others)
+    )
+
+
+class _Dropped:
+    """Collects which frames are left out, and why."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self.decisions: list[Decision] = []
+        self.reasons: dict[FrameKey, str] = {}
+
+    def drop(self, out: Sequence[Frame], code: str, why: str) -> None:
+        if out:
+            self.decisions.append(Decision(code, f"{len(out)} of {self._total} frames: {why} ({_names(out)})"))
+            self.reasons.update((f.key, code) for f in out)
+
+
+def _one_part(
+    kept: list[Frame], placed: Sequence[Frame], policy: SlicePolicy, content: FrameContent, out: _Dropped
+) -> tuple[SliceGeometry, list[Frame]]:
+    """Return the slices of one part in order, and where they lie."""
+    total = len(kept)
     if kept[0].format.samples != 1 or not kept[0].format.photometric.startswith("MONOCHROME"):
         fmt = kept[0].format
         raise SeriesRejectedError(
@@ -76,22 +125,22 @@ def stack_frames(frames: Sequence[Frame], policy: SlicePolicy, content: FrameCon
 
     _, kept = slice_geometry(kept)
     kept, notes, doubles = one_frame_per_position(kept, policy, content)
-    decisions.extend(notes)
-    dropped.update(doubles)
+    out.decisions.extend(notes)
+    out.reasons.update(doubles)
     if len(kept) < policy.min_slices:
         raise SeriesRejectedError(
             Reason.ONE_POSITION,
-            f"{len(frames)} frames at {len(kept)} position(s): no extent across the slices",
+            f"{total} frames at {len(kept)} position(s): no extent across the slices",
         )
     _, kept = slice_geometry(kept)
     others = slices_of_other_content(kept, content)
-    drop(others, "foreign_slices", "off the even stack or beyond its end, and unlike the slices beside them")
-    out = {f.key for f in others}
-    kept, strays = _longest_run([f for f in kept if f.key not in out], placed, policy)
-    drop(strays, "dropped_slices", "cut off from the stack by a gap beyond the limit")
+    out.drop(others, "foreign_slices", "off the even stack or beyond its end, and unlike the slices beside them")
+    foreign = {f.key for f in others}
+    kept, strays = _longest_run([f for f in kept if f.key not in foreign], placed, policy)
+    out.drop(strays, "dropped_slices", "cut off from the stack by a gap beyond the limit")
     geometry, kept = slice_geometry(kept)
-    decisions.extend(_check_geometry(geometry, kept, policy))
-    return Stack(kept, geometry, decisions, dropped)
+    out.decisions.extend(_check_geometry(geometry, kept, policy))
+    return geometry, kept
 
 
 def _with_geometry(frames: Sequence[Frame]) -> list[Frame]:
@@ -114,19 +163,18 @@ def _with_geometry(frames: Sequence[Frame]) -> list[Frame]:
     return placed
 
 
-def _majority(frames: Sequence[Frame]) -> tuple[list[Frame], list[Frame]]:
-    """Return the frames of the commonest matrix, spacing, orientation and kind of pixel, and the others."""
-    groups = sorted(_kinds(frames), key=lambda g: (-len(g), min(f.sop_uid for f in g)))
-    if len(groups) > 1 and len(groups[0]) * 2 <= len(frames):
+def _check_majority(found: Parts, frames: Sequence[Frame]) -> None:
+    """Raise where the parts of one volume, if it is one, are no more than half of the frames."""
+    if sum(map(len, found.parts)) * 2 <= len(frames):
+        groups = [*found.parts, *found.strays, *found.minority]
         kinds = "; ".join(_described(groups[:4]))
         raise SeriesRejectedError(
             Reason.NO_MAJORITY, f"{len(groups)} kinds of frames and none is the majority: {kinds}"
         )
-    return groups[0], sorted((f for g in groups[1:] for f in g), key=_by_name)
 
 
 def _kinds(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Part the frames by matrix, kind of pixel and modality, and by orientation and spacing within tolerance."""
+    """Group the frames by matrix, kind of pixel and modality, and by orientation and spacing within tolerance."""
     modalities = Counter(f.modality for f in frames if f.modality)
     commonest = min(modalities, key=lambda name: (-modalities[name], name), default="")
     spacings = np.array([f.spacing_mm for f in frames], float)
@@ -137,7 +185,7 @@ def _kinds(frames: Sequence[Frame]) -> list[list[Frame]]:
         fmt = frame.format
         exact = (fmt.rows, fmt.columns, fmt.samples, fmt.photometric.startswith("MONOCHROME"))
         groups[(*exact, frame.modality or commonest, *measured)].append(frame)
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda g: (-len(g), min(f.sop_uid for f in g)))
 
 
 def _described(groups: Sequence[Sequence[Frame]]) -> list[str]:

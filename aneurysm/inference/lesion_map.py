@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from aneurysm.dicom.stack import Stack
 from aneurysm.volume.frame import closest_axes
@@ -36,7 +37,7 @@ class LesionMap:
 
 
 def source_shape(stack: Stack) -> tuple[int, int, int]:
-    """Return columns, rows and slices of a series."""
+    """Return columns, rows and slices of a series, or of a part of one."""
     pixels = stack.frames[0].format
     return pixels.columns, pixels.rows, len(stack.frames)
 
@@ -60,9 +61,9 @@ def source_affine(stack: Stack) -> NDArray[np.float64]:
     return affine
 
 
-def source_planes(lesions: LesionMap) -> Iterator[NDArray[np.float32]]:
+def source_planes(lesions: LesionMap, part: Stack | None = None) -> Iterator[NDArray[np.float32]]:
     """
-    Yield (rows, columns) for each slice of the series, in the order of `source_affine`.
+    Yield (rows, columns) for each slice of the series or of another part of it, in the order of `source_affine`.
 
     Each pixel at its own place, so that tilt and uneven gaps make no difference: straight between the map's voxels, and
     0 beyond the map. A slice that stands for more than a voxel's depth shows the highest value in its share, or a
@@ -70,13 +71,16 @@ def source_planes(lesions: LesionMap) -> Iterator[NDArray[np.float32]]:
     """
     stack = lesions.stack
     assert stack is not None
+    if part is not None and part is not stack:
+        yield from _turned_planes(lesions, part)
+        return
     geometry = stack.geometry
     columns, rows, _ = source_shape(stack)
+    directions = geometry.axes[[2, 1, 0]]
+    to_map = np.linalg.inv(lesions.affine_lps)
     # The map's axes are those of the series, in another order and direction: what lies along which is a matter of one
     # axis each, and interpolation, too.
-    directions = geometry.axes[[2, 1, 0]]
     order, _ = closest_axes(directions)
-    to_map = np.linalg.inv(lesions.affine_lps)
     origin = (to_map @ [*geometry.origin, 1.0])[:3]
     axis = [order.index(a) for a in range(3)]
     per_mm = [float((to_map[:3, :3] @ directions[a])[axis[a]]) for a in range(3)]
@@ -95,6 +99,31 @@ def source_planes(lesions: LesionMap) -> Iterator[NDArray[np.float32]]:
         column_mm = shift_column + geometry.spacing_mm[1] * np.arange(columns)
         plane = _between(plane, origin[axis[1]] + per_mm[1] * row_mm, 0)
         yield _between(plane, origin[axis[2]] + per_mm[2] * column_mm, 1)
+
+
+def _turned_planes(lesions: LesionMap, part: Stack) -> Iterator[NDArray[np.float32]]:
+    """Yield (rows, columns) for each slice of a part whose axes are none of the map's."""
+    geometry, to_map = part.geometry, np.linalg.inv(lesions.affine_lps)
+    columns, rows, _ = source_shape(part)
+    voxel_mm = float(np.linalg.norm(lesions.affine_lps[:3, :3], axis=0).min())
+    halfway = (geometry.positions_mm[1:] + geometry.positions_mm[:-1]) / 2
+    first, last = geometry.positions_mm[[0, -1]]
+    ends = np.concatenate([[2 * first - halfway[0]], halfway, [2 * last - halfway[-1]]])
+    down = geometry.spacing_mm[0] * np.arange(rows)[:, None, None] * geometry.axes[1]
+    across = geometry.spacing_mm[1] * np.arange(columns)[None, :, None] * geometry.axes[0]
+    limits = np.array(lesions.values.shape) - 0.5
+    for k, (place, shift) in enumerate(zip(geometry.positions_mm, geometry.shifts_mm, strict=True)):
+        pixels = geometry.origin + shift @ geometry.axes[:2] + down + across
+        share = ends[k + 1] - ends[k]
+        steps = int(np.ceil(2 * share / voxel_mm)) + 1 if share > voxel_mm else 0
+        plane = np.zeros((rows, columns), np.float32)
+        for depth in (place, *np.linspace(ends[k], ends[k + 1], steps)):
+            voxels = (pixels + depth * geometry.axes[2]) @ to_map[:3, :3].T + to_map[:3, 3]
+            inside = ((voxels >= -0.5) & (voxels <= limits)).all(axis=-1)
+            at = np.moveaxis(voxels, -1, 0)
+            shown = ndimage.map_coordinates(lesions.values, at, np.float32, order=1, mode="nearest")
+            np.maximum(plane, shown * inside, out=plane)
+        yield plane
 
 
 def _between(values: NDArray[np.float32], at: NDArray[np.float64], axis: int) -> NDArray[np.float32]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from aneurysm.cache.publish import sweep_temporaries
 from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.inference.lesion_map import LesionMap, source_affine, source_planes, source_shape
@@ -15,6 +14,8 @@ from aneurysm.inference.nifti import write_nifti
 class Overlays:
     """
     Writes ``<series_uid>-<label>-cached.nii.gz``, and ``-source.nii.gz`` of a series that came as DICOM.
+
+    One whose slices are of several parts has a ``-source-2.nii.gz`` and so on for those beside the largest.
 
     Parameters
     ----------
@@ -41,7 +42,6 @@ class Overlays:
             raise UsageError(f"can't make the folder {folder} for overlays: {error.strerror or error}") from error
         try:
             TemporaryFile(dir=folder).close()
-            sweep_temporaries(folder, "*.nii.gz")
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -62,9 +62,9 @@ class Overlays:
         """
         z, y, x = lesions.values.shape
         try:
-            if (stack := lesions.stack) is not None:
-                planes, shape, affine = source_planes(lesions), source_shape(stack), source_affine(stack)
-                write_nifti(self._path(series_uid, "source"), planes, shape, affine, self._says)
+            for number, part in enumerate(lesions.stack.parts if lesions.stack else (), 1):
+                path = self._path(series_uid, "source" if number == 1 else f"source-{number}")
+                write_nifti(path, source_planes(lesions, part), source_shape(part), source_affine(part), self._says)
             # NIfTI counts x first.
             affine = lesions.affine_lps[:, [2, 1, 0, 3]]
             write_nifti(self._path(series_uid, "cached"), lesions.values, (x, y, z), affine, self._says)

@@ -54,9 +54,7 @@ def find_paths(
     except AneurysmError:
         raise
     except OSError as error:
-        # Not by its name: of what lies below, that may be a patient's.
-        within = "" if os.path.realpath(path) == os.path.realpath(error.filename or path) else ", or something in it,"
-        raise DataError(f"{path}{within} can't be read: {error.strerror or type(error).__name__}") from error
+        raise DataError(f"{error.filename or path} can't be read: {error.strerror or error}") from error
 
 
 def name_by_place(path: str | Path) -> str:
@@ -110,7 +108,7 @@ def _file(path: Path) -> SeriesSource:
     try:
         uid = str(read_header(path).get("SeriesInstanceUID", ""))
     except NotDicomError as error:
-        raise DataError(f"{path} is no DICOM file") from error
+        raise DataError(f"{path} is no DICOM file: {error}") from error
     if not uid:
         uid = path.stem if UID.fullmatch(path.stem) else hashed_name("file", os.path.realpath(path))
     return safe_source(uid, files=[str(path)])

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aneurysm.dicom.geometry import plane_axes
 from aneurysm.dicom.stack import Stack
+from aneurysm.volume.parts import Coverage
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,11 @@ def source_pixel(stack: Stack, lps_mm: tuple[float, float, float]) -> SourcePixe
     """
     Return the place nearest to a point (LPS mm), in the slice of ``stack`` that lies nearest to it.
 
-    It is the inverse of `aneurysm.annotations.lesions.place_lesions`: each slice by its own position, so that tilt and
-    uneven gaps make no difference.
+    Of several parts it is the one whose values the volume has there. It is the inverse of
+    `aneurysm.annotations.lesions.place_lesions`: each slice by its own position, so that tilt and uneven gaps make no
+    difference.
     """
+    stack = _part_at(stack, np.array(lps_mm))
     places = np.array([f.position for f in stack.frames], float)
     beside = np.array(lps_mm) - places
     nearest = int(np.abs(beside @ stack.geometry.axes[2]).argmin())
@@ -55,3 +59,12 @@ def source_pixel(stack: Stack, lps_mm: tuple[float, float, float]) -> SourcePixe
         min(max(row, 0.0), frame.format.rows - 1.0),
         frame.index if frame.frames_in_file > 1 else None,
     )
+
+
+def _part_at(stack: Stack, lps_mm: NDArray[np.float64]) -> Stack:
+    """Return the largest part that covers a point, else the nearest one."""
+    distances = []
+    for part in stack.parts:
+        coverage = Coverage.of(part)
+        distances.append(np.nan_to_num(np.abs(coverage.beyond_mm(*coverage.local_mm(lps_mm))), nan=np.inf))
+    return stack.parts[int(np.argmin(distances))]

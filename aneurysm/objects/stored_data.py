@@ -25,7 +25,7 @@ from aneurysm.dicom.scan import (
     named_folders,
     safe_source,
 )
-from aneurysm.errors import AneurysmError, DataError, Reason
+from aneurysm.errors import DataError, Reason
 from aneurysm.objects.scratch import scratch_folder, scratch_space_told, told_as
 from aneurysm.objects.store import ObjectStore, StoredObject
 from aneurysm.objects.url import is_url
@@ -86,18 +86,15 @@ class DataPlace:
 
     def find_series(self, workers: int, timeout_s: float | None = None) -> Inventory:
         """Find the series; see `aneurysm.dicom.scan.find_series`."""
-        with _read_errors_told(self._root):
-            return find_series(self._root, workers, timeout_s)
+        return find_series(self._root, workers, timeout_s)
 
     def tables(self) -> Tables:
         """Read the tables; see `aneurysm.annotations.tables.read_tables`."""
-        with _read_errors_told(self._root):
-            return read_tables(self._root)
+        return read_tables(self._root)
 
     def find_masks(self) -> Mapping[str, Path | str] | None:
         """Return where the vessel masks are, by series UID; None if there is no folder of masks."""
-        with _read_errors_told(self._root):
-            return find_masks(self._root) if (self._root / MASKS).is_dir() else None
+        return find_masks(self._root) if (self._root / MASKS).is_dir() else None
 
     def sizes(self, sources: Sequence[SeriesSource]) -> dict[str, int]:
         """Return about how many bytes each series has, by UID."""
@@ -180,19 +177,6 @@ class StoredData(DataPlace):
                 StoredSource(s.uid, problem=s.problem, lost=s.lost, url=self._store.url, keys=keys, sizes=size_of)
             )
         return Inventory(self._store.url, "tree", sources, ignored)
-
-
-@contextmanager
-def _read_errors_told(root: Path) -> Iterator[None]:
-    """Turn the operating system's error into a `DataError`, which does not name what is in ``root``."""
-    try:
-        yield
-    except AneurysmError:
-        raise
-    except OSError as error:
-        raise DataError(
-            f"{root}, or something in it, can't be read: {error.strerror or type(error).__name__}"
-        ) from error
 
 
 def data_place(data: str | Path) -> DataPlace:

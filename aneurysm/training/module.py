@@ -31,11 +31,6 @@ class PatchModule(pl.LightningModule):
         Maps (B, C, Z, Y, X) to a `ModelOutput`.
     config
         Of the run.
-
-    Attributes
-    ----------
-    has_begun
-        What a checkpoint says of the run has been restored, and the first batch is to come.
     """
 
     def __init__(self, model: nn.Module, config: ResolvedConfig) -> None:
@@ -52,7 +47,6 @@ class PatchModule(pl.LightningModule):
         self.objective = Objective(config.losses, pos_weight=None if weights is None else torch.tensor(weights))
         self._dense = any(term.startswith("dense_") for term in self.objective.weights)
         self._checked = False
-        self.has_begun = False
 
     @property
     def needs_vessels(self) -> bool:
@@ -62,10 +56,6 @@ class PatchModule(pl.LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
         """Move a batch; from pinned memory the copy runs beside the device's work."""
         return batch.to(device, non_blocking=True)
-
-    def on_train_start(self) -> None:
-        """Note that the state of the run is restored."""
-        self.has_begun = True
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Seed torch for this step, on this rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,14 +11,16 @@ from numpy.typing import NDArray
 
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.content import PixelContent
+from aneurysm.dicom.parts import gap_limit
 from aneurysm.dicom.pixels import PixelReader
 from aneurysm.dicom.series import Decision, Frame, Series
 from aneurysm.dicom.stack import Stack, stack_frames
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
 from aneurysm.volume.agreement import DAMAGED
-from aneurysm.volume.frame import TargetGrid, target_grid
+from aneurysm.volume.frame import TargetGrid, field_of_view, lay_grid, target_grid
 from aneurysm.volume.modality import dicom_modality
 from aneurysm.volume.normalize import Intensity, ct_intensity, mr_intensity
+from aneurysm.volume.parts import Coverage, OtherPart, PartMerger
 from aneurysm.volume.resample import InPlane, axis_weights
 from aneurysm.volume.stored_values import Meaning, StoredValues, stored_values
 
@@ -55,11 +58,11 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
     decisions = list(series.decisions)
     stack = stack_frames(series.frames, spec.slices, content)
     # What can't be read, or contradicts the others, counts as a missing slice, up to this many.
-    allowed = spec.slices.max_unreadable_fraction * (len(stack.frames) + series.damaged) - series.damaged
+    allowed = spec.slices.max_unreadable_fraction * (len(stack.all_frames) + series.damaged) - series.damaged
     if allowed < 0:
         raise SeriesRejectedError(
             Reason.UNREADABLE_PIXELS,
-            f"{series.damaged} files are damaged before their pixels, beside {len(stack.frames)} slices that are not",
+            f"{series.damaged} files are damaged before their pixels, and {len(stack.all_frames)} slices are not",
         )
     lost: list[Frame] = []
 
@@ -69,7 +72,7 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
         return stack_frames([f for f in series.frames if f.key not in out], spec.slices, content)
 
     def agreeing(stack: Stack) -> tuple[Stack, Meaning]:
-        while (meaning := stored_values(stack.frames, reader, ct=ct)).damaged:
+        while (meaning := stored_values(stack.all_frames, reader, ct=ct)).damaged:
             decisions.extend(meaning.decisions)
             if len(lost) + len(meaning.damaged) > allowed:
                 raise SeriesRejectedError(
@@ -84,14 +87,17 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
     except PixelError as first:
         # Rare, so only now is every frame tried.
         bad: list[Frame] = []
-        for frame in stack.frames:
+        for frame in stack.all_frames:
             if not _readable(frame, reader):
                 bad.append(frame)
             if len(lost) + len(bad) > allowed:
                 raise SeriesRejectedError(
-                    Reason.UNREADABLE_PIXELS, f"{len(bad)} or more of {len(stack.frames)} slices; the first: {first}"
+                    Reason.UNREADABLE_PIXELS,
+                    f"{len(bad)} or more of {len(stack.all_frames)} slices; the first: {first}",
                 ) from first
-        decisions.append(Decision("unreadable_slice", f"{len(bad)} of {len(stack.frames)} slices; the first: {first}"))
+        decisions.append(
+            Decision("unreadable_slice", f"{len(bad)} of {len(stack.all_frames)} slices; the first: {first}")
+        )
         try:
             rest = without(bad)
         except SeriesRejectedError as error:
@@ -122,36 +128,15 @@ def _resample(
 ) -> tuple[TargetGrid, NDArray[Any], Intensity]:
     """Return the grid and the voxels on it: (slice, column, row), stored integers."""
     grid = target_grid(stack, spec)
-    geometry, fmt = stack.geometry, stack.frames[0].format
-    slices, rows, columns = grid.axes
-    half_gap = geometry.slice_spacing_mm / 2
-    across = axis_weights(geometry.positions_mm, slices.positions_mm, slices.spacing_mm, margin_mm=half_gap)
-    by_slice = across.tocsc()
-    in_plane = InPlane((fmt.rows, fmt.columns), geometry.spacing_mm, rows, columns)
     source = _Physical(reader, spec, ct=ct)
-
     # CT's mapping is known beforehand, so planes become integers as they are finished, at half the memory.
     intensity = ct_intensity(spec.intensity.CT, spec.storage) if ct else None
+    slices, rows, columns = grid.axes
     shape = (slices.size, columns.size, rows.size)
     voxels: NDArray[Any] = np.empty(shape, np.float32 if intensity is None else intensity.dtype)
-    last = np.array(
-        [across.indices[i:j].max(initial=-1) for i, j in zip(across.indptr, across.indptr[1:], strict=False)]
-    )
-    open_planes: dict[int, NDArray[np.float32]] = {}
-    for i, values in enumerate(meaning.values):
-        touched = slice(by_slice.indptr[i], by_slice.indptr[i + 1])
-        if touched.start == touched.stop:
-            continue  # beyond the region, or between target planes
-        plane = source.plane(values, in_plane, geometry.shifts_mm[i])
-        for k, weight in zip(by_slice.indices[touched], by_slice.data[touched], strict=True):
-            if k in open_planes:
-                open_planes[k] += weight * plane
-            else:
-                open_planes[k] = weight * plane
-            if last[k] == i:
-                finished = open_planes.pop(k)
-                finished += source.air
-                voxels[k] = finished if intensity is None else intensity.store(finished)
+    for k, plane in _all_planes(stack, meaning, grid, spec, source):
+        plane += source.air
+        voxels[k] = plane if intensity is None else intensity.store(plane)
     if intensity is None:
         mapping = mr_intensity(spec.intensity.MR, spec.storage, voxels)
         stored = np.empty(shape, mapping.dtype)
@@ -167,6 +152,75 @@ def _resample(
             Reason.IMPLAUSIBLE_HU, f"no voxel is above {brightest:g} HU: there is nothing but air"
         )
     return grid, voxels, intensity
+
+
+def _all_planes(
+    stack: Stack, meaning: Meaning, grid: TargetGrid, spec: CacheSpec, source: _Physical
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield each plane of the grid, (columns, rows) above air, with its number."""
+    ends = np.cumsum([len(part.frames) for part in stack.parts])
+    values = [meaning.values[end - len(part.frames) : end] for part, end in zip(stack.parts, ends, strict=True)]
+    geometry = stack.geometry
+    if not stack.others:
+        yield from _planes(stack, values[0], grid, geometry.slice_spacing_mm / 2, source)
+        return
+    reach = gap_limit([part.geometry.slice_spacing_mm for part in stack.parts], spec.slices)
+    others = [
+        _other_part(part, of_part, reach, spec, source) for part, of_part in zip(stack.others, values[1:], strict=True)
+    ]
+    merger = PartMerger(Coverage.of(stack), grid, others, reach)
+    missing = set(range(grid.axes[0].size))
+    for k, plane in _planes(stack, values[0], grid, reach, source):
+        missing.remove(k)
+        yield k, merger.plane(k, plane)
+    for k in sorted(missing):
+        yield k, merger.plane(k, None)
+
+
+def _other_part(
+    part: Stack, values: Sequence[StoredValues], reach_mm: float, spec: CacheSpec, source: _Physical
+) -> OtherPart:
+    """Resample a part on its own axes, as far beyond its slices as gaps between parts may be wide."""
+    geometry = part.geometry
+    low, high = field_of_view(geometry, part.frames[0].format, reach_mm)
+    whole = spec.model_copy(update={"region": None})
+    grid = lay_grid(geometry.origin, geometry.axes[[2, 1, 0]], low, high, whole)
+    slices, rows, columns = grid.axes
+    voxels = np.zeros((slices.size, columns.size, rows.size), np.float32)
+    for k, plane in _planes(part, values, grid, reach_mm, source):
+        voxels[k] = plane
+    return OtherPart(Coverage.of(part), grid, voxels)
+
+
+def _planes(
+    part: Stack, values: Sequence[StoredValues], grid: TargetGrid, margin_mm: float, source: _Physical
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """
+    Yield the planes of a part on a grid that has its axes, (columns, rows) above air, each with its number.
+
+    The outermost slices stand for ``margin_mm`` beyond them; planes further out are not yielded.
+    """
+    geometry, fmt = part.geometry, part.frames[0].format
+    slices, rows, columns = grid.axes
+    across = axis_weights(geometry.positions_mm, slices.positions_mm, slices.spacing_mm, margin_mm=margin_mm)
+    by_slice = across.tocsc()
+    in_plane = InPlane((fmt.rows, fmt.columns), geometry.spacing_mm, rows, columns)
+    last = np.array(
+        [across.indices[i:j].max(initial=-1) for i, j in zip(across.indptr, across.indptr[1:], strict=False)]
+    )
+    open_planes: dict[int, NDArray[np.float32]] = {}
+    for i, value in enumerate(values):
+        touched = slice(by_slice.indptr[i], by_slice.indptr[i + 1])
+        if touched.start == touched.stop:
+            continue  # beyond the region, or between target planes
+        plane = source.plane(value, in_plane, geometry.shifts_mm[i])
+        for k, weight in zip(by_slice.indices[touched], by_slice.data[touched], strict=True):
+            if k in open_planes:
+                open_planes[k] += weight * plane
+            else:
+                open_planes[k] = weight * plane
+            if last[k] == i:
+                yield int(k), open_planes.pop(k)
 
 
 class _Physical:

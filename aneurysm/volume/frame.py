@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.cache.spec import CacheSpec
+from aneurysm.dicom.geometry import SliceGeometry
+from aneurysm.dicom.series import PixelFormat
 from aneurysm.dicom.stack import Stack
 from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.volume.resample import TargetAxis, target_axis
@@ -47,18 +49,32 @@ class TargetGrid:
 
 def target_grid(stack: Stack, spec: CacheSpec) -> TargetGrid:
     """
-    Lay the target grid over the field of view of ``stack``.
+    Lay the target grid over the field of view of ``stack``: the axes are the largest part's, and all parts lie within.
 
     Raises
     ------
     SeriesRejectedError
         It would have more voxels than the spec allows.
     """
-    geometry, fmt = stack.geometry, stack.frames[0].format
+    geometry = stack.geometry
+    low, high = field_of_view(geometry, stack.frames[0].format, geometry.slice_spacing_mm / 2)
     directions = geometry.axes[[2, 1, 0]]  # of slice, row index, column index
-    half_gap = geometry.slice_spacing_mm / 2
+    for part in stack.others:
+        corners = (_corners(part) - geometry.origin) @ directions.T
+        low, high = np.minimum(low, corners.min(axis=0)), np.maximum(high, corners.max(axis=0))
+    return lay_grid(geometry.origin, directions, low, high, spec)
+
+
+def field_of_view(
+    geometry: SliceGeometry, fmt: PixelFormat, beyond_mm: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """
+    Return the edges (slice, row, column) of a block of slices, low and high, in mm from its first voxel's centre.
+
+    ``beyond_mm`` is how far it reaches beyond the outermost slices.
+    """
     low, high = np.zeros(3), np.zeros(3)
-    low[_SLICE], high[_SLICE] = -half_gap, geometry.positions_mm[-1] + half_gap
+    low[_SLICE], high[_SLICE] = -beyond_mm, geometry.positions_mm[-1] + beyond_mm
     for axis, step, size, shifts in (
         (_ROW, geometry.spacing_mm[0], fmt.rows, geometry.shifts_mm[:, 1]),
         (_COLUMN, geometry.spacing_mm[1], fmt.columns, geometry.shifts_mm[:, 0]),
@@ -67,7 +83,23 @@ def target_grid(stack: Stack, spec: CacheSpec) -> TargetGrid:
         shifts = np.where(np.abs(shifts) < 0.01, 0.0, shifts)
         low[axis] = shifts.min() - step / 2
         high[axis] = shifts.max() + (size - 0.5) * step
-    return lay_grid(geometry.origin, directions, low, high, spec)
+    return low, high
+
+
+def _corners(part: Stack) -> NDArray[np.float64]:
+    """Return the corners of all slices of a part, the outermost ones half a gap further out: (n, 3) in LPS mm."""
+    geometry, fmt = part.geometry, part.frames[0].format
+    half_gap = geometry.slice_spacing_mm / 2
+    places = geometry.positions_mm.copy()
+    places[0] -= half_gap
+    places[-1] += half_gap
+    first = geometry.origin + places[:, None] * geometry.axes[2] + geometry.shifts_mm @ geometry.axes[:2]
+    sides = [
+        geometry.axes[0] * x * geometry.spacing_mm[1] + geometry.axes[1] * y * geometry.spacing_mm[0]
+        for x in (-0.5, fmt.columns - 0.5)
+        for y in (-0.5, fmt.rows - 0.5)
+    ]
+    return np.concatenate([first + side for side in sides])
 
 
 def lay_grid(

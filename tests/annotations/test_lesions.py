@@ -316,3 +316,25 @@ def test_a_row_of_a_rejected_series_is_listed_with_a_reason(tree):
     (row,) = outcome.lesion_rows()
     assert UID in row.values()
     assert any("too_few_slices" in value or "reject" in value or "not_cached" in value for value in row.values())
+
+
+def test_a_row_on_a_slice_of_a_second_part_is_placed_by_that_slice(tree):
+    """A block with the gantry tilted below the majority: its slices are in the volume, too, where they lay."""
+    upper = acquire(slices=16, gap_mm=3.0, shape=(40, 40), spacing_mm=(1.5, 1.5), middle=(0, 0, 40))
+    lower = acquire(
+        slices=12, gap_mm=2.0, shape=(40, 40), spacing_mm=(1.5, 1.5), tilt_deg=15.0, middle=(0, 0, 40 - 22.5 - 4 - 11)
+    )
+    point = lower.lps(5, 23.25, 17.5)
+    pattern = lone_blob(point, sigma_mm=3.0)
+    uid = new_uid("two parts")
+    tree.declare(uid, "CTA", [LOCATION])
+    write_series(tree.folder(uid), upper, pattern, uid=uid)
+    written = write_series(tree.folder(uid), lower, pattern, uid=uid, label="lower", first_number=100)
+    tree.localize(uid, written.sops[5], 23.25, 17.5)
+    image = run(tree.write_tables()).image(uid)
+    assert "several_parts" in image.codes
+    (lesion,) = image.lesions
+    assert lesion["lps_mm"] == pytest.approx(point, abs=1e-3)
+    assert lesion["zyx"] == pytest.approx(image.zyx(point), abs=1e-3)
+    brightest = np.unravel_index(image.stored.argmax(), image.stored.shape)
+    assert np.abs(np.array(brightest) - lesion["zyx"]).max() <= 1.0

@@ -208,6 +208,30 @@ def test_any_map_is_sampled_at_the_pixels_own_points(tmp_path_factory, angle, pl
             assert abs(planes[k, j, i] - expected[k, j, i]) < 0.01
 
 
+def test_each_part_of_a_series_has_a_source_grid_of_its_own(tmp_path):
+    """By the same map: the value at a pixel of the tilted part tells its point, and its file's affine agrees."""
+    upper = acquire(slices=16, gap_mm=3.0, shape=(40, 40), spacing_mm=(1.5, 1.5), middle=(0, 0, 40))
+    lower = acquire(slices=12, gap_mm=1.0, shape=(36, 40), spacing_mm=(1.5, 1.5), tilt_deg=15.0, middle=(0, 0, 8.0))
+    for number, block in enumerate((upper, lower)):
+        values = level_but_one((len(block), *block.shape), 40.0)
+        write_series(tmp_path / "s", block, values, uid="1.2.3", label=str(number), first_number=99 * number)
+    read = read_path(SeriesSource("1.2.3", tmp_path / "s"), SPEC)
+    (part,) = read.stack.others
+    indices = np.stack([*np.indices(read.volume.shape), np.ones(read.volume.shape)], -1)
+    points = indices @ read.volume.affine_lps.T
+    expected = lower.take(np.argsort(lower.positions @ lower.normal)).points()
+    affine = source_affine(part)
+    for axis in range(3):
+        lesions = LesionMap(points[..., axis].astype(np.float32), read.volume.affine_lps, read.stack)
+        planes = np.stack([*source_planes(lesions, part)])
+        inside = np.s_[1:-1, 3:-3, 3:-3]
+        assert np.abs(planes[inside] - np.maximum(expected[..., axis], 0)[inside]).max() < 0.6
+        assert (affine @ [4, 3, 2, 1])[axis] == pytest.approx(expected[2, 3, 4, axis], abs=1e-3)
+    Overlays(tmp_path / "maps", LABELS[SITE]).write("1.2.3", lesions)
+    assert nifti(tmp_path / "maps" / f"1.2.3-{NAME}-source.nii.gz")[0].shape == (40, 40, 16)
+    assert nifti(tmp_path / "maps" / f"1.2.3-{NAME}-source-2.nii.gz")[0].shape == (40, 36, 12)
+
+
 def test_a_run_that_is_stopped_leaves_no_half_a_file(tmp_path, monkeypatch):
     acquisition = acquire("axial")
     write_series(tmp_path / "dicom", acquisition, lone_blob(acquisition.centre), uid="1.2.3")

@@ -8,6 +8,7 @@ import pytest
 from aneurysm.cache.build import precache
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.spec import load_spec
+from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import DataError, SeriesRejectedError, SpecMismatchError, UsageError
 from aneurysm.inference.reading import read_path
 from aneurysm.inference.series_paths import find_paths
@@ -15,6 +16,9 @@ from aneurysm.inference.source_pixel import source_pixel
 from aneurysm.phantom.dataset import write_plans
 from aneurysm.phantom.plan import plan_series
 from aneurysm.phantom.truth import read_truth
+from tests.support.acquisition import acquire
+from tests.support.pattern import anatomy
+from tests.support.series import write_series
 
 SITES = ("Left Posterior Communicating Artery", "Right Supraclinoid Internal Carotid Artery")
 SERIES = [
@@ -99,6 +103,23 @@ def test_a_point_beside_the_image_gets_its_nearest_pixel(phantom):
     pixel = source_pixel(stack, (1000.0, 1000.0, 0.0))
     frame = stack.frames[0].format
     assert (pixel.column, pixel.row) == (frame.columns - 1, frame.rows - 1)
+
+
+def test_a_point_of_a_second_part_gets_the_pixel_of_its_own_slice(tmp_path):
+    """A block with the gantry tilted: each pixel goes to a voxel, and from there back to itself."""
+    upper = acquire(slices=16, gap_mm=3.0, shape=(40, 40), spacing_mm=(1.5, 1.5), middle=(0, 0, 40))
+    lower = acquire(slices=12, gap_mm=2.0, shape=(40, 40), spacing_mm=(1.5, 1.5), tilt_deg=15.0, middle=(0, 0, 2.5))
+    written = [
+        write_series(tmp_path / "s", block, anatomy(block.centre, 60.0), uid="1.2.3", label=str(i), first_number=99 * i)
+        for i, block in enumerate((upper, lower))
+    ]
+    stack = read_path(SeriesSource("1.2.3", tmp_path / "s"), load_spec(SPEC)).stack
+    assert [len(part.frames) for part in stack.parts] == [16, 12]
+    for block, files in zip((upper, lower), written, strict=True):
+        for k in range(2, len(block) - 2):
+            pixel = source_pixel(stack, tuple(block.lps(k, 23.0, 17.0)))
+            assert pixel.sop_uid == files.sops[k]
+            assert (pixel.column, pixel.row) == pytest.approx((23.0, 17.0), abs=0.01)
 
 
 def _uid(phantom, index):

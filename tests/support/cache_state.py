@@ -49,16 +49,7 @@ def tree_digest(folder: Path) -> dict[str, str]:
 
 def leftovers(cache: Path) -> list[str]:
     """Everything under CACHE that a finished run should not leave."""
-    known = {
-        "spec.toml",
-        "manifest.csv",
-        "volumes",
-        "rejected",
-        ".building",
-        "lesions.csv",
-        ".patient-key",
-        ".patient-key-check",
-    }
+    known = {"spec.toml", "manifest.csv", "volumes", "rejected", ".building", "lesions.csv", ".patient-key"}
     left = [p.name for p in cache.iterdir() if p.name not in known]
     building = cache / ".building"
     if building.exists():
