@@ -39,10 +39,11 @@ class Adjustment:
         if not (math.isfinite(self.gate) and self.gate >= 0):
             raise UsageError(f"the gate is {self.gate:g}: give 0 (off) or more")
 
-    def __call__(self, probabilities: NDArray[np.float64], logits: NDArray[np.float32]) -> list[float]:
-        """Return the 14 probabilities to be given; ``probabilities`` and ``logits`` (14,) say the same."""
-        fitted = self.calibration
-        given = probabilities.astype(np.float64) if fitted is None else fitted.probabilities(logits)
+    def __call__(self, probabilities: NDArray[np.float64]) -> list[float]:
+        """Return the 14 probabilities to be given of (14,) those of a model."""
+        given = probabilities.astype(np.float64)
+        if self.calibration is not None:
+            given = self.calibration.calibrated(given)
         given[: len(SITES)] *= given[len(SITES)] ** self.gate
         found: list[float] = given.tolist()
         return found

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
+from aneurysm.probability import apply_temperature
 
 FORMAT_VERSION: Final = 2
 """Of calibration.json. Version 1 did not name the checkpoints."""
@@ -67,10 +68,9 @@ class Calibration:
     runs: tuple[tuple[str, str | None], ...]
     averaged: bool
 
-    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return (14,) the calibrated probabilities of (14,) a series' logits."""
-        scaled = logits.astype(np.float64) / np.array(self.temperatures)
-        return np.asarray(np.exp(-np.logaddexp(0, -scaled)))
+    def calibrated(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (14,) calibrated from (14,) a series' probabilities, as the evaluation does that fitted them."""
+        return apply_temperature(probabilities, self.temperatures)
 
     def check(self, checkpoints: Sequence[Path]) -> None:
         """

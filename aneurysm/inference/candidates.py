@@ -7,7 +7,7 @@ together, which would take gigabytes on a fine grid. What two windows see become
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool3d
 
 from aneurysm.labels import SITES
+from aneurysm.probability import sigmoid
 
 RADIUS_MM: Final = 5.0
 """Of two peaks of one site that are nearer than this, the lower is no candidate of its own."""
@@ -147,7 +148,7 @@ def window_peaks(
     for site in range(len(SITES)):
         logit = logits[:, site].astype(np.float64)
         # Squared, so that many windows that see a little don't outweigh the few that see it.
-        weight = _sigmoid(logit) ** 2
+        weight = sigmoid(logit) ** 2
         free = np.ones(len(logits), np.bool_)
         for _ in range(n):
             if not free.any():
@@ -189,8 +190,4 @@ def best_candidates(peaks: NDArray[np.float32], affine_lps: NDArray[np.float64],
 def _candidate(peak: NDArray[np.float64], lps_mm: NDArray[np.float64]) -> Candidate:
     site, logit, z, y, x = peak.tolist()
     left, posterior, superior = lps_mm.tolist()
-    return Candidate(int(site), float(_sigmoid(logit)), (z, y, x), (left, posterior, superior))
-
-
-def _sigmoid(logit: Any) -> Any:
-    return np.exp(-np.logaddexp(0, -logit))
+    return Candidate(int(site), float(sigmoid(logit)), (z, y, x), (left, posterior, superior))

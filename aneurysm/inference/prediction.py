@@ -77,7 +77,7 @@ def prediction_of(answer: SeriesPrediction, read: ReadSeries, adjust: Adjustment
     """Return what is given of a model's answer for a series that was read."""
     return Prediction(
         answer.series_uid,
-        dict(zip(LABELS, adjust(answer.probabilities, answer.logits), strict=True)),
+        dict(zip(LABELS, adjust(answer.probabilities), strict=True)),
         answer.logits,
         [_located(c, read.stack) for c in answer.candidates],
         read.decisions,

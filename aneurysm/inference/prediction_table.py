@@ -162,24 +162,21 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
 
 
 def _row(answer: Prediction | Failure) -> dict[str, Any]:
-    probabilities = answer.probabilities
-    if probabilities is not None:
-        # Fewer digits would tie the surest.
-        probabilities = {label: float(f"{p:.15g}") for label, p in probabilities.items()}
     if isinstance(answer, Failure):
         why = {"status": answer.status, "reason": str(answer.reason), "detail": answer.detail}
         found: dict[str, Any] = {"candidates": [], "decisions": []}
     else:
         why = {"status": "predicted", "reason": "", "detail": ""}
         found = {
-            "candidates": [_rounded(asdict(c)) for c in answer.candidates],
+            # Places to micrometres; of probabilities all digits, or the surest would tie.
+            "candidates": [_rounded(asdict(c)) | {"probability": c.probability} for c in answer.candidates],
             "decisions": [f"{d.code}: {d.detail}" for d in answer.decisions],
         }
-    return {"series_uid": answer.series_uid, **why, "probabilities": probabilities, **found}
+    return {"series_uid": answer.series_uid, **why, "probabilities": answer.probabilities, **found}
 
 
 def _rounded(content: Any) -> Any:
-    """Return it with all numbers rounded: positions to micrometres, and so on."""
+    """Return it with all numbers rounded to 6 digits after the point."""
     match content:
         case float():
             return round(content, 6)

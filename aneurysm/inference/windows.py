@@ -27,6 +27,7 @@ from aneurysm.models.output import check_output
 from aneurysm.models.pooling import POOLINGS
 from aneurysm.patches.intensity import WindowsHU, model_units
 from aneurysm.patches.location import Triple
+from aneurysm.probability import logit, sigmoid
 
 OnWindows = Callable[[int, int], None]
 """Called as windows are done, with how many of the series that is in work, and of how many."""
@@ -253,12 +254,12 @@ class _Series:
     def prediction(self) -> SeriesPrediction:
         logits = torch.stack(self.logits).cpu()
         # In double precision: single has no probabilities between 1 - 6e-8 and 1, and so no order among the surest.
-        pooled = POOLINGS[self.options.pooling](logits.double().sigmoid())
+        pooled = POOLINGS[self.options.pooling](torch.from_numpy(sigmoid(logits.numpy())))
         return SeriesPrediction(
             self.number,
             self.windows.source.uid,
             pooled.numpy(),
-            pooled.logit(1e-15).float().numpy(),
+            logit(pooled.numpy()).astype(np.float32),
             self._candidates(logits.numpy()) if self.options.candidates and not logits.isnan().any() else [],
             None if self.stitched is None else self.stitched.values,
         )

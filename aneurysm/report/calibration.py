@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.labels import LABELS
+from aneurysm.probability import apply_temperature, logit, sigmoid
 from aneurysm.report.bootstrap import FEWEST, Estimate, Weights, estimate
-from aneurysm.report.combine import logit, sigmoid
 from aneurysm.report.run_tables import Predictions
 
 BINS = 15
@@ -62,11 +62,6 @@ def fit_temperature(positive: NDArray[np.bool_], probabilities: NDArray[np.float
     if not len(signed) or slope(low) >= 0 or slope(high) <= 0:
         return None
     return float(1 / brentq(slope, low, high))
-
-
-def apply_temperature(probabilities: NDArray[np.float64] | np.float64, temperature: float) -> NDArray[np.float64]:
-    """Return the probabilities of logits divided by ``temperature``."""
-    return sigmoid(logit(probabilities) / temperature)
 
 
 def calibrate(predictions: Predictions, second_half: NDArray[np.bool_], weights: Weights) -> Calibration:

@@ -9,24 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.errors import DataError, SpecMismatchError
+from aneurysm.probability import mean_of_logits
 from aneurysm.report.run import Run
 from aneurysm.report.run_tables import Candidates, Predictions
 
 Ensemble = Literal["logits", "ranks"]
-
-_EDGE = 1e-6
-"""Probabilities are kept so far from 0 and 1, whose logits are infinite."""
-
-
-def logit(probabilities: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
-    """Return log-odds, of -13.8 to 13.8: probabilities are kept 1e-6 from 0 and 1."""
-    inside = np.clip(probabilities, _EDGE, 1 - _EDGE)
-    return np.asarray(np.log(inside) - np.log1p(-inside))
-
-
-def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the probabilities of log-odds."""
-    return np.asarray(1 / (1 + np.exp(-logits)))
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -135,7 +122,7 @@ def _averaged(parts: Sequence[Predictions], ensemble: Ensemble) -> Predictions:
     elif len(parts) == 1:
         return first
     else:
-        mean = sigmoid(np.mean([logit(p.probabilities) for p in parts], axis=0))
+        mean = mean_of_logits([p.probabilities for p in parts])
     return Predictions(first.uids, first.patients, first.modalities, first.folds, mean, first.truth)
 
 

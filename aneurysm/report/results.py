@@ -12,8 +12,8 @@ from aneurysm import __version__
 from aneurysm.csv_table import csv_text
 from aneurysm.inference import calibration
 from aneurysm.labels import LABELS
+from aneurysm.probability import apply_temperature
 from aneurysm.report.bootstrap import Estimate
-from aneurysm.report.calibration import apply_temperature
 from aneurysm.report.evaluate import Evaluation
 from aneurysm.report.froc import BY_GROUP_RATE, Froc
 from aneurysm.report.ranking import Ranking
@@ -94,7 +94,8 @@ def per_label_csv(e: Evaluation) -> str:
                 row |= value or {}
             elif key in _COLUMNS:
                 row[key] = value
-        rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items() if v is not None})
+        # All digits: a threshold that is rounded decides otherwise about the series that it was taken from.
+        rows.append({k: v for k, v in row.items() if v is not None})
     return csv_text(_COLUMNS, rows)
 
 
@@ -113,7 +114,7 @@ def calibration_json(e: Evaluation) -> str:
         value = None if threshold is None or e.calibration is None else threshold.value
         calibrated = value
         if value is not None and temperature is not None:
-            calibrated = float(apply_temperature(np.float64(value), temperature))
+            calibrated = float(apply_temperature(value, temperature))
         labels[name] = {"temperature": temperature, "threshold": value, "calibrated_threshold": calibrated}
     content = {
         "format_version": calibration.FORMAT_VERSION,

@@ -127,8 +127,8 @@ def write_predictions(
     for volume in _by_uid(cache, predictions):
         labels = ["" if y == UNKNOWN else int(y) for y in cache.labels[volume]]
         about = [cache.uids[volume], cache.modalities[volume], folds[volume], part, epoch, cache.spec.digest]
-        # Fewer digits would tie the surest, which the score told apart.
-        rows.append([*about, *(f"{p:.15g}" for p in predictions[volume].probabilities), *labels])
+        # All digits: with fewer, the surest would tie, which the score tells apart.
+        rows.append([*about, *map(repr, predictions[volume].probabilities.tolist()), *labels])
     _write(path, [*header, *(f"p: {name}" for name in LABELS), *(f"y: {name}" for name in LABELS)], rows)
 
 
@@ -139,7 +139,7 @@ def write_candidates(path: Path, cache: Cache, predictions: Predictions) -> None
     z, y, x are voxel coordinates in the cached volume; the last three are the same place in patient space (LPS).
     """
     rows = [
-        [cache.uids[volume], SITES[c.site], f"{c.probability:.9g}", *(f"{v:.3f}" for v in (*c.zyx, *c.lps_mm))]
+        [cache.uids[volume], SITES[c.site], repr(c.probability), *(f"{v:.3f}" for v in (*c.zyx, *c.lps_mm))]
         for volume in _by_uid(cache, predictions)
         for c in predictions[volume].candidates
     ]

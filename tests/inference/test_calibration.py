@@ -11,11 +11,10 @@ from aneurysm.errors import UsageError
 from aneurysm.inference.adjustment import Adjustment
 from aneurysm.inference.calibration import find_calibration, own_calibration, read_calibration
 from aneurysm.labels import LABELS
-from aneurysm.report.calibration import apply_temperature
+from aneurysm.probability import apply_temperature, sigmoid
 from tests.inference.calibrations import write_calibration
 
-LOGITS = np.array([np.log(3.0)] * 13 + [np.log(9.0)], np.float32)
-PROBABILITIES = np.array([0.75] * 13 + [0.9], np.float32)
+PROBABILITIES = np.array([0.75] * 13 + [0.9])
 
 
 @pytest.fixture
@@ -31,36 +30,37 @@ def checkpoints(tmp_path):
 
 
 def test_as_it_stands_nothing_is_changed():
-    assert Adjustment()(PROBABILITIES, LOGITS) == PROBABILITIES.astype(float).tolist()
+    assert Adjustment()(PROBABILITIES) == PROBABILITIES.tolist()
 
 
 def test_logits_are_divided_by_the_temperature_of_their_label(checkpoints, tmp_path):
     temperatures = [2.0, 0.5, None] + [1.0] * 10 + [2.0]
     found = read_calibration(write_calibration(tmp_path / "c.json", checkpoints[:1], temperatures))
-    given = Adjustment(found)(PROBABILITIES, LOGITS)
+    given = Adjustment(found)(PROBABILITIES)
     # Odds of 3 to the power of 1/2 and of 2; odds of 9 to the power of 1/2.
     odds = [np.sqrt(3), 9.0] + [3.0] * 11 + [3.0]
     assert given == pytest.approx([o / (1 + o) for o in odds], rel=1e-6)
-    # As the evaluation does it, which has the probabilities alone.
-    assert given[0] == pytest.approx(float(apply_temperature(np.float64(0.75), 2.0)), rel=1e-6)
+    # To the bit as the evaluation does it, so that its thresholds decide alike about what `predict` gives.
+    assert given[0] == float(apply_temperature(0.75, 2.0))
+    assert given[2:12] == [0.75] * 10
 
 
 def test_the_surest_keep_their_order(checkpoints, tmp_path):
     found = read_calibration(write_calibration(tmp_path / "c.json", checkpoints[:1], 2.0))
-    given = Adjustment(found)(np.ones(14, np.float32), np.linspace(18, 31, 14, dtype=np.float32))
+    given = Adjustment(found)(sigmoid(np.linspace(18, 31, 14)))
     assert (np.diff(given) > 0).all()
 
 
 @pytest.mark.parametrize("alpha, factor", [(0.0, 1.0), (1.0, 0.9), (0.5, 0.9**0.5), (2.0, 0.81)])
 def test_the_gate_multiplies_sites_by_a_power_of_present(alpha, factor):
-    given = Adjustment(gate=alpha)(PROBABILITIES, LOGITS)
+    given = Adjustment(gate=alpha)(PROBABILITIES)
     assert given[:13] == pytest.approx([0.75 * factor] * 13)
     assert given[13] == pytest.approx(0.9)
 
 
 def test_the_gate_comes_after_the_temperatures(checkpoints, tmp_path):
     found = read_calibration(write_calibration(tmp_path / "c.json", checkpoints[:1], [None] * 13 + [2.0]))
-    given = Adjustment(found, gate=1.0)(PROBABILITIES, LOGITS)
+    given = Adjustment(found, gate=1.0)(PROBABILITIES)
     assert given == pytest.approx([0.75 * 0.75] * 13 + [0.75], rel=1e-6)
 
 

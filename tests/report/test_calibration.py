@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from aneurysm.probability import apply_temperature, sigmoid
 from aneurysm.report.bootstrap import patient_weights
-from aneurysm.report.calibration import TEMPERATURES, apply_temperature, calibrate, calibration_error, fit_temperature
-from aneurysm.report.combine import logit, sigmoid
+from aneurysm.report.calibration import TEMPERATURES, calibrate, calibration_error, fit_temperature
 from aneurysm.report.run_tables import Predictions
 from aneurysm.report.thresholds import patient_halves
 
@@ -67,14 +67,6 @@ def test_one_half_that_is_parted_perfectly_has_no_temperature():
     assert found.labels[13].temperature is None
     assert found.labels[13].missing == "none from 0.05 to 20 fits"
     np.testing.assert_array_equal(found.probabilities, p.probabilities)
-
-
-def test_applying_a_temperature_keeps_the_order_and_a_half():
-    p = np.array([0.0, 0.1, 0.5, 0.9, 1.0])
-    cooled = apply_temperature(p, 2.0)
-    assert (np.diff(cooled) > 0).all()
-    assert cooled[2] == 0.5
-    np.testing.assert_allclose(logit(cooled[1:4]), logit(p[1:4]) / 2)
 
 
 def test_the_error_of_a_case_worked_by_hand():

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from aneurysm.errors import DataError, SpecMismatchError
-from aneurysm.report.combine import combine, combine_candidates, group_runs, logit, sigmoid
+from aneurysm.inference.calibration import read_calibration
+from aneurysm.labels import LABELS
+from aneurysm.probability import logit, sigmoid
+from aneurysm.report.combine import combine, combine_candidates, group_runs
 from aneurysm.report.evaluate import EvaluateOptions, evaluate
 from aneurysm.report.results import calibration_json
 from aneurysm.report.run import read_run
@@ -147,3 +150,51 @@ def test_runs_say_themselves_of_which_spec_they_are(tmp_path):
     alone = evaluate([theirs], EvaluateOptions(samples=50))
     assert alone.cache is None
     assert json.loads(calibration_json(alone))["digest"] == other
+
+
+def saturated(root, scale, shift):
+    """Make a run's answers as sure as a network's: many beyond what float32 or a clip of 1e-6 tells from 0 and 1."""
+    path = root / "predictions_val.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        for name in row:
+            if name.startswith("p: "):
+                row[name] = repr(float(sigmoid(scale * logit(float(row[name])) + shift)))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
+
+
+def test_two_identical_runs_averaged_are_each_of_them(tmp_path):
+    series = fake_series(200)
+    roots = [saturated(write_run(tmp_path / name, series, n_folds=1), 12, -30) for name in "ab"]
+    alone, together = (evaluate(given, EvaluateOptions(samples=50)) for given in (roots[:1], roots))
+    given = alone.predictions.probabilities
+    assert (given < 1e-6).mean() > 0.3
+    np.testing.assert_array_equal(together.predictions.probabilities, given)
+    assert together.ranking.score.value == alone.ranking.score.value
+    assert together.runs[0].gain.value == 0
+    temperatures = [[label.temperature for label in e.calibration.labels] for e in (alone, together)]
+    assert temperatures[0] == temperatures[1]
+
+
+def test_the_calibrated_threshold_decides_about_predictions_as_the_threshold_did(tmp_path):
+    """`predict` gives the threshold's own series a probability that reaches the calibrated threshold, to the bit."""
+    root = saturated(write_run(tmp_path / "a", fake_series(200), n_folds=1), 4, 0)
+    (root / "checkpoints").mkdir()
+    (root / "checkpoints" / "best.ckpt").write_text("weights")
+    found = evaluate([root], EvaluateOptions(samples=50))
+    (tmp_path / "calibration.json").write_text(calibration_json(found))
+    content = json.loads((tmp_path / "calibration.json").read_text())["labels"]
+    given = found.predictions.probabilities
+    calibrated = read_calibration(tmp_path / "calibration.json").calibrated(given)
+    fitted = [i for i, name in enumerate(LABELS) if content[name]["temperature"] and content[name]["threshold"]]
+    assert fitted
+    for i in fitted:
+        thresholds = content[LABELS[i]]
+        np.testing.assert_array_equal(
+            calibrated[:, i] >= thresholds["calibrated_threshold"], given[:, i] >= thresholds["threshold"]
+        )

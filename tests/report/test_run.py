@@ -156,10 +156,11 @@ def test_predictions_of_another_epoch_than_the_best_checkpoint_are_refused(run):
     assert read_run(run).part == "val"
 
 
-def test_the_surest_keep_their_order_in_the_file(tmp_path, report_cache):
-    """So that the report's score is that of training."""
+def test_the_file_keeps_every_bit_of_a_prediction(tmp_path, report_cache):
+    """So that the report's score is that of training, and its temperatures are of what `predict` applies them to."""
     shape = (len(report_cache), len(LABELS))
-    values = 1 - 10.0 ** -np.random.default_rng(0).permutation(np.linspace(8, 11, shape[0] * shape[1])).reshape(shape)
+    values = 1 - 10.0 ** -np.random.default_rng(0).permutation(np.linspace(8, 15, shape[0] * shape[1])).reshape(shape)
+    values[0, :4] = 1e-300, 0.1, 1 / 3, np.nextafter(1, 0)
     found = {
         i: SeriesPrediction(i, uid, values[i], np.zeros(len(LABELS), np.float32), [])
         for i, uid in enumerate(report_cache.uids)
@@ -169,4 +170,4 @@ def test_the_surest_keep_their_order_in_the_file(tmp_path, report_cache):
     write_folds(tmp_path / "folds.csv", report_cache.uids, report_cache.patient_keys, list(folds.values()))
     p = read_run(tmp_path).predictions
     assert score_series(p.truth, p.probabilities).score == pytest.approx(score_predictions(report_cache, found).score)
-    assert len(np.unique(p.probabilities)) == p.probabilities.size
+    np.testing.assert_array_equal(p.probabilities, [values[report_cache.uids.index(uid)] for uid in p.uids])
