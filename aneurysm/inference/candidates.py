@@ -20,7 +20,9 @@ from aneurysm.probability import sigmoid
 
 RADIUS_MM: Final = 5.0
 """Of two peaks of one site that are nearer than this, the lower is no candidate of its own."""
-_MOST_PER_WINDOW: Final = 64
+_MOST_PER_WINDOW: Final = 1024
+"""A window's highest peaks. A noisy map has dozens within `RADIUS_MM` of its highest one; `best_candidates` drops these,
+for here it can't be seen which peaks the other windows have."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,15 @@ class Candidate:
 def map_peaks(
     dense: Tensor,
     stride_zyx: tuple[int, int, int],
-    spacing_mm: NDArray[np.float64],
     part: NDArray[np.float64],
 ) -> Tensor:
     """
-    Return the highest local maxima of one window's map.
+    Return the highest local maxima of one window's map, however close to each other they are.
 
     Parameters
     ----------
     dense, stride_zyx
         (14, z, y, x) logits, and voxels per cell; see `aneurysm.models.output.ModelOutput`.
-    spacing_mm
-        (z, y, x) of a voxel.
     part
         (2, 3): the first and last (z, y, x) of the part to be searched, in voxels of the window.
 
@@ -71,29 +70,36 @@ def map_peaks(
         a cell by a parabola along each axis. A logit of -inf marks a row that stands for nothing.
     """
     sizes = dense.shape[1:]
-    firsts, lasts, block = [], [], []
-    for size, stride, spacing, low, high in zip(sizes, stride_zyx, spacing_mm, *part, strict=True):
+    firsts, with_rim, without_rim, block = [], [], [], []
+    for size, stride, low, high in zip(sizes, stride_zyx, *part, strict=True):
         # All cells that reach into the part. By their centres alone, a cell at the seam might be of neither window.
         first, last = int(np.ceil((low + 0.5) / stride)) - 1, int(np.floor((high + 0.5) / stride))
-        firsts.append(min(max(first, 0), size - 1))
-        lasts.append(min(max(last, firsts[-1]), size - 1))
-        block.append(min(max(1, int(RADIUS_MM / (stride * spacing))), lasts[-1] - firsts[-1] + 1))
-    z, y, x = (slice(a, b + 1) for a, b in zip(firsts, lasts, strict=True))
-    searched = dense[: len(SITES), z, y, x].float()
-    # A block is no longer than the radius, so that only its highest cell can be a candidate.
-    highest, flat = max_pool3d(searched[None], block, stride=block, ceil_mode=True, return_indices=True)
-    logit, flat = highest[0].flatten(1), flat[0].flatten(1)
+        first = min(max(first, 0), size - 1)
+        last = min(max(last, first), size - 1)
+        rim = max(first - 1, 0)
+        firsts.append(first)
+        with_rim.append(slice(rim, last + 2))
+        without_rim.append(slice(first - rim, last + 1 - rim))
+        block.append(min(2, last + 1 - first))
+    searched = dense[(slice(len(SITES)), *with_rim)].float()
+    inside = (slice(None), *without_rim)
+    # A peak is no lower than any of its 26 neighbours, those beyond the part included.
+    around = max_pool3d(searched[None], 3, stride=1, padding=1)[0][inside]
+    searched = searched[inside]
+    peaks = torch.where(searched >= around, searched, -torch.inf)
+    # The 8 cells of a block are neighbours: of peaks in one block all but one can go, for they are equal. Wider blocks
+    # would hold peaks that are candidates by themselves.
+    logit, flat = max_pool3d(peaks[None], block, stride=block, ceil_mode=True, return_indices=True)
+    logit, flat = logit[0].flatten(1), flat[0].flatten(1)
     rows, columns = searched.shape[2:]
-    inside = torch.stack([flat // (rows * columns), flat // columns % rows, flat % columns], -1)
-    cell = inside + torch.tensor(firsts, device=dense.device)
+    within = torch.stack([flat // (rows * columns), flat // columns % rows, flat % columns], -1)
+    cell = within + torch.tensor(firsts, device=dense.device)
     site = torch.arange(len(SITES), device=dense.device)[:, None].expand_as(flat)
-    around = _around(dense, site, cell)
-    peak = torch.where(logit >= around.amax((2, 3, 4)), logit, -torch.inf).flatten()
-    peak, chosen = peak.topk(min(_MOST_PER_WINDOW, len(peak)))
-    cell, around = cell.flatten(0, 1)[chosen], around.flatten(0, 1)[chosen]
+    peak, chosen = logit.flatten().topk(min(_MOST_PER_WINDOW, logit.numel()))
+    site, cell = site.flatten()[chosen], cell.flatten(0, 1)[chosen]
     stride = torch.tensor(stride_zyx, device=dense.device)
-    zyx = (cell + _summit(around, cell, sizes)) * stride + (stride - 1) / 2
-    return torch.cat([site.flatten()[chosen, None].float(), peak[:, None], zyx], 1)
+    zyx = (cell + _summit(_around(dense, site, cell), cell, sizes)) * stride + (stride - 1).float() / 2
+    return torch.cat([site[:, None].float(), peak[:, None], zyx], 1)
 
 
 def _around(dense: Tensor, site: Tensor, cell: Tensor) -> Tensor:
@@ -178,12 +184,12 @@ def best_candidates(peaks: NDArray[np.float32], affine_lps: NDArray[np.float64],
     peaks = peaks[np.lexsort((*peaks[:, 4:1:-1].T, peaks[:, 0], -peaks[:, 1]))]
     lps = peaks[:, 2:] @ affine_lps[:3, :3].T + affine_lps[:3, 3]
     chosen: list[int] = []
-    for row, peak in enumerate(peaks):
-        if len(chosen) == n:
-            break
-        same = [k for k in chosen if peaks[k, 0] == peak[0]]
-        if not same or np.linalg.norm(lps[same] - lps[row], axis=1).min() >= RADIUS_MM:
-            chosen.append(row)
+    free = np.ones(len(peaks), np.bool_)
+    while len(chosen) < n and free.any():
+        best = int(free.argmax())  # the first, and so the highest, that is left
+        chosen.append(best)
+        free &= (peaks[:, 0] != peaks[best, 0]) | (np.linalg.norm(lps - lps[best], axis=1) >= RADIUS_MM)
+        free[best] = False
     return [_candidate(peaks[k], lps[k]) for k in chosen]
 
 

@@ -67,7 +67,8 @@ class GradCam(nn.Module):
             if output.dense is not None:
                 raise UsageError("the model has a map of its own: leave out --cam")
             features = kept[-1]
-            dense = torch.full((len(image), len(LABELS), *image.shape[2:]), math.log(_NOTHING), device=image.device)
+            shape = (len(image), len(LABELS), *image.shape[2:])
+            dense = torch.full(shape, math.log(_NOTHING), dtype=torch.float32, device=image.device)
             for label in self._labels:
                 logit = output.logits[:, label]
                 (slope,) = torch.autograd.grad(logit.sum(), features, retain_graph=True)

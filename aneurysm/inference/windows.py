@@ -221,9 +221,8 @@ class _Series:
     def __post_init__(self) -> None:
         if self.options.map_label is not None:
             self.stitched = StitchedMap(self.windows.source.shape, self.options.map_label)
-        affine, intensity = self.windows.source.affine_lps, self.windows.source.attributes["intensity"]
+        intensity = self.windows.source.attributes["intensity"]
         self.voxels = torch.from_numpy(self.windows.voxels).to(self.options.device)
-        self.spacing_mm: NDArray[np.float64] = np.linalg.norm(affine[:3, :3], axis=0)
         self.units = (intensity["scale"], intensity["offset"], *intensity["window"], intensity["unit"] == "HU")
 
     @property
@@ -247,7 +246,7 @@ class _Series:
             self.stitched.add(dense, stride_zyx, self.windows.starts[k], self.options.patch_shape)
         if dense is not None and self.options.candidates and not self.options.cam:
             start = np.array(self.windows.starts[k])
-            peaks = map_peaks(dense, stride_zyx, self.spacing_mm, self.windows.parts[k] - start)
+            peaks = map_peaks(dense, stride_zyx, self.windows.parts[k] - start)
             peaks[:, 2:] += torch.from_numpy(start).to(peaks)
             self.peaks.append(peaks)
 

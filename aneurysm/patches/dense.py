@@ -79,7 +79,7 @@ def lesion_map(
     value = (value * within).flatten()
 
     voxels = math.prod(cells)
-    out = torch.zeros(batch_size * len(LABELS) * voxels, device=device)
+    out = torch.zeros(batch_size * len(LABELS) * voxels, dtype=torch.float32, device=device)
     for label in (lesion_site, torch.full_like(lesion_site, len(LABELS) - 1)):
         first = ((lesion_sample * len(LABELS) + label) * voxels).view(-1, 1, 1, 1)
         out.scatter_reduce_(0, (first + index).flatten(), value, "amax")

@@ -30,7 +30,7 @@ def displacement_on_grid(
         From one control point to the next.
     """
     z, y, x = (
-        _weights(torch.arange(n, device=controls.device) * (mm / distance_mm), size)
+        _weights(torch.arange(n, dtype=torch.float32, device=controls.device) * (mm / distance_mm), size)
         for n, mm, size in zip(shape_zyx, spacing_mm, controls.shape[2:], strict=True)
     )
     # From the coarsest to the finest: the full size is reached only in the last step.

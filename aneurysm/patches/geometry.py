@@ -122,9 +122,9 @@ class Geometry:
         shape, out_shape = self._shape, np.array(self._out_shape)
         back = np.linalg.inv(self._forward[self._resampled]) * out_shape / shape[:, None]
         centre = ((2 * self._start + out_shape - shape) / shape).tolist()
-        z, y, x = ((2 * torch.arange(n, device=self._device) + 1) / n - 1 for n in self._out_shape)
+        z, y, x = (_between_faces(n, self._device) for n in self._out_shape)
         back_to = self._tensor(back)[..., None, None, None]
-        grid = torch.empty(len(back), *self._out_shape, 3, device=self._device)
+        grid = torch.empty(len(back), *self._out_shape, 3, dtype=torch.float32, device=self._device)
         for axis in range(3):
             from_z, from_y, from_x = back_to[:, axis].unbind(1)
             plane = centre[axis] + from_z * z[:, None, None] + from_y * y[:, None]
@@ -154,3 +154,9 @@ class Geometry:
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).float().to(self._device, non_blocking=True)
+
+
+def _between_faces(n: int, device: torch.device) -> Tensor:
+    """Return (n,) float32: where the centres of n voxels lie, their outer faces being at -1 and 1."""
+    # Of whole numbers, a quotient would have torch's default dtype.
+    return (2 * torch.arange(n, dtype=torch.float32, device=device) + 1) / n - 1

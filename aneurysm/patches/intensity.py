@@ -72,7 +72,7 @@ def add_noise(physical: Tensor, window: Tensor, is_ct: Tensor, draws: Sequence[D
         generator = torch.Generator(physical.device).manual_seed(draws[row].noise_seed)
         shape = (2, *physical.shape[2:])
         sigma = draws[row].noise_sigma * (window[row, 1] - window[row, 0])
-        real, imaginary = torch.randn(shape, generator=generator, device=physical.device) * sigma
+        real, imaginary = torch.randn(shape, generator=generator, dtype=torch.float32, device=physical.device) * sigma
         real += physical[row, 0]
         # MR shows the magnitude of a complex signal, so its noise never falls below zero, and lifts the air.
         physical[row, 0] = torch.where(is_ct[row], real, torch.hypot(real, imaginary))

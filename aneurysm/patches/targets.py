@@ -89,7 +89,7 @@ def patch_targets(
     cut = ~sure & (outside_mm < margin_mm)
 
     def any_of(which: Tensor) -> Tensor:
-        found = torch.zeros(batch_size, len(LABELS), device=lesion_zyx.device)
+        found = torch.zeros(batch_size, len(LABELS), dtype=torch.float32, device=lesion_zyx.device)
         found.index_put_((lesion_sample, lesion_site), which.float(), accumulate=True)
         found[:, _PRESENT] = found.sum(dim=1)
         return found > 0

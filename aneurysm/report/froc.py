@@ -1,16 +1,18 @@
 """Candidates against lesions: sensitivity by false positives per scan (FROC), with intervals by patient.
 
-A candidate finds the nearest lesion of its series within the match radius that no more probable candidate has found.
-One that has only lesions near it that are found already counts neither way; all others are false positives. Each lesion
-is found once at most.
+A candidate finds a lesion of its series within the match radius that no more probable candidate needs: the nearest, or
+another, if a more probable one then gives way to a lesion that it finds as well. So, of the candidates down to any
+probability, as many find a lesion as can (a maximum matching). One that has only lesions near it that are found
+already counts neither way; all others are false positives. Each lesion is found once at most.
 
-A model may name one place for several sites. Where only the place is asked for, that is one candidate: those within the
-match radius of a more probable one of their scan are left out first.
+A model may name one place for several sites. Where only the place is asked for, that is one false positive: after the
+matching, those within the match radius of a more probable one of their scan that counts are left out. In this order,
+and with a maximum matching, the curve of the places can't lie below that of the places with the right site.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -28,7 +30,7 @@ SIZES_MM = (3.0, 5.0, 7.0)
 """Edges of the diameters' classes."""
 
 FALSE, AGAIN = -1, -2
-"""Stand for a candidate that found nothing, and for one at a lesion that was found before."""
+"""A candidate that finds nothing; and one that counts neither way, for its lesion or its place has been named before."""
 
 
 @dataclass(frozen=True)
@@ -105,28 +107,78 @@ class Froc:
 
 def match(where: Localisation, radius_mm: float, *, same_site: bool) -> NDArray[np.int64]:
     """
-    Return (c,): the lesion that each candidate finds, `FALSE` or `AGAIN`.
+    Return (c,): the lesion that is found once each candidate is there, `FALSE` or `AGAIN`.
 
-    With ``same_site``, a candidate can only find lesions of its own site.
+    With ``same_site``, a candidate can only find lesions of its own site; without, one false place is one candidate.
     """
     found = np.full(len(where.candidate_scan), FALSE, np.int64)
-    taken = np.zeros(len(where.lesion_scan), bool)
+    finder: dict[int, int] = {}
+    near = _lesions_near(where, radius_mm, same_site=same_site)
+    by_probability = np.argsort(-where.candidate_probability, kind="stable").tolist()
+    for c in by_probability:
+        found[c] = _lesion_added(c, near, finder)
+    if not same_site:
+        _name_places_once(where, by_probability, found, radius_mm)
+    return found
+
+
+def _lesions_near(where: Localisation, radius_mm: float, *, same_site: bool) -> list[list[int]]:
+    """Return for each candidate the lesions that it may find, the nearest first."""
     lesions_of: dict[int, list[int]] = {}
-    for lesion, scan in enumerate(where.lesion_scan):
-        lesions_of.setdefault(int(scan), []).append(lesion)
-    for c in np.argsort(-where.candidate_probability, kind="stable"):
-        lesions = np.array(lesions_of.get(int(where.candidate_scan[c]), []), np.int64)
+    for lesion, scan in enumerate(where.lesion_scan.tolist()):
+        lesions_of.setdefault(scan, []).append(lesion)
+    near = []
+    for c, scan in enumerate(where.candidate_scan.tolist()):
+        lesions = np.array(lesions_of.get(scan, []), np.int64)
         if same_site:
             lesions = lesions[where.lesion_site[lesions] == where.candidate_site[c]]
         distance = np.linalg.norm(where.lesion_lps_mm[lesions] - where.candidate_lps_mm[c], axis=1)
-        near = lesions[distance <= radius_mm][np.argsort(distance[distance <= radius_mm], kind="stable")]
-        free = near[~taken[near]]
-        if len(free):
-            found[c] = free[0]
-            taken[free[0]] = True
-        elif len(near):
+        order = np.argsort(distance, kind="stable")
+        near.append(lesions[order][distance[order] <= radius_mm].tolist())
+    return near
+
+
+def _lesion_added(candidate: int, near: list[list[int]], finder: dict[int, int]) -> int:
+    """
+    Let a candidate find a lesion, if need be by letting others find other ones; return the lesion that is new.
+
+    ``finder`` holds the candidate of each lesion that is found. The search is breadth first for the shortest chain of
+    candidates that give way (an augmenting path).
+    """
+    if not near[candidate]:
+        return FALSE
+    came_from: dict[int, int] = {}  # the candidate through which a lesion was reached
+    holds: dict[int, int] = {}
+    queue = [candidate]
+    for c in queue:
+        for lesion in near[c]:
+            if lesion in came_from:
+                continue
+            came_from[lesion] = c
+            if lesion in finder:
+                holds[finder[lesion]] = lesion
+                queue.append(finder[lesion])
+                continue
+            last = lesion
+            while (taker := came_from[last]) != candidate:
+                finder[last], last = taker, holds[taker]
+            finder[last] = candidate
+            return lesion
+    return AGAIN
+
+
+def _name_places_once(
+    where: Localisation, by_probability: list[int], found: NDArray[np.int64], radius_mm: float
+) -> None:
+    """Let the candidates that find nothing, near a more probable one that counts, not count either; in place."""
+    counted: dict[int, list[int]] = {}
+    for c in by_probability:
+        others = counted.setdefault(int(where.candidate_scan[c]), [])
+        apart = np.linalg.norm(where.candidate_lps_mm[others] - where.candidate_lps_mm[c], axis=1)
+        if found[c] < 0 and (apart <= radius_mm).any():
             found[c] = AGAIN
-    return found
+        else:
+            others.append(c)
 
 
 def froc(where: Localisation, weights: Weights, radius_mm: float, *, same_site: bool = False) -> Froc:
@@ -140,8 +192,6 @@ def froc(where: Localisation, weights: Weights, radius_mm: float, *, same_site: 
     radius_mm
         How far from a lesion's point a candidate may lie to have found it.
     """
-    if not same_site:
-        where = _one_a_place(where, radius_mm)
     found = match(where, radius_mm, same_site=same_site)
     counts = found != AGAIN
     order = np.flatnonzero(counts)[np.argsort(-where.candidate_probability[counts], kind="stable")]
@@ -181,23 +231,6 @@ def froc(where: Localisation, weights: Weights, radius_mm: float, *, same_site: 
         threshold,
         _by_site(where, detected, weights),
         _by_size(where, detected, weights),
-    )
-
-
-def _one_a_place(where: Localisation, radius_mm: float) -> Localisation:
-    kept = np.zeros(len(where.candidate_scan), bool)
-    kept_of: dict[int, list[int]] = {}
-    for c in np.argsort(-where.candidate_probability, kind="stable"):
-        others = where.candidate_lps_mm[kept_of.setdefault(int(where.candidate_scan[c]), [])]
-        if not (np.linalg.norm(others - where.candidate_lps_mm[c], axis=1) <= radius_mm).any():
-            kept[c] = True
-            kept_of[int(where.candidate_scan[c])].append(int(c))
-    return replace(
-        where,
-        candidate_scan=where.candidate_scan[kept],
-        candidate_site=where.candidate_site[kept],
-        candidate_probability=where.candidate_probability[kept],
-        candidate_lps_mm=where.candidate_lps_mm[kept],
     )
 
 

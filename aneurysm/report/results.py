@@ -6,8 +6,6 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from aneurysm import __version__
 from aneurysm.csv_table import csv_text
 from aneurysm.inference import calibration

@@ -44,7 +44,8 @@ class PatchModule(pl.LightningModule):
             model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if config.compile:
             model.compile()  # in place: the names in the state dict stay
-        self.objective = Objective(config.losses, pos_weight=None if weights is None else torch.tensor(weights))
+        of_labels = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+        self.objective = Objective(config.losses, pos_weight=of_labels)
         self._dense = any(term.startswith("dense_") for term in self.objective.weights)
         self._checked = False
 

@@ -258,3 +258,38 @@ def test_a_gpu_does_what_the_cpu_does():
         value = getattr(out, f.name)
         if isinstance(value, Tensor) and f.name != "vessels":
             torch.testing.assert_close(value.cpu(), getattr(expected, f.name), atol=1e-3, rtol=0)
+
+
+@pytest.fixture(params=[torch.float64, torch.bfloat16, torch.float16], ids=str)
+def other_default_dtype(request):
+    yield request.param
+    torch.set_default_dtype(torch.float32)
+
+
+def test_the_default_dtype_of_torch_has_no_say(other_default_dtype):
+    """A model in float64, or one that is loaded in half precision, is no reason for other patches."""
+    batch = make_batch(
+        _integers(6),
+        vessels=_integers(6, torch.uint8) % 14,
+        lesions=[(row, LEFT_MCA, (7.0, 6.0, 19.0)) for row in range(6)],
+    )
+
+    def made():
+        out = augment(batch, EVERYTHING, out_shape_zyx=(12, 16, 20), ct_windows_hu=[(-100, 900), (0, 300)])
+        kinds = [
+            lesion_map(
+                out.lesion_sample, out.lesion_site, out.lesion_zyx, 6, (12, 16, 20), out.spacing_mm,
+                radius_mm=3.0, kind=kind, stride=2,
+            )
+            for kind in ("sphere", "gaussian")
+        ]  # fmt: skip
+        return {f.name: getattr(out, f.name) for f in fields(out)} | dict(zip(("sphere", "gaussian"), kinds))
+
+    expected = made()
+    torch.set_default_dtype(other_default_dtype)
+    found = made()
+    tensors = [name for name, value in expected.items() if isinstance(value, Tensor)]
+    assert {"image", "vessels", "targets", "lesion_zyx", "sphere"} < set(tensors)
+    for name in tensors:
+        assert found[name].dtype == expected[name].dtype, name
+        assert torch.equal(found[name], expected[name]), name

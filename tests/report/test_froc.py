@@ -101,3 +101,64 @@ def test_no_interval_from_fewer_than_five_lesions(n):
     where = localisation([(i, 2, 0.9, 0) for i in range(0, n, 2)], [(i, 2, 0, 4) for i in range(n)], scans=20)
     found = froc(where, patient_weights(np.arange(20).astype(str), 200, 0), 5.0)
     assert (found.at[1.0].low is None, found.mean.low is None, found.band.size == 0) == (n < 5,) * 3
+
+
+def test_a_place_near_another_lesion_is_matched_before_places_are_thinned_out():
+    """Two lesions 4 mm apart, each named at its place: the second was once taken for the first one's place again."""
+    where = localisation([(0, 2, 0.9, 0), (0, 5, 0.8, 4)], [(0, 2, 0, 3), (0, 5, 4, 3)])
+    for same_site in (False, True):
+        assert match(where, 5.0, same_site=same_site).tolist() == [0, 1]
+
+
+def test_a_candidate_gives_way_to_a_lesion_that_it_finds_as_well():
+    """The first lies nearest to lesion 1, and is of the site of lesion 0; the second can find lesion 1 alone."""
+    where = localisation([(0, 2, 0.9, 3), (0, 5, 0.8, 7)], [(0, 2, 0, 3), (0, 5, 4, 3)])
+    assert match(where, 5.0, same_site=True).tolist() == [0, 1]
+    # The lesion that is new with the second candidate is 0, which the first one now finds.
+    assert match(where, 5.0, same_site=False).tolist() == [1, 0]
+
+
+def test_a_chain_of_candidates_gives_way():
+    lesions = [(0, 0, x, 1) for x in (0, 8, 16)]
+    candidates = [(0, 0, 0.9, 12), (0, 0, 0.8, 4), (0, 0, 0.7, 16), (0, 0, 0.6, 16)]
+    where = localisation(candidates, lesions)
+    found = match(where, 5.0, same_site=False)
+    assert sorted(found.tolist()) == [AGAIN, 0, 1, 2]
+    assert found[3] == AGAIN
+
+
+def most_pairs(where, n, radius_mm, same_site):
+    """The most lesions that the n most probable candidates can find, by trying all ways."""
+    chosen = np.argsort(-where.candidate_probability, kind="stable")[:n].tolist()
+
+    def best(rest, taken):
+        if not rest:
+            return 0
+        c, *rest = rest
+        most = best(rest, taken)
+        for lesion in range(len(where.lesion_scan)):
+            near = abs(where.lesion_lps_mm[lesion, 0] - where.candidate_lps_mm[c, 0]) <= radius_mm
+            ours = where.lesion_scan[lesion] == where.candidate_scan[c]
+            site = not same_site or where.lesion_site[lesion] == where.candidate_site[c]
+            if near and ours and site and lesion not in taken:
+                most = max(most, 1 + best(rest, taken | {lesion}))
+        return most
+
+    return best(chosen, frozenset())
+
+
+def test_anywhere_is_never_below_with_the_site_right():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        candidates = [(rng.integers(2), rng.integers(3), rng.random(), rng.uniform(0, 24)) for _ in range(7)]
+        lesions = [(rng.integers(2), rng.integers(3), rng.uniform(0, 24), 3) for _ in range(4)]
+        where = localisation(candidates, lesions, scans=2)
+        order = np.argsort(-where.candidate_probability)
+        anywhere, right = (match(where, 5.0, same_site=same)[order] for same in (False, True))
+        for n in range(8):
+            hits = [(found[:n] >= 0).sum() for found in (anywhere, right)]
+            assert hits == [most_pairs(where, n, 5.0, same) for same in (False, True)]
+            assert hits[0] >= hits[1]
+            assert (anywhere[:n] == FALSE).sum() <= (right[:n] == FALSE).sum()
+        hit = anywhere[anywhere >= 0]
+        assert len(set(hit.tolist())) == len(hit)
