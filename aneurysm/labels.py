@@ -34,3 +34,6 @@ UNKNOWN_VESSEL: int = 14
 
 MODALITIES: tuple[str, ...] = ("CTA", "MRA", "MRI T2", "MRI T1post")
 """The values of train.csv's Modality column."""
+
+UNKNOWN_MODALITY: str = "unknown"
+"""Stands in the manifest for the modality of arrays that came without one."""

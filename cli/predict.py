@@ -180,6 +180,8 @@ def predict(
         predictor = load_predictor(checkpoints, device=names[0], **loading) if len(names) == 1 else None
         overlays = None if overlay is None else Overlays(overlay, overlay_label, cam=cam)
         found, absent = find(series, local_cache, local_cache_gb)
+        if predictor is not None:
+            predictor.check(found)
         if table is not None:
             table.write()  # that it can't be written must not show after hours
             absent = _new(absent, table, retry_failed=retry_failed)

@@ -31,12 +31,10 @@ from aneurysm.cache.spec import CacheSpec, load_spec
 from aneurysm.cache.store import store_volume
 from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import DamagedCacheError, DataError, SeriesRejectedError, UsageError
-from aneurysm.labels import LABELS, SITES, UNKNOWN_VESSEL
+from aneurysm.labels import LABELS, SITES, UNKNOWN_MODALITY, UNKNOWN_VESSEL
 from aneurysm.objects.url import is_url
 from aneurysm.volume.array import CT_MODALITIES, KNOWN_MODALITIES, grid_array, grid_mask
 
-UNKNOWN_MODALITY = "unknown"
-"""Stands in the manifest for the modality of arrays that came without one."""
 _PRESENT = LABELS[-1]
 
 

@@ -21,8 +21,8 @@ from aneurysm.probability import sigmoid
 RADIUS_MM: Final = 5.0
 """Of two peaks of one site that are nearer than this, the lower is no candidate of its own."""
 _MOST_PER_WINDOW: Final = 1024
-"""A window's highest peaks. A noisy map has dozens within `RADIUS_MM` of its highest one; `best_candidates` drops these,
-for here it can't be seen which peaks the other windows have."""
+"""A window's highest peaks. A noisy map has dozens within `RADIUS_MM` of its highest one. `best_candidates` drops them:
+here it can't be seen which peaks the other windows have."""
 
 
 @dataclass(frozen=True)

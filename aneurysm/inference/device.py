@@ -43,6 +43,21 @@ def usual_precision(device: str) -> str:
     return "fp32" if torch.device(device).type == "cpu" else "bf16"
 
 
+def check_precision(precision: str, device: str | torch.device) -> None:
+    """
+    Make sure that a device computes in a precision.
+
+    Raises
+    ------
+    UsageError
+        It is fp16, and the device a CPU: most operations have no such variant there, or one that is far slower.
+    """
+    if precision == "fp16" and torch.device(device).type == "cpu":
+        raise UsageError(
+            "--precision fp16 needs a GPU, and this runs on a CPU: take fp32, or bf16 on a CPU that has it"
+        )
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Say whether an error is a lack of memory, here or on a device; of a CPU's torch says so in words alone."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)

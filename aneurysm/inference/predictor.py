@@ -13,6 +13,7 @@ from typing import Final
 
 import torch
 
+from aneurysm.cache.reader import CachedVolume
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.supervisor import NO_LIMITS, Limits
 from aneurysm.errors import AneurysmError, Reason, UsageError
@@ -31,7 +32,7 @@ from aneurysm.inference.reading import ReadSeries, read_path
 from aneurysm.inference.series_paths import SeriesPath, find_paths
 from aneurysm.inference.source import MemoryVolume
 from aneurysm.inference.windows import OnWindows, WindowOptions, predict_or_pass, predict_sources
-from aneurysm.labels import LABELS
+from aneurysm.labels import LABELS, UNKNOWN_MODALITY
 from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
 
 _NO_NUMBER: Final = "the model's answer is not a number; --precision fp32 may help"
@@ -51,6 +52,8 @@ class Predictor:
         What is done to the probabilities of a series.
     limits
         What reading one DICOM series may take, in `predict`.
+    takes_dicom, takes_plain_arrays
+        What kinds of series the model was trained on: such as have a modality, and arrays that have none.
     """
 
     def __init__(
@@ -60,12 +63,16 @@ class Predictor:
         options: WindowOptions,
         adjustment: Adjustment | None = None,
         limits: Limits = NO_LIMITS,
+        *,
+        takes_dicom: bool = True,
+        takes_plain_arrays: bool = True,
     ) -> None:
         with memory_told(str(options.device), options.batch_size):
             self._model = model.eval().to(options.device)
         self.spec, self.options = spec, options
         self.adjustment = adjustment or Adjustment()
         self.limits = limits
+        self.takes_dicom, self.takes_plain_arrays = takes_dicom, takes_plain_arrays
 
     def __call__(self, series_path: str | Path) -> Prediction:
         """
@@ -74,7 +81,7 @@ class Predictor:
         Raises
         ------
         UsageError
-            There is no such path, or more or less than one series at it.
+            There is no such path, more or less than one series at it, or one that the model can't take; see `check`.
         SeriesRejectedError
             The series can't become a volume.
         CacheError
@@ -88,13 +95,22 @@ class Predictor:
         if len(paths) != 1:
             uids = ", ".join(p.uid for p in paths[:3])
             raise UsageError(f"{series_path} holds {len(paths)} series ({uids}, ...): name the folder of one")
+        self.check(paths)
         prediction = self.of(read_path(paths[0], self.spec))
         if not is_finite(prediction):
             raise AneurysmError(f"series {prediction.series_uid}: {_NO_NUMBER}")
         return prediction
 
     def of(self, read: ReadSeries) -> Prediction:
-        """Predict one series that is in memory; it is not looked at whether the answer is a number."""
+        """
+        Predict one series that is in memory; it is not looked at whether the answer is a number.
+
+        Raises
+        ------
+        UsageError
+            It has values of a kind that the model has never seen; see `check`.
+        """
+        self._check_kind(read)
         with memory_told(str(self.options.device), self.options.batch_size):
             (answer,) = predict_sources(self._model, [read.volume], self.options)
         return prediction_of(answer, read, self.adjustment)
@@ -117,6 +133,8 @@ class Predictor:
 
         Raises
         ------
+        UsageError
+            A series has values of a kind that the model has never seen; see `check`.
         SpecMismatchError
             A cached volume is of another spec.
         DeviceMemoryError
@@ -125,9 +143,13 @@ class Predictor:
         order: deque[ReadSeries | Failure] = deque()
 
         def readable() -> Iterator[MemoryVolume | None]:
-            for read in read_ahead(paths, self.spec, max(1, self.options.workers), self.limits):
+            for read in read_ahead(self._checked(paths), self.spec, max(1, self.options.workers), self.limits):
                 order.append(read)
-                yield read.volume if isinstance(read, ReadSeries) else None
+                if isinstance(read, Failure):
+                    yield None
+                    continue
+                self._check_kind(read)
+                yield read.volume
 
         with memory_told(str(self.options.device), self.options.batch_size):
             for answer in predict_or_pass(self._model, readable(), self.options, on_windows):
@@ -139,6 +161,40 @@ class Predictor:
                 prediction = prediction_of(answer, read, self.adjustment)
                 finite = is_finite(prediction)
                 yield prediction if finite else failure(answer.series_uid, Reason.NOT_A_NUMBER, _NO_NUMBER)
+
+    def check(self, paths: Sequence[SeriesPath]) -> None:
+        """
+        Make sure that none of the series is DICOM if the model was trained on plain arrays alone.
+
+        Of arrays without a modality nobody knows what a value means: HU, or MR's intensities, are none of them, and
+        the model's answer would be confident nonsense.
+
+        Raises
+        ------
+        UsageError
+            One is.
+        """
+        if not self.takes_dicom and any(not isinstance(path, CachedVolume) for path in paths):
+            raise UsageError(
+                f"the model was trained on plain arrays, without a modality (spec {self.spec.name!r}): it has no "
+                "answer for DICOM series. Give it volumes of a cache that CacheWriter made of such arrays; for DICOM, "
+                "train on a cache of `aneurysm precache`"
+            )
+
+    def _checked(self, paths: Iterable[SeriesPath]) -> Iterator[SeriesPath]:
+        for path in paths:
+            self.check([path])
+            yield path
+
+    def _check_kind(self, read: ReadSeries) -> None:
+        """Make sure that a volume's values are of the kind that the model was trained on."""
+        plain = read.volume.attributes.get("modality") == UNKNOWN_MODALITY
+        if not (self.takes_plain_arrays if plain else self.takes_dicom):
+            kinds = ("has a modality", "is a plain array, without a modality")
+            raise UsageError(
+                f"series {read.volume.uid} {kinds[plain]}; the model was trained on series of the other kind alone, "
+                "whose values mean something else"
+            )
 
 
 def load_predictor(
@@ -231,7 +287,9 @@ def load_predictor(
     if cam and label is not None:
         models = [GradCam(model, label) for model in models]
     model = models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip)
-    return Predictor(model, first.spec, options, adjustment, Limits(timeout_s, memory_mb))
+    limits = Limits(timeout_s, memory_mb)
+    kinds = {"takes_dicom": first.takes_dicom, "takes_plain_arrays": first.takes_plain_arrays}
+    return Predictor(model, first.spec, options, adjustment, limits, **kinds)
 
 
 def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:
@@ -240,6 +298,8 @@ def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:
         ("patch", first.config.patch, other.config.patch),
         ("pooling", first.config.validation.pooling, other.config.validation.pooling),
         ("CT windows", first.config.ct_windows_hu, other.config.ct_windows_hu),
+        ("training on series with a modality", first.takes_dicom, other.takes_dicom),
+        ("training on plain arrays", first.takes_plain_arrays, other.takes_plain_arrays),
     ):
         if a != b:
             raise UsageError(f"{first.path} and {other.path} can't be ensembled: their {what} is {a} and {b}")

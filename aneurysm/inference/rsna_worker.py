@@ -53,6 +53,7 @@ def main() -> None:
     settings = json.loads(sys.stdin.readline())
     try:
         predictor = load_predictor(settings["checkpoints"], candidates=0, **settings["options"])
+        predictor.check([safe_source("dicom", folder=Path("dicom"))])  # which is all that will come
         rates = fallback_rates(settings["checkpoints"])
     except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
         if not isinstance(error, AneurysmError):

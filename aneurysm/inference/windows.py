@@ -20,6 +20,7 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.errors import UsageError
 from aneurysm.inference.ahead import ahead
 from aneurysm.inference.candidates import Candidate, best_candidates, map_peaks, window_peaks
+from aneurysm.inference.device import check_precision
 from aneurysm.inference.fetched import fetched
 from aneurysm.inference.source import Source, Windows, read_windows
 from aneurysm.inference.stitching import StitchedMap
@@ -79,7 +80,7 @@ class WindowOptions:
     device
         That the model is on.
     precision
-        Key of `PRECISIONS`.
+        Key of `PRECISIONS`; fp16 on a GPU alone.
     workers
         Threads that read volumes ahead; one even at 0.
     ct_windows_hu
@@ -113,6 +114,7 @@ class WindowOptions:
         for name, value, known in (("pooling", self.pooling, POOLINGS), ("precision", self.precision, PRECISIONS)):
             if value not in known:
                 raise UsageError(f"there is no {name} {value!r}; choose from {', '.join(known)}")
+        check_precision(self.precision, self.device)
         if not 0 <= self.overlap < 1:
             raise UsageError(f"windows can't overlap by {self.overlap:g} of their length: give 0 to below 1")
         if self.batch_size < 1 or min(self.patch_shape) < 1 or self.candidates < 0:

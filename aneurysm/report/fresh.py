@@ -18,6 +18,7 @@ from aneurysm.cache.publish import no_space_told
 from aneurysm.errors import SpecMismatchError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.inference.device import checked_device
+from aneurysm.labels import UNKNOWN_MODALITY
 from aneurysm.report.run import Run, read_run
 from aneurysm.training.begun import learnt_from
 from aneurysm.training.checkpoint import load_checkpoint
@@ -120,6 +121,14 @@ def _predict(
         fold = config.fold if options.fold is None else options.fold
         volumes, what = _of_fold(cache, run, config, fold), f"fold {fold}"
         part = "val" if fold == config.fold else "test"
+    for i in volumes:
+        plain = cache.modalities[i] == UNKNOWN_MODALITY
+        if not (checkpoint.takes_plain_arrays if plain else checkpoint.takes_dicom):
+            raise SpecMismatchError(
+                f"series {cache.uids[i]} of {cache.root} is of modality {cache.modalities[i]!r}; {run.root} was "
+                f"trained on {', '.join(checkpoint.modalities or ['arrays without one'])}, whose values mean something "
+                "else"
+            )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -30,7 +30,7 @@ SIZES_MM = (3.0, 5.0, 7.0)
 """Edges of the diameters' classes."""
 
 FALSE, AGAIN = -1, -2
-"""A candidate that finds nothing; and one that counts neither way, for its lesion or its place has been named before."""
+"""A candidate that finds nothing; one that counts neither way, because its lesion or place has been named before."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ A file is a dict that ``torch.load(weights_only=True)`` reads: it runs no code, 
     epoch           whole epochs that the weights have seen
     metrics         of that epoch: score, present_auc, site_auc (None: can't be had), loss
     prevalence      share of positives of the 14 labels in the series trained on (None: not known of any)
+    modalities      of the series trained on, as in the manifest
 
 ``last.ckpt`` also has what Lightning restores a run from: optimiser, schedule, loops, callbacks.
 """
@@ -19,7 +20,7 @@ A file is a dict that ``torch.load(weights_only=True)`` reads: it runs no code, 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from aneurysm import __version__
 from aneurysm.cache.publish import is_disk_full
 from aneurysm.cache.spec import CacheSpec, parse_spec
 from aneurysm.errors import NoSpaceError, UsageError
-from aneurysm.labels import LABELS
+from aneurysm.labels import LABELS, UNKNOWN_MODALITY
 from aneurysm.models.registry import build_model, shipped_architecture
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_table, parse_resolved
@@ -54,7 +55,7 @@ class Checkpoint:
         Of the cache that it was trained on.
     epoch, metrics
         See the module's page.
-    prevalence
+    prevalence, modalities
         As there; None of a checkpoint that does not say.
     """
 
@@ -65,6 +66,19 @@ class Checkpoint:
     epoch: int
     metrics: dict[str, float | None]
     prevalence: tuple[float | None, ...] | None = None
+    modalities: tuple[str, ...] | None = None
+
+    @property
+    def takes_dicom(self) -> bool:
+        """Whether it was trained on series of a modality, and not on arrays without one alone."""
+        if self.modalities is None:  # older versions did not say; specs that take such arrays are made for them
+            return self.spec.intensity.array is None
+        return bool(set(self.modalities) - {UNKNOWN_MODALITY})
+
+    @property
+    def takes_plain_arrays(self) -> bool:
+        """Whether it was trained on arrays without a modality, whose values are neither HU nor those of MR."""
+        return self.modalities is None or UNKNOWN_MODALITY in self.modalities
 
     def build_model(self, architecture: str | None = None) -> nn.Module:
         """
@@ -96,6 +110,7 @@ def model_entries(
     epoch: int,
     metrics: Mapping[str, float | None],
     prevalence: Sequence[float | None],
+    modalities: Iterable[str],
 ) -> dict[str, Any]:
     """Return the entries of a checkpoint that predicting takes."""
     return {
@@ -109,6 +124,7 @@ def model_entries(
         "epoch": epoch,
         "metrics": dict(metrics),
         "prevalence": list(prevalence),
+        "modalities": sorted(set(modalities)),
     }
 
 
@@ -198,6 +214,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             int(content["epoch"]),
             dict(content["metrics"]),
             _prevalence(content.get("prevalence")),
+            _modalities(content.get("modalities")),
         )
     except UsageError:  # a ValueError, too
         raise
@@ -212,6 +229,14 @@ def _prevalence(value: Any) -> tuple[float | None, ...] | None:
     if len(found) != len(LABELS) or any(v is not None and not 0 <= v <= 1 for v in found):
         raise ValueError(f"prevalence is {value}")
     return found
+
+
+def _modalities(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise ValueError(f"modalities is {value}")
+    return tuple(value)
 
 
 def take_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> int:

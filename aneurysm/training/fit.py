@@ -16,6 +16,7 @@ import torch
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.publish import no_space_told, write_atomically
 from aneurysm.errors import DataError, SpecMismatchError, UsageError
+from aneurysm.inference.device import check_precision
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader, dead_workers_told
 from aneurysm.patches.plan import Plan
@@ -160,10 +161,11 @@ def fit(
 
 
 def for_machine(config: ResolvedConfig) -> ResolvedConfig:
-    """Decide what depends on the machine, so that the run's config.toml has it."""
+    """Decide what depends on the machine, so that the run's config.toml has it; `UsageError` if it can't do as told."""
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    check_precision(precision, "cuda" if torch.cuda.is_available() else "cpu")
     return config.model_copy(update={"precision": precision})
 
 

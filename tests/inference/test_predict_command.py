@@ -237,6 +237,7 @@ def test_an_empty_folder_is_a_row(data, checkpoint, tmp_path):
         (["{checkpoint}", "{data}", "--out", "{data}/nowhere/x.csv"], "there is no folder"),
         (["{checkpoint}", "{data}", "--out", "{checkpoint}.csv"], "not a table of predictions"),
         (["{checkpoint}", "{data}", "--precision", "fp8"], "--precision fp8: choose from fp32"),
+        (["{checkpoint}", "{data}", "--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU"),
         (["{checkpoint}", "{data}", "--device", "gpu"], "there is no device 'gpu'"),
         (["{checkpoint}", "{data}", "--device", "cuda:99"], "there is no cuda:99"),
         (["{checkpoint}", "{data}", "--gate", "-1"], "--gate -1: give a number, 0 or more"),
@@ -249,3 +250,13 @@ def test_usage_errors(data, checkpoint, arguments, words):
     ran = call_cli("predict", *(a.format(data=data, checkpoint=checkpoint) for a in arguments))
     assert ran.code == 2
     assert words in ran.err
+
+
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_dicom_is_refused_by_a_model_of_plain_arrays(data, tmp_path, devices):
+    checkpoint = write_checkpoint(tmp_path / "x.ckpt", 0, spec="arrays-u8", modalities=["unknown"])
+    out = tmp_path / "found.csv"
+    ran = call_cli("predict", checkpoint, data, "--out", out, "--device", "cpu", "--devices", devices)
+    assert ran.code == 2
+    assert "trained on plain arrays" in ran.err
+    assert not out.exists() or rows_of(out) == []

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import aneurysm
+from aneurysm import CacheWriter
 from aneurysm.cache.build import precache
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.spec import load_spec
@@ -231,6 +232,7 @@ def test_checkpoints_that_don_t_go_together_are_refused(checkpoints, tmp_path):
     "options, words",
     [
         ({"precision": "fp8"}, "no precision 'fp8'"),
+        ({"precision": "fp16", "device": "cpu"}, "--precision fp16 needs a GPU, and this runs on a CPU"),
         ({"overlap": 2.0}, "overlap by 2"),
         ({"batch_size": 0}, "0 at once"),
         ({"device": "gpu"}, "no device 'gpu': give auto, cpu, cuda"),
@@ -240,6 +242,38 @@ def test_checkpoints_that_don_t_go_together_are_refused(checkpoints, tmp_path):
 def test_options_are_checked(checkpoints, options, words):
     with pytest.raises(UsageError, match=words):
         load_predictor(checkpoints, **options)
+
+
+@pytest.fixture
+def of_arrays(tmp_path):
+    """A checkpoint that was trained on plain arrays, a cache of one of them, and one of a CT of the same spec."""
+    for name, modality in (("plain", ""), ("ct", "CTA")):
+        with CacheWriter(tmp_path / name, spec="arrays-u8") as writer:
+            writer.add("a0", np.full((20, 20, 20), 90, np.uint8), modality=modality)
+    return write_checkpoint(tmp_path / "x.ckpt", 0, spec="arrays-u8", modalities=["unknown"])
+
+
+def test_dicom_is_refused_by_a_model_of_plain_arrays(of_arrays, tmp_path):
+    write_series(tmp_path / "1.2.3", acquire("axial"), lone_blob((0, 0, 0)), uid="1.2.3")
+    predictor = load_predictor([of_arrays])
+    with pytest.raises(UsageError, match=r"trained on plain arrays, without a modality \(spec 'arrays-u8'\)"):
+        predictor(tmp_path / "1.2.3")
+    with pytest.raises(UsageError, match="it has no answer for DICOM series"):
+        list(predictor.predict(find_paths(tmp_path / "1.2.3")))
+
+
+def test_a_cached_series_with_a_modality_is_refused_by_a_model_of_plain_arrays(of_arrays, tmp_path):
+    predictor = load_predictor([of_arrays])
+    assert predictor(tmp_path / "plain/volumes/a0.zarr").series_uid == "a0"
+    with pytest.raises(UsageError, match="series a0 has a modality; the model was trained on series of the other kind"):
+        predictor(tmp_path / "ct/volumes/a0.zarr")
+
+
+def test_a_plain_array_is_refused_by_a_model_that_never_saw_one(of_arrays, tmp_path):
+    predictor = load_predictor([write_checkpoint(tmp_path / "ct.ckpt", 0, spec="arrays-u8", modalities=["CTA"])])
+    assert predictor(tmp_path / "ct/volumes/a0.zarr").series_uid == "a0"
+    with pytest.raises(UsageError, match="series a0 is a plain array, without a modality"):
+        list(predictor.predict(find_paths(tmp_path / "plain")))
 
 
 class Evil:

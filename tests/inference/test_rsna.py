@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory):
 def troubled(tmp_path_factory):
     config = parse_config({"model": TROUBLE, "patch": (32, 32, 32)}, "test").resolved()
     path = tmp_path_factory.mktemp("run") / "trouble.ckpt"
-    save_atomically(model_entries({}, config, load_spec("rsna-1mm"), 1, {}, PREVALENCE), path)
+    save_atomically(model_entries({}, config, load_spec("rsna-1mm"), 1, {}, PREVALENCE, ["CTA"]), path)
     return path
 
 
@@ -254,6 +254,9 @@ def test_what_is_wrong_at_the_start_is_told_there(checkpoint, tmp_path):
         RsnaPredictor([tmp_path / "none.ckpt"])
     with pytest.raises(UsageError, match="no precision"):
         RsnaPredictor([checkpoint], precision="fp8")
+    plain = write_checkpoint(tmp_path / "plain.ckpt", 0, spec="arrays-u8", modalities=["unknown"])
+    with pytest.raises(UsageError, match="trained on plain arrays"):
+        RsnaPredictor([plain])
     with pytest.raises(UsageError, match="flop"):
         RsnaPredictor([checkpoint], flop=True)
 

@@ -25,6 +25,7 @@ from aneurysm.training.checkpoint import (
     take_weights,
 )
 from aneurysm.training.config_file import load_config
+from tests.inference.checkpoints import write_checkpoint
 from tests.training.tiny import classifier
 
 METRICS = {"score": 0.5, "present_auc": None, "site_auc": None, "loss": 0.25}
@@ -34,7 +35,10 @@ PREVALENCE = [0.1] * 12 + [None, 0.4]
 def entries(**changes):
     model = build_model("resnet3d18", width=0.05)
     config = load_config(None, {"model_options.width": 0.05, "seed": 3}).resolved()
-    return {**model_entries(model.state_dict(), config, load_spec("rsna-1mm"), 4, METRICS, PREVALENCE), **changes}
+    return {
+        **model_entries(model.state_dict(), config, load_spec("rsna-1mm"), 4, METRICS, PREVALENCE, ["CTA"]),
+        **changes,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,24 @@ def test_a_file_may_not_name_code_to_be_run(content, tmp_path):
 def test_one_from_before_prevalences_were_kept_can_be_read(content, tmp_path):
     save_atomically({k: v for k, v in content.items() if k != "prevalence"}, tmp_path / "x.ckpt")
     assert load_checkpoint(tmp_path / "x.ckpt").prevalence is None
+
+
+@pytest.mark.parametrize(
+    "spec, modalities, takes",
+    [
+        ("rsna-1mm", ["CTA", "MRA"], (True, False)),
+        ("arrays-u8", ["unknown"], (False, True)),
+        ("arrays-u8", ["CTA"], (True, False)),
+        ("arrays-u8", ["CTA", "unknown"], (True, True)),
+        ("rsna-1mm", None, (True, True)),
+        ("arrays-u8", None, (False, True)),
+    ],
+)
+def test_it_knows_which_kinds_of_series_it_was_trained_on(tmp_path, spec, modalities, takes):
+    """Of checkpoints that don't say, those of a spec for plain arrays count as trained on such."""
+    path = write_checkpoint(tmp_path / "x.ckpt", 0, spec=spec, modalities=modalities)
+    loaded = load_checkpoint(path)
+    assert (loaded.takes_dicom, loaded.takes_plain_arrays) == takes
 
 
 class Evil:
@@ -126,7 +148,9 @@ def test_other_files_are_refused(tmp_path, text):
 def test_a_file_that_is_cut_short_or_has_wrong_bytes_is_refused_or_read(tmp_path):
     path, damaged, random = tmp_path / "x.ckpt", tmp_path / "y.ckpt", Random(0)
     config = load_config(None, {}).resolved()
-    save_atomically(model_entries(classifier(1).state_dict(), config, load_spec("rsna-1mm"), 4, {}, PREVALENCE), path)
+    save_atomically(
+        model_entries(classifier(1).state_dict(), config, load_spec("rsna-1mm"), 4, {}, PREVALENCE, ["CTA"]), path
+    )
     whole = path.read_bytes()
     pickled = whole.index(b"archive/data/0")  # the dict comes first, then the tensors
     refused = 0

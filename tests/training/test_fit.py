@@ -25,6 +25,13 @@ from tests.training.conftest import assert_same, make_cache, quick, table, timel
 pytestmark = pytest.mark.timeout(120)
 
 
+def test_fp16_is_refused_on_a_cpu(train_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="--precision fp16 needs a GPU, and this runs on a CPU"):
+        fit(quick(train_cache, precision="fp16"), RunFolder(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_folder_holds_what_is_promised(straight, train_cache):
     assert sorted(p.name for p in straight.root.iterdir()) == [
         "candidates_val.csv", "checkpoints", "config.toml", "folds.csv", "log.txt", "metrics.csv",

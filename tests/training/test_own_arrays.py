@@ -24,8 +24,11 @@ from aneurysm.patches.loader import PatchLoader
 from aneurysm.report import evaluate, page
 from aneurysm.report.bootstrap import patient_weights
 from aneurysm.training.module import PatchModule
+from tests.support.acquisition import acquire
 from tests.support.command import call_cli, environment
+from tests.support.pattern import lone_blob
 from tests.support.run_data import ROOT
+from tests.support.series import write_series
 from tests.training.conftest import quick
 
 PAGE = (ROOT / "docs" / "own_arrays.md").read_text()
@@ -70,6 +73,15 @@ def test_it_learns_to_tell_held_out_bulges(typed):
     measured = json.loads((typed / "runs/patches28/evaluation/metrics.json").read_text())["labels"]
     assert measured[PRESENT]["auc"]["value"] > 0.85
     assert [name for name in LABELS if measured[name]["auc"]["value"] is not None] == [PRESENT]
+
+
+def test_it_has_no_answer_for_dicom(typed, tmp_path):
+    write_series(tmp_path / "1.2.3", acquire("axial"), lone_blob((0, 0, 0)), uid="1.2.3")
+    ran = call_cli("predict", typed / "runs/patches28", tmp_path / "1.2.3", cwd=tmp_path)
+    assert ran.code == 2
+    assert "trained on plain arrays, without a modality (spec 'arrays-u8')" in ran.text
+    cached = next((typed / "cache28" / "volumes").iterdir())
+    assert call_cli("predict", typed / "runs/patches28", cached, cwd=tmp_path).code == 0
 
 
 def test_the_test_is_in_neither_part_and_is_evaluated_by_itself(typed):

@@ -264,7 +264,10 @@ class EpochEnd(pl.Callback):
     def _entries(self, module: PatchModule) -> dict[str, Any]:
         weights = self._ema.model.state_dict()
         prevalence = self._split.prevalence(self._cache)
-        return model_entries(weights, module.config, self._cache.spec, self._epoch, self._metrics, prevalence)
+        modalities = {self._cache.modalities[i] for i in self._split.train}
+        return model_entries(
+            weights, module.config, self._cache.spec, self._epoch, self._metrics, prevalence, modalities
+        )
 
     def _leave(self) -> None:
         raise InterruptedRunError(self._stop.wanted or 0)
