@@ -182,7 +182,7 @@ def _measure(cache: Cache, config: ResolvedConfig, options: argparse.Namespace, 
         found.step.append(_rate(module, config, resident, options))
         if both:
             found.loader.append(_loader_rate(loader, options))
-            found.both.append(_rate(module, config, TimedBatches(loader, device), options))
+            found.both.append(_rate(module, config, TimedBatches(loader, device, config.optimizer.accumulate), options))
     loader.close()
     if device.type == "cuda":
         found.memory_gb = torch.cuda.max_memory_allocated(device) / 1e9

@@ -151,7 +151,7 @@ def _ours(name: str, root: Path, options: argparse.Namespace) -> tuple[float, fl
         pin_memory=device.type == "cuda",
     )
     trainer.callbacks.extend([Ema(config.optimizer.ema_decay), Told()])  # type: ignore[attr-defined]
-    run_trainer(trainer, module, TimedBatches(loader, device), None)
+    run_trainer(trainer, module, TimedBatches(loader, device, config.optimizer.accumulate), None)
     loader.close()
     return clock.first_s, clock.rate
 

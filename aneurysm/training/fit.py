@@ -132,7 +132,7 @@ def fit(
         vessels=module.needs_vessels,
         pin_memory=device.type == "cuda",
     )
-    batches = TimedBatches(loader, device)
+    batches = TimedBatches(loader, device, config.optimizer.accumulate)
     told = progress if progress is not None and trainer.is_global_zero else Silent()
     ema, watch = Ema(config.optimizer.ema_decay), LossWatch(min(READ_EVERY, config.steps_per_epoch))
     end = EpochEnd(

@@ -2,6 +2,10 @@
 Losses on the logits of patches, (B, 14). What is to be ignored has no part in them, not even through a NaN.
 
 All compute in float32, whatever mixed precision made of the logits, and are 0, with zero gradients, if all is ignored.
+
+Each is a mean over what is known. A step of the optimiser may be cut into micro-batches and ranks, which know different
+numbers of labels: the mean of their means would be another loss than that of the whole step. So each takes the number
+that its sum is divided by, ``count``, over the whole step; then the parts add up to the loss of the whole.
 """
 
 from __future__ import annotations
@@ -13,7 +17,9 @@ from torch import Tensor
 from aneurysm.labels import SITES
 
 
-def bce(logits: Tensor, targets: Tensor, ignore: Tensor, *, pos_weight: Tensor | None = None) -> Tensor:
+def bce(
+    logits: Tensor, targets: Tensor, ignore: Tensor, *, pos_weight: Tensor | None = None, count: Tensor | None = None
+) -> Tensor:
     """
     Binary cross-entropy, the mean over what is not ignored.
 
@@ -25,13 +31,23 @@ def bce(logits: Tensor, targets: Tensor, ignore: Tensor, *, pos_weight: Tensor |
         (B, 14) bool.
     pos_weight
         (14,): factor of the positives of each label.
+    count
+        How many values of the whole step are not ignored; None: this batch is the step.
     """
     logits, targets = without_ignored(logits, targets, ignore)
     loss = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=pos_weight, reduction="none")
-    return mean_of_kept(loss, ignore)
+    return mean_of_kept(loss, ignore, count)
 
 
-def focal(logits: Tensor, targets: Tensor, ignore: Tensor, *, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
+def focal(
+    logits: Tensor,
+    targets: Tensor,
+    ignore: Tensor,
+    *,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    count: Tensor | None = None,
+) -> Tensor:
     """
     Focal loss, ``-alpha_t (1 - p_t)^gamma log(p_t)``, with the values of Lin et al. 2017 (arXiv:1708.02002, eq. 5).
 
@@ -43,7 +59,7 @@ def focal(logits: Tensor, targets: Tensor, ignore: Tensor, *, alpha: float | Non
     loss = (-torch.expm1(-cross_entropy)) ** gamma * cross_entropy
     if alpha is not None:
         loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
-    return mean_of_kept(loss, ignore)
+    return mean_of_kept(loss, ignore, count)
 
 
 def asymmetric(
@@ -54,6 +70,7 @@ def asymmetric(
     gamma_positive: float = 0.0,
     gamma_negative: float = 4.0,
     margin: float = 0.05,
+    count: Tensor | None = None,
 ) -> Tensor:
     """
     Asymmetric loss (ASL) with the values that the paper recommends (Ridnik et al. 2021, arXiv:2009.14119, eq. 7).
@@ -69,10 +86,10 @@ def asymmetric(
         negative = shifted**gamma_negative * torch.log1p(-shifted)
     else:  # log1p(-p) would be infinite where p rounds to 1
         negative = shifted**gamma_negative * F.logsigmoid(-logits)
-    return mean_of_kept(-(targets * positive + (1 - targets) * negative), ignore)
+    return mean_of_kept(-(targets * positive + (1 - targets) * negative), ignore, count)
 
 
-def consistency(logits: Tensor, ignore: Tensor) -> Tensor:
+def consistency(logits: Tensor, ignore: Tensor, *, count: Tensor | None = None) -> Tensor:
     """
     How far a site's probability exceeds that of "present", the mean over sites: an aneurysm somewhere is an aneurysm.
 
@@ -82,11 +99,17 @@ def consistency(logits: Tensor, ignore: Tensor) -> Tensor:
         (B, 14), "present" last.
     ignore
         (B, 14) bool; where "present" is ignored, so are all sites of the patch.
+    count
+        As in `bce`, of `without_pair`.
     """
     n = len(SITES)
-    ignored = ignore[:, :n] | ignore[:, n:]
     probabilities = torch.sigmoid(logits.float().masked_fill(ignore, 0))
-    return mean_of_kept((probabilities[:, :n] - probabilities[:, n:]).relu(), ignored)
+    return mean_of_kept((probabilities[:, :n] - probabilities[:, n:]).relu(), without_pair(ignore), count)
+
+
+def without_pair(ignore: Tensor) -> Tensor:
+    """Return (B, 13) bool: sites that are ignored, or whose "present" is, so that `consistency` can't compare them."""
+    return ignore[:, :-1] | ignore[:, -1:]
 
 
 def without_ignored(logits: Tensor, targets: Tensor, ignore: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +121,15 @@ def without_ignored(logits: Tensor, targets: Tensor, ignore: Tensor) -> tuple[Te
     return logits.float().masked_fill(ignore, 0), targets.float().masked_fill(ignore, 0)
 
 
-def mean_of_kept(loss: Tensor, ignore: Tensor) -> Tensor:
-    """Return the mean of ``loss`` where not ``ignore``, both of one shape; 0 if that is nowhere."""
-    return loss.masked_fill(ignore, 0).sum() / (~ignore).sum().clamp(min=1)
+def mean_of_kept(loss: Tensor, ignore: Tensor, count: Tensor | None = None) -> Tensor:
+    """
+    Return the sum of ``loss`` where not ``ignore``, both of one shape, divided by ``count``; 0 if that is 0.
+
+    None counts what is not ignored: then it is the mean.
+    """
+    return loss.masked_fill(ignore, 0).sum() / (kept(ignore) if count is None else count).clamp(min=1)
+
+
+def kept(ignore: Tensor) -> Tensor:
+    """Return how many values are not ignored."""
+    return (~ignore).sum()

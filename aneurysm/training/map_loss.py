@@ -13,7 +13,9 @@ from aneurysm.labels import UNKNOWN_VESSEL, VESSEL_VALUES
 from aneurysm.training.loss import mean_of_kept, without_ignored
 
 
-def top_k_bce(logits: Tensor, target: Tensor, ignore: Tensor, *, fraction: float = 0.2) -> Tensor:
+def top_k_bce(
+    logits: Tensor, target: Tensor, ignore: Tensor, *, fraction: float = 0.2, count: Tensor | None = None
+) -> Tensor:
     """
     Binary cross-entropy over the hardest cells of each channel: the mean of the highest ``fraction``.
 
@@ -28,14 +30,25 @@ def top_k_bce(logits: Tensor, target: Tensor, ignore: Tensor, *, fraction: float
         (B, C) bool: channels that are left out.
     fraction
         Above 0, at most 1; at least one cell is taken.
+    count
+        How many channels of the whole step are not ignored; None: this batch is the step.
     """
     logits, target = without_ignored(logits, target, _channels(ignore))
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").flatten(2)
     k = max(1, math.ceil(fraction * loss.shape[2]))
-    return mean_of_kept(loss.topk(k, dim=2, sorted=False).values.mean(2), ignore)
+    return mean_of_kept(loss.topk(k, dim=2, sorted=False).values.mean(2), ignore, count)
 
 
-def tversky_bce(logits: Tensor, target: Tensor, ignore: Tensor, *, alpha: float = 0.5, beta: float = 0.5) -> Tensor:
+def tversky_bce(
+    logits: Tensor,
+    target: Tensor,
+    ignore: Tensor,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    count: Tensor | None = None,
+    count_filled: Tensor | None = None,
+) -> Tensor:
     """
     Return ``1 - TP / (TP + alpha FP + beta FN)`` plus binary cross-entropy; 0.5 and 0.5 make it Dice.
 
@@ -51,6 +64,9 @@ def tversky_bce(logits: Tensor, target: Tensor, ignore: Tensor, *, alpha: float 
         (B, C) bool: channels that are left out.
     alpha, beta
         Costs of false positives and of false negatives, above 0.
+    count, count_filled
+        How many channels of the whole step are not ignored, and in how many of these the target has anything; None:
+        this batch is the step.
     """
     logits, target = without_ignored(logits, target, _channels(ignore))
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((2, 3, 4))
@@ -58,9 +74,14 @@ def tversky_bce(logits: Tensor, target: Tensor, ignore: Tensor, *, alpha: float 
     true_positive = (probability * target).sum((2, 3, 4))
     false_positive = probability.sum((2, 3, 4)) - true_positive
     size = target.sum((2, 3, 4))
-    empty = size == 0
+    empty = is_empty(target)
     index = true_positive / (true_positive + alpha * false_positive + beta * (size - true_positive) + empty)
-    return mean_of_kept(1 - index, ignore | empty) + mean_of_kept(cross_entropy, ignore)
+    return mean_of_kept(1 - index, ignore | empty, count_filled) + mean_of_kept(cross_entropy, ignore, count)
+
+
+def is_empty(target: Tensor) -> Tensor:
+    """Return (B, C) bool: channels of (B, C, z, y, x) that are 0 everywhere."""
+    return ~target.flatten(2).any(2)
 
 
 def vessel_channels(vessels: Tensor) -> Tensor:

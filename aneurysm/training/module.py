@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,8 +15,9 @@ from aneurysm.models.output import ModelOutput, check_output
 from aneurysm.patches.augment import ModelInput, augment
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.dense import lesion_map
+from aneurysm.training.batches import MicroBatch
 from aneurysm.training.config import ResolvedConfig
-from aneurysm.training.objective import Objective
+from aneurysm.training.objective import Counts, Objective
 from aneurysm.training.schedule import make_optimizer, rate_factor
 
 
@@ -48,25 +50,42 @@ class PatchModule(pl.LightningModule):
         self.objective = Objective(config.losses, pos_weight=of_labels)
         self._dense = any(term.startswith("dense_") for term in self.objective.weights)
         self._checked = False
+        self._inputs: deque[ModelInput] = deque()
+        self._counts: Counts | None = None
 
     @property
     def needs_vessels(self) -> bool:
         """Whether batches have to bring vessel masks."""
         return "vessels" in self.objective.weights
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
-        """Move a batch; from pinned memory the copy runs beside the device's work."""
-        return batch.to(device, non_blocking=True)
+    def transfer_batch_to_device(
+        self, batch: MicroBatch | Batch, device: torch.device, dataloader_idx: int  # noqa: ARG002
+    ) -> MicroBatch | Batch:  # fmt: skip
+        """Move all batches of a step with its first; from pinned memory the copy runs beside the device's work."""
+        if isinstance(batch, Batch):
+            return batch.to(device, non_blocking=True)
+        if batch.number > 0:
+            return batch
+        return MicroBatch(tuple(b.to(device, non_blocking=True) for b in batch.step), 0)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, batch: MicroBatch | Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Seed torch for this step, on this rank."""
         step = self.trainer.current_epoch * self.config.steps_per_epoch + batch_idx
         torch.manual_seed(((self.config.seed * 1_000_003 + step) * 4096 + self.global_rank) % (1 << 63))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return the loss, and each of its terms."""
-        with torch.no_grad():
-            given = augment(batch, self.config.augment, ct_windows_hu=self.config.ct_windows_hu)
+    def training_step(self, batch: MicroBatch | Batch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """
+        Return the loss, and each of its terms.
+
+        They are shares of those of the whole step, over all its batches and ranks, times the number of shares: so the
+        mean of the terms is the step's. The loss is scaled so that what Lightning does to gradients, division by
+        ``optimizer.accumulate`` and the mean over ranks, leaves the step's, also if its batches are fewer.
+        """
+        part = batch if isinstance(batch, MicroBatch) else MicroBatch((batch,), 0)
+        if part.number == 0:
+            self._inputs = deque(self._augmented(b) for b in part.step)
+            self._counts = None
+        given = self._inputs.popleft()
         image = given.image
         if self.config.channels_last:
             image = image.contiguous(memory_format=torch.channels_last_3d)
@@ -74,15 +93,45 @@ class PatchModule(pl.LightningModule):
         if not self._checked:
             check_output(output, image)
             self._checked = True
-        return self.objective(  # type: ignore[no-any-return]
-            output,
-            given.targets,
-            given.ignore,
-            dense=self._lesions(given, output),
-            unmapped=given.certain,
-            vessels=given.vessels,
-            has_vessels=given.has_vessels,
-        )
+        dense = self._lesions(given, output)
+        if self._counts is None:
+            self._counts = self._of_step(given, output, dense)
+        losses = self.objective(output, given.targets, given.ignore, **self._masks(given, dense), counts=self._counts)
+        shares = len(part.step) * (torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
+        terms = {name: value * shares for name, value in losses.items()}
+        terms["loss"] = terms["loss"] * (self.config.optimizer.accumulate / len(part.step))
+        return terms
+
+    @torch.no_grad()
+    def _augmented(self, batch: Batch) -> ModelInput:
+        return augment(batch, self.config.augment, ct_windows_hu=self.config.ct_windows_hu)
+
+    @torch.no_grad()
+    def _of_step(self, first: ModelInput, output: ModelOutput, dense: Tensor | None) -> Counts:
+        """
+        Return over how many values the losses' means are, in all batches of a step on all ranks.
+
+        It takes the output for the first batch, which shows what the model's map is like.
+        """
+        counts = dict(self.objective.counts(first.ignore, **self._masks(first, dense)))
+        for given in self._inputs:
+            others = self.objective.counts(given.ignore, **self._masks(given, self._lesions(given, output)))
+            counts = {name: count + others[name] for name, count in counts.items()}
+        if not torch.distributed.is_initialized():
+            return counts
+        # Each rank has the same terms, and so the same names in the same order.
+        summed = torch.stack(list(counts.values()))
+        torch.distributed.all_reduce(summed)
+        return dict(zip(counts, summed.unbind(), strict=True))
+
+    @staticmethod
+    def _masks(given: ModelInput, dense: Tensor | None) -> dict[str, Tensor | None]:
+        return {
+            "dense": dense,
+            "unmapped": given.certain,
+            "vessels": given.vessels,
+            "has_vessels": given.has_vessels,
+        }
 
     def _lesions(self, given: ModelInput, output: ModelOutput) -> Tensor | None:
         if not self._dense or output.dense is None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from aneurysm.errors import UsageError
 from aneurysm.models.output import ModelOutput
-from aneurysm.training.loss import asymmetric, bce, consistency, focal
-from aneurysm.training.map_loss import shrink, top_k_bce, tversky_bce, unknown_vessels, vessel_channels
+from aneurysm.training.loss import asymmetric, bce, consistency, focal, kept, without_pair
+from aneurysm.training.map_loss import is_empty, shrink, top_k_bce, tversky_bce, unknown_vessels, vessel_channels
 
 TERMS = {
     "bce": "binary cross-entropy of the patch's logits",
@@ -24,6 +24,9 @@ TERMS = {
     "vessels": "Dice + binary cross-entropy of the vessel head, of patches whose series has a vessel mask",
 }
 """The terms of an `Objective`, and what each is."""
+
+Counts = Mapping[str, Tensor]
+"""Numbers of values, one a tensor, that the means of an `Objective` are over; see `Objective.counts`."""
 
 
 class Objective(nn.Module):
@@ -69,9 +72,14 @@ class Objective(nn.Module):
         unmapped: Tensor | None = None,
         vessels: Tensor | None = None,
         has_vessels: Tensor | None = None,
+        counts: Counts | None = None,
     ) -> dict[str, Tensor]:
         """
         Return each term, unweighted, and their weighted sum as ``loss``.
+
+        Each term is a mean over what is known in a step of the optimiser. If the step is cut into several batches,
+        here or on other ranks, ``counts`` holds what is known in all of them: then the terms of these batches add up
+        to those of the step, however it is cut.
 
         Parameters
         ----------
@@ -85,59 +93,90 @@ class Objective(nn.Module):
             (B, 14) bool: lesions that are there, but not in ``dense``; its channel is left out. None: there are none.
         vessels, has_vessels
             (B, 1, Z, Y, X) and (B,), as in `Batch`; for ``vessels``.
+        counts
+            The sum of `counts` over the batches of the step; None: this batch is the step.
 
         Raises
         ------
         UsageError
             A term asks for what the model or the batch has not.
         """
+        if counts is None:
+            counts = self.counts(ignore, dense=dense, unmapped=unmapped, vessels=vessels, has_vessels=has_vessels)
         terms = {}
         for term in self.weights:
             if term.startswith("dense_"):
-                terms[term] = _of_maps(term, output, dense, ignore if unmapped is None else ignore | unmapped)
+                terms[term] = _of_maps(term, output, dense, _unmapped(ignore, unmapped), counts)
             elif term == "vessels":
-                terms[term] = _of_vessels(output, vessels, has_vessels)
+                terms[term] = _of_vessels(output, vessels, has_vessels, counts)
             else:
-                terms[term] = self._of_logits(term, output.logits, targets, ignore)
+                terms[term] = self._of_logits(term, output.logits, targets, ignore, counts)
         total = torch.stack([self.weights[term] * value for term, value in terms.items()]).sum()
         return {"loss": total, **terms}
 
-    def _of_logits(self, term: str, logits: Tensor, targets: Tensor, ignore: Tensor) -> Tensor:
+    def counts(
+        self,
+        ignore: Tensor,
+        *,
+        dense: Tensor | None = None,
+        unmapped: Tensor | None = None,
+        vessels: Tensor | None = None,
+        has_vessels: Tensor | None = None,
+    ) -> Counts:
+        """Return over how many values of a batch the terms are means; parameters are those of `forward`."""
+        found = {"labels": kept(ignore), "pairs": kept(without_pair(ignore))}
+        if dense is not None:
+            without_map = _unmapped(ignore, unmapped)
+            found |= {"maps": kept(without_map), "filled_maps": kept(without_map | is_empty(dense))}
+        if "vessels" in self.weights and vessels is not None and has_vessels is not None:
+            unknown, channels = unknown_vessels(vessels, has_vessels), vessel_channels(vessels)
+            found |= {"vessels": kept(unknown), "filled_vessels": kept(unknown | is_empty(channels))}
+        return found
+
+    def _of_logits(self, term: str, logits: Tensor, targets: Tensor, ignore: Tensor, counts: Counts) -> Tensor:
         match term:
             case "bce":
-                return bce(logits, targets, ignore, pos_weight=self.pos_weight)
+                return bce(logits, targets, ignore, pos_weight=self.pos_weight, count=counts["labels"])
             case "focal":
-                return focal(logits, targets, ignore)
+                return focal(logits, targets, ignore, count=counts["labels"])
             case "asl":
-                return asymmetric(logits, targets, ignore)
-        return consistency(logits, ignore)
+                return asymmetric(logits, targets, ignore, count=counts["labels"])
+        return consistency(logits, ignore, count=counts["pairs"])
 
 
-def _of_maps(term: str, output: ModelOutput, target: Tensor | None, ignore: Tensor) -> Tensor:
+def _unmapped(ignore: Tensor, unmapped: Tensor | None) -> Tensor:
+    return ignore if unmapped is None else ignore | unmapped
+
+
+def _of_maps(term: str, output: ModelOutput, target: Tensor | None, ignore: Tensor, counts: Counts) -> Tensor:
     if output.dense is None or target is None:
         missing = "the model has no lesion map" if output.dense is None else "the batch has no lesion map"
         raise UsageError(f"the loss {term!r} can't be had: {missing}")
     maps = (output.dense, *output.coarser)
     # Each coarser level counts half as much as the one before it (Isensee et al. 2021, nnU-Net).
     total = sum(
-        (_of_map(term, logits, target, ignore) / 2**level for level, logits in enumerate(maps)),
+        (_of_map(term, logits, target, ignore, counts) / 2**level for level, logits in enumerate(maps)),
         start=target.new_zeros((), dtype=torch.float32),
     )
     return total / sum(0.5**level for level in range(len(maps)))
 
 
-def _of_map(term: str, logits: Tensor, target: Tensor, ignore: Tensor) -> Tensor:
+def _of_map(term: str, logits: Tensor, target: Tensor, ignore: Tensor, counts: Counts) -> Tensor:
     small = shrink(target, tuple(logits.shape[2:]))
-    match term:
-        case "dense_top_k":
-            return top_k_bce(logits, small, ignore)
-        case "dense_dice":
-            return tversky_bce(logits, small, ignore)
-    return tversky_bce(logits, small, ignore, alpha=0.3, beta=0.7)
+    if term == "dense_top_k":
+        return top_k_bce(logits, small, ignore, count=counts["maps"])
+    costs = {"dense_dice": (0.5, 0.5), "dense_tversky": (0.3, 0.7)}
+    alpha, beta = costs[term]
+    return tversky_bce(
+        logits, small, ignore, alpha=alpha, beta=beta, count=counts["maps"], count_filled=counts["filled_maps"]
+    )
 
 
-def _of_vessels(output: ModelOutput, vessels: Tensor | None, has_vessels: Tensor | None) -> Tensor:
+def _of_vessels(output: ModelOutput, vessels: Tensor | None, has_vessels: Tensor | None, counts: Counts) -> Tensor:
     if output.vessels is None or vessels is None or has_vessels is None:
         missing = "the model has no vessel head" if output.vessels is None else "the batch has no vessel masks"
         raise UsageError(f"the loss 'vessels' can't be had: {missing}")
-    return tversky_bce(output.vessels, vessel_channels(vessels), unknown_vessels(vessels, has_vessels))
+    channels, unknown = vessel_channels(vessels), unknown_vessels(vessels, has_vessels)
+    return tversky_bce(
+        output.vessels, channels, unknown, count=counts["vessels"], count_filled=counts["filled_vessels"]
+    )

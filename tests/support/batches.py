@@ -70,13 +70,18 @@ def make_batch(
 
 def one_of(batch: Batch, row: int) -> Batch:
     """The batch that holds this sample alone."""
-    mine = batch.lesion_sample == row
-    alone = {}
+    return part_of(batch, row, row + 1)
+
+
+def part_of(batch: Batch, first: int, end: int) -> Batch:
+    """The batch of the samples from ``first`` up to, not including, ``end``."""
+    mine = (batch.lesion_sample >= first) & (batch.lesion_sample < end)
+    part = {}
     for f in fields(batch):
         value = getattr(batch, f.name)
         if f.name.startswith("lesion_"):
-            alone[f.name] = value[mine]
+            part[f.name] = value[mine]
         elif isinstance(value, Tensor):
-            alone[f.name] = value[row : row + 1]
-    alone["lesion_sample"] = torch.zeros(int(mine.sum()), dtype=torch.int64)
-    return replace(batch, **alone, series_uid=batch.series_uid[row : row + 1], why=batch.why[row : row + 1])
+            part[f.name] = value[first:end]
+    part["lesion_sample"] = part["lesion_sample"] - first
+    return replace(batch, **part, series_uid=batch.series_uid[first:end], why=batch.why[first:end])

@@ -36,19 +36,23 @@ def mapper(in_channels: int) -> Tiny:
     return Tiny(in_channels, dense=True)
 
 
-class Plain(nn.Module):
-    """No batch normalisation and no dropout: a batch's gradient is the mean of its parts'."""
+class Everything(nn.Module):
+    """All that a model can answer with, at several scales in training; no batch normalisation and no dropout."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv3d(in_channels, 4, 3, stride=4, padding=1), nn.ReLU(), nn.Conv3d(4, 14, 1))
+        self.features = nn.Sequential(nn.Conv3d(in_channels, 4, 3, stride=2, padding=1), nn.ReLU())
+        self.lesions, self.vessels = nn.Conv3d(4, 14, 1), nn.ConvTranspose3d(4, 14, 2, stride=2)
 
     def forward(self, image: Tensor) -> ModelOutput:
-        return ModelOutput(self.layers(image).mean((2, 3, 4)))
+        features = self.features(image)
+        maps = self.lesions(features)
+        coarser = (nn.functional.avg_pool3d(maps, 2),) if self.training else ()
+        return ModelOutput(mean_of_top(maps, 3), maps, (2, 2, 2), coarser, self.vessels(features))
 
 
-def plain(in_channels: int) -> Plain:
-    return Plain(in_channels)
+def everything(in_channels: int) -> Everything:
+    return Everything(in_channels)
 
 
 def broken(in_channels: int) -> Tiny:

@@ -155,7 +155,7 @@ class EpochEnd(pl.Callback):
     ) -> None:  # fmt: skip
         """Add what predicting takes, and where the loader is."""
         checkpoint.update(self._entries(pl_module))
-        checkpoint["loader"] = self._batches.loader.state_dict()
+        checkpoint["loader"] = self._batches.state_dict()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]  # noqa: ARG002

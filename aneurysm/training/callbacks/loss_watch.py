@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aneurysm.errors import DivergedError
-from aneurysm.patches.batch import Batch
+from aneurysm.training.batches import MicroBatch
 from aneurysm.training.module import PatchModule
 
 
@@ -55,15 +55,17 @@ class LossWatch(pl.Callback):
         trainer: pl.Trainer,
         pl_module: PatchModule,  # type: ignore[override]
         outputs: Any,
-        batch: Batch,
+        batch: MicroBatch,
         batch_idx: int,
     ) -> None:
-        """Note the losses of a step; now and then, read them."""
-        # Lightning has divided the one that it steps by.
-        losses = {**outputs, "loss": outputs["loss"] * trainer.accumulate_grad_batches}
+        """Note the losses of a batch; now and then, read them."""
+        # Lightning has divided the one that it steps by, and the module multiplied it, for a step of as many batches as
+        # usual; the last one may have fewer.
+        losses = {**outputs, "loss": outputs["loss"] * len(batch.step)}
         self._names = list(losses)
         stacked = torch.stack([losses[name].detach() for name in self._names])
-        self._pending.append(_Step(batch_idx, stacked, batch.series_uid, (batch.scale, batch.offset, batch.window)))
+        seen = batch.batch
+        self._pending.append(_Step(batch_idx, stacked, seen.series_uid, (seen.scale, seen.offset, seen.window)))
         if len(self._pending) >= self.every or self.latest is None:
             self.read(trainer, pl_module)
 
