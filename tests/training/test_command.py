@@ -98,7 +98,7 @@ def test_two_processes_train_as_one_does(train_cache, tmp_path):
     # Without batch normalisation, whose statistics are those of each process's own part.
     model = ("--model", "tests.training.tiny:everything", *QUICK, "--steps-per-epoch", 3, "--config", "mine.toml")
     (tmp_path / "mine.toml").write_text(
-        "[losses]\nbce = 1\nconsistency = 1\ndense_dice = 1\ndense_top_k = 1\n"
+        "[losses]\nbce = 1\nconsistency = 1\ndense_dice = 1\ndense_top_k = 1\nvessels = 1\n"
         '[optimizer]\nname = "sgd"\nlearning_rate = 0.3\naccumulate = 2\nclip_norm = 0\n'
         "[sampling]\nlesion = 0.3\n"
     )
