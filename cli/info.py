@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aneurysm.errors import UsageError
+from aneurysm.inputs import Kind, describe
 from aneurysm.sizes import size_text
 from cli.options import CachePlace
 
@@ -28,6 +29,10 @@ def info(
     """Show what is in the cache, or in one of its volumes."""
     from aneurysm.cache.summary import describe_cache, describe_volume, find_volume
 
+    if uid is not None and (found := describe(uid)).kind in (Kind.CACHE, Kind.CACHE_VOLUME):
+        name = found.path.name.removesuffix(".zarr")
+        command = f"--cache {uid}" if found.kind == Kind.CACHE else f"{name} --cache {found.better}"
+        raise UsageError(f"{uid} is {found.words}, and no UID: aneurysm info {command}")
     if png is not None:
         if uid is None:
             raise UsageError("--png draws one series: give its UID, too")

@@ -144,6 +144,8 @@ def predict(
 
     Exit code 0: all predicted; 8: some could not be, and their rows say why.
     """
+    # Before what follows is imported, which takes seconds: a mistyped path is answered at once.
+    checkpoints, series = split(paths)
     from aneurysm.inference.base_rates import base_rates
     from aneurysm.inference.device import usual_precision
     from aneurysm.inference.devices import device_names, predict_on
@@ -153,7 +155,6 @@ def predict(
 
     end_on_sigterm()
     started = time.perf_counter()
-    checkpoints, series = split(paths)
     names = device_names(device, devices)
     workers = chosen_workers(workers, devices=len(names))
     fitted = _calibration(checkpoints, calibration, off=no_calibration)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from aneurysm.errors import DataError, Reason, UsageError
+from aneurysm.inputs import Kind, Wanted, describe, mistake
 from aneurysm.objects.url import is_url
 
 if TYPE_CHECKING:
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
 
 
 def split(paths: list[str]) -> tuple[list[Path], list[str]]:
-    """Tell checkpoints from series; of a run's folder its best checkpoint is meant."""
-    checkpoints, series = [], []
+    """
+    Tell checkpoints from series; of a run's folder its best checkpoint is meant.
+
+    Raises
+    ------
+    UsageError
+        A path leads to neither, or there are none of the one or the other.
+    """
+    checkpoints: list[Path] = []
+    series: list[str] = []
     for text in paths:
-        try:
-            checkpoint = None if is_url(text) else _checkpoint(Path(text))
-        except OSError as error:
-            raise UsageError(f"{text} can't be read: {error.strerror or error}") from error
+        checkpoint = None if is_url(text) else _checkpoint(text)
         if checkpoint is None:
             series.append(text)
         else:
@@ -33,19 +39,22 @@ def split(paths: list[str]) -> tuple[list[Path], list[str]]:
     return checkpoints, series
 
 
-def _checkpoint(path: Path) -> Path | None:
-    best = path / "checkpoints" / "best.ckpt"
-    if best.is_file():
-        return best
-    if best.parent.is_dir() or (path / "config.toml").is_file():
-        raise UsageError(
-            f"{path} is a run's folder that has no best checkpoint yet: name one of its checkpoints, or leave it out"
-        )
-    if path.suffix != ".ckpt":
-        return None
-    if not path.is_file():
-        raise UsageError(f"there is no checkpoint {path}")
-    return path
+def _checkpoint(text: str) -> Path | None:
+    """Return the checkpoint that a path means; None if it means series."""
+    found = describe(text)
+    if found.kind == Kind.RUN or (found.kind == Kind.FOLDER and (found.path / "config.toml").is_file()):
+        if found.better is None:
+            raise UsageError(
+                f"{text} is a run's folder that has no best checkpoint yet: name another of its checkpoints"
+            )
+        return found.better
+    if found.kind == Kind.CHECKPOINT:
+        return found.path
+    if found.kind == Kind.MISSING and text.endswith(".ckpt"):
+        raise UsageError(f"there is no checkpoint {text}")
+    if problem := mistake(found, Wanted.SERIES):
+        raise UsageError(problem)
+    return None
 
 
 def find(
@@ -64,13 +73,18 @@ def find(
 
     found: dict[str, tuple[str, SeriesPath]] = {}
     absent: dict[str, Failure] = {}
-    for path in paths:
+    for number, path in enumerate(paths, 1):
         try:
             there = find_paths(path, local_cache=local_cache, local_cache_gb=local_cache_gb)
         except DataError as error:
-            reason = Reason.READ_ERROR if isinstance(error.__cause__, OSError) else Reason.NO_IMAGES
-            name = name_by_place(path)
-            absent[name] = failure(name, reason, str(error))
+            name, which = name_by_place(path), f"path {number} of {len(paths)} of series"
+            if isinstance(error.__cause__, OSError):
+                detail = f"{which} can't be read: {error.__cause__.strerror or 'input/output error'}"
+                absent[name] = failure(name, Reason.READ_ERROR, detail)
+            else:
+                # A row, and what is shown of it, names no folder: its name may be a patient's.
+                detail = str(error).replace(str(Path(path).absolute()), "it")
+                absent[name] = failure(name, Reason.NO_IMAGES, f"{which}: {detail}")
             continue
         for one in there:
             where, other = found.setdefault(one.uid, (path, one))

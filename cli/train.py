@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from aneurysm.errors import InterruptedRunError, UsageError
+from aneurysm.inputs import Kind, Wanted, describe, mistake
 from cli.options import MOST_WORKERS, LocalCache, LocalCacheGb, chosen_workers
 from cli.values import choice, number, parse_devices, patch_edges, whole
 
@@ -16,6 +17,8 @@ _FOLDER = "ANEURYSM_RUN_FOLDER"
 """Tells the processes that Lightning starts for further devices which folder the first one chose."""
 _MAY_CHANGE = {"cache", "local_cache", "local_cache_gb", "workers", "devices", "epochs"}
 """What a run that goes on may be given anew: it draws the same patches in the same order."""
+_NO_RUN: Final = (Kind.RUNS, Kind.RUN_PART, Kind.CHECKPOINT, Kind.CACHE, Kind.DATA_SET)
+"""What is named in place of a run that is to be resumed."""
 _LOSSES: Final = ("bce", "focal", "asl")
 """Of a patch's labels; others are set in the section losses of --config."""
 
@@ -179,6 +182,9 @@ def train(
 def _run(
     options: dict[str, Any], out: Path | None, file: Path | None, loss: str | None, init: Path | None, *, resume: bool
 ) -> None:
+    at_init = None if init is None else describe(init)
+    if at_init and at_init.kind != Kind.MISSING and (problem := mistake(at_init, Wanted.CHECKPOINT)):
+        raise UsageError(f"--init: {problem}")
     # Here, not above: torch and Lightning take seconds, which the other commands need not wait.
     from aneurysm.training.config_file import config_table, load_config, parse_resolved, read_resolved
     from aneurysm.training.run_folder import RunFolder, default_root, newest_run
@@ -186,6 +192,8 @@ def _run(
     root = _root_of_first_process() or out
     if resume:
         folder = RunFolder(root or newest_run())
+        if not folder.last.exists() and (found := describe(folder.root)).kind in _NO_RUN:
+            raise UsageError(mistake(found, Wanted.RUN) or f"{folder.root} is no run")
         if not folder.last.exists():
             raise UsageError(f"there is nothing to go on from in {folder.root}: it has no checkpoints/last.ckpt")
         if file is not None or loss is not None or init is not None or set(options) - _MAY_CHANGE:

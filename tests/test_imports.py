@@ -35,11 +35,21 @@ main()
 
 @pytest.mark.parametrize("arguments", [["train"], ["predict", "some.ckpt", "series"]])
 def test_without_the_extra_the_command_says_which_one_it_needs(arguments, tmp_path):
+    (tmp_path / "some.ckpt").touch()
+    (tmp_path / "series").mkdir()
     command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert ran.returncode == 2, ran.stderr
     assert "extra train" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_mistyped_path_is_answered_before_torch_is_loaded(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_TORCH, "predict", "some.ckpt", "1.2.3.4.5"]
+    (tmp_path / "some.ckpt").touch()
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert ran.returncode == 2, ran.stderr
+    assert "A UID alone does not say where the series is" in ran.stderr
 
 
 def test_without_the_extra_for_clusters_the_command_says_so(tmp_path):

@@ -11,6 +11,7 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.publish import is_disk_full, no_space_told, write_once
 from aneurysm.cache.spec import CacheSpec, parse_spec
 from aneurysm.errors import CacheError, CacheNotFoundError, SpecError, SpecMismatchError, UsageError
+from aneurysm.inputs import Kind, Wanted, describe, mistake
 
 
 def full_disk_told(cache: Path) -> AbstractContextManager[None]:
@@ -45,6 +46,9 @@ def open_cache(layout: CacheLayout, spec: CacheSpec) -> None:
     """Make the cache, or make sure that it is of ``spec``."""
     if layout.root.exists() and not layout.root.is_dir():
         raise UsageError(f"{layout.root} is a file; --cache names a folder")
+    # A folder that is something else already stays what it is.
+    if (found := describe(layout.root)).kind in (Kind.CACHE_VOLUME, Kind.CACHE_VOLUMES, Kind.RUN, Kind.DATA_SET):
+        raise UsageError(f"{mistake(found, Wanted.CACHE)}. Name another folder with --cache")
     try:
         layout.volumes.mkdir(parents=True, exist_ok=True)
         if any(layout.volumes.iterdir()) and not layout.spec.exists():
@@ -67,15 +71,22 @@ def read_spec(layout: CacheLayout) -> CacheSpec:
     try:
         return parse_spec(layout.spec.read_text("utf-8"), str(layout.spec))
     except FileNotFoundError as error:
-        raise CacheNotFoundError(f"there is no cache at {layout.root}: it has no spec.toml") from error
+        raise _no_cache(layout.root) from error
     except NotADirectoryError as error:
-        raise CacheNotFoundError(f"there is no cache at {layout.root}: that is a file, and a cache a folder") from error
+        raise _no_cache(layout.root) from error
     except OSError as error:
         raise CacheError(f"{layout.spec} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise CacheError(f"the spec of the cache is damaged: {layout.spec} is no text") from error
     except SpecError as error:
         raise CacheError(f"the spec of the cache is damaged or of a newer version: {error}") from error
+
+
+def _no_cache(root: Path) -> CacheNotFoundError:
+    found = describe(root)
+    if found.kind in (Kind.EMPTY, Kind.FOLDER):
+        return CacheNotFoundError(f"there is no cache at {root}: it has no spec.toml")
+    return CacheNotFoundError(f"there is no cache at {root}: {mistake(found, Wanted.CACHE)}")
 
 
 def patient_secret(layout: CacheLayout) -> bytes:

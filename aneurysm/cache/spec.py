@@ -240,7 +240,8 @@ def parse_spec(content: str, source: str) -> CacheSpec:
     try:
         return CacheSpec.model_validate(table)
     except ValidationError as error:
-        first, *others = error.errors()
+        # An unknown key first: it is often the missing one, misspelt.
+        first, *others = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         more = f" ({len(others)} more keys are wrong)" if others else ""
         raise SpecError(f"{source}: {problem_told(dict(first))}{more}") from error
 

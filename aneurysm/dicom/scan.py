@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ from aneurysm.annotations.tables import read_tables
 from aneurysm.dicom.header import DamagedHeaderError, NotDicomError, read_header
 from aneurysm.dicom.series import UID
 from aneurysm.errors import DataError, Reason, SeriesRejectedError
+from aneurysm.inputs import Wanted, describe, hidden_series, mistake
 
 if TYPE_CHECKING:
     from aneurysm.cache.supervisor import LostError
@@ -24,6 +26,9 @@ UNREADABLE: Final = "unreadable"
 """Begins the name of what stands for files of a folder that can't be read, and whose series is not known."""
 _SAFE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _BATCH: Final = 256
+_LEVEL_ENTRIES: Final = 1000
+_LEVEL_FOLDERS: Final = 3
+"""So much is looked at to see whether a folder is a level too high or too low."""
 _LOST_AND_FOUND: Final = "lost+found"
 """Every ext4 disk has such a folder, which is root's alone: nothing of a series is in it."""
 
@@ -134,7 +139,7 @@ def find_series(root: Path, workers: int = 1, timeout_s: float | None = None) ->
         There is no such folder, or nothing in it that could be a series.
     """
     if not root.is_dir():
-        raise DataError(f"there is no data folder {root}. Name it with --data or ANEURYSM_DATA")
+        raise DataError(mistake(describe(root), Wanted.DATA) or f"{root} is no folder")
     if (root / "series").is_dir():
         inventory = _rsna_layout(root)
     elif (root / "train.csv").is_file():
@@ -142,8 +147,30 @@ def find_series(root: Path, workers: int = 1, timeout_s: float | None = None) ->
     else:
         inventory = _free_tree(root, workers, timeout_s)
     if not inventory.sources:
-        raise DataError(f"no DICOM series under {root}: found {str(inventory.ignored) or 'no files'}")
+        what = hidden_series(root) or f"found {str(inventory.ignored) or 'no files'}"
+        raise DataError(f"no DICOM series under {root}: {what}")
     return inventory
+
+
+def check_level(root: Path) -> None:
+    """
+    Make sure that ``root`` is not a level too high or too low, where the tables of its data set would be overlooked.
+
+    Raises
+    ------
+    DataError
+        It is, or what lies at ``root`` is something else than data.
+    """
+    if problem := mistake(describe(root), Wanted.DATA):
+        raise DataError(f"{problem}. The data are named with --data or ANEURYSM_DATA")
+    if (root / "series").is_dir():
+        return
+    if root.name == "series" and (root.parent / "train.csv").is_file():
+        raise DataError(f"{root} is a data set's folder series/, and the tables lie above it: name {root.parent}")
+    with os.scandir(root) as entries:
+        below = [Path(e.path) for e in islice(entries, _LEVEL_ENTRIES) if e.is_dir()]
+    if any((folder / "series").is_dir() and (folder / "train.csv").is_file() for folder in below):
+        raise DataError(f"{root} is one level too high: name the folder in it that has series/ and train.csv")
 
 
 def safe_source(uid: str, folder: Path | None = None, files: Sequence[str] = ()) -> SeriesSource:
@@ -188,8 +215,23 @@ def _rsna_layout(root: Path) -> Inventory:
     ignored = Ignored()
     if loose:
         ignored.add("loose files in series/", f"file 1 of {loose} by name", loose)
+    if (picked := sorted(names)[:_LEVEL_FOLDERS]) and all(_holds_folders_alone(root / "series" / n) for n in picked):
+        raise DataError(
+            f"the folders in {root / 'series'} hold folders, and no files: the files of a series lie directly in "
+            "series/<UID>/. Move them up"
+        )
     folders = named_folders(names, lambda: read_tables(root).notes)
     return Inventory(root, "rsna", [safe_source(uid, root / "series" / name) for name, uid in folders], ignored)
+
+
+def _holds_folders_alone(folder: Path) -> bool:
+    """Return True if a folder has folders, and nothing else of the first entries that it lists."""
+    try:
+        with os.scandir(folder) as entries:
+            kinds = {e.is_dir() for e in islice(entries, _LEVEL_ENTRIES) if not e.name.startswith(".")}
+    except OSError:
+        return False
+    return kinds == {True}
 
 
 def _free_tree(root: Path, workers: int, timeout_s: float | None) -> Inventory:

@@ -106,9 +106,13 @@ def _local_paths(path: Path) -> list[SeriesPath]:
 
 def _file(path: Path) -> SeriesSource:
     try:
-        uid = str(read_header(path).get("SeriesInstanceUID", ""))
+        header = read_header(path)
     except NotDicomError as error:
-        raise DataError(f"{path} is no DICOM file: {error}") from error
+        raise UsageError(f"{path} is a file, and no DICOM: name the folder of a series") from error
+    # A file of several frames may lack their number, but not have one position for all.
+    if int(header.get("NumberOfFrames", 1) or 1) <= 1 and "ImagePositionPatient" in header.values:
+        raise UsageError(f"{path} is one image of a series: name the folder that holds all of them")
+    uid = str(header.get("SeriesInstanceUID", ""))
     if not uid:
         uid = path.stem if UID.fullmatch(path.stem) else hashed_name("file", os.path.realpath(path))
     return safe_source(uid, files=[str(path)])

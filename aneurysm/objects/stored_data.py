@@ -18,6 +18,7 @@ from aneurysm.dicom.scan import (
     Ignored,
     Inventory,
     SeriesSource,
+    check_level,
     file_facts,
     find_series,
     group_by_series,
@@ -85,7 +86,8 @@ class DataPlace:
         self.path = self._root = root
 
     def find_series(self, workers: int, timeout_s: float | None = None) -> Inventory:
-        """Find the series; see `aneurysm.dicom.scan.find_series`."""
+        """Find the series; see `aneurysm.dicom.scan.check_level` and `aneurysm.dicom.scan.find_series`."""
+        check_level(self._root)
         return find_series(self._root, workers, timeout_s)
 
     def tables(self) -> Tables:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from aneurysm.errors import DataError
 from aneurysm.inference.calibration import checkpoint_digest
+from aneurysm.inputs import Wanted, describe, mistake
 from aneurysm.report.run_tables import Candidates, Predictions, checked_predictions, read_candidates, read_table
 from aneurysm.training.begun import read_begun
 
@@ -80,12 +81,10 @@ def read_run(root: str | Path) -> Run:
         not of the best checkpoint that is there.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"there is no run {root}")
+    if problem := mistake(describe(root), Wanted.RUN):
+        raise DataError(problem)
     if not (root / "predictions_val.csv").exists():
-        raise DataError(
-            f"{root} has no predictions_val.csv: it is no run of `aneurysm train`, or has not validated yet"
-        )
+        raise DataError(f"{root} has no predictions_val.csv: the run has not validated yet")
     folds = read_table(root / "folds.csv", ("series_uid", "patient_key", "fold"))
     path = root / "predictions_val.csv"
     table = read_table(path, ("series_uid", "modality", "fold"))
