@@ -30,6 +30,10 @@ class SpecMismatchError(CacheError, UsageError):
     """The cache was made with another spec than the one asked for."""
 
 
+class PatientKeyError(CacheError, UsageError):
+    """The key of patient_key is not the one that the cache was begun with, or can't be read."""
+
+
 class DamagedCacheError(CacheError):
     """A volume, array or chunk that is not as it was written."""
 

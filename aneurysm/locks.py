@@ -4,6 +4,8 @@ A lock's file may be removed by its holder, and by nobody else. Whoever then get
 that it is no longer the one at the path, and takes that one. Some file systems of clusters have no locks, or none that
 reach other nodes. There everybody gets each lock that is not ``strict``: what it guards must be safe without it, and
 only better with.
+
+A lock's file holds nothing. Whoever may write to its folder may write to it, too, whatever the umask of who made it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from pathlib import Path
 from typing import Final
 
 from aneurysm.errors import UsageError
+from aneurysm.shared_folder import make_folder
 
+_TRIES: Final = 40
+_PAUSE_S: Final = 0.01
 _NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
 
 
@@ -35,11 +40,13 @@ def lock_file(descriptor: int, *, shared: bool = False, wait: bool = False, stri
 
 
 def is_locked(path: Path) -> bool:
-    """Say whether a process holds the lock on ``path``; writes nothing."""
+    """Return True if a process holds the lock on ``path``, or if that can't be known; writes nothing."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
+    except PermissionError:
+        return True
     try:
         return not lock_file(descriptor, shared=True)
     finally:
@@ -47,20 +54,52 @@ def is_locked(path: Path) -> bool:
 
 
 def take_lock(path: Path, *, wait: bool = False, strict: bool = False) -> int | None:
-    """Make ``path`` if need be, and return a descriptor that holds its lock; None if another process does."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """
+    Make ``path`` and its folder if need be, and return a descriptor that holds its lock; None if another process does.
+
+    Raises
+    ------
+    OSError
+        The file can't be made or opened. That of a file or folder which is not there, as in /proc or where a disk was
+        taken away, comes after some tries: others may remove both at the moment in which we make them.
+    """
+    failure: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    for attempt in range(_TRIES):
+        time.sleep(_PAUSE_S * min(attempt, 10))
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:
-            continue  # the folder was swept in between
-        if not lock_file(descriptor, wait=wait, strict=strict):
+            make_folder(path.parent)
+            descriptor = _open(path)
+        except (FileNotFoundError, FileExistsError) as error:
+            failure = error
+            continue
+        try:
+            if not lock_file(descriptor, wait=wait, strict=strict):
+                os.close(descriptor)
+                return None
+            with suppress(FileNotFoundError):
+                if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                    return descriptor
+        except BaseException:
             os.close(descriptor)
-            return None
-        with suppress(FileNotFoundError):
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                return descriptor
+            raise
         os.close(descriptor)  # its last owner removed it
+    raise failure
+
+
+def _open(path: Path) -> int:
+    # Not in one step: the kernel may forbid O_CREAT on another user's file in a folder with the sticky bit.
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # which can be locked, but for NFS
+    folder = path.parent.stat()
+    with suppress(PermissionError):  # a group that we are not in
+        os.fchown(descriptor, -1, folder.st_gid)
+    writers = folder.st_mode & 0o022
+    os.fchmod(descriptor, 0o600 | writers | writers << 1)
+    return descriptor
 
 
 @contextmanager

@@ -5,7 +5,15 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from aneurysm.errors import CacheError, Reason, SeriesRejectedError, StoreError
+from aneurysm.errors import AneurysmError, CacheError, Reason, SeriesRejectedError, StoreError
+
+
+def words_of(error: BaseException) -> str:
+    """Return what a table or a log may hold of an error: no name of a file, which may be a patient's."""
+    if isinstance(error, AneurysmError):
+        return str(error)
+    told = error.strerror if isinstance(error, OSError) else str(error)
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
 
 
 def reason_of(error: Exception) -> tuple[Reason, str]:
@@ -18,7 +26,7 @@ def reason_of(error: Exception) -> tuple[Reason, str]:
         case CacheError() | StoreError():
             return Reason.READ_ERROR, str(error)
         case OSError():
-            return Reason.READ_ERROR, f"{type(error).__name__}: {error.strerror or error}"
+            return Reason.READ_ERROR, words_of(error)
     # A fault of this program: say where, so that a report of it is of use. No values: they might identify a patient.
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}:{last.lineno}"

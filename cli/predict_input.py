@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,17 +84,28 @@ def find(
                 absent[name] = failure(name, Reason.READ_ERROR, detail)
             else:
                 # A row, and what is shown of it, names no folder: its name may be a patient's.
-                detail = str(error).replace(str(Path(path).absolute()), "it")
-                absent[name] = failure(name, Reason.NO_IMAGES, f"{which}: {detail}")
+                absent[name] = failure(name, Reason.NO_IMAGES, f"{which}: {_without(path, str(error))}")
             continue
         for one in there:
             where, other = found.setdefault(one.uid, (path, one))
             if other is one:
                 if (place := unnamed_place(one)) is not None:
-                    typer.echo(f"{place} has no SeriesInstanceUID: it is called {one.uid}", err=True)
+                    # What lies below a folder that was named may be called as a patient is.
+                    where = path if is_url(path) or place == os.path.realpath(path) else f"a series in {path}"
+                    typer.echo(
+                        f"{where} has no SeriesInstanceUID: it is called {one.uid}, by the SHA-256 of its place",
+                        err=True,
+                    )
             elif not is_same(one, other):
                 raise UsageError(
                     f"{where} and {path} hold different files of series {one.uid}: name one of them, or put all files "
                     "of the series into one folder"
                 )
     return [one for _, one in found.values()], list(absent.values())
+
+
+def _without(path: str, message: str) -> str:
+    """Return a message for a row of a table, which is passed on: without the path that it is about."""
+    for text in sorted({path, str(Path(path).absolute()), os.path.realpath(path)}, key=len, reverse=True):
+        message = message.replace(text, "it")
+    return message

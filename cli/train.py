@@ -187,7 +187,7 @@ def _run(
         raise UsageError(f"--init: {problem}")
     # Here, not above: torch and Lightning take seconds, which the other commands need not wait.
     from aneurysm.training.config_file import config_table, load_config, parse_resolved, read_resolved
-    from aneurysm.training.run_folder import RunFolder, default_root, newest_run
+    from aneurysm.training.run_folder import RunFolder, default_root, is_first_process, newest_run
 
     root = _root_of_first_process() or out
     if resume:
@@ -211,7 +211,7 @@ def _run(
         if root is None and any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")):
             raise UsageError("started by torchrun or SLURM, each process would name a folder of its own: give --out")
     os.environ[_FOLDER] = str(folder.root)
-    if "workers" in options and _is_first_process():
+    if "workers" in options and is_first_process():
         chosen_workers(options["workers"], devices=_n_devices(resolved.devices))
     from aneurysm.training.fit import fit
     from cli.train_progress import TrainProgress
@@ -221,12 +221,12 @@ def _run(
             summary = fit(resolved, folder, resume=resume, init=init, progress=progress)
         except InterruptedRunError as stopped:
             progress.close()
-            if _is_first_process():
+            if is_first_process():
                 typer.echo(
                     f"aneurysm: stopped, and saved. To go on: aneurysm train --out {folder.root} --resume", err=True
                 )
             raise typer.Exit(128 + stopped.signal_number) from None
-    if not _is_first_process():
+    if not is_first_process():
         return
     if not summary.epochs_now:
         typer.echo(f"All {summary.epochs} epochs of {folder.root} are done; --epochs {2 * summary.epochs} would go on.")
@@ -238,12 +238,10 @@ def _run(
 
 
 def _root_of_first_process() -> Path | None:
+    from aneurysm.training.run_folder import is_first_process
+
     name = os.environ.get(_FOLDER)
-    return Path(name) if name and not _is_first_process() else None
-
-
-def _is_first_process() -> bool:
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return Path(name) if name and not is_first_process() else None
 
 
 def _n_devices(devices: int | str) -> int:

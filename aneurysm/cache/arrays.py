@@ -23,12 +23,13 @@ from aneurysm.annotations.lesions import Lesion, UnplacedLesion
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import parse_document, write_manifest
 from aneurysm.cache.metadata import annotation_hash
-from aneurysm.cache.opening import full_disk_told, is_done, open_cache, patient_secret
+from aneurysm.cache.opening import is_done, open_cache, patient_secret
 from aneurysm.cache.publish import claim, sweep
 from aneurysm.cache.relabel import LocalFiles, replace_annotations, replace_vessels, settle
 from aneurysm.cache.series import patient_key
 from aneurysm.cache.spec import CacheSpec, load_spec
 from aneurysm.cache.store import store_volume
+from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import DamagedCacheError, DataError, SeriesRejectedError, UsageError
 from aneurysm.labels import LABELS, SITES, UNKNOWN_MODALITY, UNKNOWN_VESSEL
@@ -88,7 +89,7 @@ class CacheWriter:
     SpecMismatchError
         The cache is of another spec.
     UsageError
-        The folder can't be written.
+        The folder can't be written, or the key of patients (ANEURYSM_PATIENT_KEY) is not that of the cache.
     """
 
     def __init__(self, cache: str | Path, *, spec: str | Path = "arrays-u8", overwrite: bool = False) -> None:
@@ -99,7 +100,7 @@ class CacheWriter:
         self._overwrite = overwrite
         self._seconds: dict[str, float] = {}
         self._given: set[str] = set()
-        with full_disk_told(self._layout.root):
+        with write_errors_told(self._layout.root):
             open_cache(self._layout, self.spec)
             sweep(self._layout)
             self._secret = patient_secret(self._layout)
@@ -114,7 +115,7 @@ class CacheWriter:
 
     def close(self) -> None:
         """Write the manifest of all that is in the cache. What is added afterwards needs another call."""
-        with full_disk_told(self._layout.root):
+        with write_errors_told(self._layout.root):
             sweep(self._layout)
             write_manifest(self._layout, self._seconds)
 
@@ -182,7 +183,7 @@ class CacheWriter:
             raise UsageError(f"{problem}: letters, digits, '.', '-' and '_', at most 128, can name a volume")
         if uid in self._given:
             raise UsageError(f"volume {uid} is given twice")
-        with full_disk_told(self._layout.root), claim(self._layout, uid) as folder:
+        with write_errors_told(self._layout.root), claim(self._layout, uid) as folder:
             if folder is None:
                 return "busy"
             given = self._given_array(uid, voxels, spacing_mm, affine_lps, modality, lesions, labels or {}, vessels)

@@ -144,7 +144,7 @@ class Cache:
         In an object store only those in the manifest can be had, else `CacheNotFoundError` is raised.
         """
         if not isinstance(self.root, str):
-            return CachedVolume(self.root, uid)
+            return CachedVolume(self.root, uid, digest=self.spec.digest)
         if uid not in self.stored:
             raise CacheNotFoundError(f"there is no volume {uid} in the manifest of {self.root}")
         return CachedVolume(self.root, uid, self.stored[uid])

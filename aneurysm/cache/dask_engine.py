@@ -26,6 +26,7 @@ from aneurysm.cache.series import Outcome, SeriesJob
 from aneurysm.cache.spec import RECIPE_VERSION
 from aneurysm.cache.supervisor import Children, Limits
 from aneurysm.errors import AneurysmError, ClusterError, Reason, UsageError
+from aneurysm.reasons import words_of
 
 _GO_ON: Final = "What is cached is complete; run the same command again to go on"
 _CONNECT_S: Final = 10.0
@@ -208,7 +209,7 @@ def _outcome(uid: str, future: Future, address: str) -> Outcome | None:
     except Exception as error:
         if isinstance(error, OSError) and future.status != "error":
             return None  # no error of the series, but of the connection. A lost scheduler is seen when it is looked for
-        raise ClusterError(f"the Dask cluster failed at {uid}: {type(error).__name__}: {error}. {_GO_ON}") from error
+        raise ClusterError(f"the Dask cluster failed at {uid}: {words_of(error)}. {_GO_ON}") from error
     return outcome
 
 

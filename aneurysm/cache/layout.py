@@ -12,6 +12,7 @@ CACHE/
   .seconds/<random>.json        how long series took, of tasks that left the tables to `aneurysm manifest`
   .building/                    work in progress (see publish.py); the next run sweeps what dead processes left
   .patient-key                  the key of patient_key; don't pass it on with the cache
+  .patient-key-check            a fingerprint of that key, by which another one is refused
 """
 
 from __future__ import annotations
@@ -95,6 +96,11 @@ class CacheLayout:
     def patient_key(self) -> Path:
         """The file with the secret of the keyed hash."""
         return self.root / ".patient-key"
+
+    @property
+    def patient_key_check(self) -> Path:
+        """The file with the fingerprint of that secret."""
+        return self.root / ".patient-key-check"
 
     def volume(self, uid: str) -> Path:
         """Return the folder of one volume."""

@@ -18,6 +18,7 @@ from aneurysm.csv_table import csv_text
 from aneurysm.errors import CacheError
 from aneurysm.labels import LABELS
 from aneurysm.locks import one_at_a_time
+from aneurysm.shared_folder import describe_denial
 from aneurysm.threads import look_at_each
 
 COLUMNS: Final = (
@@ -118,7 +119,9 @@ def read_manifest(path: Path) -> list[Row]:
             missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
     except FileNotFoundError as error:
         raise CacheError(f"{path} is missing") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise CacheError(f"{path} can't be read: {describe_denial(error)}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise CacheError(f"{path} can't be read: {error}") from error
     if missing:
         raise CacheError(f"{path} lacks the column(s) {', '.join(missing)}")

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from aneurysm.cache.blocks import Blocks
 from aneurysm.cache.layout import IMAGE, STAGED_VESSELS, VESSELS
 from aneurysm.cache.shard_reader import ShardReader, Triple, shard_layout
-from aneurysm.errors import CacheNotFoundError, DamagedCacheError
+from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError
+from aneurysm.shared_folder import describe_denial
 
 _TRIES: Final = 20
 
@@ -68,7 +69,9 @@ def open_volume(path: Path | str) -> OpenVolume:
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CacheNotFoundError(f"there is no volume {path}") from error
+        raise CacheNotFoundError(f"there is no volume {name} in the cache") from error
+    except PermissionError as error:
+        raise CacheError(f"volume {name} can't be read: {describe_denial(error)}") from error
     try:
         for _ in range(_TRIES):
             before = _version(folder)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import secrets
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Final
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.publish import is_disk_full, no_space_told, write_once
 from aneurysm.cache.spec import CacheSpec, parse_spec
-from aneurysm.errors import CacheError, CacheNotFoundError, SpecError, SpecMismatchError, UsageError
+from aneurysm.errors import (
+    CacheError,
+    CacheNotFoundError,
+    PatientKeyError,
+    SpecError,
+    SpecMismatchError,
+    UsageError,
+)
 from aneurysm.inputs import Kind, Wanted, describe, mistake
+from aneurysm.shared_folder import describe_denial, make_folder
+
+_KEY: Final = "ANEURYSM_PATIENT_KEY"
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{32}")
 
 
 def full_disk_told(cache: Path) -> AbstractContextManager[None]:
@@ -50,14 +64,15 @@ def open_cache(layout: CacheLayout, spec: CacheSpec) -> None:
     if (found := describe(layout.root)).kind in (Kind.CACHE_VOLUME, Kind.CACHE_VOLUMES, Kind.RUN, Kind.DATA_SET):
         raise UsageError(f"{mistake(found, Wanted.CACHE)}. Name another folder with --cache")
     try:
-        layout.volumes.mkdir(parents=True, exist_ok=True)
+        layout.root.mkdir(parents=True, exist_ok=True)
+        make_folder(layout.volumes)
         if any(layout.volumes.iterdir()) and not layout.spec.exists():
             raise CacheError(f"{layout.root} has volumes but no spec.toml: whose they are can't be told")
         write_once(layout.spec, spec.to_toml())  # of two first runs with different specs one is refused below
     except OSError as error:
         if is_disk_full(error):
             raise
-        raise UsageError(f"the cache folder {layout.root} can't be written: {error.strerror}") from error
+        raise UsageError(f"the cache folder {layout.root} can't be written: {describe_denial(error)}") from error
     there = read_spec(layout)
     if there.digest != spec.digest:
         raise SpecMismatchError(
@@ -75,7 +90,7 @@ def read_spec(layout: CacheLayout) -> CacheSpec:
     except NotADirectoryError as error:
         raise _no_cache(layout.root) from error
     except OSError as error:
-        raise CacheError(f"{layout.spec} can't be read: {error.strerror}") from error
+        raise CacheError(f"{layout.spec} can't be read: {describe_denial(error)}") from error
     except UnicodeDecodeError as error:
         raise CacheError(f"the spec of the cache is damaged: {layout.spec} is no text") from error
     except SpecError as error:
@@ -90,13 +105,76 @@ def _no_cache(root: Path) -> CacheNotFoundError:
 
 
 def patient_secret(layout: CacheLayout) -> bytes:
-    """Return the key of patient_key: from the environment, or of this cache, made at its first use."""
-    if given := os.environ.get("ANEURYSM_PATIENT_KEY"):
-        return given.encode()
-    write_once(layout.patient_key, secrets.token_hex(32) + "\n", 0o600)
-    if not (key := layout.patient_key.read_text("utf-8").strip()):
-        raise CacheError(
-            f"{layout.patient_key} is empty. Bring the key back, or remove the file: the next run makes another, and "
-            "the patient_key of volumes built from then on is none of those that are there"
+    """
+    Return the key of patient_key: from the environment, or of this cache, made at its first use.
+
+    A fingerprint of it is left in the cache. By a second key a patient would have two patient_keys, and folds would put
+    him both among those that are trained on and among those held out.
+
+    Raises
+    ------
+    PatientKeyError
+        It is not the key that the cache was begun with, or that can't be known.
+    """
+    given, own = os.environ.get(_KEY, "").strip(), layout.patient_key
+    if not layout.patient_key_check.exists() and cached_series(layout):
+        if not own.exists():
+            raise PatientKeyError(
+                f"{layout.root} has volumes, but neither {own.name} nor {layout.patient_key_check.name}: with which "
+                "key its patient_keys were made can't be known. Bring these files back, or build the cache again"
+            )
+        write_once(layout.patient_key_check, key_fingerprint(_own_key(layout)) + "\n")
+    if not given and not own.exists():
+        if layout.patient_key_check.exists():
+            raise PatientKeyError(
+                f"the key of patient_key is not with {layout.root}: set {_KEY} to that which the cache was begun with, "
+                f"or bring {own.name} back"
+            )
+        write_once(own, secrets.token_hex(32) + "\n", 0o600)
+    key = given.encode() if given else _own_key(layout)
+    write_once(layout.patient_key_check, key_fingerprint(key) + "\n")
+    if fault := key_fault(layout):
+        raise PatientKeyError(fault)
+    return key
+
+
+def key_fault(layout: CacheLayout) -> str:
+    """Return what is wrong with the key of patient_key, as far as it is with the cache or the environment; or ""."""
+    check = layout.patient_key_check
+    try:
+        expected = check.read_text("ascii").strip()
+    except FileNotFoundError:
+        return f"{check.name} is missing: by it runs with another key are refused" if cached_series(layout) else ""
+    except UnicodeDecodeError:
+        expected = ""
+    if not _FINGERPRINT.fullmatch(expected):
+        return f"{check.name} is damaged: bring it back, or remove it if {layout.patient_key.name} is there"
+    given = os.environ.get(_KEY, "").strip()
+    if given and key_fingerprint(given.encode()) != expected:
+        return (
+            f"{layout.root} was begun with another key of patient_key than {_KEY} has now: one patient would have two "
+            f"keys, and come into two folds. Set it to the key of this cache"
+            + (f", or unset it: {layout.patient_key.name} is there" if layout.patient_key.exists() else "")
         )
+    with suppress(FileNotFoundError, PermissionError):  # it may be kept elsewhere, or from those who only read
+        if key_fingerprint(_own_key(layout)) != expected:
+            return (
+                f"{layout.patient_key.name} is not the key that {layout.root} was begun with: one patient would have "
+                f"two keys, and come into two folds. Bring the right one back, or set {_KEY} to it"
+            )
+    return ""
+
+
+def key_fingerprint(key: bytes) -> str:
+    """Return what tells keys of patient_key apart. It takes a while: a short key must not be found by trying."""
+    return hashlib.pbkdf2_hmac("sha256", key, b"aneurysm patient_key", 100_000).hex()[:32]
+
+
+def _own_key(layout: CacheLayout) -> bytes:
+    try:
+        key = layout.patient_key.read_text("utf-8").strip()
+    except UnicodeDecodeError:
+        key = ""
+    if not key:
+        raise PatientKeyError(f"{layout.patient_key} is empty or damaged. Bring the key back")
     return key.encode()

@@ -9,7 +9,7 @@ from pathlib import Path
 from aneurysm.cache.estimate import check_space
 from aneurysm.cache.layout import LABEL_TREES, CacheLayout
 from aneurysm.cache.manifest import Row, leave_seconds, write_manifest
-from aneurysm.cache.opening import open_cache, patient_secret
+from aneurysm.cache.opening import key_fault, open_cache, patient_secret
 from aneurysm.cache.publish import abandoned
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.scan import SeriesSource
@@ -60,6 +60,10 @@ class CachePlace:
         """Remove the records of series that there are no more."""
         for uid in uids:
             self.layout.record(uid).unlink(missing_ok=True)
+
+    def key_fault(self) -> str:
+        """Return what is wrong with the key of patient_key, or ""."""
+        return key_fault(self.layout)
 
     def leave_seconds(self, seconds: Mapping[str, float]) -> None:
         """Leave for the next `write_manifest` how long series took."""

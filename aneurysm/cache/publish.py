@@ -13,7 +13,6 @@ that seems to be nobody's is left alone until it is hours old.
 from __future__ import annotations
 
 import errno
-import glob
 import json
 import os
 import re
@@ -24,13 +23,16 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import NoSpaceError
 from aneurysm.locks import is_locked, lock_file, take_lock
+from aneurysm.shared_folder import make_folder, share, share_tree
 
 _TEMPORARY: Final = ".tmp"
+_TRIES: Final = 20
+"""Attempts at a file that others remove at the same time."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NODE: Final = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64] or "node"
 _FOREIGN_S: Final = 6 * 3600.0
@@ -52,7 +54,7 @@ def claim(layout: CacheLayout, uid: str) -> Iterator[Path | None]:
     folder = layout.building / f"{uid}@{_NODE}~{secrets.token_hex(4)}"
     alive = take_lock(_lock_of(folder))
     try:
-        folder.mkdir()
+        make_folder(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -83,21 +85,24 @@ def sweep(layout: CacheLayout) -> list[str]:
         shutil.rmtree(folder, ignore_errors=True)
         swept.add(_uid_of(folder))
     for path in layout.building.glob("*.lock"):
-        if (descriptor := take_lock(path)) is not None:
-            if not path.with_suffix("").is_dir():  # else it says whose folder that is
-                path.unlink(missing_ok=True)
-            os.close(descriptor)
+        with suppress(PermissionError):  # another user's, in a folder that is not shared
+            if (descriptor := take_lock(path)) is not None:
+                try:
+                    if not path.with_suffix("").is_dir():  # else it says whose folder that is
+                        path.unlink(missing_ok=True)
+                finally:
+                    os.close(descriptor)
     with suppress(OSError):  # another run may be at work
         layout.building.rmdir()
     return sorted(swept)
 
 
-def sweep_temporaries(folder: Path, name: str | None = None) -> None:
-    """Remove what processes that are gone began to write in ``folder``, of all files or of the one of this name."""
-    of = "" if name is None else f"{glob.escape(name)}."
-    for temporary in folder.glob(f".{of}*{_TEMPORARY}"):
+def sweep_temporaries(folder: Path, names: str = "*") -> None:
+    """Remove what processes that are gone began to write in ``folder``, of files of these ``names``, a glob pattern."""
+    for temporary in folder.glob(f".{names}.{'[0-9a-f]' * 8}{_TEMPORARY}"):
         if not is_locked(temporary):
-            temporary.unlink(missing_ok=True)
+            with suppress(PermissionError):  # another user's, in a folder that is not shared
+                temporary.unlink(missing_ok=True)
 
 
 def abandoned(layout: CacheLayout) -> list[str]:
@@ -134,8 +139,9 @@ def _is_old(folder: Path) -> bool:
 
 def publish(built: Path, final: Path) -> bool:
     """Flush the folder ``built`` and rename it to ``final``, on the same disk; False if that is there already."""
+    make_folder(final.parent)
+    share_tree(built, final.parent)
     flush_tree(built)
-    final.parent.mkdir(parents=True, exist_ok=True)
     try:
         built.rename(final)
     except OSError as error:
@@ -159,6 +165,7 @@ def publish_file(content: bytes, final: Path, claimed: Path) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    share(prepared, final.parent)
     prepared.replace(final)
     _flush_folder(final.parent)
 
@@ -174,6 +181,7 @@ def publish_tree(files: Mapping[str, bytes] | None, final: Path, claimed: Path) 
         (prepared / name).parent.mkdir(parents=True, exist_ok=True)
         (prepared / name).write_bytes(content)
     if files is not None:
+        share_tree(prepared, final.parent)
         flush_tree(prepared)
     with suppress(FileNotFoundError):
         final.rename(claimed / secrets.token_hex(4))
@@ -182,48 +190,79 @@ def publish_tree(files: Mapping[str, bytes] | None, final: Path, claimed: Path) 
     _flush_folder(final.parent)
 
 
-def temporary_beside(path: Path) -> Path:
-    """Return a name that nobody else uses, on any node, under which the content of ``path`` may be prepared."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+@contextmanager
+def replaced_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """
+    Yield a file to write to; at the end of the block it is flushed, and takes the place of ``path``.
+
+    At every moment either the old or the new one is there, whole. If the block ends by an error, the old one is. Its
+    folder must be there. A sweep (`sweep_temporaries`) leaves it alone as long as this process lives.
+    """
+    temporary, file = _begin_beside(path, mode)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):  # what went wrong before is what counts
+            temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def _begin_beside(path: Path, mode: int) -> tuple[Path, BinaryIO]:
+    """Return a new file of a name that nobody else uses, on any node, with the lock that says it has an owner."""
+    for _ in range(_TRIES):
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            lock_file(descriptor)
+            with suppress(FileNotFoundError):  # swept between its making and its lock
+                share(temporary, path.parent)
+                temporary.stat()
+                return temporary, os.fdopen(descriptor, "wb")
+        except BaseException:
+            os.close(descriptor)
+            temporary.unlink(missing_ok=True)
+            raise
+        os.close(descriptor)
+    raise FileNotFoundError(errno.ENOENT, "files are removed as soon as they are made", str(path.parent))
 
 
 def write_atomically(path: Path, content: str) -> None:
-    """Write a file so that at every moment either the old or the new one is there, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
-    try:
-        while True:
-            with temporary.open("w", encoding="utf-8") as file:
-                # The lock tells a sweep that the file has an owner.
-                lock_file(file.fileno())
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                with suppress(FileNotFoundError):  # swept between its making and its lock: once more
-                    temporary.replace(path)
-                    break
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
+    """Write a file so that at every moment either the old or the new one is there, whole; its folder may be made."""
+    make_folder(path.parent)
+    for attempt in range(1, _TRIES + 1):
+        try:
+            with replaced_file(path) as file:
+                file.write(content.encode("utf-8"))
+        except FileNotFoundError:  # where there are no locks, another run's sweep may have taken it
+            if attempt == _TRIES or not path.parent.is_dir():
+                raise
+        else:
+            return
 
 
 def write_once(path: Path, content: str, mode: int = 0o666) -> None:
     """Write a file, whole, unless it is there: of several who do so at once the first counts."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while not path.exists():
-        temporary = temporary_beside(path)
+    make_folder(path.parent)
+    for _ in range(_TRIES):
+        if path.exists():
+            break
+        temporary, file = _begin_beside(path, mode)
         try:
-            with os.fdopen(
-                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8"
-            ) as file:
-                lock_file(file.fileno())
-                file.write(content)
+            with file:
+                file.write(content.encode("utf-8"))
                 file.flush()
                 os.fsync(file.fileno())
-                with suppress(FileExistsError, FileNotFoundError):  # another was faster, or a sweep: once more
+                with suppress(FileExistsError):  # another was faster
                     os.link(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    else:
+        raise FileExistsError(errno.EEXIST, "it is there, but can't be reached: is it a broken link?", str(path))
     _flush_folder(path.parent)
 
 
@@ -239,7 +278,7 @@ def no_space_told(folder: Path, advice: str) -> Iterator[None]:
         yield
     except NoSpaceError:
         raise
-    except OSError as error:
+    except Exception as error:  # libraries wrap it, and cleaning up may fail over it
         if not is_disk_full(error):
             raise
         raise NoSpaceError(f"the disk of {folder} is full. {advice}") from error
@@ -249,7 +288,7 @@ def is_disk_full(error: BaseException) -> bool:
     """Say whether ``error``, or what caused it, is a full disk, quota or file size limit."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _FULL:
+        if isinstance(seen, NoSpaceError) or (isinstance(seen, OSError) and seen.errno in _FULL):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

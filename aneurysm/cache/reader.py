@@ -48,6 +48,11 @@ class _Handles:
                 self._open.move_to_end(path)
                 return found
         opened = open_volume(path) if volume.stored is None else self._open_stored(volume.stored)
+        if volume.digest is not None and (digest := opened.attributes.get("digest")) != volume.digest:
+            raise DamagedCacheError(
+                f"volume {volume.uid} was built again by another spec since its cache was opened (digest {digest}, not "
+                f"{volume.digest})"
+            )
         with self._lock:
             self._open[path] = opened
             while len(self._open) > self.most:
@@ -96,12 +101,16 @@ class CachedVolume:
     stored
         The volume in an object store, which is copied to this machine's disk as a whole; see `Cache.open`. ``root`` is
         not used then.
+    digest
+        Of the spec that it must be of; None: of any.
     """
 
-    __slots__ = ("_path", "stored", "uid")
+    __slots__ = ("_path", "digest", "stored", "uid")
 
-    def __init__(self, root: str | Path, uid: str, stored: StoredVolume | None = None) -> None:
-        self.uid, self.stored = uid, stored
+    def __init__(
+        self, root: str | Path, uid: str, stored: StoredVolume | None = None, *, digest: str | None = None
+    ) -> None:
+        self.uid, self.stored, self.digest = uid, stored, digest
         self._path: Path | str
         if stored is not None:
             self._path = stored.path

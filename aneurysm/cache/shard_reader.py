@@ -1,12 +1,12 @@
 """One Zarr v3 shard on a local disk -> boxes of stored integers: the fast path of `CachedVolume.read`.
 
-The shard is mapped into memory. Its index is read once, checked by its CRC-32C, and kept; of a box only the touched
-chunks are checked by theirs and decoded, into a scratch buffer of the calling thread, and from there into the box.
-Nothing is allocated per chunk.
+The index is read once, checked by its CRC-32C, and kept; of a box only the touched chunks are read (`pread`) into a
+buffer of the calling thread, checked by theirs, decoded into another, and copied into the box. Nothing is allocated per
+chunk.
 
-A map takes a fifth less time than `pread` where volumes are read again and again, and as much where each patch comes
-from another. Its price: a disk that fails under it, or a file cut short in place, ends the process (SIGBUS). Volumes
-are never changed in place: a new one is renamed over the old, whose map stays whole.
+A map of the file would take a little less time where volumes are read again and again. But a disk that fails under it,
+a volume that another machine removes from a file server, and a file cut short in place would end the process (SIGBUS);
+here each is an error that names the chunk.
 
 What is guaranteed: the same voxels as zarr-python gives. It holds no Python lock while it decodes, may be used by many
 threads, and survives a fork.
@@ -14,10 +14,10 @@ threads, and survives a fork.
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -89,10 +89,16 @@ def shard_layout(metadata: dict[str, Any]) -> ShardLayout | None:
 
 
 class _Scratch(threading.local):
-    """For each thread a decoded chunk of each kind."""
+    """For each thread a decoded chunk of each kind, and the bytes of one that is not."""
 
     def __init__(self) -> None:
         self._decoded: dict[tuple[Triple, str], NDArray[Any]] = {}
+        self._raw = memoryview(bytearray(1 << 16))
+
+    def raw(self, length: int) -> memoryview:
+        if length > len(self._raw):
+            self._raw = memoryview(bytearray(length))
+        return self._raw[:length]
 
     def get(self, chunk: Triple, dtype: np.dtype[Any]) -> NDArray[Any]:
         key = (chunk, dtype.str)
@@ -108,7 +114,7 @@ _sizes = struct.Struct("<4xI4xI").unpack_from
 
 class ShardReader:
     """
-    Reads boxes of one shard, which stays mapped, and its file open, as long as this object lives.
+    Reads boxes of one shard, whose file stays open as long as this object lives.
 
     Parameters
     ----------
@@ -134,20 +140,22 @@ class ShardReader:
             file = os.open(f"{path}/c/0/0/0", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError as error:
             raise DamagedCacheError(f"{name} has lost its shard {path}/c/0/0/0") from error
-        try:
-            # An empty file can't be mapped.
-            mapped = mmap.mmap(file, 0, access=mmap.ACCESS_READ) if os.fstat(file).st_size else b""
-        finally:
-            os.close(file)
-        self._shard = memoryview(mapped)
+        except OSError as error:
+            raise DamagedCacheError(f"{name}: its shard can't be read: {error.strerror}") from error
+        self._file = file
+        weakref.finalize(self, os.close, file)
         self._offsets, self._lengths = self._read_index()
 
     def _read_index(self) -> tuple[list[int], list[int]]:
-        n, size = int(np.prod(self.layout.grid)), len(self._shard)
+        n, size = int(np.prod(self.layout.grid)), os.fstat(self._file).st_size
         length = n * _ENTRY + _CRC
         if size < length:
             raise DamagedCacheError(f"{self._name}: a shard of {size} bytes is too short for the index of {n} chunks")
-        raw = self._shard[size - length :]
+        raw = memoryview(bytearray(length))
+        try:
+            self._fill(raw, size - length)
+        except (OSError, RuntimeError) as error:
+            raise DamagedCacheError(f"{self._name}: the shard's index can't be read: {error}") from error
         if crc32c(raw[:-_CRC]) != int.from_bytes(raw[-_CRC:], "little"):
             raise DamagedCacheError(f"{self._name}: the shard's index fails its checksum")
         offsets, lengths = np.frombuffer(raw[:-_CRC], "<u8").reshape(n, 2).T
@@ -157,6 +165,15 @@ class ShardReader:
             raise DamagedCacheError(f"{self._name}: the shard's index points beyond the file")
         # As Python's integers: taking one out of an array costs more than all else that is done for a chunk.
         return offsets.tolist(), lengths.tolist()
+
+    def _fill(self, raw: memoryview, offset: int) -> None:
+        """Read bytes of the shard."""
+        done = os.preadv(self._file, [raw], offset)
+        while done < len(raw):
+            n = os.preadv(self._file, [raw[done:]], offset + done)
+            if not n:
+                raise RuntimeError("the shard was cut short")
+            done += n
 
     def read(self, start: Triple, out: NDArray[Any]) -> None:
         """
@@ -181,9 +198,11 @@ class ShardReader:
                     if offset == ABSENT:
                         row[:, :, out_x] = layout.fill
                         continue
+                    raw = _scratch.raw(self._lengths[first + kx])
                     try:
-                        _decode(self._shard[offset : offset + self._lengths[first + kx]], decoded)
-                    except (RuntimeError, ValueError) as error:
+                        self._fill(raw, offset)
+                        _decode(raw, decoded)
+                    except (OSError, RuntimeError, ValueError) as error:
                         raise DamagedCacheError(
                             f"{self._name}: chunk ({kz}, {ky}, {kx}) is damaged: {error}"
                         ) from error

@@ -51,6 +51,7 @@ _RERUN = "Run aneurysm precache, or aneurysm verify --fix: it writes the table a
 _RETRY = "Run aneurysm precache --retry-failed: it writes the record anew"
 _SETTLE = "Run aneurysm precache with the data: it finishes what a run began that died"
 _RELABEL = "Run aneurysm precache: it updates the volume"
+_KEY = "No series is built until this is mended"
 _NEEDED = frozenset(
     {
         "series_uid", "modality", "affine_lps", "spec", "digest", "intensity", "source", "blocks", "decisions",
@@ -147,6 +148,8 @@ def verify_cache(
         report.faults.extend(tables)
         if data is not None:
             report.faults.extend(_check_annotations(place, data, volumes, workers))
+        if what := place.key_fault():
+            report.faults.append(Fault(layout.patient_key_check.name, what, _KEY))
         for where in place.abandoned():
             report.faults.append(Fault(where, "left behind by a run that died", "The next run removes it"))
     return report

@@ -10,6 +10,7 @@ from pathlib import Path
 from aneurysm.cache.opening import full_disk_told
 from aneurysm.cache.publish import is_disk_full
 from aneurysm.errors import AneurysmError, CacheError
+from aneurysm.shared_folder import describe_denial
 
 
 @contextmanager
@@ -32,7 +33,10 @@ def write_errors_told(cache: Path) -> Iterator[None]:
     except Exception as error:
         if not (isinstance(error, OSError) or is_read_only(error)):
             raise
-        what = "its file system has become read-only" if is_read_only(error) else str(error)
+        if is_read_only(error):
+            what = "its file system has become read-only"
+        else:
+            what = describe_denial(error) if isinstance(error, PermissionError) else str(error)
         raise CacheError(
             f"the cache {cache} can't be written: {what}. What is cached is complete; when this is mended, run the "
             "same command again to go on"

@@ -28,6 +28,7 @@ from aneurysm.inference.failure import Failure, failure
 from aneurysm.inference.predictor import Prediction, load_predictor
 from aneurysm.inference.series_paths import SeriesPath
 from aneurysm.inference.windows import OnWindows
+from aneurysm.reasons import words_of
 from aneurysm.threads import usable_cpus
 
 _KILLED: Final = "the process that predicted it died twice: out of memory, or a crash in a library"
@@ -258,4 +259,4 @@ def _work(
         return  # the parent has gone
     except Exception as error:  # noqa: BLE001 - the parent ends, and says why
         traceback.print_exc()
-        tell("error", AneurysmError(f"the process on {options['device']} failed: {type(error).__name__}: {error}"))
+        tell("error", AneurysmError(f"the process on {options['device']} failed: {words_of(error)}"))

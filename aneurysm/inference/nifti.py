@@ -8,7 +8,6 @@ without a word, by which its slices move by centimetres. Tests read these files 
 from __future__ import annotations
 
 import gzip
-import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from aneurysm.cache.publish import no_space_told, temporary_beside
+from aneurysm.cache.publish import no_space_told, replaced_file
 
 LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM's x and y run to Left and Posterior, NIfTI's to Right and Anterior."""
@@ -52,19 +51,15 @@ def write_nifti(
     NoSpaceError
         The disk is full.
     """
-    part = temporary_beside(path)
-    with no_space_told(path.parent, "Free some space, and the same command writes what is missing"):
-        try:
-            # Level 1: most of it is zeros anyway. No time in the file: the same answer has the same bytes.
-            with part.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as packed:
-                packed.write(_header(shape, LPS_TO_RAS @ affine_lps, description))
-                for plane in planes:
-                    packed.write(np.rint(plane * np.float32(STEPS)).astype(np.uint8).tobytes())
-            with part.open("rb") as written:
-                os.fsync(written.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+    with (
+        no_space_told(path.parent, "Free some space, and the same command writes what is missing"),
+        replaced_file(path) as file,
+        # Level 1: most of it is zeros anyway. No time in the file: the same answer has the same bytes.
+        gzip.GzipFile("", "wb", 1, file, mtime=0) as packed,
+    ):
+        packed.write(_header(shape, LPS_TO_RAS @ affine_lps, description))
+        for plane in planes:
+            packed.write(np.rint(plane * np.float32(STEPS)).astype(np.uint8).tobytes())
 
 
 def _header(shape: tuple[int, int, int], affine_ras: NDArray[np.float64], description: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from aneurysm.cache.publish import sweep_temporaries
 from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.inference.lesion_map import LesionMap, source_affine, source_planes, source_shape
@@ -42,6 +43,7 @@ class Overlays:
             raise UsageError(f"can't make the folder {folder} for overlays: {error.strerror or error}") from error
         try:
             TemporaryFile(dir=folder).close()
+            sweep_temporaries(folder, "*.nii.gz")
         except OSError as error:
             raise self._unwritable(error) from error
 

@@ -7,6 +7,7 @@ model and options it was made, so that answers of two models never stand in one 
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import json
 import os
@@ -70,7 +71,7 @@ def open_table(path: Path, model: str, calibration: str = "", gate: float = 0.0)
     if descriptor is None:
         raise UsageError(f"another command is at work on {path}: wait for it, or name another file")
     try:
-        sweep_temporaries(path.absolute().parent, path.name)
+        sweep_temporaries(path.absolute().parent, glob.escape(path.name))
         yield PredictionTable(path, model, calibration, gate)
     finally:
         lock.unlink(missing_ok=True)

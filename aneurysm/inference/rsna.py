@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,10 +28,12 @@ import pandas as pd
 
 from aneurysm.errors import AneurysmError, UsageError
 from aneurysm.labels import LABELS
+from aneurysm.reasons import words_of
 
 START_LIMIT_S: Final = 600.0
 """For loading libraries and checkpoints. The host gives a notebook 15 minutes until its server answers."""
 _RESTART_LIMIT_S: Final = 300.0
+_UID: Final = re.compile(r"[0-9.]{1,64}")
 _log = logging.getLogger(__name__)
 
 
@@ -89,7 +92,8 @@ class RsnaPredictor:
         try:
             probabilities = self._ask(str(series_path))
         except Exception as error:  # noqa: BLE001 - one that gets out of here ends the submission
-            _log.warning("base rates for %s: %s", series_path, error or type(error).__name__)
+            name = Path(series_path).name
+            _log.warning("base rates for %s: %s", name if _UID.fullmatch(name) else "a series", words_of(error))
             probabilities = self._base_rates
         _empty(self._shared)
         return pd.DataFrame([probabilities], columns=list(LABELS))
@@ -183,7 +187,7 @@ def _empty(folder: Path) -> None:
     try:
         paths = list(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
-        _log.warning("can't empty %s: %s", folder, error)
+        _log.warning("can't empty %s: %s", folder, words_of(error))
         return
     for path in paths:
         try:
@@ -192,4 +196,4 @@ def _empty(folder: Path) -> None:
             else:
                 path.unlink()
         except OSError as error:
-            _log.warning("can't remove %s: %s", path, error)
+            _log.warning("can't remove a file in %s: %s", folder, words_of(error))

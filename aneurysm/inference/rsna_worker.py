@@ -21,6 +21,7 @@ from aneurysm.inference.failure import Failure
 from aneurysm.inference.predictor import Predictor, load_predictor
 from aneurysm.inference.read_ahead import read_or_fail
 from aneurysm.labels import LABELS
+from aneurysm.reasons import words_of
 
 PUBLISHED_RATES: Final = (0.03,) * 6 + (366 / 4348, 46 / 4348) + (0.03,) * 5 + (1864 / 4348,)
 """
@@ -58,7 +59,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
         if not isinstance(error, AneurysmError):
             traceback.print_exc()
-        tell({"error": _words(error), "usage": isinstance(error, (UsageError, TypeError))})
+        tell({"error": words_of(error), "usage": isinstance(error, (UsageError, TypeError))})
         return
     tell({"base_rates": rates})
     series: SimpleQueue[str] = SimpleQueue()
@@ -92,15 +93,11 @@ def answer_for(predictor: Predictor, series_path: str) -> dict[str, Any]:
         answer = predictor.of(read)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent has an answer to give
         traceback.print_exc()
-        return {"error": _words(error), "broken": True}
+        return {"error": words_of(error), "broken": True}
     probabilities = [answer.probabilities[label] for label in LABELS]
     if not all(0 <= p <= 1 for p in probabilities):
         return {"error": "the model's answer is no probability: not a number, or out of range"}
     return {"probabilities": probabilities}
-
-
-def _words(error: Exception) -> str:
-    return str(error) if isinstance(error, AneurysmError) else f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ def find_paths(
     except AneurysmError:
         raise
     except OSError as error:
-        raise DataError(f"{error.filename or path} can't be read: {error.strerror or error}") from error
+        # Not by its name: of what lies below, that may be a patient's.
+        within = "" if os.path.realpath(path) == os.path.realpath(error.filename or path) else ", or something in it,"
+        raise DataError(f"{path}{within} can't be read: {error.strerror or type(error).__name__}") from error
 
 
 def name_by_place(path: str | Path) -> str:

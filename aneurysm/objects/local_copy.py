@@ -28,6 +28,7 @@ from aneurysm.cache.publish import flush_tree, no_space_told
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, UsageError
 from aneurysm.locks import is_locked, locked
 from aneurysm.objects.store import ObjectStore
+from aneurysm.shared_folder import make_folder, share_tree
 
 DEFAULT_GB: Final = 100.0
 _SHARE: Final = 0.9
@@ -71,7 +72,8 @@ class LocalCopy:
         place = Path(given).expanduser().absolute()
         try:
             for name in ("volumes", "fetching"):
-                (place / name).mkdir(parents=True, exist_ok=True)
+                place.mkdir(parents=True, exist_ok=True)
+                make_folder(place / name)
             free = shutil.disk_usage(place).free
         except OSError as error:
             raise UsageError(
@@ -138,6 +140,7 @@ class StoredVolume:
                 try:
                     self._reserve(part)
                     self._bring(part / f"{self.uid}.zarr")
+                    share_tree(part, part.parent)
                     flush_tree(part)
                     part.rename(self.path.parent)
                 finally:
@@ -158,7 +161,7 @@ class StoredVolume:
         while True:
             with locked(self.copy.folder / ".lock", keep=True):
                 if _make_room(self.copy, self.size):
-                    part.mkdir()
+                    make_folder(part)
                     return
             time.sleep(_WAIT_S)  # all of it is on its way; what has arrived may go
 

@@ -36,6 +36,11 @@ _STALLED_S: Final = "15s"
 _WRITE_S: Final = "300s"
 _CODE: Final = re.compile(r"<Code>(\w{1,60})</Code>")
 _STATUS: Final = re.compile(r"status code: (\d{3} [A-Za-z ]{1,40})")
+_OURS: Final = re.compile(
+    r"(volumes|rejected|\.building|\.seconds)(/.*)?|[\w.-]+\.(toml|csv)|\.patient-key(-check)?|series|segmentations"
+    r"|[\d.]+(_cowseg)?\.nii(\.gz)?"
+)
+"""Objects that have names of our making, or of the layout's; masks are named by UIDs."""
 _MULTIPART: Final = 256 * 2**20
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -225,7 +230,10 @@ class ObjectStore:
             ) from None
 
     def _called(self, key: str) -> str:
-        return f"{self.url}/{key}" if key else self.url
+        """Return how messages call an object: of data not by its name, which may be a patient's."""
+        if not key:
+            return self.url
+        return f"{self.url}/{key}" if _OURS.fullmatch(key) else f"an object below {self.url}"
 
     def _refused(self, code: str, doing: str, key: str) -> StoreRefusedError:
         bucket = urlsplit(self.url).netloc

@@ -14,7 +14,6 @@ was faster. If both send it, the bytes are the same.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -82,16 +81,25 @@ class StoredCache(CachePlace):
         """Do nothing: an object store has no end."""
 
     def patient_secret(self) -> bytes:
-        """Return the key of patient_key, which the first run makes."""
-        path = self.layout.patient_key
-        if not os.environ.get("ANEURYSM_PATIENT_KEY"):
+        """Return the key of patient_key, which the first run makes. Raises as `CachePlace.patient_secret` does."""
+        while True:
+            missing = [path for path in self._key_files() if not path.exists()]
+            secret = super().patient_secret()
+            if all(self._store.create(path.name, path.read_bytes()) for path in missing if path.exists()):
+                return secret
+            # Another run was faster: its key counts. What it has made stays, so that this comes to an end.
+
+    def key_fault(self) -> str:
+        """Return what is wrong with the key of patient_key, or ""."""
+        self._key_files()
+        return super().key_fault()
+
+    def _key_files(self) -> tuple[Path, Path]:
+        """Return the files of the key and its fingerprint, as they are in the store."""
+        files = (self.layout.patient_key, self.layout.patient_key_check)
+        for path in files:
             self._store.download_if_there(path.name, path)
-            there = path.exists()
-            made = super().patient_secret()
-            if there or self._store.create(path.name, made + b"\n"):
-                return made
-            self._store.download_if_there(path.name, path)
-        return super().patient_secret()
+        return files
 
     def write_manifest(self, seconds: Mapping[str, float]) -> list[Row]:
         """Derive manifest.csv and lesions.csv from what is in the store by now; return the manifest's rows."""

@@ -26,7 +26,7 @@ from aneurysm.dicom.scan import (
     named_folders,
     safe_source,
 )
-from aneurysm.errors import DataError, Reason
+from aneurysm.errors import AneurysmError, DataError, Reason
 from aneurysm.objects.scratch import scratch_folder, scratch_space_told, told_as
 from aneurysm.objects.store import ObjectStore, StoredObject
 from aneurysm.objects.url import is_url
@@ -87,16 +87,19 @@ class DataPlace:
 
     def find_series(self, workers: int, timeout_s: float | None = None) -> Inventory:
         """Find the series; see `aneurysm.dicom.scan.check_level` and `aneurysm.dicom.scan.find_series`."""
-        check_level(self._root)
-        return find_series(self._root, workers, timeout_s)
+        with _read_errors_told(self._root):
+            check_level(self._root)
+            return find_series(self._root, workers, timeout_s)
 
     def tables(self) -> Tables:
         """Read the tables; see `aneurysm.annotations.tables.read_tables`."""
-        return read_tables(self._root)
+        with _read_errors_told(self._root):
+            return read_tables(self._root)
 
     def find_masks(self) -> Mapping[str, Path | str] | None:
         """Return where the vessel masks are, by series UID; None if there is no folder of masks."""
-        return find_masks(self._root) if (self._root / MASKS).is_dir() else None
+        with _read_errors_told(self._root):
+            return find_masks(self._root) if (self._root / MASKS).is_dir() else None
 
     def sizes(self, sources: Sequence[SeriesSource]) -> dict[str, int]:
         """Return about how many bytes each series has, by UID."""
@@ -179,6 +182,19 @@ class StoredData(DataPlace):
                 StoredSource(s.uid, problem=s.problem, lost=s.lost, url=self._store.url, keys=keys, sizes=size_of)
             )
         return Inventory(self._store.url, "tree", sources, ignored)
+
+
+@contextmanager
+def _read_errors_told(root: Path) -> Iterator[None]:
+    """Turn the operating system's error into a `DataError`, which does not name what is in ``root``."""
+    try:
+        yield
+    except AneurysmError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"{root}, or something in it, can't be read: {error.strerror or type(error).__name__}"
+        ) from error
 
 
 def data_place(data: str | Path) -> DataPlace:

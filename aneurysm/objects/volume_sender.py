@@ -36,7 +36,8 @@ def working_folder(shadow: Path) -> Iterator[Path]:
             yield shadow
     else:
         with scratch_folder() as folder:
-            yield folder / shadow.name
+            (root := folder / shadow.name).mkdir()
+            yield root
 
 
 class StoredFiles:
@@ -88,6 +89,7 @@ class VolumeSender:
     def __init__(self, url: str, uid: str, folder: Path) -> None:
         self._store, self._uid = ObjectStore(url), uid
         self.layout = CacheLayout(folder / "cache")
+        self.layout.root.mkdir()
 
     @contextmanager
     def marked(self, *, insist: bool) -> Iterator[bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.reader import CachedVolume
-from aneurysm.errors import CacheError, LoaderError, NoSpaceError, StoreError
+from aneurysm.errors import CacheError, DamagedCacheError, LoaderError, NoSpaceError, StoreError
 from aneurysm.labels import LABELS
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.location import PatchLocation, Triple
@@ -24,6 +24,16 @@ from aneurysm.patches.targets import MARGIN_MM, inner_places, patch_targets
 _REPLACEMENTS: Final = 10
 """So many volumes are tried for one sample before the cache is given up."""
 _PRESENT: Final = len(LABELS) - 1
+
+
+class _Patch(NamedTuple):
+    """What is known of a patch beside its voxels."""
+
+    location: PatchLocation
+    uid: str
+    intensity: dict[str, Any]
+    fill: int
+    has_vessels: bool
 
 
 class PatchDataset(Dataset[Batch]):
@@ -110,41 +120,43 @@ class PatchDataset(Dataset[Batch]):
             self._read(draw, image[i, 0].numpy(), None if vessels is None else vessels[i, 0].numpy(), damaged)
             for i, draw in enumerate(draws)
         ]
-        return self._batch(draws, [r[0] for r in read], [r[1] for r in read], image, vessels, damaged)
+        return self._batch(draws, read, image, vessels, damaged)
 
-    def _read(
-        self, draw: Draw, image: NDArray[Any], vessels: NDArray[Any] | None, damaged: list[str]
-    ) -> tuple[PatchLocation, CachedVolume]:
+    def _read(self, draw: Draw, image: NDArray[Any], vessels: NDArray[Any] | None, damaged: list[str]) -> _Patch:
         for attempt in range(_REPLACEMENTS):
             volume = self.cache[draw.volume]
             try:
+                if volume.shape != tuple(self.cache.shapes[draw.volume].tolist()):
+                    raise DamagedCacheError("it was built again since the run began, and has another shape")
                 location = self.locate(draw, volume)
                 volume.read(location.start, location.shape, image)
                 if vessels is not None and volume.has_vessels:
                     volume.read_vessels(location.start, location.shape, vessels)
                 elif vessels is not None:
                     vessels.fill(0)
+                # Now: it may be gone by the time the batch is put together.
+                intensity = {k: volume.attributes["intensity"][k] for k in ("scale", "offset", "window", "unit")}
+                patch = _Patch(location, volume.uid, intensity, volume.fill, volume.has_vessels)
             except (StoreError, NoSpaceError) as error:
                 raise LoaderError(str(error)) from error  # the next volume would fare no better
-            except (CacheError, OSError) as error:
+            except (CacheError, OSError, LookupError, TypeError) as error:
                 damaged.append(f"{volume.uid}: {error}")
                 rng = generator(self.seed, draw.epoch, draw.index * _REPLACEMENTS + attempt, Stream.REPLACE)
                 draw = Draw(draw.epoch, draw.index, int(rng.choice(self.volumes)), "foreground", -1)
             else:
-                return location, volume
+                return patch
         raise LoaderError(f"{_REPLACEMENTS} volumes one after the other can't be read; the last: {damaged[-1]}")
 
     def _batch(
         self,
         draws: Sequence[Draw],
-        locations: Sequence[PatchLocation],
-        volumes: Sequence[CachedVolume],
+        patches: Sequence[_Patch],
         image: torch.Tensor,
         vessels: torch.Tensor | None,
         damaged: list[str],
     ) -> Batch:
         cache, n = self.cache, len(draws)
-        intensity = [v.attributes["intensity"] for v in volumes]
+        intensity, locations = [p.intensity for p in patches], [p.location for p in patches]
         number = np.array([p.volume for p in locations])
         start = np.array([p.start for p in locations], np.int64).reshape(n, 3)
         rows = [np.arange(s.start, s.stop) for s in map(cache.lesions_of, number.tolist())]
@@ -178,10 +190,10 @@ class PatchDataset(Dataset[Batch]):
             scale=each([i["scale"] for i in intensity]),
             offset=each([i["offset"] for i in intensity]),
             window=each([i["window"] for i in intensity]),
-            fill=each([v.fill for v in volumes]),
+            fill=each([p.fill for p in patches]),
             is_ct=torch.tensor([i["unit"] == "HU" for i in intensity]),
             vessels=vessels,
-            has_vessels=torch.tensor([v.has_vessels for v in volumes]),
+            has_vessels=torch.tensor([p.has_vessels for p in patches]),
             targets=targets,
             ignore=ignore,
             unknown=unknown,
@@ -195,7 +207,7 @@ class PatchDataset(Dataset[Batch]):
             index=torch.tensor([d.index for d in draws]),
             volume=torch.from_numpy(number.astype(np.int64)),
             start=torch.from_numpy(start),
-            series_uid=tuple(v.uid for v in volumes),
+            series_uid=tuple(p.uid for p in patches),
             why=tuple(p.why for p in locations),
             damaged=tuple(damaged),
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
+import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -116,6 +118,7 @@ class PatchLoader:
         self.dataset = PatchDataset(cache, self.plan.volumes, shape_zyx, sampling, seed, vessels=vessels)
         self._sampler = DrawSampler(self.plan, rank, ranks)
         self._sampler.epoch = first_epoch
+        _loaders.add(self)
         self._loader: DataLoader[Any] = DataLoader(
             self.dataset,
             batch_sampler=self._sampler,
@@ -273,14 +276,44 @@ def dead_workers_told() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise LoaderError(
-            f"a worker that reads patches died ({error}). Out of memory is the usual cause: take fewer workers, "
-            "smaller batches, or more shared memory (/dev/shm; docker run --shm-size)"
-        ) from error
+        raise LoaderError(f"a worker that reads patches {_death(str(error))}") from error
     except LoaderError as error:
         # torch puts the whole traceback of a worker into the message; the last line of it is ours.
         told = str(error).strip().splitlines()[-1]
         raise LoaderError(told.removeprefix("aneurysm.errors.LoaderError: ")) from None
+
+
+def _death(told: str) -> str:
+    """Return how a worker ended, by what torch says of it, and what to do."""
+    ended = next((s for s in signal.Signals if f"killed by signal: {signal.strsignal(s)}" in told), _signal_of(told))
+    match ended:
+        case signal.SIGALRM:
+            return (
+                f"was ended, since it was sent SIGTERM {_GRACE_S} s ago and the run has not stopped since: it was the "
+                "run that should have been sent it"
+            )
+        case signal.SIGBUS:
+            return "was ended by SIGBUS: shared memory is full (/dev/shm; docker run --shm-size), or a disk fails"
+        case signal.SIGKILL | None:
+            return (
+                f"died ({told}). Out of memory is the usual cause: take fewer workers, smaller batches, or more shared "
+                "memory (/dev/shm; docker run --shm-size)"
+            )
+    return f"was ended by {ended.name}, which somebody sent it, or a crash in a library"
+
+
+_loaders: Final[weakref.WeakSet[PatchLoader]] = weakref.WeakSet()
+"""Of this process: their workers are asked how they ended."""
+
+
+def _signal_of(told: str) -> signal.Signals | None:
+    """Return the signal that ended a worker of which torch says no more than its number; None if it was none."""
+    numbers = re.findall(r"\d+", told)
+    for loader in list(_loaders):
+        for worker in getattr(loader._loader._iterator, "_workers", ()):  # noqa: SLF001
+            if str(worker.pid) in numbers and (worker.exitcode or 0) < 0:
+                return signal.Signals(-worker.exitcode)
+    return None
 
 
 def _as_it_is(batch: Any) -> Any:

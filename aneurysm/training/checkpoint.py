@@ -1,7 +1,8 @@
 """
 Checkpoints: weights with all that predicting with them takes, written so that a full disk leaves the old one whole.
 
-A file is a dict that ``torch.load(weights_only=True)`` reads: it runs no code, whoever made it. Its keys::
+A file is a dict that ``torch.load(weights_only=True)`` reads: it runs no code, whoever made it. Before that every byte
+of it is checked (`aneurysm.training.checkpoint_archive`). Its keys::
 
     format_version  1
     package_version of aneurysm
@@ -19,7 +20,6 @@ A file is a dict that ``torch.load(weights_only=True)`` reads: it runs no code, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +29,12 @@ import torch
 from torch import Tensor, nn
 
 from aneurysm import __version__
-from aneurysm.cache.publish import is_disk_full
+from aneurysm.cache.publish import is_disk_full, replaced_file
 from aneurysm.cache.spec import CacheSpec, parse_spec
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.labels import LABELS, UNKNOWN_MODALITY
 from aneurysm.models.registry import build_model, shipped_architecture
+from aneurysm.training.checkpoint_archive import ArchiveError, check_archive
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_table, parse_resolved
 
@@ -137,22 +138,16 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
     NoSpaceError
         The disk is full; what was at ``path`` is as it was.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with replaced_file(path) as file:
             torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     except (OSError, RuntimeError) as error:
         # torch reports a write that failed as a RuntimeError of its own, in the handling of the first.
         if not is_disk_full(error):
             raise
         there = f"{path} is still the one before" if path.exists() else f"there is no {path} yet"
         raise NoSpaceError(f"the disk of {path.parent} is full: the checkpoint can't be saved; {there}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -164,10 +159,21 @@ def read_file(path: Path) -> dict[str, Any]:
     UsageError
         It is missing, damaged, or no checkpoint of this project.
     """
+    if path.exists() and not path.is_file():  # nor a pipe, which would be waited for
+        raise UsageError(f"{path} is no file: name a checkpoint (*.ckpt)")
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        # One file for both, which may be replaced at this moment.
+        with path.open("rb") as file:
+            check_archive(file)
+            file.seek(0)
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        _check_tensors(content)
     except FileNotFoundError as error:
         raise UsageError(f"there is no checkpoint {path}") from error
+    except ArchiveError as error:
+        raise UsageError(f"{path} is no checkpoint of aneurysm, or damaged: {error}") from error
+    except OSError as error:
+        raise UsageError(f"the checkpoint {path} can't be read: {error.strerror or error}") from error
     except Exception as error:  # torch's unpickler is an interpreter: of damaged bytes it raises what it will
         raise UsageError(f"{path} is no checkpoint of aneurysm, or damaged ({type(error).__name__})") from error
     found: dict[str, Any] = content if isinstance(content, dict) else {}
@@ -180,6 +186,20 @@ def read_file(path: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise UsageError(f"{path} is no checkpoint of aneurysm: its format_version is {version}, not {FORMAT_VERSION}")
     return found
+
+
+def _check_tensors(content: Any) -> None:
+    """Make sure that no tensor claims more elements than it has: a copy of it would take all memory there is."""
+    todo = [content]
+    seen: set[int] = set()
+    while todo:
+        one = todo.pop()
+        if isinstance(one, Tensor):
+            if one.numel() * one.element_size() > one.untyped_storage().nbytes():
+                raise ArchiveError(f"a tensor of {tuple(one.shape)} has {one.untyped_storage().nbytes()} bytes")
+        elif isinstance(one, (dict, list, tuple)) and id(one) not in seen:
+            seen.add(id(one))  # it may be nested without end, or in itself
+            todo.extend(one.values() if isinstance(one, dict) else one)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -204,15 +224,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
                 "Use it with the version that wrote it, or train again on a cache built anew"
             )
         config = parse_resolved(content["config"], f"the configuration in {path}")
-        if wrong := [name for name, tensor in content["model"].items() if not isinstance(tensor, Tensor)]:
-            raise ValueError(f"{wrong[0]} is no tensor")
+        for name, tensor in content["model"].items():
+            if not isinstance(tensor, Tensor):
+                raise ValueError(f"{name} is no tensor")  # noqa: TRY004 - as all that is damaged
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{name} holds values that are not finite")
         return Checkpoint(
             path,
             content["model"],
             config,
             spec,
             int(content["epoch"]),
-            dict(content["metrics"]),
+            _metrics(content["metrics"]),
             _prevalence(content.get("prevalence")),
             _modalities(content.get("modalities")),
         )
@@ -220,6 +243,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise
     except Exception as error:  # any part may be of any type
         raise UsageError(f"{path} is damaged: {type(error).__name__} {error}") from error
+
+
+def _metrics(value: Any) -> dict[str, float | None]:
+    return {str(name): None if v is None else float(v) for name, v in value.items()}
 
 
 def _prevalence(value: Any) -> tuple[float | None, ...] | None:

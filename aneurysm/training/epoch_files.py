@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.training.metrics_table import MetricsTable, Row
@@ -26,14 +32,12 @@ class EpochFiles:
     def __init__(
         self, folder: RunFolder, cache: Cache, split: Split, terms: Sequence[str], done: int, steps_per_epoch: int
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._folder, self._cache, self._split = folder, cache, split
         modalities = sorted({cache.modalities[i] for i in split.val})
         self._table = MetricsTable(folder.metrics, terms, modalities, done)
         # Steps that were lost with a crash are not drawn twice.
         purge = done * steps_per_epoch + 1 if done else None
-        self._writer = SummaryWriter(folder.tensorboard, purge_step=purge)
+        self._events = _Events(folder.tensorboard, purge)
 
     def add(self, row: Row) -> None:
         """Add the numbers of an epoch."""
@@ -41,8 +45,7 @@ class EpochFiles:
         for name, value in row.items():
             if value is not None and name not in ("epoch", "step"):
                 tag = name.replace(": ", "/") if ": " in name else f"epoch/{name}"
-                self._writer.add_scalar(tag, value, int(row["step"] or 0))
-        self._writer.flush()
+                self._events.add(tag, value, int(row["step"] or 0))
 
     def keep(self, predictions: Predictions, *, epoch: int) -> None:
         """Write the predictions of the best epoch so far."""
@@ -52,4 +55,36 @@ class EpochFiles:
 
     def close(self) -> None:
         """Close the event file."""
+        self._events.close()
+
+
+class _Events:
+    """
+    An event file of TensorBoard's, written at once.
+
+    Its own writer does so in a thread, which answers a full disk with a traceback, and lets the run go on.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+        self._writer = RecordWriter((folder / name).open("wb", buffering=0))
+        self._write(Event(file_version="brain.Event:2"))
+        if purge_step is not None:
+            self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, tag: str, value: float, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)])))
+
+    def close(self) -> None:
         self._writer.close()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._writer.write(event.SerializeToString())

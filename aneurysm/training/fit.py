@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from aneurysm.cache.catalog import Cache
-from aneurysm.cache.publish import no_space_told, write_atomically
+from aneurysm.cache.publish import write_atomically
 from aneurysm.errors import DataError, SpecMismatchError, UsageError
 from aneurysm.inference.device import check_precision
 from aneurysm.models.registry import build_model
@@ -33,7 +33,7 @@ from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import write_folds
 from aneurysm.training.module import PatchModule
 from aneurysm.training.progress import Progress, RunFacts, Silent
-from aneurysm.training.run_folder import RunFolder, full_disk_told, log_file
+from aneurysm.training.run_folder import RunFolder, full_disk_told, is_first_process, locked_run, log_file
 from aneurysm.training.split import Split, split_series
 from aneurysm.training.stop_signal import StopSignal
 from aneurysm.training.trainer import make_trainer, memory_told, run_trainer
@@ -92,7 +92,8 @@ def fit(
     Raises
     ------
     UsageError
-        There is nothing to train on, a checkpoint does not fit, or the folder holds a run already.
+        There is nothing to train on, a checkpoint does not fit, or the folder holds a run already, or another process
+        trains in it.
     CacheError
         The cache is missing or damaged, also in validation; or is of another spec than the run.
     StoreError
@@ -102,6 +103,13 @@ def fit(
     InterruptedRunError
         A signal came; ``last.ckpt`` is where it came.
     """
+    with full_disk_told(folder), locked_run(folder) if is_first_process() else nullcontext():
+        return _fit(config, folder, resume=resume, init=init, progress=progress)
+
+
+def _fit(
+    config: ResolvedConfig, folder: RunFolder, *, resume: bool, init: Path | None, progress: Progress | None
+) -> FitSummary:
     started = time.perf_counter()
     config = for_machine(config)
     cache = Cache.open(config.cache, local_cache=config.local_cache, local_cache_gb=config.local_cache_gb)
@@ -147,7 +155,7 @@ def fit(
         told.started(_facts(config, folder, cache, split, module, trainer, first))
         for warning in (*split.warnings, *([] if begun is None else [_begun_told(begun, cache, split)])):
             _log.warning("%s", warning)
-        with closing(loader), full_disk_told(folder), dead_workers_told():
+        with closing(loader), dead_workers_told():
             run_trainer(trainer, module, batches, folder.last if resume else None)
     best = load_checkpoint(folder.best) if folder.best.exists() else None
     return FitSummary(
@@ -240,14 +248,13 @@ def _keep(
     folder: RunFolder, config: ResolvedConfig, cache: Cache, split: Split, begun: Begun | None, *, resume: bool
 ) -> None:
     """Write what was decided."""
-    with no_space_told(folder.root, "Free some space, and give the command again"):
-        if not resume:
-            folder.create()
-            write_folds(folder.folds, cache.uids, cache.patient_keys, split.folds)
-            if begun is not None:
-                write_begun(folder.init, begun)
-        # Last: with it the folder is a run. And again when it goes on, perhaps with more epochs or another cache.
-        write_atomically(folder.config, config_toml(config))
+    if not resume:
+        folder.create()
+        write_folds(folder.folds, cache.uids, cache.patient_keys, split.folds)
+        if begun is not None:
+            write_begun(folder.init, begun)
+    # Last: with it the folder is a run. And again when it goes on, perhaps with more epochs or another cache.
+    write_atomically(folder.config, config_toml(config))
 
 
 def _facts(

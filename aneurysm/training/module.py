@@ -33,6 +33,11 @@ class PatchModule(pl.LightningModule):
         Maps (B, C, Z, Y, X) to a `ModelOutput`.
     config
         Of the run.
+
+    Attributes
+    ----------
+    has_begun
+        What a checkpoint says of the run has been restored, and the first batch is to come.
     """
 
     def __init__(self, model: nn.Module, config: ResolvedConfig) -> None:
@@ -52,6 +57,7 @@ class PatchModule(pl.LightningModule):
         self._checked = False
         self._inputs: deque[ModelInput] = deque()
         self._counts: Counts | None = None
+        self.has_begun = False
 
     @property
     def needs_vessels(self) -> bool:
@@ -67,6 +73,10 @@ class PatchModule(pl.LightningModule):
         if batch.number > 0:
             return batch
         return MicroBatch(tuple(b.to(device, non_blocking=True) for b in batch.step), 0)
+
+    def on_train_start(self) -> None:
+        """Note that the state of the run is restored."""
+        self.has_begun = True
 
     def on_train_batch_start(self, batch: MicroBatch | Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Seed torch for this step, on this rank."""

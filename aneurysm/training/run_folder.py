@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from aneurysm.cache.publish import no_space_told
-from aneurysm.errors import UsageError
+from aneurysm.cache.publish import is_disk_full, sweep_temporaries
+from aneurysm.errors import NoSpaceError, UsageError
+from aneurysm.locks import take_lock
+from aneurysm.shared_folder import describe_denial
 from aneurysm.training.config import TrainConfig
+
+_held: Final[set[int]] = set()
+"""Descriptors of the locks that this process has on runs."""
+
+
+def _let_go_in_child() -> None:
+    # A worker that lives on for a moment when this process was killed must not keep the run from being resumed.
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @dataclass(frozen=True)
@@ -26,6 +42,11 @@ class RunFolder:
     """
 
     root: Path
+
+    @property
+    def lock(self) -> Path:
+        """Locked while a process trains in the folder."""
+        return self.root / ".lock"
 
     @property
     def config(self) -> Path:
@@ -94,15 +115,68 @@ class RunFolder:
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if is_disk_full(error):
+                raise
             raise UsageError(f"the folder {self.root} can't be made: {error.strerror}") from error
 
 
-def full_disk_told(folder: RunFolder) -> AbstractContextManager[None]:
-    """Turn the operating system's error of a full disk into a `NoSpaceError`."""
-    go_on = f"free some space, and go on with --out {folder.root} --resume"
-    return no_space_told(
-        folder.root, f"The last checkpoint is whole: {go_on}; if there is none yet, remove the folder, and begin again"
-    )
+@contextmanager
+def locked_run(folder: RunFolder) -> Iterator[None]:
+    """
+    Keep other processes from training in a folder, which is made if need be; sweep what dead ones left in it.
+
+    Of the processes of one run the first one does so.
+
+    Raises
+    ------
+    UsageError
+        Another process trains in it, or it can't be made.
+    """
+    is_new = not folder.root.exists()
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        descriptor = take_lock(folder.lock)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UsageError(f"the folder {folder.root} can't be made: {describe_denial(error)}") from error
+    if descriptor is None:
+        raise UsageError(
+            f"another process is training in {folder.root}: wait until it has ended, or name another folder with --out"
+        )
+    _held.add(descriptor)
+    try:
+        sweep_temporaries(folder.root)
+        for left in folder.last.parent.glob(".*.ckpt.*"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        with suppress(OSError):
+            folder.lock.unlink(missing_ok=True)
+            if is_new:
+                folder.root.rmdir()  # unless there is something in it by now
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def is_first_process() -> bool:
+    """Return True unless torchrun, SLURM or Lightning started this process as another than the first of its run."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+@contextmanager
+def full_disk_told(folder: RunFolder) -> Iterator[None]:
+    """Turn every error of a full disk, and what cleaning up made of it, into a `NoSpaceError` that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        if folder.last.exists():
+            advice = f"The last checkpoint is whole: free some space, and go on with --out {folder.root} --resume"
+        else:
+            advice = f"There is no checkpoint to go on from yet: free some space, remove {folder.root}, and begin again"
+        raise NoSpaceError(f"the disk of {folder.root} is full. {advice}") from error
 
 
 def default_root(config: TrainConfig) -> Path:
@@ -126,6 +200,13 @@ def newest_run(runs: Path = Path("runs")) -> Path:
     return max(saved)[1]
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short, and no more: the run is ended by the first file that has to be whole."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Leave out logging's traceback of each line that can't be written."""
+
+
 @contextmanager
 def log_file(path: Path, *, wanted: bool) -> Iterator[None]:
     """Write what the package says to the run's log.txt, too."""
@@ -133,7 +214,7 @@ def log_file(path: Path, *, wanted: bool) -> Iterator[None]:
         yield
         return
     package = logging.getLogger("aneurysm")
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.setLevel(logging.INFO)
     level = package.level
@@ -149,4 +230,5 @@ def log_file(path: Path, *, wanted: bool) -> Iterator[None]:
     finally:
         package.removeHandler(handler)
         package.setLevel(level)
-        handler.close()
+        with suppress(OSError):
+            handler.close()

@@ -15,7 +15,8 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from aneurysm.errors import DeviceMemoryError, UsageError
+from aneurysm.cache.publish import is_disk_full
+from aneurysm.errors import AneurysmError, DeviceMemoryError, UsageError
 from aneurysm.inference.device import is_out_of_memory
 from aneurysm.threads import usable_cpus
 from aneurysm.training.batches import TimedBatches
@@ -25,6 +26,10 @@ from aneurysm.training.module import PatchModule
 
 _LIGHTNINGS: Final = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's names of precisions."""
+
+
+_OF_DAMAGE: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
+"""What comes of a state that is not what it should be, in Lightning's hands and torch's."""
 
 
 class _OurCheckpoints(TorchCheckpointIO):
@@ -120,15 +125,32 @@ def run_trainer(trainer: pl.Trainer, module: PatchModule, batches: TimedBatches,
     ----------
     last
         The checkpoint to go on from; None: begin.
+
+    Raises
+    ------
+    UsageError
+        What the checkpoint says of optimiser, schedule, loops or callbacks is not what it should be.
     """
     try:
         with _spared():
             trainer.fit(module, train_dataloaders=batches, ckpt_path=last, weights_only=True)
-    except BaseException:
+    except BaseException as error:
         # Other processes that Lightning started would wait for this one for ever.
         if (launcher := trainer.strategy.launcher) is not None:
             launcher.kill(9)
+        if last is None or module.has_begun:
+            raise
+        if isinstance(error, _OF_DAMAGE) and not _is_another(error):
+            raise UsageError(
+                f"{last} can't be resumed from: its state of the run is damaged ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}). Begin a new run with --init {last.with_name('best.ckpt')}"
+            ) from error
         raise
+
+
+def _is_another(error: Exception) -> bool:
+    """Return True of an error that has nothing to do with what a checkpoint holds."""
+    return isinstance(error, AneurysmError) or is_disk_full(error) or is_out_of_memory(error)
 
 
 @contextmanager

@@ -83,6 +83,9 @@ def test_what_is_known_of_labels_and_patients_and_nothing_else_stands_in_the_tab
     assert cache.patient_keys == [key, key, "", ""]
     files = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
     assert not any(b"Smith" in content for content in files)
+    monkeypatch.setenv("ANEURYSM_PATIENT_KEY", "another")
+    with pytest.raises(UsageError, match="was begun with another key of patient_key"):
+        CacheWriter(tmp_path)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -12,12 +13,13 @@ import pytest
 
 from aneurysm.cache import merge, publish
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.opening import open_cache, patient_secret, read_spec
+from aneurysm.cache.opening import key_fault, open_cache, patient_secret, read_spec
 from aneurysm.cache.publish import write_once
 from aneurysm.cache.spec import load_spec
-from aneurysm.errors import CacheError, SpecMismatchError
+from aneurysm.errors import CacheError, PatientKeyError, SpecMismatchError
 from tests.cache.conftest import Built
-from tests.support.command import call_cli
+from tests.support.cache_state import tree_digest
+from tests.support.command import call_cli, environment
 
 
 def write_meanwhile(monkeypatch: pytest.MonkeyPatch, path: Path, content: str) -> None:
@@ -52,6 +54,94 @@ def test_an_empty_key_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     layout.patient_key.touch()
     with pytest.raises(CacheError, match="patient-key is empty"):
         patient_secret(layout)
+
+
+def own_key(layout: CacheLayout) -> bytes:
+    return layout.patient_key.read_bytes().strip()
+
+
+def volume(layout: CacheLayout) -> None:
+    (layout.volumes / "1.2.zarr").mkdir(parents=True)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+SECOND_KEYS = {
+    # What befalls a cache that has volumes; the key in the environment, before and then; what is said of it.
+    "another in the environment": ("one", lambda _: None, "two", "another key .* than ANEURYSM_PATIENT_KEY has now"),
+    "none in the environment": ("one", lambda _: None, "", "set ANEURYSM_PATIENT_KEY to that which"),
+    "one in the environment, after the cache's own": ("", lambda _: None, "two", "or unset it: .patient-key is there"),
+    "the cache's own lost": ("", lambda at: remove(at.patient_key), "", "or bring .patient-key back"),
+    "the cache's own replaced": ("", lambda at: at.patient_key.write_text("x"), "", ".patient-key is not the key"),
+    "the fingerprint lost": ("one", lambda at: remove(at.patient_key_check), "one", "neither .patient-key nor"),
+    "the fingerprint damaged": ("one", lambda at: at.patient_key_check.write_text("x"), "one", "is damaged"),
+    "both lost": ("", lambda at: (remove(at.patient_key), remove(at.patient_key_check)), "", "neither .patient-key"),
+}
+
+
+@pytest.mark.parametrize("case", SECOND_KEYS)
+def test_a_cache_has_one_key_of_patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    before, befalls, now, words = SECOND_KEYS[case]
+    layout = CacheLayout(tmp_path)
+    monkeypatch.setenv("ANEURYSM_PATIENT_KEY", before)
+    key = patient_secret(layout)
+    assert key == (before.encode() or own_key(layout))
+    volume(layout)
+    assert patient_secret(layout) == key
+    assert key_fault(layout) == ""
+    befalls(layout)
+    monkeypatch.setenv("ANEURYSM_PATIENT_KEY", now)
+    files = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(PatientKeyError, match=words):
+        patient_secret(layout)
+    assert sorted(p.name for p in tmp_path.iterdir()) == files  # nothing is made that would make it worse
+
+
+def test_the_same_key_serves_from_the_environment_and_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = CacheLayout(tmp_path)
+    monkeypatch.delenv("ANEURYSM_PATIENT_KEY", raising=False)
+    key = patient_secret(layout)
+    volume(layout)
+    monkeypatch.setenv("ANEURYSM_PATIENT_KEY", key.decode() + "\n")
+    assert patient_secret(layout) == key
+    # A lost fingerprint follows from the cache's own key, and from no other.
+    layout.patient_key_check.unlink()
+    monkeypatch.setenv("ANEURYSM_PATIENT_KEY", "two")
+    with pytest.raises(PatientKeyError, match="another key"):
+        patient_secret(layout)
+    monkeypatch.delenv("ANEURYSM_PATIENT_KEY")
+    assert patient_secret(layout) == key
+
+
+def test_the_fingerprint_is_not_the_key_and_takes_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = CacheLayout(tmp_path)
+    monkeypatch.setenv("ANEURYSM_PATIENT_KEY", "secret")
+    patient_secret(layout)
+    slow = hashlib.pbkdf2_hmac("sha256", b"secret", b"aneurysm patient_key", 100_000)
+    assert layout.patient_key_check.read_text() == slow.hex()[:32] + "\n"
+
+
+def test_another_key_is_refused_by_every_command_that_builds_and_found_by_verify(built: Built, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(built.cache, cache)
+    other = environment(ANEURYSM_PATIENT_KEY="two")
+    before = tree_digest(cache)
+    ran = call_cli("precache", "--data", built.data, "--cache", cache, "--overwrite", env=other)
+    assert ran.code == 2, ran.text
+    assert "was begun with another key" in ran.err
+    assert tree_digest(cache) == before
+    ran = call_cli("verify", "--cache", cache, env=other)
+    assert ran.code == 3
+    assert ".patient-key-check: " in ran.out
+    assert "one patient would have two keys" in ran.out
+    layout = CacheLayout(cache)
+    assert key_fault(layout) == ""
+    layout.patient_key_check.unlink()
+    assert ".patient-key-check is missing" in key_fault(layout)
 
 
 @pytest.mark.parametrize("command", ["verify", "manifest", "info"])

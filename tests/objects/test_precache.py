@@ -22,7 +22,7 @@ from aneurysm.cache.sharding import Shard
 from aneurysm.cache.spec import load_spec
 from aneurysm.cache.verify import verify_cache
 from aneurysm.dicom.scan import safe_source
-from aneurysm.errors import CacheNotFoundError, DamagedCacheError
+from aneurysm.errors import CacheNotFoundError, DamagedCacheError, PatientKeyError
 from aneurysm.objects import store, stored_cache
 from tests.objects.conftest import SECRET, Bucket, Built
 from tests.support.cache_state import leftovers, manifest, same_cache
@@ -278,6 +278,15 @@ def test_the_key_of_patients_is_made_once(
     assert len(key) == 65
     build.precache(built.data, url, series=built.uids[1:2])
     assert bucket.get("cache/.patient-key") == key
+    monkeypatch.setenv("ANEURYSM_PATIENT_KEY", "another")
+    with pytest.raises(PatientKeyError, match=f"{url} was begun with another key"):
+        build.precache(built.data, url, series=built.uids[2:3])
+    assert call_cli("verify", "--cache", url, env=dict(os.environ)).code == 3
+    monkeypatch.delenv("ANEURYSM_PATIENT_KEY")
+    assert call_cli("verify", "--cache", url, env=dict(os.environ)).code == 0
+    bucket.put("cache/.patient-key", b"another\n")
+    with pytest.raises(PatientKeyError, match="patient-key is not the key"):
+        build.precache(built.data, url, series=built.uids[2:3])
     rows = manifest(bucket.download("cache", tmp_path / "copy"))
     for number, uid in enumerate(built.uids[:2]):
         assert rows[uid]["patient_key"] == patient_key(key.strip(), f"patient-{number}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from itertools import islice
@@ -15,6 +17,7 @@ import pytest
 import torch
 import zarr
 
+from aneurysm.cache.reader import close_volumes
 from aneurysm.errors import LoaderError, SamplingError
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.loader import PatchLoader
@@ -235,6 +238,42 @@ class TestDamage:
             list(loader(cache, workers=workers, max_damaged=100))
         assert "\n" not in str(told.value)
 
+    @pytest.mark.parametrize(
+        "kind", ["cut short", "a bit flipped", "removed", "built again by another spec", "emptied"]
+    )
+    def test_a_volume_that_is_changed_while_it_is_read_from_is_replaced_by_others(self, tmp_path, kind):
+        """In place, under an open handle: no wrong voxel, and no SIGBUS."""
+        cache = self.damaged(tmp_path, 0)
+        before = list(loader(cache, batch=2, steps=16))
+        assert not any(batch.damaged for batch in before)
+        victim = tmp_path / "volumes" / "1.2.zarr"
+        shard = victim / "0" / "c" / "0" / "0" / "0"
+        if kind == "cut short":
+            os.truncate(shard, shard.stat().st_size // 3)
+        elif kind == "emptied":
+            os.truncate(shard, 0)
+        elif kind == "a bit flipped":
+            with shard.open("r+b") as file:
+                for at in range(0, shard.stat().st_size, 1000):
+                    file.seek(at)
+                    byte = file.read(1)[0]
+                    file.seek(at)
+                    file.write(bytes([byte ^ 4]))
+        else:
+            if kind == "removed":
+                shutil.rmtree(victim)
+            else:
+                metadata = victim / "zarr.json"
+                metadata.write_text(metadata.read_text().replace(cache.spec.digest, "0123456789abcdef"))
+            close_volumes()  # as where more volumes are open than may be
+        after = list(loader(cache, batch=2, steps=16))
+        assert len(after) == len(before)
+        told = {text.split(":", 1)[0] for batch in after for text in batch.damaged}
+        assert told == {"1.2"}
+        sound = [(one, two) for one, two in zip(before, after) if not two.damaged]
+        assert sound
+        assert all(same(one, two) for one, two in sound)
+
 
 DYING = """
 import sys, time
@@ -251,7 +290,7 @@ if __name__ == "__main__":
         with closing(loader), dead_workers_told():
             for step, batch in enumerate(loader):
                 if step == 3:
-                    psutil.Process().children()[0].kill()
+                    psutil.Process().children()[0].send_signal(int(sys.argv[2]))
                 time.sleep(0.001)
     except LoaderError as error:
         print(error)
@@ -259,13 +298,23 @@ if __name__ == "__main__":
 """
 
 
-def test_a_dead_worker_is_an_error_and_no_hang(small_cache):
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        pytest.param(signal.SIGKILL, "Out of memory is the usual cause: take fewer workers", id="killed"),
+        pytest.param(signal.SIGALRM, "was ended, since it was sent SIGTERM 60 s ago", id="at the end of its grace"),
+        pytest.param(signal.SIGSEGV, "was ended by SIGSEGV, which", id="crashed", marks=pytest.mark.slow),
+        pytest.param(signal.SIGBUS, "was ended by SIGBUS: shared memory is full", id="bus", marks=pytest.mark.slow),
+    ],
+)
+def test_a_dead_worker_is_an_error_that_says_how_it_ended_and_no_hang(small_cache, number, words):
     """In a process of its own: torch's signal handler raises wherever the main thread is."""
-    command = [sys.executable, "-c", DYING, small_cache.root]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-c", DYING, small_cache.root, str(int(number))]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 9, ran.stderr
-    assert "a worker that reads patches died" in ran.stdout
-    assert "fewer workers" in ran.stdout
+    assert "a worker that reads patches" in ran.stdout
+    assert words in ran.stdout
+    assert ("memory" in ran.stdout) == (number in (signal.SIGKILL, signal.SIGBUS))
 
 
 @pytest.mark.slow

@@ -49,7 +49,16 @@ def tree_digest(folder: Path) -> dict[str, str]:
 
 def leftovers(cache: Path) -> list[str]:
     """Everything under CACHE that a finished run should not leave."""
-    known = {"spec.toml", "manifest.csv", "volumes", "rejected", ".building", "lesions.csv", ".patient-key"}
+    known = {
+        "spec.toml",
+        "manifest.csv",
+        "volumes",
+        "rejected",
+        ".building",
+        "lesions.csv",
+        ".patient-key",
+        ".patient-key-check",
+    }
     left = [p.name for p in cache.iterdir() if p.name not in known]
     building = cache / ".building"
     if building.exists():

@@ -16,6 +16,8 @@ import psutil
 
 from tests.support.run_data import ROOT
 
+PATIENT_KEY = "the same in every cache, else no two could have the same bytes"
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -39,7 +41,7 @@ def environment(*, first_path: Path | None = None, **extra: str) -> dict[str, st
     env = {k: v for k, v in os.environ.items() if k not in ("ANEURYSM_DATA", "ANEURYSM_CACHE")}
     env["PYTHONPATH"] = os.pathsep.join(str(p) for p in (first_path, ROOT) if p is not None)
     env["PYTHONUNBUFFERED"] = "1"
-    env["ANEURYSM_PATIENT_KEY"] = "the same in every cache, else no two could have the same bytes"
+    env["ANEURYSM_PATIENT_KEY"] = PATIENT_KEY
     env["COLUMNS"] = "300"  # so that no message is wrapped
     return env | extra
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import resource
+import struct
 import subprocess
 import sys
+import tracemalloc
+import zipfile
 from random import Random
 
 import pytest
@@ -26,6 +30,7 @@ from aneurysm.training.checkpoint import (
 )
 from aneurysm.training.config_file import load_config
 from tests.inference.checkpoints import write_checkpoint
+from tests.training.conftest import assert_same
 from tests.training.tiny import classifier
 
 METRICS = {"score": 0.5, "present_auc": None, "site_auc": None, "loss": 0.25}
@@ -91,6 +96,19 @@ def test_it_knows_which_kinds_of_series_it_was_trained_on(tmp_path, spec, modali
     assert (loaded.takes_dicom, loaded.takes_plain_arrays) == takes
 
 
+def rewritten(source, target, change=lambda name, content: content, **options):
+    """Write the members of a checkpoint again, changed, with checksums that are right."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", **options) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return target
+
+
+def pickled(source, target, content):
+    """Put another pickle into a checkpoint."""
+    return rewritten(source, target, lambda name, old: content if name.endswith("/data.pkl") else old)
+
+
 class Evil:
     def __reduce__(self):
         return (os.mkdir, ("evil",))
@@ -104,6 +122,75 @@ def test_a_file_runs_no_code(content, tmp_path, monkeypatch):
     (tmp_path / "y.ckpt").write_bytes(pickle.dumps(Evil(), protocol=2))
     with pytest.raises(UsageError, match="is no checkpoint of aneurysm, or damaged"):
         load_checkpoint(tmp_path / "y.ckpt")
+    assert not (tmp_path / "evil").exists()
+
+
+class Calls:
+    """What the pickle of a checkpoint calls when it is read."""
+
+    def __init__(self, function, *args):
+        self._called = (function, args)
+
+    def __reduce__(self):
+        return self._called
+
+
+def a_prefix(small, path):
+    """torch would read the older format at the beginning, Python the archive at the end."""
+    old = io.BytesIO()
+    torch.save({"format_version": 1, "model": {}}, old, _use_new_zipfile_serialization=False)
+    path.write_bytes(old.getvalue() + small.read_bytes())
+
+
+def many_members(small, path):
+    with zipfile.ZipFile(path, "w") as new:
+        for number in range(300):
+            new.writestr(f"archive/data/{'x' * 60_000}{number}", b"")
+
+
+def saved(content, path):
+    torch.save({"format_version": 1, "model": {}, "epoch": content}, path)
+
+
+NESTED = b"\x80\x02" + b"(" * 10_000 + b"."
+HOSTILE = {
+    "a command": lambda small, path: pickled(small, path, pickle.dumps(Evil(), protocol=2)),
+    "a command by another opcode": lambda small, path: pickled(small, path, pickle.dumps(Evil(), protocol=4)),
+    "memory by a call": lambda small, path: saved(Calls(bytearray, 10**12), path),
+    "memory by a view": lambda small, path: saved(torch.zeros(1).expand(10**12), path),
+    "memory by compression": lambda small, path: rewritten(
+        small, path, lambda name, old: bytes(10**8) if name.endswith("/data/0") else old,
+        compression=zipfile.ZIP_DEFLATED,
+    ),
+    "a size that is not there": lambda small, path: path.write_bytes(
+        small.read_bytes().replace(struct.pack("<LL", 24, 24), struct.pack("<LL", 2**31, 2**31))
+    ),
+    "a pickle of 5 MB": lambda small, path: pickled(small, path, b"\x80\x02" + b"]" * 5_000_000 + b"."),
+    "a pickle without an end": lambda small, path: pickled(small, path, NESTED),
+    "no pickle": lambda small, path: rewritten(small, path, lambda name, old: b""),
+    "a folder": lambda small, path: path.mkdir(),
+    "a pipe": lambda small, path: os.mkfifo(path),
+    "an older format before the archive": a_prefix,
+    "18 MB of names": many_members,
+    "a name outside": lambda small, path: rewritten(
+        small, path, lambda name, old: old.replace(b"X\x01\x00\x00\x000", b"X\x07\x00\x00\x00../../0")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_one_clear_line_and_no_memory(small, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    HOSTILE[case](small, tmp_path / "x.ckpt")
+    tracemalloc.start()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UsageError, match=r"x\.ckpt (is no checkpoint of aneurysm, or damaged|is no file)") as refused:
+        read_file(tmp_path / "x.ckpt")
+    assert tracemalloc.get_traced_memory()[1] < 500e6
+    tracemalloc.stop()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500e3  # in kB
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
     assert not (tmp_path / "evil").exists()
 
 
@@ -126,9 +213,13 @@ def test_a_file_runs_no_code(content, tmp_path, monkeypatch):
         pytest.param({"model": {"a": 1}}, "is damaged: ValueError a is no tensor", id="weights that are none"),
         pytest.param({"epoch": float("inf")}, "is damaged: OverflowError", id="epoch"),
         pytest.param({"spec": "x = 1"}, "the spec in .*: ", id="spec"),
-        pytest.param({"config": {"epoch": 1}}, "the configuration in .*: .*did you mean epochs", id="config"),
+        pytest.param({"config": {"epoch": 1}}, "the configuration in .*: key patch is missing", id="config"),
         pytest.param({"config": 3}, "is damaged", id="no config"),
         pytest.param({"metrics": None}, "is damaged", id="no metrics"),
+        pytest.param({"metrics": {"score": "good"}}, "is damaged: ValueError", id="metrics that are words"),
+        pytest.param({"model": {"a": torch.tensor([1.0, torch.nan])}}, "a holds values that are not fin", id="nan"),
+        pytest.param({"epoch": float("nan")}, "is damaged: ValueError", id="an epoch that is no number"),
+        pytest.param({"prevalence": [torch.nan] * 14}, "is damaged: ValueError", id="prevalence that is no number"),
         pytest.param({"prevalence": [0.1, 0.2]}, "is damaged: ValueError prevalence is", id="prevalence"),
     ],
 )
@@ -145,27 +236,55 @@ def test_other_files_are_refused(tmp_path, text):
         read_file(tmp_path / "x.ckpt")
 
 
-def test_a_file_that_is_cut_short_or_has_wrong_bytes_is_refused_or_read(tmp_path):
-    path, damaged, random = tmp_path / "x.ckpt", tmp_path / "y.ckpt", Random(0)
-    config = load_config(None, {}).resolved()
-    save_atomically(
-        model_entries(classifier(1).state_dict(), config, load_spec("rsna-1mm"), 4, {}, PREVALENCE, ["CTA"]), path
-    )
-    whole = path.read_bytes()
-    pickled = whole.index(b"archive/data/0")  # the dict comes first, then the tensors
-    refused = 0
-    for turn in range(300):
-        content = bytearray(whole)
-        if turn % 10 == 0:
-            del content[random.randrange(len(content)) :]
-        else:
-            content[random.randrange(64, pickled)] ^= 1 << random.randrange(8)
-        damaged.write_bytes(content)
-        try:
-            load_checkpoint(damaged)
-        except UsageError:
-            refused += 1
-    assert refused > 100
+@pytest.fixture
+def small(tmp_path):
+    """A checkpoint of three tensors, and what is read of it."""
+    path = tmp_path / "small.ckpt"
+    numbers = {"a": torch.arange(6, dtype=torch.float32), "b": torch.tensor(3), "c": torch.zeros(2, 2)}
+    save_atomically({"format_version": 1, "model": numbers}, path)
+    return path
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_is_found_or_harmless(small):
+    """All of them: in tensors, the pickle, headers, checksums, the list of members and the end."""
+    whole, expected = small.read_bytes(), read_file(small)
+    found = 0
+    for at in range(len(whole)):
+        for bit in range(8):
+            content = bytearray(whole)
+            content[at] ^= 1 << bit
+            small.write_bytes(content)
+            try:
+                assert_same(read_file(small), expected, f"byte {at}, bit {bit}")
+            except UsageError:
+                found += 1
+    assert found > 8 * len(whole) // 3
+
+
+def test_a_thousand_flipped_bits_of_a_run_are_found_or_harmless(straight, tmp_path):
+    """In the weights, and in the state of the optimiser and the loops."""
+    random, damaged = Random(0), tmp_path / "x.ckpt"
+    found = 0
+    for path in (straight.best, straight.last):
+        whole, expected = path.read_bytes(), read_file(path)
+        for _ in range(500):
+            content = bytearray(whole)
+            content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+            damaged.write_bytes(content)
+            try:
+                assert_same(read_file(damaged), expected)
+            except UsageError:
+                found += 1
+    assert found > 300
+
+
+def test_a_file_that_is_cut_short_is_refused(small):
+    whole = small.read_bytes()
+    for length in range(0, len(whole), 7):
+        small.write_bytes(whole[:length])
+        with pytest.raises(UsageError, match="is no checkpoint of aneurysm, or damaged"):
+            read_file(small)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

@@ -183,6 +183,11 @@ class EpochEnd(pl.Callback):
         if self._files is not None:
             self._files.close()
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Close the event file: Lightning tears nothing down after an error."""
+        if self._files is not None:
+            self._files.close()
+
     # ---- the end of an epoch ---------------------------------------------------------------------------------------
 
     def _finish(self, trainer: pl.Trainer, module: PatchModule) -> None:
