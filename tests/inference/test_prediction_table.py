@@ -92,7 +92,7 @@ def test_a_folder_that_is_empty_today_does_not_replace_its_answer(given, tmp_pat
     (tmp_path / "1.2.0").mkdir()
     ran = call_cli("predict", checkpoint, tmp_path / "1.2.0", "--out", out, "--retry-failed")
     assert ran.code == 0
-    assert "1.2.0: series 1 of the command: no DICOM series under it" in ran.err
+    assert "1.2.0: path 1 of 1 of series: no DICOM series under it" in ran.err
     assert "its row stays as it is" in ran.err
     assert out.read_text() == kept
 
