@@ -196,8 +196,9 @@ def _is_cache(path: Path) -> bool:
 
 def _is_run(path: Path) -> bool:
     """Return True if `aneurysm train` made the folder, finished or not, or `aneurysm evaluate --fresh` one like it."""
-    # Not by config.toml, which many a project has beside its data.
-    return (path / "checkpoints").is_dir() or (path / "predictions_val.csv").is_file()
+    # Not by config.toml alone, which many a project has beside its data.
+    configured = all((path / name).is_file() for name in ("config.toml", "folds.csv"))
+    return configured or (path / "checkpoints").is_dir() or (path / "predictions_val.csv").is_file()
 
 
 def _file(path: Path) -> Found:

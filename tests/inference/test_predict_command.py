@@ -206,8 +206,8 @@ def test_what_is_written_stays_when_a_run_is_interrupted(data, checkpoint, tmp_p
 
     whole = predictor.Predictor.predict
 
-    def interrupted(self, paths):
-        yield next(iter(whole(self, paths)))
+    def interrupted(self, *arguments):
+        yield next(iter(whole(self, *arguments)))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(predictor.Predictor, "predict", interrupted)

@@ -154,7 +154,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(train_cache, tmp_path):
 @pytest.mark.parametrize(
     "options, code, words",
     [
-        pytest.param(("--cache", "none"), 3, "there is no cache at .*none: it has no spec.toml", id="no cache"),
+        pytest.param(("--cache", "none"), 3, "there is no cache at .*none: there is no .*none", id="no cache"),
         pytest.param(("--fold", 3), 2, "there is no fold 3 of 3", id="fold"),
         pytest.param(("--model", "resnet"), 2, "there is no model 'resnet'. Did you mean", id="model"),
         pytest.param(("--patch", "1,2"), 2, "give one edge in voxels, or three as Z,Y,X", id="patch"),
