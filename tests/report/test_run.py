@@ -132,7 +132,7 @@ def test_what_is_wrong_is_said(run, damage, message):
 
 
 def test_no_such_run(tmp_path):
-    with pytest.raises(DataError, match="there is no .*none"):
+    with pytest.raises(DataError, match=r"there is no .*none"):
         read_run(tmp_path / "none")
 
 
