@@ -99,16 +99,13 @@ def implausibility(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> 
     if (high := float(np.percentile(body, 95))) < 0:
         return f"95 % of the pixels lie below {high:.0f} HU"
     bone_only = middle > 500 and len(body) > 0.03 * len(hu)
-    border = np.concatenate([values[_outermost(usable)] for values, usable in maps])
-    # HU that were stored unsigned have lost all below 0: their air is one value, without noise, as padding is. The air
-    # about and within a head of plastic, or a dry skull, is not.
-    one_value = np.mean(border == hu.min()) > 0.5 or all(levels.corner is not None for levels in slices)
-    if np.mean(hu < -700) > 0.3 and one_value and not bone_only:
+    if np.mean(hu < -700) > 0.3 and not bone_only:
         soft = [(usable & (np.abs(values) < _SOFT_HU), usable) for values, usable in maps]
         # Bone that is read 1,024 HU too dark is of the level of soft tissue, but a shell.
         solid = _solidity([(usable & (values > _BODY_ABOVE_HU), usable) for values, usable in maps])
         if solid < 0.5 and (np.mean(np.abs(hu) < _SOFT_HU) < 0.01 or _solidity(soft) < 0.3):
             return "there is air, and no soft tissue within"
+    border = np.concatenate([values[_outermost(usable)] for values, usable in maps])
     if (edge := float(np.median(border))) > _BODY_HU[1]:
         return f"the border of the slices is at {edge:.0f} HU"
     if edge > _BODY_ABOVE_HU and np.mean(hu < _BODY_ABOVE_HU) > 0.03 and np.percentile(hu, 99.8) < _SOFT_HU:
