@@ -1,7 +1,8 @@
 """Bootstrap by patient: how often each series counts in a sample, and the ranking metrics of all samples at once.
 
 Patients are drawn with replacement, and with a patient all of its series: two series of one patient are no two
-observations. A sample in which a metric can't be had (only one class was drawn) is left out of that metric's interval.
+observations. A sample in which a metric can't be had (only one class was drawn) is left out. The bands of curves are
+percentiles of these samples; for intervals of single values see `aneurysm.report.intervals`.
 """
 
 from __future__ import annotations
@@ -18,51 +19,12 @@ Weights = NDArray[np.float32]
 """(samples, n): how often series i was drawn; whole numbers, as float32 for fast products of matrices."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval; None where it can't be had."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return "can't be had"
-        return f"{self.value:.3f}" if self.low is None else f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
-
-
 def patient_weights(patients: NDArray[np.str_], samples: int, seed: int) -> Weights:
     """Draw (samples, n) weights: as many patients as there are, with replacement, each with all its series."""
     names, patient_of = np.unique(patients, return_inverse=True)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=samples).astype(np.float32)
     return counts[:, patient_of]
-
-
-FEWEST = 5
-"""Observations that an interval takes: of one positive, every sample says the same, which looks like certainty."""
-
-
-def estimate(value: float | None, samples: NDArray[np.float64], observations: int = FEWEST) -> Estimate:
-    """
-    Return a value with the 2.5th and 97.5th percentile of its samples, NaNs left out.
-
-    There is no interval if there are fewer than `FEWEST` ``observations`` behind the value, nor if all samples say the
-    same: five of five right is no certainty.
-    """
-    if value is None or not np.isfinite(value):
-        return Estimate(None)
-    if observations < FEWEST:
-        return Estimate(float(value))
-    usable = samples[np.isfinite(samples)]
-    # The ends of the interval are tails: a handful of samples has none.
-    if len(usable) < 40:
-        return Estimate(float(value))
-    low, high = np.percentile(usable, [2.5, 97.5])
-    if low == high:
-        return Estimate(float(value))
-    return Estimate(float(value), float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 Fitted on one half of the patients and tried on the other, both ways; the temperatures to use later are fitted on all.
 The expected calibration error (ECE) has 15 bins of equal width; it is the mean over the series of |mean probability -
-share of positives| of their bin (Guo et al., "On calibration of modern neural networks", ICML 2017). Its interval takes
-the bins' differences with the sign that they have: drawn anew, each would be larger by the noise of drawing, and the
-interval could lie beside the value.
+share of positives| of their bin (Guo et al., "On calibration of modern neural networks", ICML 2017).
+Its interval allows for noise, which makes the error of right probabilities larger than 0; see `error_estimate`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.labels import LABELS
 from aneurysm.probability import apply_temperature, logit, sigmoid
-from aneurysm.report.bootstrap import FEWEST, Estimate, Weights, estimate
+from aneurysm.report.intervals import FEWEST, Estimate, error_estimate
 from aneurysm.report.run_tables import Predictions
 
 BINS = 15
@@ -64,9 +63,10 @@ def fit_temperature(positive: NDArray[np.bool_], probabilities: NDArray[np.float
     return float(1 / brentq(slope, low, high))
 
 
-def calibrate(predictions: Predictions, second_half: NDArray[np.bool_], weights: Weights) -> Calibration:
+def calibrate(predictions: Predictions, second_half: NDArray[np.bool_]) -> Calibration:
     """Fit and try a temperature for each label; with too few of a class in a half, a label is left as it is."""
     calibrated = predictions.probabilities.copy()
+    patients = np.unique(predictions.patients, return_inverse=True)[1]
     labels = []
     for i, label in enumerate(LABELS):
         known = predictions.truth[:, i] != UNKNOWN
@@ -84,21 +84,19 @@ def calibrate(predictions: Predictions, second_half: NDArray[np.bool_], weights:
             else:
                 calibrated[~second_half, i] = apply_temperature(raw[~second_half], second)
                 calibrated[second_half, i] = apply_temperature(raw[second_half], first)
-        before = calibration_error(positive[known], raw[known], weights[:, known])
-        after = calibration_error(positive[known], calibrated[known, i], weights[:, known])
+        before = calibration_error(positive[known], raw[known], patients[known])
+        after = calibration_error(positive[known], calibrated[known, i], patients[known])
         labels.append(LabelCalibration(label, temperature, before, Estimate(None) if missing else after, missing))
     return Calibration(tuple(labels), calibrated)
 
 
-def calibration_error(positive: NDArray[np.bool_], probabilities: NDArray[np.float64], weights: Weights) -> Estimate:
-    """Return the expected calibration error of m observations, with ``weights`` (samples, m) for its interval."""
+def calibration_error(
+    positive: NDArray[np.bool_], probabilities: NDArray[np.float64], patients: NDArray[np.int64]
+) -> Estimate:
+    """Return the expected calibration error of m observations; ``patients`` (m,) are numbers from 0."""
     if not len(positive):
         return Estimate(None)
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     excess = np.zeros((len(positive), BINS))
     excess[np.arange(len(positive)), bins] = probabilities - positive
-    total = excess.sum(axis=0)
-    drawn = weights.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        samples = np.maximum(0, drawn @ (excess @ np.sign(total))) / drawn.sum(axis=1)
-    return estimate(float(np.abs(total).sum() / len(positive)), samples, len(positive))
+    return error_estimate(excess, patients, int(patients.max()) + 1)

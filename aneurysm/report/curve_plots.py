@@ -144,7 +144,11 @@ def _froc(e: Evaluation) -> Plot:
     axes.set_ylabel("Sensitivity for lesions")
     axes.set_title(f"FROC, match within {e.options.match_radius_mm:g} mm")
     axes.legend(loc="lower right")
-    band = "the band is the 95 % interval by patient" if e.froc.band.size else "too few for a 95 % interval"
+    band = (
+        "the band holds 95 % of bootstrap samples of patients, point by point"
+        if e.froc.band.size
+        else "too few patients for a band"
+    )
     caption = (
         f"{e.froc.n_lesions} lesions in {e.froc.n_scans} scans; {band}. The curve ends where the model named no more "
         "candidates."

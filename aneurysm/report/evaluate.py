@@ -10,10 +10,11 @@ import numpy as np
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.errors import UsageError
-from aneurysm.report.bootstrap import Estimate, Weights, estimate, patient_weights
+from aneurysm.report.bootstrap import Weights, patient_weights
 from aneurysm.report.calibration import Calibration, calibrate
 from aneurysm.report.combine import Ensemble, combine, combine_candidates, group_runs
 from aneurysm.report.froc import Froc, froc
+from aneurysm.report.intervals import Estimate, difference_estimate
 from aneurysm.report.ranking import Ranking, rank, rank_by
 from aneurysm.report.run import PARTS, Run, read_run
 from aneurysm.report.run_tables import Candidates, Predictions
@@ -41,7 +42,7 @@ class EvaluateOptions:
     match_radius_mm
         How far from a lesion's point a candidate may lie.
     samples, seed
-        Of the bootstrap; ``seed`` also deals the patients into halves.
+        Of the bootstrap behind localisation and the bands of curves; ``seed`` also deals the patients into halves.
 
     Raises
     ------
@@ -183,21 +184,25 @@ def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None =
     else:
         where = localisation(predictions, found, candidates)
         if len(where.lesion_scan):
-            curves = [froc(where, weights, options.match_radius_mm, same_site=same) for same in (False, True)]
+            patients = np.unique(predictions.patients, return_inverse=True)[1]
+            curves = [
+                froc(where, weights, options.match_radius_mm, same_site=same, patients=patients)
+                for same in (False, True)
+            ]
         else:
             no_froc = "The cache has no lesion with a place in these series."
-    operation = operate(predictions, second, weights, options.target_precision)
+    operation = operate(predictions, second, options.target_precision)
     return Evaluation(
         options,
-        _each(groups, predictions, options),
+        _each(groups, predictions),
         predictions,
         weights,
         any(len(group) > 1 for group in groups),
-        rank(predictions, weights),
-        {by: rank_by(predictions, names, weights) for by, names in groups_by.items()},
-        {by: present_by(predictions, operation, names, weights) for by, names in groups_by.items()},
+        rank(predictions),
+        {by: rank_by(predictions, names) for by, names in groups_by.items()},
+        {by: present_by(predictions, operation, names) for by, names in groups_by.items()},
         operation,
-        calibrate(predictions, second, weights) if options.ensemble == "logits" else None,
+        calibrate(predictions, second) if options.ensemble == "logits" else None,
         cache,
         no_cache,
         found,
@@ -208,20 +213,17 @@ def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None =
     )
 
 
-def _each(groups: Sequence[Sequence[Run]], combined: Predictions, options: EvaluateOptions) -> tuple[RunResult, ...]:
+def _each(groups: Sequence[Sequence[Run]], combined: Predictions) -> tuple[RunResult, ...]:
     results = []
     for group in groups:
         first = group[0].predictions
-        # The same draws for all of a group: their differences are of models, not of series.
-        weights = patient_weights(first.patients, options.samples, options.seed)
         together = None
         if len(group) > 1:
-            together = rank(combined.select(np.searchsorted(combined.uids, first.uids)), weights)
+            together = rank(combined.select(np.searchsorted(combined.uids, first.uids))).score_influence
         for run in group:
-            alone = rank(run.predictions, weights)
+            alone = rank(run.predictions)
             gain = None
-            if together is not None and together.score.value is not None and alone.score.value is not None:
-                samples = together.score_samples - alone.score_samples
-                gain = estimate(together.score.value - alone.score.value, samples, alone.score_behind)
+            if together is not None and alone.score_influence is not None:
+                gain = difference_estimate(together, alone.score_influence)
             results.append(RunResult(run, alone, gain))
     return tuple(results)

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.labels import SITES
-from aneurysm.report.bootstrap import FEWEST, Estimate, Weights, estimate
+from aneurysm.report.bootstrap import Weights
+from aneurysm.report.intervals import FEWEST, Estimate, sampled_estimate, share_estimate, share_influence
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """False positives per scan at which sensitivities are given."""
@@ -80,7 +81,7 @@ class Froc:
     false_positives, sensitivity
         (points,): at every distinct probability, the highest first; false positives are per scan.
     band
-        (2, grid) of the sensitivity at ``grid`` false positives per scan: 95 % interval.
+        (2, grid) of the sensitivity at ``grid`` false positives per scan: percentiles 2.5 and 97.5 of the samples.
     at
         Sensitivity by `RATES`: of the lowest threshold that makes no more false positives than that.
     mean
@@ -181,7 +182,14 @@ def _name_places_once(
             others.append(c)
 
 
-def froc(where: Localisation, weights: Weights, radius_mm: float, *, same_site: bool = False) -> Froc:
+def froc(
+    where: Localisation,
+    weights: Weights,
+    radius_mm: float,
+    *,
+    same_site: bool = False,
+    patients: NDArray[np.int64] | None = None,
+) -> Froc:
     """
     Return the curve of the candidates.
 
@@ -191,7 +199,11 @@ def froc(where: Localisation, weights: Weights, radius_mm: float, *, same_site: 
         (samples, n) of the predictions' series.
     radius_mm
         How far from a lesion's point a candidate may lie to have found it.
+    patients
+        (n,) numbers from 0; None: each series is a patient of its own.
     """
+    of_lesion = where.lesion_scan if patients is None else patients[where.lesion_scan]
+    behind = len(np.unique(of_lesion))
     found = match(where, radius_mm, same_site=same_site)
     counts = found != AGAIN
     order = np.flatnonzero(counts)[np.argsort(-where.candidate_probability[counts], kind="stable")]
@@ -216,7 +228,7 @@ def froc(where: Localisation, weights: Weights, radius_mm: float, *, same_site: 
     detected[found[order][hit & (probability >= threshold)]] = True
     rates = sampled[:, : len(RATES)]
     usable = sampled[np.isfinite(sampled).all(axis=1), len(RATES) :]
-    enough = len(usable) >= 40 and n_lesions >= FEWEST
+    enough = len(usable) >= 40 and behind >= FEWEST
     band = np.percentile(usable, [2.5, 97.5], axis=0) if enough else np.empty((2, 0))
     return Froc(
         n_scans,
@@ -226,11 +238,11 @@ def froc(where: Localisation, weights: Weights, radius_mm: float, *, same_site: 
         hits / n_lesions,
         grid,
         band,
-        {rate: estimate(float(at_rates[i]), rates[:, i], n_lesions) for i, rate in enumerate(RATES)},
-        estimate(float(at_rates.mean()), rates.mean(axis=1), n_lesions),
+        {r: sampled_estimate(float(at_rates[i]), rates[:, i], n_lesions, behind) for i, r in enumerate(RATES)},
+        sampled_estimate(float(at_rates.mean()), rates.mean(axis=1), n_lesions, behind),
         threshold,
-        _by_site(where, detected, weights),
-        _by_size(where, detected, weights),
+        _by_site(where, detected, of_lesion),
+        _by_size(where, detected, of_lesion),
     )
 
 
@@ -240,12 +252,16 @@ def _at(hits: NDArray[Any], alarms: NDArray[Any], limits: NDArray[np.float64]) -
     return np.asarray(np.r_[0.0, hits][reach])
 
 
-def _by_site(where: Localisation, detected: NDArray[np.bool_], weights: Weights) -> tuple[GroupSensitivity, ...]:
+def _by_site(
+    where: Localisation, detected: NDArray[np.bool_], patients: NDArray[np.int64]
+) -> tuple[GroupSensitivity, ...]:
     groups = ((site, where.lesion_site == i) for i, site in enumerate(SITES))
-    return tuple(_group(name, chosen, where, detected, weights) for name, chosen in groups if chosen.any())
+    return tuple(_group(name, chosen, detected, patients) for name, chosen in groups if chosen.any())
 
 
-def _by_size(where: Localisation, detected: NDArray[np.bool_], weights: Weights) -> tuple[GroupSensitivity, ...]:
+def _by_size(
+    where: Localisation, detected: NDArray[np.bool_], patients: NDArray[np.int64]
+) -> tuple[GroupSensitivity, ...]:
     diameter = where.lesion_diameter_mm
     known = np.isfinite(diameter)
     if not known.any():
@@ -257,14 +273,12 @@ def _by_size(where: Localisation, detected: NDArray[np.bool_], weights: Weights)
         f"{SIZES_MM[-1]:g} mm and more",
     ]
     groups = [(name, known & (classes == i)) for i, name in enumerate(names)] + [("size not known", ~known)]
-    return tuple(_group(name, chosen, where, detected, weights) for name, chosen in groups if chosen.any())
+    return tuple(_group(name, chosen, detected, patients) for name, chosen in groups if chosen.any())
 
 
 def _group(
-    name: str, chosen: NDArray[np.bool_], where: Localisation, detected: NDArray[np.bool_], weights: Weights
+    name: str, chosen: NDArray[np.bool_], detected: NDArray[np.bool_], patients: NDArray[np.int64]
 ) -> GroupSensitivity:
-    drawn = weights[:, where.lesion_scan[chosen]].astype(np.float64)
-    hits = detected[chosen].astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        samples = drawn @ hits / drawn.sum(axis=1)
-    return GroupSensitivity(name, int(chosen.sum()), estimate(float(hits.mean()), samples, len(hits)))
+    hits, n = detected[chosen].astype(float), int(chosen.sum())
+    share = share_influence(hits, np.ones(n), patients[chosen], int(patients.max()) + 1)
+    return GroupSensitivity(name, n, share_estimate(share, n))

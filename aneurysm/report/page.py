@@ -14,10 +14,10 @@ from aneurysm import __version__
 from aneurysm.cache.publish import is_disk_full, write_atomically
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.labels import LABELS
-from aneurysm.report.bootstrap import FEWEST, Estimate
 from aneurysm.report.evaluate import Evaluation
 from aneurysm.report.froc import BY_GROUP_RATE, RATES
 from aneurysm.report.gallery import FIELD_MM, KINDS, SLAB_MM, Case, draw_gallery
+from aneurysm.report.intervals import FEWEST, Estimate
 from aneurysm.report.plot_style import inline_svg, save
 from aneurysm.report.plots import draw_plots
 from aneurysm.report.ranking import PRESENT

@@ -7,8 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.labels import LABELS, SITES
-from aneurysm.report.bootstrap import Estimate, Weights, estimate, ranked_samples
+from aneurysm.labels import SITES
+from aneurysm.report.bootstrap import Weights
+from aneurysm.report.intervals import (
+    Estimate,
+    Influence,
+    auc_estimate,
+    auc_influence,
+    combined,
+    left_out_weights,
+    mean_estimate,
+    mean_of,
+    mean_precision_estimate,
+    precision_estimate,
+    precision_without,
+    share_estimate,
+    share_influence,
+)
 from aneurysm.report.run_tables import Predictions
 from aneurysm.training.score import score_series
 
@@ -33,11 +48,6 @@ class LabelRanking:
     prevalence: Estimate
 
     @property
-    def rarer(self) -> int:
-        """Series of the rarer class, which stand behind what compares the two."""
-        return min(self.n_positive, self.n - self.n_positive)
-
-    @property
     def one_class(self) -> bool:
         """Whether only positives, or only negatives, are known."""
         return self.n_positive in (0, self.n)
@@ -56,10 +66,8 @@ class Ranking:
         Macro: the mean over the sites that have both classes.
     micro_auc, micro_average_precision
         All pairs of a series and a site ranked in one list.
-    score_samples
-        (samples,) of the score, for differences between models on the same samples.
-    score_behind
-        Series of the rarer class of present, or of all sites together, if these are fewer.
+    score_influence
+        Of each patient on the score, for differences between models on the same series; None without a score.
     """
 
     n: int
@@ -71,8 +79,7 @@ class Ranking:
     site_average_precision: Estimate
     micro_auc: Estimate
     micro_average_precision: Estimate
-    score_samples: NDArray[np.float64]
-    score_behind: int
+    score_influence: Influence | None
 
     @property
     def left_out(self) -> tuple[LabelRanking, ...]:
@@ -80,84 +87,83 @@ class Ranking:
         return tuple(label for label in self.labels if label.one_class)
 
 
-def rank(predictions: Predictions, weights: Weights) -> Ranking:
-    """
-    Score predictions; point values are scikit-learn's, intervals from ``weights`` (samples, n).
-
-    In a sample, a site of which only one class was drawn is left out of that sample's mean.
-    """
+def rank(predictions: Predictions) -> Ranking:
+    """Score predictions; point values are scikit-learn's, intervals those of `aneurysm.report.intervals`."""
     point = score_series(predictions.truth, predictions.probabilities)
-    samples = len(weights)
-    aucs, precisions = np.full((2, len(LABELS), samples), np.nan)
-    labels = []
+    names, patients = np.unique(predictions.patients, return_inverse=True)
+    n_patients = len(names)
+    weights = left_out_weights(patients, n_patients)
+    labels: list[LabelRanking] = []
+    aucs: dict[int, Influence] = {}
+    without: dict[int, NDArray[np.float64]] = {}
     for i, found in enumerate(point.labels):
         known = predictions.known(i)
-        if found.auc is not None:
-            drawn = ranked_samples(predictions.positive(i)[known], predictions.probabilities[known, i], weights, known)
-            aucs[i], precisions[i] = drawn.auc(), drawn.average_precision()
-        rarer = min(found.n_positive, found.n - found.n_positive)
-        labels.append(
-            LabelRanking(
-                found.label, found.n, found.n_positive, estimate(found.auc, aucs[i], rarer),
-                estimate(found.average_precision, precisions[i], rarer),
-                _prevalence(predictions.positive(i)[known], weights[:, known], rarer),
-            )
-        )  # fmt: skip
-    site_auc, site_precision = _mean(aucs[:PRESENT]), _mean(precisions[:PRESENT])
-    score = 0.5 * (aucs[PRESENT] + site_auc)
-    site_values = [s.average_precision for s in point.labels[:PRESENT] if s.average_precision is not None]
-    micro_auc, micro_precision = _micro(predictions, weights)
-    of_sites = sum(label.rarer for label in labels[:PRESENT])
-    behind = min(labels[PRESENT].rarer, of_sites)
+        positive, scores = predictions.positive(i)[known], predictions.probabilities[known, i]
+        auc = precision = Estimate(None)
+        if found.auc is not None and found.average_precision is not None:
+            ranked = auc_influence(positive, scores, patients[known], n_patients)
+            aucs[i], auc = ranked.influence, auc_estimate(ranked)
+            without[i] = precision_without(positive, scores, weights, known)
+            precision = precision_estimate(found.average_precision, without[i], ranked.influence.behind)
+        share = share_influence(positive.astype(float), np.ones(len(known)), patients[known], n_patients)
+        # Of a rare label the few decide how well its share is known.
+        rarer = min(len(np.unique(patients[known[which]])) for which in (positive, ~positive))
+        prevalence = share_estimate(share, len(known), behind=rarer) if len(known) else Estimate(None)
+        labels.append(LabelRanking(found.label, found.n, found.n_positive, auc, precision, prevalence))
+    sites = [i for i in aucs if i != PRESENT]
+    of_sites = _patients_behind(predictions, patients, sites)
+    site_auc = mean_of([aucs[i] for i in sites], of_sites) if sites else None
+    score = None
+    if site_auc is not None and PRESENT in aucs:
+        score = combined([aucs[PRESENT], site_auc], [0.5, 0.5], min(aucs[PRESENT].behind, of_sites))
+    micro_auc, micro_precision = _micro(predictions, patients, n_patients, weights)
     return Ranking(
         len(predictions),
-        len(np.unique(predictions.patients)),
+        n_patients,
         tuple(labels),
-        estimate(point.score, score, behind),
+        Estimate(None) if score is None else mean_estimate(score),
         labels[PRESENT].auc,
-        estimate(point.mean_site_auc, site_auc, of_sites),
-        estimate(float(np.mean(site_values)) if site_values else None, site_precision, of_sites),
+        Estimate(None) if site_auc is None else mean_estimate(site_auc),
+        _mean_precision([point.labels[i].average_precision for i in sites], [without[i] for i in sites], of_sites),
         micro_auc,
         micro_precision,
         score,
-        behind,
     )
 
 
-def rank_by(predictions: Predictions, groups: NDArray[np.str_], weights: Weights) -> dict[str, Ranking]:
+def rank_by(predictions: Predictions, groups: NDArray[np.str_]) -> dict[str, Ranking]:
     """Return the ranking of each group of series by itself; ``groups`` (n,) names them."""
-    found = {}
-    for name in np.unique(groups):
-        chosen = np.flatnonzero(groups == name)
-        found[str(name)] = rank(predictions.select(chosen), weights[:, chosen])
-    return found
+    return {str(name): rank(predictions.select(np.flatnonzero(groups == name))) for name in np.unique(groups)}
 
 
-def _prevalence(positive: NDArray[np.bool_], weights: Weights, rarer: int) -> Estimate:
-    if not len(positive):
+def _patients_behind(predictions: Predictions, patients: NDArray[np.int64], sites: list[int]) -> int:
+    """Return how many patients have a positive site, or if these are fewer, a negative one."""
+    if not sites:
+        return 0
+    truth = predictions.truth[:, sites]
+    return min(len(np.unique(patients[(truth == value).any(axis=1)])) for value in (0, 1))
+
+
+def _mean_precision(values: list[float | None], without: list[NDArray[np.float64]], behind: int) -> Estimate:
+    found = [value for value in values if value is not None]
+    if not found:
         return Estimate(None)
-    with np.errstate(invalid="ignore"):
-        samples = (weights @ positive.astype(np.float32)).astype(np.float64) / weights.sum(axis=1)
-    return estimate(float(positive.mean()), samples, rarer)
+    # A site that loses its last positive stays as it is: left out, it would move the mean by more than it is worth.
+    each = [np.where(np.isfinite(w), w, value) for w, value in zip(without, found, strict=True)]
+    return mean_precision_estimate(float(np.mean(found)), np.mean(each, axis=0), behind)
 
 
-def _mean(samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    usable = np.isfinite(samples)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(usable, samples, 0).sum(axis=0) / usable.sum(axis=0))
-
-
-def _micro(predictions: Predictions, weights: Weights) -> tuple[Estimate, Estimate]:
-    from sklearn.metrics import average_precision_score, roc_auc_score
+def _micro(
+    predictions: Predictions, patients: NDArray[np.int64], n_patients: int, weights: Weights
+) -> tuple[Estimate, Estimate]:
+    from sklearn.metrics import average_precision_score
 
     series = np.concatenate([predictions.known(i) for i in range(PRESENT)])
     sites = np.repeat(np.arange(PRESENT), [len(predictions.known(i)) for i in range(PRESENT)])
     positive, scores = predictions.truth[series, sites] == 1, predictions.probabilities[series, sites]
     if positive.all() or not positive.any():
         return Estimate(None), Estimate(None)
-    drawn = ranked_samples(positive, scores, weights, series)
-    rarer = int(min(positive.sum(), (~positive).sum()))
-    return (
-        estimate(float(roc_auc_score(positive, scores)), drawn.auc(), rarer),
-        estimate(float(average_precision_score(positive, scores)), drawn.average_precision(), rarer),
-    )
+    ranked = auc_influence(positive, scores, patients[series], n_patients)
+    value = float(average_precision_score(positive, scores))
+    without = precision_without(positive, scores, weights, series)
+    return auc_estimate(ranked), precision_estimate(value, without, ranked.influence.behind)

@@ -11,9 +11,9 @@ from aneurysm.csv_table import csv_text
 from aneurysm.inference import calibration
 from aneurysm.labels import LABELS
 from aneurysm.probability import apply_temperature
-from aneurysm.report.bootstrap import Estimate
 from aneurysm.report.evaluate import Evaluation
 from aneurysm.report.froc import BY_GROUP_RATE, Froc
+from aneurysm.report.intervals import Estimate
 from aneurysm.report.ranking import Ranking
 from aneurysm.report.thresholds import OperatingPoint
 
@@ -86,14 +86,20 @@ def per_label_csv(e: Evaluation) -> str:
     for i, name in enumerate(LABELS):
         row: dict[str, Any] = {"label": name}
         for key, value in _label(e, i).items():
-            if isinstance(value, dict) and set(value) == {"value", "low", "high"}:
+            if isinstance(value, dict) and {"value", "low", "high"} <= set(value):
                 row |= {key: value["value"], f"{key}_low": value["low"], f"{key}_high": value["high"]}
             elif key == "counts":
                 row |= value or {}
             elif key in _COLUMNS:
                 row[key] = value
-        # All digits: a threshold that is rounded decides otherwise about the series that it was taken from.
-        rows.append({k: v for k, v in row.items() if v is not None})
+        # A threshold has all its digits: rounded, it decides otherwise about the series that it was taken from.
+        rows.append(
+            {
+                k: f"{v:.6g}" if isinstance(v, float) and k != "threshold" else v
+                for k, v in row.items()
+                if v is not None
+            }
+        )
     return csv_text(_COLUMNS, rows)
 
 

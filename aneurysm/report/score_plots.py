@@ -55,7 +55,7 @@ def _auc_by_label(e: Evaluation) -> Plot:
     axes.set_xlim(min([0.45, *(v for v in lows if v is not None)]) - 0.02, 1.01)
     axes.set_xlabel("ROC-AUC, 95 % interval")
     axes.set_title("ROC-AUC (positives)")
-    return Plot("auc", "ROC-AUC by label", "Bars are 95 % bootstrap intervals by patient; 0.5 is chance.", figure)
+    return Plot("auc", "ROC-AUC by label", "Bars are 95 % intervals by patient (Newcombe); 0.5 is chance.", figure)
 
 
 def _calibration(e: Evaluation) -> Plot | None:

@@ -8,14 +8,14 @@ threshold to use later is chosen on all series.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.labels import LABELS
-from aneurysm.report.bootstrap import Estimate, Weights, estimate
+from aneurysm.report.intervals import Estimate, Influence, mean_estimate, mean_of, share_estimate, share_influence
 from aneurysm.report.ranking import PRESENT
 from aneurysm.report.run_tables import Predictions
 
@@ -49,6 +49,7 @@ class Rates:
 
 
 _NO_RATES = Rates(*[Estimate(None)] * 4)
+_F1 = 3
 
 
 @dataclass(frozen=True)
@@ -140,42 +141,38 @@ def threshold_for_f1(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -
     return Threshold(float(thresholds[best[-1]]))
 
 
-def operate(
-    predictions: Predictions, second_half: NDArray[np.bool_], weights: Weights, target_precision: float
-) -> Operation:
+def operate(predictions: Predictions, second_half: NDArray[np.bool_], target_precision: float) -> Operation:
     """
     Choose and try the thresholds: of present by ``target_precision``, of the sites by F1.
 
     Intervals are of the counts with the thresholds as they are.
     """
     called = np.full(predictions.truth.shape, -1, np.int8)
-    points, rows, samples = [], [], []
+    patients = np.unique(predictions.patients, return_inverse=True)[1]
+    points, cells = [], []
     for i, label in enumerate(LABELS):
-        point, drawn = _point(predictions, i, label, second_half, weights, target_precision, called)
+        point, found = _point(predictions, i, label, second_half, target_precision, called, patients)
         points.append(point)
-        if i != PRESENT and point.counts is not None and drawn is not None:
-            rows.append(_as_row(point.counts))
-            samples.append(drawn)
-    if not rows:
+        if i != PRESENT and found is not None:
+            cells.append(found)
+    if not cells:
         return Operation(tuple(points), called, _NO_RATES, _NO_RATES)
     return Operation(
         tuple(points),
         called,
-        _rates(np.array(rows), np.array(samples)),
-        _rates(np.sum(rows, axis=0)[None], np.sum(samples, axis=0)[None]),
+        _mean_rates(cells, patients),
+        _rates(np.concatenate(cells), np.tile(patients, len(cells))),
     )
 
 
-def present_by(
-    predictions: Predictions, operation: Operation, groups: NDArray[np.str_], weights: Weights
-) -> dict[str, Rates]:
+def present_by(predictions: Predictions, operation: Operation, groups: NDArray[np.str_]) -> dict[str, Rates]:
     """Return how good the decisions about present are in each group of series; ``groups`` (n,) names them."""
     positive, called = predictions.positive(PRESENT), operation.called[:, PRESENT]
-    found = {}
-    for name in np.unique(groups):
-        cells = _cells(positive, called == 1, (called >= 0) & (groups == name))
-        found[str(name)] = _rates(cells.sum(axis=0)[None], (weights.astype(np.float64) @ cells)[None])
-    return found
+    patients = np.unique(predictions.patients, return_inverse=True)[1]
+    return {
+        str(name): _rates(_cells(positive, called == 1, (called >= 0) & (groups == name)), patients)
+        for name in np.unique(groups)
+    }
 
 
 def _point(
@@ -183,9 +180,9 @@ def _point(
     i: int,
     label: str,
     second_half: NDArray[np.bool_],
-    weights: Weights,
     target: float,
     called: NDArray[np.int8],
+    patients: NDArray[np.int64],
 ) -> tuple[OperatingPoint, NDArray[np.float64] | None]:
     rule = f"smallest threshold with a precision of at least {target:g}" if i == PRESENT else "best F1"
 
@@ -204,9 +201,8 @@ def _point(
     decided = scores >= np.where(second_half, first.value, second.value)
     called[known, i] = decided[known]
     cells = _cells(positive, decided, known)
-    row, drawn = cells.sum(axis=0), weights.astype(np.float64) @ cells
-    counts = Counts(*(int(v) for v in row))
-    return OperatingPoint(label, rule, choose(known), (first, second), counts, _rates(row[None], drawn[None])), drawn
+    counts = Counts(*(int(v) for v in cells.sum(axis=0)))
+    return OperatingPoint(label, rule, choose(known), (first, second), counts, _rates(cells, patients)), cells
 
 
 def _cells(positive: NDArray[np.bool_], decided: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -215,41 +211,55 @@ def _cells(positive: NDArray[np.bool_], decided: NDArray[np.bool_], known: NDArr
     return (np.stack(found, axis=1) & known[:, None]).astype(np.float64)
 
 
-def _rates(rows: NDArray[np.float64], drawn: NDArray[np.float64]) -> Rates:
-    """Return means over s labels of (s, 4) cells, with intervals by (s, samples, 4); one without is left out."""
-    true_positive, false_negative, false_positive, true_negative = rows.sum(axis=0)
-    positives, negatives = true_positive + false_negative, false_positive + true_negative
-    behind = (positives, negatives, true_positive + false_positive, positives)
-    shares = (_sensitivity, _specificity, _precision, _f1)
-    found = zip(shares, behind, strict=True)
-    return Rates(*(estimate(float(_mean(share(rows))), _mean(share(drawn)), int(n)) for share, n in found))
+def _shares(cells: NDArray[np.float64]) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return part and whole of sensitivity, specificity, precision, and of the Jaccard index, which F1 follows from."""
+    true_positive, false_negative, false_positive, true_negative = cells.T
+    return [
+        (true_positive, true_positive + false_negative),
+        (true_negative, true_negative + false_positive),
+        (true_positive, true_positive + false_positive),
+        (true_positive, true_positive + false_positive + false_negative),
+    ]
 
 
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    usable = np.isfinite(values)
-    return _share(np.where(usable, values, 0).sum(axis=0), usable.sum(axis=0))
+def _rates(cells: NDArray[np.float64], patients: NDArray[np.int64]) -> Rates:
+    """Return the rates of (m, 4) cells, with patients (m,)."""
+    sensitivity, specificity, precision, jaccard = (
+        share_estimate(share_influence(part, whole, patients, int(patients.max()) + 1), float(whole.sum()), behind=n)
+        for (part, whole), n in zip(_shares(cells), _behind(cells, patients), strict=True)
+    )
+    return Rates(sensitivity, specificity, precision, _f1_of(jaccard))
 
 
-def _as_row(counts: Counts) -> NDArray[np.float64]:
-    return np.array([counts.true_positive, counts.false_negative, counts.false_positive, counts.true_negative], float)
+def _behind(cells: NDArray[np.float64], patients: NDArray[np.int64]) -> list[int]:
+    """Return how many patients each rate rests on: F1, like the sensitivity, on those with positives."""
+    positives, negatives, called = cells[:, 0] + cells[:, 1], cells[:, 2] + cells[:, 3], cells[:, 0] + cells[:, 2]
+    return [len(np.unique(patients[which > 0])) for which in (positives, negatives, called, positives)]
 
 
-def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.true_divide(part, whole))
+def _f1_of(jaccard: Estimate) -> Estimate:
+    """F1 is 2 J / (1 + J), which rises with J: so do the ends of its interval."""
+
+    def f1(value: float | None) -> float | None:
+        return None if value is None else 2 * value / (1 + value)
+
+    return replace(jaccard, value=f1(jaccard.value), low=f1(jaccard.low), high=f1(jaccard.high))
 
 
-def _sensitivity(c: NDArray[np.float64]) -> NDArray[np.float64]:
-    return _share(c[..., 0], c[..., 0] + c[..., 1])
+def _mean_rates(cells: list[NDArray[np.float64]], patients: NDArray[np.int64]) -> Rates:
+    """Return the means of the rates over labels; a label without one is left out of that mean."""
+    together = np.max(cells, axis=0)
+    found = []
+    for k, behind in enumerate(_behind(together, patients)):
+        parts = [share_influence(*_shares(of_label)[k], patients, int(patients.max()) + 1) for of_label in cells]
+        parts = [part for part in parts if np.isfinite(part.value)]
+        if k == _F1:
+            parts = [_f1_influence(part) for part in parts]
+        found.append(mean_estimate(mean_of(parts, behind)) if parts else Estimate(None))
+    return Rates(*found)
 
 
-def _specificity(c: NDArray[np.float64]) -> NDArray[np.float64]:
-    return _share(c[..., 3], c[..., 3] + c[..., 2])
-
-
-def _precision(c: NDArray[np.float64]) -> NDArray[np.float64]:
-    return _share(c[..., 0], c[..., 0] + c[..., 2])
-
-
-def _f1(c: NDArray[np.float64]) -> NDArray[np.float64]:
-    return _share(2 * c[..., 0], 2 * c[..., 0] + c[..., 1] + c[..., 2])
+def _f1_influence(jaccard: Influence) -> Influence:
+    slope = 2 / (1 + jaccard.value) ** 2
+    value = 2 * jaccard.value / (1 + jaccard.value)
+    return Influence(value, slope * jaccard.effects, slope**2 * jaccard.excess, jaccard.behind)

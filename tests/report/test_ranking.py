@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from aneurysm.labels import LABELS
-from aneurysm.report.bootstrap import Estimate, patient_weights
+from aneurysm.report.intervals import Estimate
 from aneurysm.report.ranking import rank, rank_by
 from aneurysm.report.run import read_run
 from tests.report.fake_runs import fake_series, write_run
@@ -17,6 +18,12 @@ def read(tmp_path, n=300, **options):
     return read_run(write_run(tmp_path / "run", series, n_folds=1)).predictions
 
 
+def proportion_confint(positives, n):
+    """Wilson's, as SciPy has it."""
+    found = binomtest(round(positives), n).proportion_ci(method="wilson")
+    return found.low, found.high
+
+
 def counted_auc(positive, scores):
     """Pairs of a positive and a negative in the right order, ties half: the definition."""
     right = [(p > n) + 0.5 * (p == n) for p in scores[positive] for n in scores[~positive]]
@@ -25,7 +32,7 @@ def counted_auc(positive, scores):
 
 def test_the_rsna_score_equals_an_independent_count(tmp_path):
     p = read(tmp_path)
-    found = rank(p, patient_weights(p.patients, 100, 0))
+    found = rank(p)
     weighted = [
         (13 if label == "Aneurysm Present" else 1) * counted_auc(p.truth[:, i] == 1, p.probabilities[:, i])
         for i, label in enumerate(LABELS)
@@ -38,7 +45,7 @@ def test_the_rsna_score_equals_an_independent_count(tmp_path):
 
 def test_micro_ranks_all_pairs_of_series_and_site(tmp_path):
     p = read(tmp_path, 120, seed=2)
-    found = rank(p, patient_weights(p.patients, 100, 0))
+    found = rank(p)
     expected = counted_auc((p.truth[:, :13] == 1).ravel(), p.probabilities[:, :13].ravel())
     assert found.micro_auc.value == pytest.approx(expected)
     macro = np.mean([x.auc.value for x in found.labels[:13] if x.auc.value is not None])
@@ -49,7 +56,7 @@ def test_labels_of_one_class_are_in_no_mean(tmp_path):
     p = read(tmp_path, 200)
     p.truth[:, 7] = 0
     p.truth[:, 8] = 255
-    found = rank(p, patient_weights(p.patients, 100, 0))
+    found = rank(p)
     assert [x.label for x in found.left_out] == [LABELS[7], LABELS[8]]
     assert found.labels[7].auc == Estimate(None)
     assert found.labels[8].prevalence == Estimate(None)
@@ -61,26 +68,27 @@ def test_labels_of_one_class_are_in_no_mean(tmp_path):
 def test_unknown_labels_leave_a_series_out_of_that_label_only(tmp_path):
     p = read(tmp_path, 200)
     p.truth[:50, 13] = 255
-    found = rank(p, patient_weights(p.patients, 100, 0)).labels
+    found = rank(p).labels
     assert (found[13].n, found[0].n) == (150, 200)
     assert found[13].auc.value == pytest.approx(counted_auc(p.truth[50:, 13] == 1, p.probabilities[50:, 13]))
 
 
 def test_groups_are_ranked_by_themselves(tmp_path):
     p = read(tmp_path, 300)
-    groups = rank_by(p, p.modalities, patient_weights(p.patients, 100, 0))
+    groups = rank_by(p, p.modalities)
     assert set(groups) == set(p.modalities.tolist())
     of = p.modalities == "CTA"
     assert groups["CTA"].n == of.sum()
     assert groups["CTA"].present_auc.value == pytest.approx(counted_auc(p.truth[of, 13] == 1, p.probabilities[of, 13]))
 
 
-def test_no_interval_from_fewer_than_five_positives_of_all_sites(tmp_path):
+def test_no_interval_from_fewer_than_five_patients_with_a_positive_site(tmp_path):
     p = read(tmp_path, 200)
     p.truth[:, :13] = 0
+    p = replace(p, patients=p.uids)
     for n in (4, 5):
         p.truth[range(n), range(n)] = 1
-        found = rank(p, patient_weights(p.patients, 100, 0))
+        found = rank(p)
         values = (found.score, found.site_auc, found.site_average_precision, found.micro_auc)
         assert all(x.value is not None for x in values)
         assert [x.low is None for x in values] == [n < 5] * 4
@@ -89,9 +97,7 @@ def test_no_interval_from_fewer_than_five_positives_of_all_sites(tmp_path):
 def test_the_prevalence_has_an_interval(tmp_path):
     p = read(tmp_path, 400)
     p = replace(p, patients=p.uids)
-    found = rank(p, patient_weights(p.patients, 2000, 0)).labels[13].prevalence
+    found = rank(p).labels[13].prevalence
     share = p.positive(13).mean()
     assert found.value == pytest.approx(share)
-    # The binomial distribution's.
-    half = 1.96 * np.sqrt(share * (1 - share) / 400)
-    assert (found.low, found.high) == pytest.approx((share - half, share + half), abs=0.006)
+    assert (found.low, found.high) == pytest.approx(proportion_confint(share * 400, 400), abs=1e-6)

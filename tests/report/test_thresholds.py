@@ -1,10 +1,11 @@
 """Thresholds: what they are chosen for, and that no series is judged by a threshold it helped to choose."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score, precision_score
 
-from aneurysm.report.bootstrap import patient_weights
 from aneurysm.report.ranking import PRESENT
 from aneurysm.report.run import read_run
 from aneurysm.report.thresholds import (
@@ -57,7 +58,7 @@ def test_halves_hold_whole_patients_and_share_rare_labels(predictions):
 
 def test_each_half_is_judged_by_the_other_halfs_threshold(predictions):
     second = patient_halves(predictions, 0)
-    found = operate(predictions, second, patient_weights(predictions.patients, 200, 0), 0.8)
+    found = operate(predictions, second, 0.8)
     point = found.labels[PRESENT]
     y, p = predictions.positive(PRESENT), predictions.probabilities[:, PRESENT]
     thresholds = [threshold_for_precision(y[half], p[half], 0.8).value for half in (~second, second)]
@@ -79,7 +80,7 @@ def test_each_half_is_judged_by_the_other_halfs_threshold(predictions):
 
 
 def test_micro_and_macro_sensitivity_and_specificity(predictions):
-    found = operate(predictions, patient_halves(predictions, 0), patient_weights(predictions.patients, 100, 0), 0.8)
+    found = operate(predictions, patient_halves(predictions, 0), 0.8)
     y, called = predictions.truth[:, :PRESENT] == 1, found.called[:, :PRESENT] == 1
     assert found.micro.sensitivity.value == pytest.approx(called[y].mean())
     assert found.micro.specificity.value == pytest.approx((~called)[~y].mean())
@@ -88,9 +89,8 @@ def test_micro_and_macro_sensitivity_and_specificity(predictions):
 
 
 def test_decisions_about_present_by_group(predictions):
-    weights = patient_weights(predictions.patients, 100, 0)
-    operation = operate(predictions, patient_halves(predictions, 0), weights, 0.8)
-    found = present_by(predictions, operation, predictions.modalities, weights)
+    operation = operate(predictions, patient_halves(predictions, 0), 0.8)
+    found = present_by(predictions, operation, predictions.modalities)
     of = predictions.modalities == "CTA"
     y, called = predictions.positive(PRESENT)[of], operation.called[of, PRESENT]
     assert found["CTA"].f1.value == pytest.approx(f1_score(y, called))
@@ -104,8 +104,9 @@ def test_no_interval_from_fewer_than_five_positives(predictions, n):
     changed.truth[:, :PRESENT] = 0
     changed.truth[:n, 2] = 1
     changed.probabilities[:n, 2] = [0.9, 0.9, 0.01, 0.01, 0.9][:n]
+    changed = replace(changed, patients=changed.uids)
     second = np.arange(len(changed)) % 2 == 1
-    found = operate(changed, second, patient_weights(changed.patients, 200, 0), 0.8)
+    found = operate(changed, second, 0.8)
     assert found.labels[2].rates.sensitivity.value is not None
     for rates in (found.labels[2].rates, found.macro, found.micro):
         assert (rates.sensitivity.low is None, rates.f1.low is None) == (n < 5, n < 5)
@@ -115,7 +116,7 @@ def test_a_label_with_one_positive_has_no_threshold(predictions):
     changed = predictions.select(np.arange(len(predictions)))
     changed.truth[:, 3] = 0
     changed.truth[0, 3] = 1
-    found = operate(changed, patient_halves(changed, 0), patient_weights(changed.patients, 50, 0), 0.8)
+    found = operate(changed, patient_halves(changed, 0), 0.8)
     assert found.labels[3].threshold is None
     assert found.labels[3].missing == "one half of the patients has only one class"
     assert (found.called[:, 3] == -1).all()
