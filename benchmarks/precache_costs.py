@@ -129,7 +129,7 @@ def _precached(data: Path, workers: int) -> dict[str, float]:
     watch = _Watch()
     with tempfile.TemporaryDirectory(dir=data.parent) as folder:
         cpu, begun = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-        precache(data, Path(folder) / "cache", workers=workers, isolated=True, progress=watch)
+        precache(data, Path(folder) / "cache", workers=workers, progress=watch)
         ended, after = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
         rows = read_manifest(Path(folder) / "cache" / "manifest.csv")
     return {

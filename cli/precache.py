@@ -86,7 +86,6 @@ def precache(
                 retry_failed=retry_failed,
                 overwrite=overwrite,
                 shard=part,
-                isolated=True,
                 timeout_s=timeout_s,
                 memory_mb=memory_mb,
                 dask=dask,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import TypeVar
 
 import joblib
 
-from aneurysm.cache.supervisor import NO_LIMITS, Children, Limits, LostError
+from aneurysm.cache.supervisor import NO_LIMITS, Limits, LostError, Runner, runner
+from aneurysm.errors import Reason
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -21,32 +23,32 @@ def in_batches(
     workers: int,
     lost: Callable[[In, LostError], Out],
     limits: Limits = NO_LIMITS,
-    *,
-    isolated: bool = False,
+    processes: Runner | None = None,
 ) -> Iterator[Out]:
     """
     Yield for each of ``items`` what ``function`` answers, in order; it gets ``size`` of them at once.
 
-    One item that kills its process, or with it takes more than ``limits``, is answered by ``lost``. With one worker and
-    no limits there is no process but this one, unless ``isolated``.
+    One item that kills its process, or with it takes more than ``limits``, is answered by ``lost``. ``processes`` are
+    those to run in; if none are given, ``workers`` are started. 0 workers are this process alone.
     """
     if not items:
         return
     batches = [items[i : i + size] for i in range(0, len(items), size)]
-    n_jobs = min(workers, len(batches))
-    if n_jobs <= 1 and limits == NO_LIMITS and not isolated:
-        for batch in batches:
-            yield from function(batch)
-        return
 
     def answers(batch: Sequence[In]) -> list[Out]:
         try:
-            return children.run(function, batch, limits=limits)
-        except LostError as error:
+            return run(function, batch, limits=limits)
+        except (LostError, MemoryError) as error:
             if len(batch) == 1:
-                return [lost(batch[0], error)]
+                return [lost(batch[0], error if isinstance(error, LostError) else _too_much(limits))]
             return [answer for item in batch for answer in answers([item])]
 
-    with Children() as children:
-        parallel = joblib.Parallel(n_jobs, backend="threading", return_as="generator")
+    with runner(workers) if processes is None else nullcontext(processes) as chosen:
+        run = chosen.run
+        parallel = joblib.Parallel(max(1, min(workers, len(batches))), backend="threading", return_as="generator")
         yield from chain.from_iterable(parallel(joblib.delayed(answers)(batch) for batch in batches))
+
+
+def _too_much(limits: Limits) -> LostError:
+    limit = "there is" if limits.memory_mb is None else f"{limits.memory_mb} MB, the limit of memory"
+    return LostError(Reason.OUT_OF_MEMORY, f"more memory than {limit}")

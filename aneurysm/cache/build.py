@@ -20,13 +20,13 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import parse_record
 from aneurysm.cache.opening import cached_series, done_series
 from aneurysm.cache.place import CachePlace, cache_place
-from aneurysm.cache.pool import Engine, InProcess, Local, run_jobs
+from aneurysm.cache.pool import Engine, Local, run_jobs
 from aneurysm.cache.publish import sweep
 from aneurysm.cache.relabel import Annotations, Update, relabel
 from aneurysm.cache.series import Outcome, SeriesJob, write_record
 from aneurysm.cache.sharding import Shard
 from aneurysm.cache.spec import CacheSpec, load_spec
-from aneurysm.cache.supervisor import NO_LIMITS, Limits
+from aneurysm.cache.supervisor import NO_LIMITS, Limits, Runner, runner
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.dicom.scan import UNREADABLE, Inventory, SeriesSource, safe_source
 from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, UsageError
@@ -102,7 +102,6 @@ def precache(
     retry_failed: bool = False,
     overwrite: bool = False,
     shard: Shard | None = None,
-    isolated: bool = False,
     timeout_s: float | None = None,
     memory_mb: int | None = None,
     dask: str | None = None,
@@ -120,7 +119,8 @@ def precache(
     spec
         Name of a shipped spec, or path of one's own.
     workers
-        Processes. With 1, series are built in this process, unless ``isolated``.
+        Processes, besides this one: a decoder that crashes costs one series and not the program. 0, for debugging: all
+        is done in this process.
     limit
         At most so many series that are still to be built, the largest first.
     series
@@ -132,11 +132,9 @@ def precache(
     shard
         Only this part of the chosen series. The manifest is then left to `aneurysm.cache.manifest.write_manifest`,
         once all shards are done: hundreds of tasks that all read a whole cache would be a burden to its disk.
-    isolated
-        A process apart also for one worker, so that a decoder that crashes costs one series and not the run.
     timeout_s, memory_mb
         What one series may take: seconds, and resident memory in MB (10^6 bytes). One that takes more is tried once
-        more alone, then recorded. They imply ``isolated``.
+        more alone, then recorded. Looking through the data is held to the same limits.
     dask, scheduler_file
         Address of the scheduler of a running Dask cluster, or the file with it: series are built by its workers, and
         ``workers`` only look through the data. Data and cache must have the same paths there.
@@ -157,17 +155,20 @@ def precache(
     StoreError
         An object store fails. What is cached is complete.
     """
-    _check(workers=workers, limit=limit)
+    _check(limit=limit, workers=workers or 1)
     limits = Limits(timeout_s, memory_mb)
+    if workers == 0 and limits != NO_LIMITS:
+        raise UsageError("timeout_s and memory_mb hold for processes; workers is 0, which is none but this one")
     started = time.perf_counter()
     resolved = load_spec(spec)
     given = data_place(data)
     with (
         cache_place(cache) as place,
-        _engine(workers, given.path, limits, dask, scheduler_file, isolated=isolated) as engine,
+        runner(workers) as processes,
+        _engine(processes, workers, given.path, limits, dask, scheduler_file) as engine,
     ):
         layout = place.layout
-        inventory = given.find_series(workers, timeout_s)
+        inventory = given.find_series(workers, limits, processes)
         tables = given.tables()
         sources = _chosen(inventory, series)
         sizes: dict[str, int] = {}
@@ -184,7 +185,7 @@ def precache(
             sizes |= given.sizes([s for s in todo if s.uid not in sizes])
             todo.sort(key=lambda s: (-sizes[s.uid], s.uid))
             todo = todo[:limit]
-            place.check_space(todo, resolved)
+            place.check_space(todo, resolved, processes, limits)
             known = Annotations(tables, given.find_masks())
             building = {s.uid for s in todo}
             stale = [s.uid for s in sources if s.uid in there - building]
@@ -201,7 +202,7 @@ def precache(
         if stale:
             with write_errors_told(layout.root):
                 place.refresh(metadata=True)
-            updates = relabel(place, stale, known, resolved, workers=workers, limits=limits, isolated=isolated)
+            updates = relabel(place, stale, known, resolved, workers=workers, limits=limits, processes=processes)
             summary.count_updates(updates)
         if progress:
             progress.started(inventory, len(todo), summary.skipped, sum(sizes[s.uid] for s in todo))
@@ -234,17 +235,15 @@ def _check(**numbers: int | None) -> None:
 
 @contextmanager
 def _engine(
-    workers: int, data: Path | None, limits: Limits, dask: str | None, scheduler_file: Path | None, *, isolated: bool
+    processes: Runner, workers: int, data: Path | None, limits: Limits, dask: str | None, scheduler_file: Path | None
 ) -> Iterator[Engine]:
     if dask is not None or scheduler_file is not None:
         from aneurysm.cache.dask_engine import dask_engine
 
         with dask_engine(dask, scheduler_file, data, limits) as cluster:
             yield cluster
-    elif workers > 1 or isolated or limits != NO_LIMITS:
-        yield Local(workers, limits)
     else:
-        yield InProcess()
+        yield Local(processes, workers, limits)
 
 
 def _run(

@@ -77,17 +77,23 @@ def _answer(connection: Connection, job: bytes) -> tuple[Kind, Any]:
 
 
 def _limit_memory(limit: int | None) -> None:
-    """Let one huge allocation fail at once, as a MemoryError. The parent watches what is really used."""
+    """
+    Let an allocation fail, as a MemoryError, that would take this process beyond ``limit`` bytes by more than a tenth.
+
+    The parent watches what is resident, but not all the time: gigabytes are filled between two looks.
+    """
     soft, hard = _DATA_LIMITS
     if limit is not None:
-        given = [n for n in (soft, _data_bytes() + limit) if n != resource.RLIM_INFINITY]
-        soft = min(given)
+        data, resident = _memory_bytes()
+        left = max(0, limit + limit // 10 - resident)
+        soft = min(n for n in (soft, data + left) if n != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _data_bytes() -> int:
-    """Return what RLIMIT_DATA counts: reserved, whether used or not."""
-    return int(Path("/proc/self/statm").read_text("ascii").split()[5]) * resource.getpagesize()
+def _memory_bytes() -> tuple[int, int]:
+    """Return what RLIMIT_DATA counts, which is reserved, whether used or not; and what is resident."""
+    pages = Path("/proc/self/statm").read_text("ascii").split()
+    return int(pages[5]) * resource.getpagesize(), int(pages[1]) * resource.getpagesize()
 
 
 def _picklable(error: Exception) -> Exception:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from aneurysm.cache.spec import CacheSpec
+from aneurysm.cache.supervisor import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.dicom.content import HeadersOnly
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import read_series
@@ -26,12 +29,14 @@ _PACKED: Final = 0.35
 _SPARE: Final = 16 * 2**20
 
 
-def check_space(todo: Sequence[SeriesSource], spec: CacheSpec, cache: Path) -> int:
+def check_space(
+    todo: Sequence[SeriesSource], spec: CacheSpec, cache: Path, processes: Runner, limits: Limits = NO_LIMITS
+) -> int:
     """
     Return the estimated bytes of ``todo`` in the cache; ``todo`` is ordered by size.
 
-    A few series spread over it are looked at, headers only, and stand for the rest. A file that hangs on reading is
-    not waited for: the worker that builds its series has the limits for that.
+    A few series spread over it are looked at by ``processes``, headers only, and stand for the rest. One that takes
+    more than ``limits`` is passed over, and a file that hangs on reading is not waited for.
 
     Raises
     ------
@@ -42,7 +47,7 @@ def check_space(todo: Sequence[SeriesSource], spec: CacheSpec, cache: Path) -> i
         return 0
     picked = sorted({int(i) for i in np.linspace(0, len(todo) - 1, min(_LOOKED_AT, len(todo)))})
     # The smallest first: if time is over, too little is expected, and nothing refused that has room.
-    sizes = _within(_PATIENCE_S, [todo[i] for i in reversed(picked)], spec)
+    sizes = _within(_PATIENCE_S, [todo[i] for i in reversed(picked)], spec, processes, limits)
     if not sizes:
         return 0
     needed = int(np.mean(sizes) * np.dtype(spec.storage.dtype).itemsize * _PACKED * len(todo)) + _SPARE
@@ -56,18 +61,19 @@ def check_space(todo: Sequence[SeriesSource], spec: CacheSpec, cache: Path) -> i
     return needed
 
 
-def _within(seconds: float, sources: Sequence[SeriesSource], spec: CacheSpec) -> list[int]:
+def _within(
+    seconds: float, sources: Sequence[SeriesSource], spec: CacheSpec, processes: Runner, limits: Limits
+) -> list[int]:
     """Return the voxels of those ``sources`` that can be looked at in so many seconds, one after the other."""
     sizes: list[int] = []
-
-    def look() -> None:
-        sizes.extend(size for size in (_voxels(source, spec) for source in sources) if size)
-
-    # A thread of its own, which may hang for good: an executor would wait for it at the end.
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return list(sizes)
+    end = time.monotonic() + seconds
+    for source in sources:
+        left = min(end - time.monotonic(), limits.timeout_s or seconds)
+        if left <= 0:
+            break
+        with suppress(LostError, MemoryError):  # its worker will say what is the matter
+            sizes.append(processes.run(_voxels, source, spec, limits=replace(limits, timeout_s=left)))
+    return [size for size in sizes if size]
 
 
 def _voxels(source: SeriesSource, spec: CacheSpec) -> int:

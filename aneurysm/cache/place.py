@@ -12,6 +12,7 @@ from aneurysm.cache.manifest import Row, leave_seconds, write_manifest
 from aneurysm.cache.opening import key_fault, open_cache, patient_secret
 from aneurysm.cache.publish import abandoned
 from aneurysm.cache.spec import CacheSpec
+from aneurysm.cache.supervisor import Limits, Runner
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.objects.url import is_url
 
@@ -48,9 +49,9 @@ class CachePlace:
         """Return what dead runs left, by its place in the cache."""
         return [f".building/{uid}" for uid in abandoned(self.layout)]
 
-    def check_space(self, todo: Sequence[SeriesSource], spec: CacheSpec) -> None:
+    def check_space(self, todo: Sequence[SeriesSource], spec: CacheSpec, processes: Runner, limits: Limits) -> None:
         """Raise `NoSpaceError` if ``todo``, in order of size, will not fit."""
-        check_space(todo, spec, self.layout.root)
+        check_space(todo, spec, self.layout.root, processes, limits)
 
     def patient_secret(self) -> bytes:
         """Return the key of patient_key."""

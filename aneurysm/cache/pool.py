@@ -1,4 +1,4 @@
-"""Jobs -> outcomes, by an engine: this process, processes beside it, or a Dask cluster (dask_engine.py).
+"""Jobs -> outcomes, by an engine: processes beside this one, or a Dask cluster (dask_engine.py).
 
 Whatever builds, a series that takes its process with it, or more time or memory than it may, costs no other: it is put
 aside, tried once more when all others are done, with nothing beside it, and then recorded.
@@ -17,11 +17,10 @@ import joblib
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.publish import is_claimed
 from aneurysm.cache.series import Outcome, SeriesJob, build_series, write_outcome
-from aneurysm.cache.supervisor import Children, Limits, LostError
+from aneurysm.cache.supervisor import Limits, LostError, Runner
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.errors import Reason
 from aneurysm.reasons import reason_of
-from aneurysm.threads import limit_threads
 
 _TRIED_AGAIN: Final = frozenset({Reason.WORKER_KILLED, Reason.OUT_OF_MEMORY, Reason.TIMED_OUT})
 """Reasons that may lie in what else was going on at the time."""
@@ -106,25 +105,16 @@ def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout) 
     return replace(last, status=status, detail=detail)
 
 
-class InProcess:
-    """The process that asks, one series after the other: what is least to start, and can be debugged."""
-
-    def build(self, jobs: Sequence[SeriesJob]) -> Iterator[Outcome]:
-        """Build the series of ``jobs``."""
-        limit_threads(1)
-        for job in jobs:
-            yield build_series(job)
-
-
 class Local:
-    """``workers`` processes of this machine, each driven by a thread of joblib's, within ``limits`` by series."""
+    """``workers`` of ``processes``, each driven by a thread of joblib's, within ``limits`` by series."""
 
-    def __init__(self, workers: int, limits: Limits) -> None:
-        self._workers = workers
+    def __init__(self, processes: Runner, workers: int, limits: Limits) -> None:
+        self._processes = processes
+        self._workers = max(1, workers)
         self._limits = limits
 
     def build(self, jobs: Sequence[SeriesJob]) -> Iterator[Outcome]:
-        """Build the series of ``jobs``; the processes end with the generator."""
+        """Build the series of ``jobs``; where that is not awaited, the processes are stopped."""
         parallel = joblib.Parallel(
             n_jobs=max(1, min(self._workers, len(jobs))),
             backend="threading",
@@ -132,32 +122,34 @@ class Local:
             batch_size=1,
             pre_dispatch=2 * self._workers,
         )
-        with Children() as children:
-            outcomes = parallel(joblib.delayed(build_in_child)(children, job, self._limits) for job in jobs)
-            try:
-                for outcome in outcomes:  # noqa: UP028 - `yield from` would close it, and warn, before we can
-                    yield outcome
-            except GeneratorExit:
+        outcomes = parallel(joblib.delayed(build_in_child)(self._processes, job, self._limits) for job in jobs)
+        try:
+            for outcome in outcomes:  # noqa: UP028 - `yield from` would close it, and warn, before we can
+                yield outcome
+        except BaseException as error:
+            if isinstance(error, GeneratorExit):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # joblib's: that there are results nobody wants
                     outcomes.close()
-                raise
+            self._processes.stop()
+            raise
+        self._processes.rest()
 
 
-def build_in_child(children: Children, job: SeriesJob, limits: Limits) -> Outcome:
+def build_in_child(processes: Runner, job: SeriesJob, limits: Limits) -> Outcome:
     """
-    Build one series in one of ``children``; say of one that is lost why.
+    Build one series in one of ``processes``; say of one that is lost why.
 
     Raises
     ------
     NoSpaceError, CacheError
         As `build_series`.
     StoppedError
-        The children were stopped.
+        The processes were stopped.
     """
     started = time.monotonic()
     try:
-        return children.run(build_series, job, limits=limits)
+        return processes.run(build_series, job, limits=limits)
     except LostError as error:
         reason, detail = error.reason, error.detail
     except MemoryError as error:  # also for the record of it

@@ -41,7 +41,7 @@ from aneurysm.cache.metadata import Record, annotation_hash, document_bytes, is_
 from aneurysm.cache.place import CachePlace
 from aneurysm.cache.publish import claim, publish_file, publish_tree, write_atomically
 from aneurysm.cache.spec import CacheSpec
-from aneurysm.cache.supervisor import NO_LIMITS, Limits, LostError
+from aneurysm.cache.supervisor import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.cache.writer import describe_vessels, write_vessels
 from aneurysm.errors import CacheError
@@ -183,13 +183,13 @@ def relabel(
     *,
     workers: int = 1,
     limits: Limits = NO_LIMITS,
-    isolated: bool = False,
+    processes: Runner | None = None,
 ) -> list[Update]:
     """
     Bring the annotations of those of ``uids`` that are cached, or recorded as not cached, up to ``given``.
 
-    Masks, which strangers wrote, are read by ``workers`` processes within ``limits``; with one worker and no limits by
-    this one, unless ``isolated``. Return what changed, in no order; nothing of volumes that another run holds.
+    Masks, which strangers wrote, are read within ``limits`` by ``workers`` of ``processes``, which are started if none
+    are given; see `in_batches`. Return what changed, in no order; nothing of volumes that another run holds.
 
     Raises
     ------
@@ -204,7 +204,7 @@ def relabel(
             (masked if "vessels" in changes and wanted.mask is not None else jobs).append(job)
     with write_errors_told(place.layout.root):
         updates = list(look_at_each(jobs, _update))
-    updates += in_batches(_update_all, masked, 1, workers, _lost, limits, isolated=isolated)
+    updates += in_batches(_update_all, masked, 1, workers, _lost, limits, processes)
     with write_errors_told(place.layout.root):
         updates += look_at_each(uids, partial(_update_record, place.layout, given))
     return [u for u in updates if u.changes or u.problem]

@@ -16,17 +16,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 from aneurysm.cache.child import Kind
 from aneurysm.errors import AneurysmError, Reason, UsageError
-from aneurysm.threads import single_threaded
+from aneurysm.threads import limit_threads, single_threaded
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ _START_S: Final = 600.0
 """A hundred nodes that all import from one busy file system take minutes."""
 _STARTS: Final = 10
 """Attempts at starting a process. Three were too few where memory is short, or somebody kills at random."""
-_POLL_S: Final = 0.1
+_POLL_S: Final = 0.05
 _LONGEST_S: Final = 3600.0
 """The operating system can't wait for any number of seconds."""
 _KILL_S: Final = 1.0
@@ -70,6 +70,10 @@ class Limits:
             raise UsageError(
                 f"memory_mb is {self.memory_mb}, at least {_LEAST_MB} is needed: the libraries alone take about 200"
             )
+
+    def at_most(self, memory_mb: int) -> Limits:
+        """Return these limits, with ``memory_mb`` where they have none of memory, or a higher one."""
+        return replace(self, memory_mb=min(memory_mb, self.memory_mb or memory_mb))
 
     @property
     def memory(self) -> int | None:
@@ -136,6 +140,10 @@ class Child:
             raise content
         answer: T = content
         return answer
+
+    def rest(self) -> None:
+        """End the process, which is idle; the next job starts one."""
+        self._end()
 
     def stop(self) -> None:
         """Kill the process, and let none be started; from any thread."""
@@ -232,6 +240,46 @@ class Child:
         return int(pages[1]) * resource.getpagesize()
 
 
+class Runner(Protocol):
+    """What runs functions that read what a stranger wrote: `Children`, or for debugging `InProcess`."""
+
+    def run(self, function: Callable[..., T], *args: Any, limits: Limits = NO_LIMITS) -> T:
+        """Return what ``function`` returns; see `Child.run`."""
+
+    def rest(self) -> None:
+        """Give back what is held for the next call."""
+
+    def stop(self) -> None:
+        """End what is running, and run nothing more."""
+
+
+class InProcess:
+    """Runs functions in this process, in the thread that asks: no limit holds, and what crashes takes it along."""
+
+    def __init__(self) -> None:
+        limit_threads(1)
+
+    def run(self, function: Callable[..., T], *args: Any, limits: Limits = NO_LIMITS) -> T:  # noqa: ARG002
+        """Call ``function``."""
+        return function(*args)
+
+    def rest(self) -> None:
+        """Do nothing."""
+
+    def stop(self) -> None:
+        """Do nothing."""
+
+
+@contextmanager
+def runner(workers: int) -> Iterator[Runner]:
+    """Yield what runs functions for ``workers`` threads: processes, which end with the block, or for 0 this one."""
+    if workers == 0:
+        yield InProcess()
+    else:
+        with Children() as children:
+            yield children
+
+
 class Children:
     """Children for any number of threads: each call has one for itself, and they are used again."""
 
@@ -263,6 +311,13 @@ class Children:
         finally:
             with self._lock:
                 self._idle.append(child)
+
+    def rest(self) -> None:
+        """End those that have nothing to do: for a while only some, or none, will be needed, and they hold memory."""
+        with self._lock:
+            idle = list(self._idle)
+        for child in idle:
+            child.rest()
 
     def stop(self) -> None:
         """Kill all of them, and let none be started; threads that wait for one get a `StoppedError`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aneurysm.annotations.tables import read_tables
+from aneurysm.cache.supervisor import NO_LIMITS, Limits, Runner
 from aneurysm.dicom.header import DamagedHeaderError, NotDicomError, read_header
 from aneurysm.dicom.series import UID
 from aneurysm.errors import DataError, Reason, SeriesRejectedError
@@ -31,6 +32,8 @@ _LEVEL_FOLDERS: Final = 3
 """So much is looked at to see whether a folder is a level too high or too low."""
 _LOST_AND_FOUND: Final = "lost+found"
 """Every ext4 disk has such a folder, which is root's alone: nothing of a series is in it."""
+SCAN_MEMORY_MB: Final = 1000
+"""MB that looking for a header may take in any case: a long one of functional groups takes 300."""
 
 
 @dataclass(frozen=True)
@@ -125,13 +128,14 @@ class Inventory:
     ignored: Ignored = field(default_factory=Ignored)
 
 
-def find_series(root: Path, workers: int = 1, timeout_s: float | None = None) -> Inventory:
+def find_series(root: Path, workers: int = 1, limits: Limits = NO_LIMITS, processes: Runner | None = None) -> Inventory:
     """
     Find the series under ``root``.
 
     With a folder ``series`` (the RSNA layout) each folder in it is one series and bears its UID: the files of the
-    test set carry none. Otherwise every file below ``root`` is opened, and SeriesInstanceUID decides. A file that hangs
-    is given up after ``timeout_s`` seconds, if that is given.
+    test set carry none. Otherwise every file below ``root`` is opened, and SeriesInstanceUID decides: by ``workers``
+    of ``processes``, which are started if none are given, or with 0 in this one. A file that takes more than
+    ``limits``, or more memory than any header needs, goes to the series of its folder.
 
     Raises
     ------
@@ -145,7 +149,7 @@ def find_series(root: Path, workers: int = 1, timeout_s: float | None = None) ->
     elif (root / "train.csv").is_file():
         raise DataError(f"{root} has a train.csv but no folder series/. Is the data set unpacked?")
     else:
-        inventory = _free_tree(root, workers, timeout_s)
+        inventory = _free_tree(root, workers, limits, processes)
     if not inventory.sources:
         what = hidden_series(root) or f"found {str(inventory.ignored) or 'no files'}"
         raise DataError(f"no DICOM series under {root}: {what}")
@@ -234,12 +238,12 @@ def _holds_folders_alone(folder: Path) -> bool:
     return kinds == {True}
 
 
-def _free_tree(root: Path, workers: int, timeout_s: float | None) -> Inventory:
-    from aneurysm.cache.batches import in_batches
-    from aneurysm.cache.supervisor import Limits
+def _free_tree(root: Path, workers: int, limits: Limits, processes: Runner | None) -> Inventory:
+    from aneurysm.cache.batches import in_batches  # joblib, which its processes don't need
 
     paths = list(_visible_files(root, recursive=True))
-    facts = in_batches(file_facts, paths, _BATCH, workers, lost_facts, Limits(timeout_s))
+    limits = limits.at_most(SCAN_MEMORY_MB)
+    facts = in_batches(file_facts, paths, _BATCH, workers, lost_facts, limits, processes)
     sources, ignored = group_by_series(root, paths, list(facts))
     return Inventory(root, "tree", sources, ignored)
 

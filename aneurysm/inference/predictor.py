@@ -6,6 +6,7 @@ that `aneurysm precache` would store.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ import torch
 
 from aneurysm.cache.reader import CachedVolume
 from aneurysm.cache.spec import CacheSpec
-from aneurysm.cache.supervisor import NO_LIMITS, Limits
-from aneurysm.errors import AneurysmError, Reason, UsageError
+from aneurysm.cache.supervisor import NO_LIMITS, Children, Limits, LostError
+from aneurysm.errors import AneurysmError, Reason, SeriesRejectedError, UsageError
 from aneurysm.inference.adjustment import Adjustment
 from aneurysm.inference.calibration import read_calibration
 from aneurysm.inference.device import checked_device, memory_told, usual_precision
@@ -51,7 +52,7 @@ class Predictor:
     adjustment
         What is done to the probabilities of a series.
     limits
-        What reading one DICOM series may take, in `predict`.
+        What reading one DICOM series may take.
     takes_dicom, takes_plain_arrays
         What kinds of series the model was trained on: such as have a modality, and arrays that have none.
     """
@@ -73,6 +74,8 @@ class Predictor:
         self.adjustment = adjustment or Adjustment()
         self.limits = limits
         self.takes_dicom, self.takes_plain_arrays = takes_dicom, takes_plain_arrays
+        self._children = Children()
+        weakref.finalize(self, self._children.stop)
 
     def __call__(self, series_path: str | Path) -> Prediction:
         """
@@ -83,7 +86,7 @@ class Predictor:
         UsageError
             There is no such path, more or less than one series at it, or one that the model can't take; see `check`.
         SeriesRejectedError
-            The series can't become a volume.
+            The series can't become a volume, takes more than ``limits``, or takes the process along that reads it.
         CacheError
             The cached volume is damaged, or of another spec.
         DeviceMemoryError
@@ -96,10 +99,19 @@ class Predictor:
             uids = ", ".join(p.uid for p in paths[:3])
             raise UsageError(f"{series_path} holds {len(paths)} series ({uids}, ...): name the folder of one")
         self.check(paths)
-        prediction = self.of(read_path(paths[0], self.spec))
+        prediction = self.of(self._read(paths[0]))
         if not is_finite(prediction):
             raise AneurysmError(f"series {prediction.series_uid}: {_NO_NUMBER}")
         return prediction
+
+    def _read(self, path: SeriesPath) -> ReadSeries:
+        """Read one series, DICOM in a process that the next call uses again."""
+        if isinstance(path, CachedVolume):
+            return read_path(path, self.spec)
+        try:
+            return self._children.run(read_path, path, self.spec, limits=self.limits)
+        except LostError as error:
+            raise SeriesRejectedError(error.reason, error.detail) from error
 
     def of(self, read: ReadSeries) -> Prediction:
         """
@@ -245,7 +257,7 @@ def load_predictor(
     cam
         Make the map by Grad-CAM, for a model that has none.
     timeout_s, memory_mb
-        What reading one DICOM series may take in `Predictor.predict`: seconds, and resident memory in MB (10^6 bytes).
+        What reading one DICOM series may take: seconds, and resident memory in MB (10^6 bytes).
 
     Raises
     ------

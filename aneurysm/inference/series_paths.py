@@ -10,13 +10,14 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.reader import CachedVolume
+from aneurysm.cache.supervisor import NO_LIMITS, Children, LostError
 from aneurysm.dicom.header import NotDicomError, read_header
-from aneurysm.dicom.scan import SeriesSource, find_series, hashed_name, safe_source
+from aneurysm.dicom.scan import SCAN_MEMORY_MB, SeriesSource, find_series, hashed_name, safe_source
 from aneurysm.dicom.series import UID
 from aneurysm.errors import AneurysmError, DataError, UsageError
 from aneurysm.objects.store import ObjectStore
@@ -107,17 +108,24 @@ def _local_paths(path: Path) -> list[SeriesPath]:
 
 
 def _file(path: Path) -> SeriesSource:
-    try:
-        header = read_header(path)
-    except NotDicomError as error:
-        raise UsageError(f"{path} is a file, and no DICOM: name the folder of a series") from error
+    with Children() as children:
+        try:
+            values = children.run(_header_values, path, limits=NO_LIMITS.at_most(SCAN_MEMORY_MB))
+        except NotDicomError as error:
+            raise UsageError(f"{path} is a file, and no DICOM: name the folder of a series") from error
+        except (LostError, MemoryError) as error:
+            raise DataError(f"the header of {path} can't be read: {error}") from error
     # A file of several frames may lack their number, but not have one position for all.
-    if int(header.get("NumberOfFrames", 1) or 1) <= 1 and "ImagePositionPatient" in header.values:
+    if int(values.get("NumberOfFrames", 1) or 1) <= 1 and "ImagePositionPatient" in values:
         raise UsageError(f"{path} is one image of a series: name the folder that holds all of them")
-    uid = str(header.get("SeriesInstanceUID", ""))
+    uid = str(values.get("SeriesInstanceUID", ""))
     if not uid:
         uid = path.stem if UID.fullmatch(path.stem) else hashed_name("file", os.path.realpath(path))
     return safe_source(uid, files=[str(path)])
+
+
+def _header_values(path: Path) -> dict[str, Any]:
+    return read_header(path).values
 
 
 def _named_by_place(source: SeriesSource) -> SeriesSource:

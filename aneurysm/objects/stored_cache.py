@@ -27,6 +27,7 @@ from aneurysm.cache.manifest import Row
 from aneurysm.cache.opening import open_cache
 from aneurysm.cache.place import CachePlace
 from aneurysm.cache.spec import CacheSpec
+from aneurysm.cache.supervisor import Limits, Runner
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.objects.scratch import scratch_folder, told_as
 from aneurysm.objects.store import ObjectStore, StoredObject
@@ -77,7 +78,7 @@ class StoredCache(CachePlace):
             if _is_abandoned(objects, prefix):
                 self._store.delete(o.key for o in objects)
 
-    def check_space(self, todo: Sequence[SeriesSource], spec: CacheSpec) -> None:
+    def check_space(self, todo: Sequence[SeriesSource], spec: CacheSpec, processes: Runner, limits: Limits) -> None:
         """Do nothing: an object store has no end."""
 
     def patient_secret(self) -> bytes:

@@ -11,9 +11,11 @@ from typing import Final
 
 from aneurysm.annotations.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
 from aneurysm.annotations.vessels import MASK_ENDINGS, MASKS, find_masks
+from aneurysm.cache.supervisor import NO_LIMITS, Limits, Runner
 from aneurysm.dicom.encoding import DEFLATED
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.dicom.scan import (
+    SCAN_MEMORY_MB,
     FileFacts,
     Ignored,
     Inventory,
@@ -85,11 +87,11 @@ class DataPlace:
     def __init__(self, root: Path) -> None:
         self.path = self._root = root
 
-    def find_series(self, workers: int, timeout_s: float | None = None) -> Inventory:
+    def find_series(self, workers: int, limits: Limits = NO_LIMITS, processes: Runner | None = None) -> Inventory:
         """Find the series; see `aneurysm.dicom.scan.check_level` and `aneurysm.dicom.scan.find_series`."""
         with _read_errors_told(self._root):
             check_level(self._root)
-            return find_series(self._root, workers, timeout_s)
+            return find_series(self._root, workers, limits, processes)
 
     def tables(self) -> Tables:
         """Read the tables; see `aneurysm.annotations.tables.read_tables`."""
@@ -112,7 +114,7 @@ class StoredData(DataPlace):
     def __init__(self, url: str) -> None:
         self._store = ObjectStore(url)
 
-    def find_series(self, workers: int, timeout_s: float | None = None) -> Inventory:  # noqa: ARG002 - requests have limits
+    def find_series(self, workers: int, limits: Limits = NO_LIMITS, processes: Runner | None = None) -> Inventory:
         """Find the series, as in a folder: by the folders in ``series``, else by what the objects say."""
         folders, files = self._store.folders("")
         if "series" in folders:
@@ -122,7 +124,7 @@ class StoredData(DataPlace):
         elif not folders and not files:
             raise DataError(f"there is nothing below {self._store.url}. Name the data with --data or ANEURYSM_DATA")
         else:
-            inventory = self._free_tree(workers)
+            inventory = self._free_tree(workers, limits, processes)
         if not inventory.sources:
             raise DataError(f"no DICOM series below {self._store.url}: found {str(inventory.ignored) or 'no files'}")
         return inventory
@@ -164,13 +166,15 @@ class StoredData(DataPlace):
             sources.append(StoredSource(s.uid, problem=s.problem, url=self._store.url, prefix=f"series/{name}"))
         return Inventory(self._store.url, "rsna", sources, ignored)
 
-    def _free_tree(self, workers: int) -> Inventory:
-        from aneurysm.cache.batches import in_batches
+    def _free_tree(self, workers: int, limits: Limits, processes: Runner | None) -> Inventory:
+        from aneurysm.cache.batches import in_batches  # joblib, which its processes don't need
 
         objects = [o for o in self._store.find() if _is_visible(o.key)]
         # In the order in which a folder is gone through, so that the volumes are the same.
         objects.sort(key=lambda o: o.key.split("/"))
-        facts = in_batches(partial(_file_facts, self._store.url), objects, _BATCH, workers, lost_facts)
+        read = partial(_file_facts, self._store.url)
+        limits = Limits(None, limits.memory_mb).at_most(SCAN_MEMORY_MB)  # requests have limits of time of their own
+        facts = in_batches(read, objects, _BATCH, workers, lost_facts, limits, processes)
         names = [f"/{o.key}" for o in objects]
         local, ignored = group_by_series(Path("/"), names, list(facts))
         sizes = {o.key: o.size for o in objects}

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from aneurysm.cache.batches import in_batches
-from aneurysm.cache.supervisor import Limits
+from aneurysm.cache.supervisor import Children, Limits
 
 
 def squares(items: list[int]) -> list[object]:
@@ -39,7 +39,28 @@ def test_one_item_that_takes_too_long_is_told_and_no_other():
     assert found == [0.0, (600.0, "timed_out"), 0.1]
 
 
+def floods(items: list[int]) -> list[object]:
+    return [len(bytearray(n)) for n in items]
+
+
+def test_one_item_that_takes_too_much_memory_at_once_is_told_and_no_other():
+    found = list(in_batches(floods, [1, 900_000_000, 2], 3, 1, told, Limits(memory_mb=300)))
+    assert found == [1, (900_000_000, "out_of_memory"), 2]
+
+
 @pytest.mark.parametrize("workers", [1, 4])
-def test_no_process_starts_where_one_worker_is_enough(workers):
-    assert list(in_batches(processes, [1, 2, 3], 3, workers, told)) == [os.getpid()] * 3
+def test_one_worker_is_a_process_of_its_own(workers):
+    (found,) = set(in_batches(processes, [1, 2, 3], 3, workers, told))
+    assert found != os.getpid()
     assert list(in_batches(processes, [], 3, workers, told)) == []
+
+
+def test_no_worker_is_this_process():
+    assert list(in_batches(processes, [1, 2, 3], 2, 0, told)) == [os.getpid()] * 3
+
+
+def test_processes_that_are_given_are_used_and_left_running():
+    with Children() as children:
+        first = children.run(os.getpid)
+        assert set(in_batches(processes, [1, 2, 3], 1, 1, told, processes=children)) == {first}
+        assert children.run(os.getpid) == first

@@ -14,6 +14,9 @@ import pytest
 
 from aneurysm.cache import estimate
 from aneurysm.cache.build import precache as precache_in_python
+from aneurysm.cache.spec import load_spec
+from aneurysm.cache.supervisor import NO_LIMITS, Children, Limits
+from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import UsageError
 from tests.cache import hooks
 from tests.cache.conftest import Built
@@ -121,21 +124,25 @@ def test_what_is_no_file_is_not_opened(built: Built, tmp_path: Path) -> None:
 
 
 def test_the_estimate_of_space_does_not_wait_for_a_file_that_hangs(
-    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked: list[str] = []
+    """Each process has what is left of the time; the one that hangs takes the rest of it."""
+    monkeypatch.setattr(estimate, "_PATIENCE_S", 3.0)
+    asked: list[float] = []
 
-    def hang_at_the_second(source: object, *_: object) -> int:
-        looked.append(source.uid)  # type: ignore[attr-defined]
-        if len(looked) == 2:
-            time.sleep(600)
-        return 1000
+    class HangsAtTheSecond(Children):
+        def run(self, function: object, source: object, *_: object, limits: Limits = NO_LIMITS) -> int:
+            assert limits.timeout_s is not None
+            asked.append(limits.timeout_s)
+            super().run(time.sleep, 600.0 if len(asked) == 2 else 0.0, limits=limits)
+            return 1_000_000
 
-    monkeypatch.setattr(estimate, "_voxels", hang_at_the_second)
-    monkeypatch.setattr(estimate, "_PATIENCE_S", 0.2)
-    summary = precache_in_python(built.data, tmp_path / "cache")
-    assert len(looked) == 2
-    assert summary.cached == 4
+    sources = [SeriesSource(f"1.{i}") for i in range(5)]
+    with HangsAtTheSecond() as children:
+        needed = estimate.check_space(sources, load_spec("rsna-1mm"), tmp_path, children)
+    assert len(asked) == 2
+    assert asked[0] <= 3.0
+    assert needed > 5 * 100_000, "the one that was looked at stands for all"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

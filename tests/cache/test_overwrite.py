@@ -48,7 +48,7 @@ def test_a_failure_leaves_the_volume_that_is_there(copied: Built, monkeypatch: p
     uid, layout = copied.uids[1], CacheLayout(copied.cache)
     before = tree_digest(layout.volume(uid))
     fails_with(monkeypatch, OSError(errno.EIO, os.strerror(errno.EIO)))
-    summary = build.precache(copied.data, copied.cache, series=[uid], overwrite=True)
+    summary = build.precache(copied.data, copied.cache, series=[uid], overwrite=True, workers=0)
     assert (summary.failed, summary.total_cached, summary.total_not_cached) == (1, 4, 0)
     assert tree_digest(layout.volume(uid)) == before
     assert not layout.record(uid).exists()
@@ -62,12 +62,12 @@ def test_a_rejection_takes_the_volume_away_in_one_step(copied: Built, monkeypatc
     fails_with(monkeypatch, SeriesRejectedError(Reason.MOSAIC, "a test"))
     with monkeypatch.context() as killed:
         killed.setattr(publish.shutil, "rmtree", lambda *_, **__: None)
-        build.precache(copied.data, copied.cache, series=[uid], overwrite=True)
+        build.precache(copied.data, copied.cache, series=[uid], overwrite=True, workers=0)
     assert manifest(copied.cache)[uid]["reason"] == "mosaic"
     assert not layout.volume(uid).exists()
     (aside,) = layout.building.glob(f"{uid}@*/replaced")
     assert tree_digest(aside) == before
-    build.precache(copied.data, copied.cache)
+    build.precache(copied.data, copied.cache, workers=0)
     assert leftovers(copied.cache) == []
 
 
@@ -116,9 +116,9 @@ def test_a_run_that_is_told_to_stop_leaves_the_tables_to_the_next(built: Built, 
             raise SystemExit(143)
 
     with pytest.raises(SystemExit):
-        build.precache(built.data, tmp_path / "cache", progress=Stops())
+        build.precache(built.data, tmp_path / "cache", progress=Stops(), workers=0)
     assert not (tmp_path / "cache" / "manifest.csv").exists()
-    build.precache(built.data, tmp_path / "cache")
+    build.precache(built.data, tmp_path / "cache", workers=0)
     rows = manifest(tmp_path / "cache")
     assert set(rows) == set(built.uids)
     assert all(float(row["seconds"]) > 0 for row in rows.values()), "the times were lost"

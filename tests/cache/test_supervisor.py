@@ -11,13 +11,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
 from aneurysm.cache import child as child_module
 from aneurysm.cache import supervisor
-from aneurysm.cache.supervisor import Child, Children, Limits, LostError, StoppedError
+from aneurysm.cache.supervisor import Child, Children, Limits, LostError, StoppedError, runner
 from aneurysm.errors import AneurysmError, Reason
 
 
@@ -89,10 +91,10 @@ def test_more_time_than_allowed(child: Child) -> None:
 
 def test_the_start_does_not_count_against_the_time(child: Child) -> None:
     """Loading this module and its libraries takes far longer than 50 ms; calling what is in it takes nothing."""
-    assert child.run(child_module._data_bytes, limits=Limits(timeout_s=0.05)) > 0
+    assert child.run(child_module._memory_bytes, limits=Limits(timeout_s=0.05))[0] > 0
 
 
-GROW = "[__import__('time').sleep(0.05) or held.append(b'x' * 2**24) for held in [[]] for _ in range(200)] and 0"
+GROW = "[__import__('time').sleep(0.01) or held.append(b'x' * 2**20) for held in [[]] for _ in range(3000)] and 0"
 
 
 def test_more_memory_than_allowed(child: Child) -> None:
@@ -111,6 +113,38 @@ def test_one_huge_piece_of_memory_is_refused_at_once(child: Child) -> None:
         child.run(eval, "len(bytearray(900_000_000))", limits=Limits(memory_mb=300))
     assert child.run(eval, "len(bytearray(900_000_000))") == 900_000_000
     assert child.run(os.getpid) == first
+
+
+def fill() -> int:
+    """Fill pieces of 16 MB as fast as they can be filled, up to 3 GB; return the highest number of bytes resident."""
+    pieces: list[bytearray] = []
+    with suppress(MemoryError):
+        pieces.extend(bytearray(b"x") * 2**24 for _ in range(200))
+    (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(peak.split()[1])
+
+
+def test_memory_that_is_filled_between_two_looks_stays_within_a_tenth(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent does not look at all: what remains is the limit on what may be reserved."""
+    monkeypatch.setattr(supervisor, "_POLL_S", 60.0)
+    assert 300_000_000 < child.run(fill, limits=Limits(memory_mb=400)) < 440_000_000
+
+
+def test_a_runner_of_no_workers_is_this_process() -> None:
+    with runner(0) as here, runner(1) as elsewhere:
+        assert here.run(os.getpid) == os.getpid() != elsewhere.run(os.getpid)
+        elsewhere.rest()
+        here.rest()
+
+
+def test_those_that_rest_give_back_their_memory_and_are_replaced() -> None:
+    with Children() as children:
+        first = children.run(os.getpid)
+        children.rest()
+        assert not psutil.pid_exists(first)
+        assert children.run(os.getpid) != first
 
 
 def test_a_process_that_keeps_much_is_replaced_before_it_counts_against_the_next_job(child: Child) -> None:

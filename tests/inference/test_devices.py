@@ -119,7 +119,7 @@ def test_no_process_outlives_a_command_that_is_stopped(data, checkpoint, tmp_pat
 
 
 def test_cached_volumes_and_what_is_asked_for_get_to_the_process(data, checkpoint, tmp_path):
-    precache(data, tmp_path / "cache", workers=1)
+    precache(data, tmp_path / "cache", workers=0)
     paths = find_paths(tmp_path / "cache")
     answers = list(predict_on(["cpu"], [checkpoint], {"gate": 1.0, "candidates": 1}, paths))
     assert [a.series_uid for a in answers] == [p.uid for p in paths]

@@ -30,7 +30,7 @@ def work(tmp_path_factory):
     for k in range(2):
         acquisition = acquire("axial", slices=16)
         write_series(root / "data" / "series" / f"1.2.{k}", acquisition, lone_blob(acquisition.centre), uid=f"1.2.{k}")
-    precache(root / "data", root / "cache", workers=1)
+    precache(root / "data", root / "cache", workers=0)
     write_series(root / "data" / "series" / "1.2.7", acquire(slices=1), lone_blob(np.zeros(3)), uid="1.2.7")
     return root
 

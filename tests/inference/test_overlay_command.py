@@ -35,7 +35,7 @@ def work(tmp_path_factory):
         write_series(
             root / "data" / "series" / f"1.2.{k}", acquisition, lone_blob(acquisition.lps(9, 9, 9)), uid=f"1.2.{k}"
         )
-    precache(root / "data", root / "cache", workers=1)
+    precache(root / "data", root / "cache", workers=0)
     return root
 
 

@@ -91,7 +91,7 @@ def test_other_files_of_one_series_are_refused(tmp_path):
 
 def test_a_series_and_its_cached_volume_are_not_taken_for_one(tmp_path):
     write_series(tmp_path / "data" / "1.2.3", STACK, PATTERN, uid="1.2.3")
-    precache(tmp_path / "data", tmp_path / "cache", workers=1)
+    precache(tmp_path / "data", tmp_path / "cache", workers=0)
     volume = tmp_path / "cache" / "volumes" / "1.2.3.zarr"
     assert len(found(tmp_path / "cache", volume)) == 1
     with pytest.raises(UsageError, match="different files"):

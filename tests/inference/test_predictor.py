@@ -92,7 +92,7 @@ def data(tmp_path_factory):
         )
     write_series(root / "data" / "series" / "1.2.7", acquire(slices=1), lone_blob(np.zeros(3)), uid="1.2.7")
     (root / "data" / "series" / "1.2.8").mkdir()
-    precache(root / "data", root / "cache", workers=1)
+    precache(root / "data", root / "cache", workers=0)
     return root
 
 

@@ -36,7 +36,7 @@ def phantom(tmp_path_factory):
     root = tmp_path_factory.mktemp("phantom")
     plans = [plan_series(3, i, modality=m, sites=SITES, quirks=quirks) for i, (m, quirks) in enumerate(SERIES)]
     write_plans(root / "data", plans)
-    precache(root / "data", root / "cache", spec=SPEC, workers=1)
+    precache(root / "data", root / "cache", spec=SPEC, workers=0)
     return root
 
 

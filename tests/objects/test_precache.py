@@ -61,7 +61,7 @@ def test_a_cache_in_a_store_is_that_of_a_folder_to_the_byte(built: Built, bucket
 def test_data_in_a_store_in_the_rsna_layout(built: Built, bucket: Bucket, tmp_path: Path) -> None:
     bucket.upload(built.data, "data")
     bucket.put("data/series/loose.txt", b"no series")
-    assert build.precache(f"{bucket.url}/data", tmp_path / "cache").cached == 4
+    assert build.precache(f"{bucket.url}/data", tmp_path / "cache", workers=0).cached == 4
     assert same_cache(tmp_path / "cache", built.cache) == []
     assert scratch_left(tmp_path) == []
 
@@ -83,7 +83,7 @@ def test_data_in_a_store_as_a_free_tree(built: Built, bucket: Bucket, tmp_path: 
     (tree / "empty").write_bytes(b"")
     (tree / ".hidden").mkdir()
     shutil.copyfile(next((tree / "both").iterdir()), tree / ".hidden" / "a.dcm")
-    assert build.precache(tree, tmp_path / "local-cache").cached == 3
+    assert build.precache(tree, tmp_path / "local-cache", workers=0).cached == 3
     bucket.upload(tree, "tree")
     bucket.put("tree/both/", b"")  # as the console of S3 makes a folder
     ran = precache(f"{bucket.url}/tree", f"{bucket.url}/cache")
@@ -136,7 +136,7 @@ def test_a_writer_killed_midway_leaves_nothing_visible(built: Built, bucket: Buc
     assert uid not in manifest(bucket.download("cache", tmp_path / "half"))
     with pytest.raises(CacheNotFoundError):
         Cache.open(url).volume(uid)
-    build.precache(built.data, url)
+    build.precache(built.data, url, workers=0)
     assert_same(bucket, "cache", tmp_path / "copy", built.cache)
     assert scratch_left(tmp_path) == []
 
@@ -161,7 +161,7 @@ def test_what_dead_runs_left_is_removed_once_it_is_old(
     url = bucket.upload(built.cache, "cache")
     bucket.put("cache/volumes/9.9.zarr/0/c/0/0/0", b"half a volume")
     bucket.put("cache/volumes/9.9.zarr/0/zarr.json", b"{}")
-    build.precache(built.data, url)
+    build.precache(built.data, url, workers=0)
     assert len(bucket.keys("cache/volumes/9.9.zarr/")) == 2, "it may be somebody's work"
     assert call_cli("verify", "--cache", url).code == 0
     monkeypatch.setattr(stored_cache, "ABANDONED_AFTER", timedelta(0))
@@ -169,7 +169,7 @@ def test_what_dead_runs_left_is_removed_once_it_is_old(
     assert found.code == 3
     assert "volumes/9.9.zarr: left behind by a run that died" in found.out
     before = bucket.keys(f"cache/volumes/{built.uids[0]}")
-    build.precache(built.data, url)
+    build.precache(built.data, url, workers=0)
     assert bucket.keys("cache/volumes/9.9.zarr/") == []
     assert bucket.keys(f"cache/volumes/{built.uids[0]}") == before
 
@@ -177,7 +177,7 @@ def test_what_dead_runs_left_is_removed_once_it_is_old(
 def test_leftovers_of_another_shape_are_no_part_of_a_volume(built: Built, bucket: Bucket, tmp_path: Path) -> None:
     """The dead run had a mask for a series that has none now."""
     bucket.put(f"cache/volumes/{built.uids[1]}.zarr/labels/vessels/0/c/0/0/0", b"of another run")
-    build.precache(built.data, f"{bucket.url}/cache")
+    build.precache(built.data, f"{bucket.url}/cache", workers=0)
     assert_same(bucket, "cache", tmp_path / "copy", built.cache)
 
 
@@ -193,17 +193,17 @@ def test_records_retries_and_overwriting(built: Built, bucket: Bucket, tmp_path:
     assert json.loads(bucket.get(f"cache/rejected/{uid}.json"))["reason"] == "no_files"
     folder.rmdir()
     shutil.move(aside, folder)
-    assert build.precache(data, url).skipped == 4, "it was tried before"
-    assert build.precache(data, url, retry_failed=True).cached == 1
+    assert build.precache(data, url, workers=0).skipped == 4, "it was tried before"
+    assert build.precache(data, url, retry_failed=True, workers=0).cached == 1
     assert_same(bucket, "cache", tmp_path / "copy", built.cache)
     _replace_files(folder)
     write_series(folder, uid, shape=(14, 64, 64), seed=77)
-    assert build.precache(data, url, overwrite=True, series=[uid]).cached == 1
+    assert build.precache(data, url, overwrite=True, series=[uid], workers=0).cached == 1
     assert verify_cache(url, deep=True).faults == []
     rows = manifest(bucket.download("cache", tmp_path / "copy2"))
     assert rows[uid]["voxel_hash"] != manifest(built.cache)[uid]["voxel_hash"]
     _replace_files(folder)
-    assert build.precache(data, url, overwrite=True, series=[uid]).rejected == 1
+    assert build.precache(data, url, overwrite=True, series=[uid], workers=0).rejected == 1
     assert bucket.keys(f"cache/volumes/{uid}.zarr") == []
 
 
@@ -222,7 +222,7 @@ def test_a_failure_leaves_the_volume_that_is_there(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(series, "read_series", fail)
-    summary = build.precache(built.data, url, overwrite=True, series=[uid])
+    summary = build.precache(built.data, url, overwrite=True, series=[uid], workers=0)
     assert (summary.failed, summary.total_cached) == (1, 4)
     assert bucket.keys("cache/volumes/") == before
     assert bucket.keys("cache/rejected/") == []
@@ -242,14 +242,14 @@ def test_a_run_that_is_told_to_stop_asks_the_store_for_nothing_more(
             raise SystemExit(143)
 
     with pytest.raises(SystemExit):
-        build.precache(built.data, f"{bucket.url}/cache", progress=Stops())
+        build.precache(built.data, f"{bucket.url}/cache", progress=Stops(), workers=0)
     assert "cache/manifest.csv" not in bucket.keys("cache/")
 
 
 def test_shards_and_their_tables(built: Built, bucket: Bucket, tmp_path: Path) -> None:
     url = f"{bucket.url}/cache"
     for index in range(2):
-        build.precache(built.data, url, shard=Shard(index, 2, "test"))
+        build.precache(built.data, url, shard=Shard(index, 2, "test"), workers=0)
     assert not bucket.keys("cache/manifest.csv")
     merged = call_cli("manifest", "--cache", url, "--data", built.data)
     assert merged.code == 0, merged.text
@@ -273,10 +273,10 @@ def test_the_key_of_patients_is_made_once(
 ) -> None:
     monkeypatch.delenv("ANEURYSM_PATIENT_KEY")
     url = f"{bucket.url}/cache"
-    build.precache(built.data, url, series=built.uids[:1])
+    build.precache(built.data, url, series=built.uids[:1], workers=0)
     key = bucket.get("cache/.patient-key")
     assert len(key) == 65
-    build.precache(built.data, url, series=built.uids[1:2])
+    build.precache(built.data, url, series=built.uids[1:2], workers=0)
     assert bucket.get("cache/.patient-key") == key
     monkeypatch.setenv("ANEURYSM_PATIENT_KEY", "another")
     with pytest.raises(PatientKeyError, match=f"{url} was begun with another key"):

@@ -12,9 +12,10 @@ import pytest
 from aneurysm.annotations.tables import read_tables
 from aneurysm.cache import build
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.pool import InProcess, run_jobs
+from aneurysm.cache.pool import Local, run_jobs
 from aneurysm.cache.series import Outcome, SeriesJob, build_series
 from aneurysm.cache.spec import load_spec
+from aneurysm.cache.supervisor import NO_LIMITS, InProcess
 from aneurysm.cache.verify import verify_cache
 from aneurysm.dicom.scan import Inventory, safe_source
 from aneurysm.errors import Reason
@@ -47,7 +48,7 @@ def test_series_that_another_run_is_at_come_last_and_are_built_if_it_is_dead(bui
     marked = built.uids[:2]
     for uid in marked:
         bucket.put(f"cache/.building/{uid}", b"")
-    summary = build.precache(built.data, url, progress=order)
+    summary = build.precache(built.data, url, progress=order, workers=0)
     assert (summary.cached, summary.skipped) == (4, 0)
     assert set(order.uids[2:]) == set(marked)
     assert bucket.keys("cache/.building/") == []
@@ -89,7 +90,7 @@ def test_a_series_whose_process_was_lost_is_tried_again_in_spite_of_its_mark(
 
         def build(self, jobs: Sequence[SeriesJob]) -> Iterator[Outcome]:
             if self.lost:
-                yield from InProcess().build(jobs)
+                yield from Local(InProcess(), 1, NO_LIMITS).build(jobs)
                 return
             self.lost = True
             bucket.put(f"cache/.building/{uid}", b"")
@@ -103,10 +104,10 @@ def test_a_series_whose_process_was_lost_is_tried_again_in_spite_of_its_mark(
 def test_old_marks_are_removed(built: Built, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     url = bucket.upload(built.cache, "cache")
     bucket.put("cache/.building/9.9", b"")
-    build.precache(built.data, url)
+    build.precache(built.data, url, workers=0)
     assert bucket.keys("cache/.building/") == ["cache/.building/9.9"], "it may be somebody's"
     monkeypatch.setattr(stored_cache, "ABANDONED_AFTER", timedelta(0))
-    build.precache(built.data, url)
+    build.precache(built.data, url, workers=0)
     assert bucket.keys("cache/.building/") == []
 
 
@@ -124,6 +125,6 @@ def test_what_is_deleted_while_a_volume_is_sent_is_sent_again(
         return tag
 
     monkeypatch.setattr(ObjectStore, "write", undone)
-    assert build.precache(built.data, f"{bucket.url}/cache", series=built.uids[1:2]).cached == 1
+    assert build.precache(built.data, f"{bucket.url}/cache", series=built.uids[1:2], workers=0).cached == 1
     assert deleted
     assert verify_cache(f"{bucket.url}/cache", deep=True).faults == []

@@ -42,7 +42,7 @@ def test_a_few_series_with_several_quirks_each(tmp_path: Path) -> None:
         plan_series(7, i, modality=modality, sites=sites, quirks=quirks) for i, (modality, quirks) in enumerate(wanted)
     ]
     write_plans(tmp_path / "data", plans)
-    summary = precache(tmp_path / "data", tmp_path / "cache", workers=1)
+    summary = precache(tmp_path / "data", tmp_path / "cache", workers=0)
     assert (summary.cached, summary.rejected, summary.failed) == (5, 1, 0)
     assert comparison.compare(tmp_path / "data", tmp_path / "cache") == []
 

@@ -115,7 +115,7 @@ def test_every_real_series_is_cached_rightly_or_refused_with_a_fair_reason(unpac
 def _try_case(case: Case, unpacked: Path, scratch: Path) -> tuple[str, list[str]]:
     """Precache one folder; return a line of the table, and what is wrong."""
     cache = scratch / "cache"
-    precache(unpacked / case.folder, cache, workers=1)
+    precache(unpacked / case.folder, cache, workers=0)
     rows = list(manifest(cache).values())
     faults = [f"left behind: {left}" for left in leftovers(cache)]
     if len(rows) != 1:

@@ -117,7 +117,7 @@ class Outcome:
 def run(data: Path, **options: Any) -> Outcome:
     """Precache ``data`` into a cache beside it, in this process."""
     cache = data.parent / f"{data.name}.cache"
-    options.setdefault("workers", 1)
+    options.setdefault("workers", 0)
     summary = precache(data, cache, **options)
     return Outcome(cache, summary.cached, summary.rejected, summary.failed)
 
