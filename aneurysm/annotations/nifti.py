@@ -1,4 +1,4 @@
-"""NIfTI file -> ITK image of small whole numbers. Its header says what will be allocated, so that is looked at first."""
+"""NIfTI file -> ITK image of small whole numbers; its header, which says what will be allocated, is checked first."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ class _Header(NamedTuple):
     kind: int
     offset: float
 
+    @property
+    def bytes(self) -> int:
+        """Of all voxels; 0 where they are no numbers."""
+        return math.prod(self.shape) * _ITEM_SIZES.get(self.kind, 0)
+
 
 def read_small_numbers(path: Path, highest: int) -> tuple[Any, NDArray[np.uint8]] | Decision:
     """
@@ -61,16 +66,17 @@ def read_small_numbers(path: Path, highest: int) -> tuple[Any, NDArray[np.uint8]
         return Decision("mask_unusable", f"{image.GetDimension()} dimensions, not a 3D image")
     values = sitk.GetArrayViewFromImage(image)
     low, high = float(values.min()), float(values.max())
-    small = np.zeros(values.shape, np.uint8)
-    if low >= 0 and high <= highest:  # nor NaN
-        small[...] = values
-    if not np.array_equal(small, values):
-        return Decision("mask_unusable", f"values from {low:g} to {high:g}, not whole numbers 0 to {highest}")
-    if values.dtype != np.uint8:
-        narrow = sitk.GetImageFromArray(small)
-        narrow.CopyInformation(image)
-        image = narrow
-    return image, small
+    unusable = Decision("mask_unusable", f"values from {low:g} to {high:g}, not whole numbers 0 to {highest}")
+    if low < 0 or high > highest:
+        return unusable
+    if values.dtype == np.uint8:
+        return image, values
+    small = values.astype(np.uint8)
+    if not all(np.array_equal(*planes) for planes in zip(small, values, strict=True)):
+        return unusable
+    narrow = sitk.GetImageFromArray(small)
+    narrow.CopyInformation(image)
+    return narrow, small
 
 
 def _problem(path: Path) -> tuple[str, str] | None:
@@ -82,30 +88,28 @@ def _problem(path: Path) -> tuple[str, str] | None:
         header = _header(_inflated(start) if compressed else start)
         if header is None or compressed != (path.suffix == ".gz"):
             return "mask_unreadable", "the file is not NIfTI, or its header breaks off"
-        voxels = math.prod(header.shape)
-        stored = voxels * _ITEM_SIZES.get(header.kind, 0)
-        shape = " x ".join(str(n) for n in header.shape)
-        if min(header.shape, default=0) < 1 or len([n for n in header.shape if n > 1]) > 3:
-            return "mask_unusable", f"an image of {shape or 'no'} voxels, not a 3D image"
-        if stored == 0:
-            return "mask_unusable", f"data type {header.kind}, not numbers"
-        if voxels > MOST_VOXELS or stored > MOST_BYTES:
-            return (
-                "mask_unusable",
-                f"{shape} voxels, {stored} bytes: larger than any head ({MOST_VOXELS}, {MOST_BYTES})",
-            )
+        if problem := _not_an_image(header):
+            return "mask_unusable", problem
         if not 0 <= header.offset <= _MOST_OFFSET:  # nor NaN
             return "mask_unreadable", f"the header places the voxels at byte {header.offset:g}"
-        least, most = (0, 2 * (header.offset + stored)) if compressed else (header.offset + stored, math.inf)
-        if not least <= size <= most:
-            return (
-                "mask_unreadable",
-                f"the file has {size} bytes, by its header {header.offset + stored:.0f} are needed",
-            )
-        left = min(size, header.offset + stored)
+        end = int(header.offset) + header.bytes
+        if (size > 2 * end) if compressed else (size < end):
+            return "mask_unreadable", f"the file has {size} bytes, by its header {end} are needed"
+        left = min(size, end)
         while left > 0 and (piece := file.read(_PIECE)):  # ITK does not tell a disk that fails from a damaged file
             left -= len(piece)
     return None
+
+
+def _not_an_image(header: _Header) -> str:
+    shape = " x ".join(str(n) for n in header.shape)
+    if min(header.shape, default=0) < 1 or sum(n > 1 for n in header.shape) > 3:
+        return f"{shape or 'no'} voxels, not a 3D image"
+    if header.bytes == 0:
+        return f"data type {header.kind}, not numbers"
+    if math.prod(header.shape) > MOST_VOXELS or header.bytes > MOST_BYTES:
+        return f"{shape} voxels in {header.bytes} bytes, larger than any head: {MOST_VOXELS} in {MOST_BYTES} are read"
+    return ""
 
 
 def _inflated(start: bytes) -> bytes:
@@ -117,24 +121,15 @@ def _inflated(start: bytes) -> bytes:
 
 def _header(start: bytes) -> _Header | None:
     """Return the header of a single NIfTI file that begins with ``start``, None if there is none."""
+    layouts = ((348, b"n+1\0", 344, "8h", 40, 70, "f", 108), (540, b"n+2\0", 4, "8q", 16, 12, "q", 168))
     for order in "<>":
-        try:
-            match struct.unpack_from(f"{order}i", start)[0]:
-                case 348 if start[344:348] == b"n+1\0":
-                    dim = struct.unpack_from(f"{order}8h", start, 40)
-                    kind, offset = (
-                        struct.unpack_from(f"{order}h", start, 70)[0],
-                        struct.unpack_from(f"{order}f", start, 108)[0],
-                    )
-                case 540 if start[4:8] == b"n+2\0":
-                    dim = struct.unpack_from(f"{order}8q", start, 16)
-                    kind, offset = (
-                        struct.unpack_from(f"{order}h", start, 12)[0],
-                        struct.unpack_from(f"{order}q", start, 168)[0],
-                    )
-                case _:
-                    continue
-        except struct.error:
-            return None
-        return _Header(dim[1 : max(0, dim[0]) + 1], kind, offset)
+        for size, magic, magic_at, dims, dims_at, kind_at, offset, offset_at in layouts:
+            if start[:4] == struct.pack(f"{order}i", size) and start[magic_at : magic_at + 4] == magic:
+                if len(start) < size:
+                    return None
+                rank, *shape = struct.unpack_from(order + dims, start, dims_at)
+                (kind,) = struct.unpack_from(f"{order}h", start, kind_at)
+                return _Header(
+                    tuple(shape[: max(0, rank)]), kind, *struct.unpack_from(order + offset, start, offset_at)
+                )
     return None

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from aneurysm.annotations.nifti import read_small_numbers
 from aneurysm.dicom.series import Decision
 from aneurysm.labels import LEFT_RIGHT_PAIRS, SITES, UNKNOWN_VESSEL, VESSEL_VALUES
 
@@ -55,16 +56,10 @@ def resample_mask(path: Path, volume: Grid, field_of_view: Grid) -> tuple[NDArra
     """
     import SimpleITK as sitk
 
-    sitk.ProcessObject.GlobalWarningDisplayOff()
-    path.read_bytes()  # ITK does not tell a disk that fails from a file that is damaged
-    try:
-        mask = sitk.ReadImage(str(path))
-    except RuntimeError:
-        # What ITK says holds the file's name, which may be a patient's.
-        return None, Decision("mask_unreadable", "SimpleITK can't read the mask")
-    if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
-        return None, Decision("mask_unusable", f"{mask.GetDimension()} dimensions, not a 3D image")
-    values = sitk.GetArrayViewFromImage(mask)
+    found = read_small_numbers(path, _MAX_VALUE)
+    if isinstance(found, Decision):
+        return None, found
+    mask, values = found
     if problem := _unknown_meaning(mask, values):
         return None, Decision("mask_unusable", problem)
     binary = values.max() == 1
@@ -73,7 +68,7 @@ def resample_mask(path: Path, volume: Grid, field_of_view: Grid) -> tuple[NDArra
         return None, Decision("mask_outside_volume", f"{outside:.0%} of the mask lies outside the images")
 
     reference = _reference_image(*volume)
-    placed = sitk.Resample(sitk.Cast(mask, sitk.sitkUInt8), reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    placed = sitk.Resample(mask, reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
     result: NDArray[np.uint8] = sitk.GetArrayFromImage(placed).astype(np.uint8, copy=False)
     placed_voxels = f"{int(np.count_nonzero(result))} voxels"
     if binary:
@@ -88,11 +83,11 @@ def _unknown_meaning(mask: Any, values: NDArray[Any]) -> str:
 
     Other tools number vessels, too, in other orders: theirs put a right vessel on the left.
     """
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > _MAX_VALUE or not np.array_equal(np.rint(values), values):
-        return f"values from {low:g} to {high:g}, not whole numbers 0 to 13"
-    # Of floats, too: whole numbers by now.
-    present = np.flatnonzero(np.bincount(values.ravel().astype(np.uint8), minlength=_MAX_VALUE + 1)[1:]) + 1
+    # Slice by slice, here and below: counts and coordinates take 8 to 70 times the memory of a mask.
+    counts = np.zeros(_MAX_VALUE + 1, np.int64)
+    for plane in values:
+        counts += np.bincount(plane.ravel(), minlength=len(counts))
+    present = np.flatnonzero(counts[1:]) + 1
     if len(present) == 0:
         return "no voxel is a vessel"
     if len(present) == 1 and present[0] != 1:
@@ -100,17 +95,21 @@ def _unknown_meaning(mask: Any, values: NDArray[Any]) -> str:
     for left, right in LEFT_RIGHT_PAIRS:
         if {VESSEL_VALUES[left], VESSEL_VALUES[right]} <= set(present.tolist()):
             # LPS: x grows towards the patient's left.
-            x_left, x_right = (_mean_x(mask, values == VESSEL_VALUES[side]) for side in (left, right))
+            x_left, x_right = (_mean_x(mask, values, VESSEL_VALUES[side]) for side in (left, right))
             if x_right - x_left > _SIDE_TOLERANCE_MM:
                 name = SITES[left].removeprefix("Left ")
                 return f"the values of the right and the left {name} lie on the wrong sides: numbered by another tool?"
     return ""
 
 
-def _mean_x(mask: Any, chosen: NDArray[np.bool_]) -> float:
-    """Return the mean x (LPS mm) of the chosen voxels (k, j, i) of an ITK image."""
-    ijk = np.argwhere(chosen).mean(axis=0)[::-1]
-    return float(mask.TransformContinuousIndexToPhysicalPoint(ijk.tolist())[0])
+def _mean_x(mask: Any, values: NDArray[np.uint8], value: int) -> float:
+    """Return the mean x (LPS mm) of the voxels (k, j, i) of an ITK image that have this value."""
+    total, count = np.zeros(3), 0
+    for k, plane in enumerate(values):
+        ji = np.argwhere(plane == value)
+        total += (*ji[:, ::-1].sum(axis=0), k * len(ji))
+        count += len(ji)
+    return float(mask.TransformContinuousIndexToPhysicalPoint((total / count).tolist())[0])
 
 
 def _reference_image(affine_lps: NDArray[np.float64], shape: tuple[int, int, int]) -> Any:
@@ -129,13 +128,14 @@ def _reference_image(affine_lps: NDArray[np.float64], shape: tuple[int, int, int
 def _share_outside(
     mask: Any, values: NDArray[Any], affine_lps: NDArray[np.float64], shape: tuple[int, int, int]
 ) -> float:
-    inside = np.argwhere(values > 0)
-    if len(inside) == 0:
-        return 0.0
     direction = np.array(mask.GetDirection()).reshape(3, 3) * np.array(mask.GetSpacing())
-    places = inside[:, ::-1] @ direction.T + np.array(mask.GetOrigin())
     to_voxel = np.linalg.inv(affine_lps)
-    voxels = places @ to_voxel[:3, :3].T + to_voxel[:3, 3]
-    # A voxel's breadth of tolerance: masks of thick slices reach half a slice further.
-    beyond = (voxels < -1.5) | (voxels > np.array(shape) + 0.5)
-    return float(beyond.any(axis=1).mean())
+    beyond = count = 0
+    for k, plane in enumerate(values):
+        ji = np.argwhere(plane > 0)
+        places = np.column_stack([ji[:, ::-1], np.full(len(ji), k)]) @ direction.T + np.array(mask.GetOrigin())
+        voxels = places @ to_voxel[:3, :3].T + to_voxel[:3, 3]
+        # A voxel's breadth of tolerance: masks of thick slices reach half a slice further.
+        beyond += int(((voxels < -1.5) | (voxels > np.array(shape) + 0.5)).any(axis=1).sum())
+        count += len(ji)
+    return beyond / count if count else 0.0

@@ -86,9 +86,13 @@ def test_an_input_error_in_a_header_that_pydicom_reads_is_no_file_that_is_not_di
 def test_a_vessel_mask_that_can_not_be_read_is_not_left_out(tmp_path, monkeypatch):
     (uid,) = write_rsna_data(tmp_path / "data", n_series=1)
     write_vessel_mask(tmp_path / "data", uid, shape=(12, 64, 64))
-    real = Path.read_bytes
+    real = Path.open
+
+    def fails_for_masks(path: Path, *args: object, **options: object) -> object:
+        return failing(path) if path.suffix == ".nii" else real(path, *args, **options)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", lambda path: failing(path) if ".nii" in path.name else real(path))
+        patch.setattr(Path, "open", fails_for_masks)
         assert run(tmp_path / "data").reason(uid) == "read_error"
     assert "mask_placed" in run(tmp_path / "data", retry_failed=True).image(uid).codes
 
