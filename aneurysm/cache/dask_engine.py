@@ -6,7 +6,6 @@ process (supervisor.py), so that what happens to one series rarely happens to th
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import time
@@ -25,6 +24,7 @@ from aneurysm.cache.pool import build_in_child
 from aneurysm.cache.series import Outcome, SeriesJob
 from aneurysm.cache.spec import RECIPE_VERSION
 from aneurysm.cache.supervisor import Children, Limits
+from aneurysm.documents import read_json
 from aneurysm.errors import AneurysmError, ClusterError, Reason, UsageError
 from aneurysm.reasons import words_of
 
@@ -242,7 +242,7 @@ def _address_in(scheduler_file: Path | None) -> str:
     if scheduler_file is None:
         raise UsageError("give the scheduler's address, or the file with it")
     try:
-        return str(json.loads(scheduler_file.read_text("utf-8"))["address"])
+        return str(read_json(scheduler_file)["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{scheduler_file} is no scheduler file: {error}. `dask scheduler --scheduler-file FILE` writes one"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -15,6 +14,7 @@ from aneurysm.cache.layout import IMAGE, CacheLayout, tree_bytes
 from aneurysm.cache.metadata import parse_record
 from aneurysm.cache.publish import write_atomically, write_json
 from aneurysm.csv_table import csv_text
+from aneurysm.documents import MOST_JSON, parse_json, read_bounded, read_json
 from aneurysm.errors import CacheError
 from aneurysm.labels import LABELS
 from aneurysm.locks import one_at_a_time
@@ -58,7 +58,7 @@ LESION_COLUMNS: Final = (
 
 Row = dict[str, str]
 
-ODD: Final = (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+ODD: Final = (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 """What comes of metadata that are damaged, or that vanish while they are read."""
 
 
@@ -83,10 +83,10 @@ def read_document(volume: Path) -> dict[str, Any]:
     """
     path = volume / "zarr.json"
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, MOST_JSON)
     except FileNotFoundError as error:
         raise CacheError(f"{path} is missing") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CacheError(f"{path} is damaged: {type(error).__name__} {error}") from error
     return parse_document(content, str(path))
 
@@ -94,9 +94,9 @@ def read_document(volume: Path) -> dict[str, Any]:
 def parse_document(content: bytes, name: str) -> dict[str, Any]:
     """Return the content of zarr.json, which errors call ``name``. Raises as `read_document` does."""
     try:
-        document: dict[str, Any] = json.loads(content)
+        document: dict[str, Any] = parse_json(content)
         attributes = document["attributes"]["aneurysm"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CacheError(f"{name} is damaged: {type(error).__name__} {error}") from error
     if not isinstance(attributes, dict):
         raise CacheError(f"{name} is damaged: the attribute aneurysm is no table")
@@ -180,7 +180,7 @@ def left_seconds(path: Path) -> dict[str, str]:
         It is damaged.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
         if all(check == _check_of(uid, seconds) for uid, (seconds, check) in content.items()):
             return {uid: seconds for uid, (seconds, _) in content.items()}
     except FileNotFoundError:
@@ -225,7 +225,7 @@ def read_entry(path: Path) -> dict[str, Any]:
     uid = path.name.removesuffix(path.suffix)
     if path.suffix == ".zarr":
         return {**read_attributes(path), "series_uid": uid, "status": "cached", "folder": path}
-    return parse_record(path.read_bytes(), uid).model_dump()
+    return parse_record(read_bounded(path, MOST_JSON), uid).model_dump()
 
 
 def manifest_row(entry: Mapping[str, Any], seconds: str) -> Row:
@@ -289,14 +289,14 @@ def _uid(row: Row) -> str:
 def shape_of(volume: Path) -> list[int]:
     """Return the voxels of a volume along (z, y, x), by its array's metadata; nothing if these are damaged."""
     try:
-        return parse_shape((volume / IMAGE / "zarr.json").read_bytes())
+        return parse_shape(read_bounded(volume / IMAGE / "zarr.json", MOST_JSON))
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
 def parse_shape(content: bytes) -> list[int]:
     """Return the shape by an array's zarr.json. Raises `ValueError`, `KeyError` or `TypeError` if it is damaged."""
-    return [int(n) for n in json.loads(content)["shape"]]
+    return [int(n) for n in parse_json(content)["shape"]]
 
 
 def lesion_rows(entry: Mapping[str, Any]) -> list[Row]:

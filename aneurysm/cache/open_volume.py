@@ -7,7 +7,6 @@ vessel mask is that belongs to it, and if it is another one by the time the mask
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from aneurysm.cache.blocks import Blocks
 from aneurysm.cache.layout import IMAGE, STAGED_VESSELS, VESSELS
 from aneurysm.cache.shard_reader import ShardReader, Triple, shard_layout
+from aneurysm.documents import MOST_JSON, parse_json
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError
 from aneurysm.shared_folder import describe_denial
 
@@ -149,8 +149,8 @@ def _open_remote(url: str) -> OpenVolume:
 def _read_json(folder: int, path: str, name: str) -> dict[str, Any]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-        with os.fdopen(descriptor, encoding="utf-8") as file:
-            content = json.load(file)
+        with os.fdopen(descriptor, "rb") as file:
+            content = parse_json(file.read(MOST_JSON))
     except (OSError, ValueError) as error:
         raise DamagedCacheError(f"{name}: {path} is missing or damaged ({type(error).__name__})") from error
     if not isinstance(content, dict):

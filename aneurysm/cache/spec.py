@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from aneurysm.documents import MOST_TOML, parse_toml, read_bounded
 from aneurysm.errors import SpecError
 from aneurysm.objects.url import is_url
 
@@ -223,10 +223,10 @@ def load_spec(name_or_path: str | Path) -> CacheSpec:
             raise SpecError(f"the spec {text} can't be read: {error}") from error
     path = Path(text)
     try:
-        content = path.read_text("utf-8")
+        content = read_bounded(path, MOST_TOML).decode("utf-8")
     except FileNotFoundError as error:
         raise SpecError(f"there is no spec file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise SpecError(f"the spec file {path} can't be read: {error}") from error
     return parse_spec(content, str(path))
 
@@ -234,8 +234,8 @@ def load_spec(name_or_path: str | Path) -> CacheSpec:
 def parse_spec(content: str, source: str) -> CacheSpec:
     """Parse TOML text; ``source`` is what error messages call it. Raises `SpecError`."""
     try:
-        table = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+        table = parse_toml(content)
+    except ValueError as error:
         raise SpecError(f"{source} is not valid TOML: {error}") from error
     try:
         return CacheSpec.model_validate(table)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,6 +36,7 @@ from aneurysm.cache.place import CachePlace, cache_place
 from aneurysm.cache.relabel import Annotations, find_differences
 from aneurysm.cache.spec import CacheSpec, is_as_written
 from aneurysm.cache.supervisor import LostError
+from aneurysm.documents import read_json
 from aneurysm.errors import CacheError, CacheNotFoundError
 from aneurysm.labels import UNKNOWN_VESSEL
 from aneurysm.objects.local_copy import download_volume
@@ -126,7 +126,7 @@ def verify_cache(
         report = Report()
         folders = sorted(layout.volumes.iterdir()) if layout.volumes.is_dir() else []
         # Checking a small volume takes less time than handing it over.
-        size = max(1, min(_BATCH, len(folders) // (8 * workers)))
+        size = max(1, min(_BATCH, len(folders) // (8 * max(1, workers))))
         check = partial(_check_volumes, url=place.url, spec=spec, deep=deep)
         checks = in_batches(check, folders, size, workers, _lost)
         rows: dict[str, _Rows] = {}
@@ -239,7 +239,7 @@ def _check_arrays(folder: Path, spec: CacheSpec, arrays: Sequence[str]) -> Itera
     for name in arrays:
         dtype = spec.storage.dtype if name == IMAGE else "uint8"
         try:
-            metadata = json.loads((folder / name / "zarr.json").read_text("utf-8"))
+            metadata = read_json(folder / name / "zarr.json")
             codec = metadata["codecs"][0]
             found = (metadata["data_type"], tuple(codec["configuration"]["chunk_shape"]), len(metadata["shape"]))
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:

@@ -209,7 +209,7 @@ def _inflated_header(header: Header) -> Header:
             header.transfer_syntax = DEFLATED
             return header
     else:
-        raise NotDicomError(_TOO_LONG)
+        raise DamagedHeaderError(_TOO_LONG)
     plain = _PLAIN_META + inflate_head(header.path, MAX_HEADER)
     parsed = _read_with_pydicom(header.path, len(plain), BytesIO(plain))
     parsed.transfer_syntax, parsed.mismatch, parsed.file_size = DEFLATED, "", header.file_size
@@ -289,11 +289,12 @@ class _Bounded:
 
     def read(self, size: int = -1) -> bytes:
         """Read, and count; no buffer is larger than what the file can fill."""
-        there = max(0, self._size - self.tell())
-        size = there if size < 0 else min(size, there)
+        if size < 0:  # pydicom inflates all that it then gets
+            raise DamagedHeaderError("a deflated data set behind damaged file meta information")
+        size = min(size, max(0, self._size - self.tell()))
         self._left -= size
         if self._left < 0:
-            raise NotDicomError(_TOO_LONG)
+            raise DamagedHeaderError(_TOO_LONG)
         return self._file.read(size)
 
 

@@ -7,16 +7,16 @@ SHA-256 of their checkpoints.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aneurysm.documents import MOST_JSON, parse_json, read_bounded
 from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
 from aneurysm.probability import apply_temperature
@@ -114,8 +114,8 @@ def read_calibration(path: str | Path) -> Calibration:
     if path.is_dir():
         path = path / FILE_NAME
     try:
-        text = path.read_bytes()
-        content: Any = json.loads(text)
+        text = read_bounded(path, MOST_JSON)
+        content = parse_json(text)
         if content["format_version"] != FORMAT_VERSION:
             raise UsageError(
                 f"{path} is of format version {content['format_version']}, not {FORMAT_VERSION}: evaluate again"

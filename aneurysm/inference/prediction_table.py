@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from aneurysm.cache.publish import is_disk_full, sweep_temporaries, write_atomically
 from aneurysm.csv_table import csv_text
+from aneurysm.documents import parse_json
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.inference.failure import Failure
@@ -202,7 +203,7 @@ def _csv(rows: Iterable[dict[str, Any]]) -> str:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".json":
-        content = json.loads(path.read_text("utf-8"))
+        content = parse_json(path.read_text("utf-8"))
         return list(content["series"])
     csv.field_size_limit(sys.maxsize)  # hundreds of candidates are longer than its default
     rows = []
@@ -213,5 +214,5 @@ def _read(path: Path) -> list[dict[str, Any]]:
             }
             known["gate"] = float(row["gate"])
             known["probabilities"] = {label: float(row[label]) for label in LABELS} if row[LABELS[0]] else None
-            rows.append({**known, **{k: json.loads(row[k]) for k in ("candidates", "decisions")}})
+            rows.append({**known, **{k: parse_json(row[k]) for k in ("candidates", "decisions")}})
     return rows

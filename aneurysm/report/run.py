@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from aneurysm.documents import MOST_TOML, parse_toml, read_bounded
 from aneurysm.errors import DataError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.inputs import Wanted, describe, mistake
@@ -140,9 +140,9 @@ def _config(path: Path) -> tuple[str, dict[str, Any]]:
     if not path.exists():
         return "", {}
     try:
-        text = path.read_text("utf-8")
-        return text, tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        text = read_bounded(path, MOST_TOML).decode("utf-8")
+        return text, parse_toml(text)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged: {error}") from error
 
 

@@ -6,13 +6,13 @@ another fold's run has learnt from all but its own: so whoever scores a run has 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aneurysm.cache.publish import write_json
+from aneurysm.documents import read_json
 from aneurysm.errors import DataError
 from aneurysm.training.folds import fold_rows
 
@@ -98,7 +98,7 @@ def read_begun(path: Path) -> Begun | None:
         It is damaged.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
         learnt = {str(uid): str(key) for uid, key in content["learnt"].items()}
         return Begun(str(content["checkpoint"]), learnt, bool(content["known"]))
     except FileNotFoundError:

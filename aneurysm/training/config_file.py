@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from aneurysm.cache.spec import problem_told, toml_lines
+from aneurysm.documents import read_toml
 from aneurysm.errors import UsageError
 from aneurysm.training.config import ResolvedConfig, TrainConfig
 
@@ -81,12 +81,12 @@ def _validated(kind: type[_Config], content: Mapping[str, Any], source: str) -> 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return read_toml(path)
     except FileNotFoundError as error:
         raise UsageError(f"there is no configuration file {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the configuration file {path} can't be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
 
 

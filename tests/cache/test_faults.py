@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -99,6 +100,26 @@ def test_limits_that_are_kept_change_nothing(built: Built, tmp_path: Path) -> No
     ran = precache(built, tmp_path / "cache", "--timeout-s", 60, "--memory-mb", 800, workers=2)
     assert ran.code == 0, ran.text
     assert same_cache(tmp_path / "cache", built.cache) == []
+
+
+def test_a_decoder_that_crashes_costs_a_library_call_one_series(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one worker, too, and with nothing said of isolation: this process is the one that asks."""
+    uid, cache = built.uids[1], tmp_path / "cache"
+    monkeypatch.setenv("PYTHONPATH", str(hooks.write_hook(tmp_path / "site", uid, "os.abort()")))
+    summary = precache_in_python(built.data, cache)
+    assert (summary.cached, summary.failed) == (len(built.uids) - 1, 1)
+    assert_one_row(built, cache, uid, "worker_killed")
+
+
+def test_what_is_to_be_debugged_runs_in_this_process(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert precache_in_python(built.data, tmp_path / "cache", workers=0).cached == len(built.uids)
+    with pytest.raises(UsageError, match="workers is 0"):
+        precache_in_python(built.data, tmp_path / "cache", workers=0, memory_mb=1000)
 
 
 def test_files_that_vanish_are_one_row(built: Built, tmp_path: Path) -> None:

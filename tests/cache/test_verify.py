@@ -205,9 +205,9 @@ def test_a_volume_that_can_not_be_read_is_a_fault(
         return []
 
     monkeypatch.setattr(verify, "find_damage", fail)
-    ran = call_cli("verify", "--workers", 1, "--cache", cache)
-    assert ran.code == 3
-    assert f"{built.uids[1]}: the volume can't be read: {type(error).__name__}" in ran.out
+    (fault,) = verify.verify_cache(cache, workers=0).faults
+    assert fault.where == built.uids[1]
+    assert fault.what.startswith(f"the volume can't be read: {type(error).__name__}")
 
 
 def test_a_record_without_a_row_is_a_fault(cache: Path) -> None:

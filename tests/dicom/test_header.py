@@ -194,6 +194,19 @@ def test_a_deflated_header_of_400_megabytes_is_refused(tmp_path, little_memory):
         read_header(path)
 
 
+@pytest.mark.parametrize("damage", ["no preamble", "long file meta information"])
+def test_what_pydicom_would_inflate_whole_is_refused(tmp_path, little_memory, damage):
+    whole = deflated_file(tmp_path / "bomb.dcm", behind=400_000_000).read_bytes()
+    if damage == "no preamble":
+        whole = whole[132:]
+    else:
+        start = whole.index(b"1.2.840.10008.1.2.1.99") + 22
+        whole = whole[:start] + struct.pack("<HH2sHI", 2, 0x102, b"OB", 0, 100_000) + bytes(100_000) + whole[start:]
+    (tmp_path / "x.dcm").write_bytes(whole)
+    with pytest.raises(NotDicomError):
+        read_header(tmp_path / "x.dcm")
+
+
 def test_a_deflated_file_with_functional_groups_has_its_frames_and_its_syntax(tmp_path):
     ds = data_set(DeflatedExplicitVRLittleEndian)
     shared = Dataset()

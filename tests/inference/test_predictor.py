@@ -102,6 +102,16 @@ def checkpoints(tmp_path_factory):
     return [write_checkpoint(root / f"{seed}.ckpt", seed) for seed in range(2)]
 
 
+def test_a_decoder_that_crashes_is_an_error_and_not_the_end_of_the_caller(data, checkpoints, tmp_path, monkeypatch):
+    crash = "__import__('os').abort() if event == 'open' and '1.2.1/' in str(args[0]) else 0"
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.addaudithook(lambda event, args: {crash})")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    predictor = load_predictor(checkpoints[:1])
+    with pytest.raises(SeriesRejectedError, match="worker_killed"):
+        predictor(data / "data" / "series" / "1.2.1")
+    assert predictor(data / "data" / "series" / "1.2.0").series_uid == "1.2.0"
+
+
 def test_dicom_cache_and_validation_give_the_same_answer(data, checkpoints):
     predictor = load_predictor(checkpoints[:1], candidates=3)
     cache = Cache.open(data / "cache")
