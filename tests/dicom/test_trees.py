@@ -138,7 +138,7 @@ def test_files_come_in_the_order_of_their_paths_and_each_header_is_read_once(tmp
         path.rename(tmp_path / "data" / name)
     read = Counter()
     monkeypatch.setattr(scan, "read_header", lambda path, real=scan.read_header: read.update([path]) or real(path))
-    (source,) = scan.find_series(tmp_path / "data").sources
+    (source,) = scan.find_series(tmp_path / "data", workers=0).sources
     expected = sorted(tmp_path / "data" / name for name in names)
     assert source.list_files() == expected
     assert read == Counter(expected)
@@ -167,7 +167,7 @@ def test_what_is_no_image_in_a_free_tree_is_counted_with_an_example(tmp_path, ca
     torn = written.paths[0].read_bytes()
     (data / "torn-Smith").write_bytes(torn[: torn.index(b"\x08\x00\x16\x00") + 4])
     (data / "letter-Smith").write_text("no image")
-    ignored = scan.find_series(data).ignored
+    ignored = scan.find_series(data, workers=0).ignored
     assert ignored.counts == {"DICOM without image": 2, "damaged DICOM": 1, "not DICOM": 1}
     assert ignored.examples == {
         "DICOM without image": "image 1.2.3.1",
@@ -189,7 +189,7 @@ def test_slices_that_lost_their_pixels_stay_with_their_series(tmp_path):
     ends = (b"\xe0\x7f\x10\x00", b"\x28\x00\x30\x00", b"\x28\x00\x30\x00")
     for path, end in zip((first.paths[4], *second.paths), ends, strict=True):
         path.write_bytes(path.read_bytes()[: path.read_bytes().index(end)] + end[: len(end) // 2])
-    sources = {source.uid: source for source in scan.find_series(data).sources}
+    sources = {source.uid: source for source in scan.find_series(data, workers=0).sources}
     assert [len(sources[uid].files) for uid in (UID, OTHER_UID)] == [10, 2]
     outcome = run(data)
     assert outcome.reason(UID) == "unreadable_pixels", "one of ten slices is more than a spec allows"
@@ -290,7 +290,7 @@ def test_a_folder_that_can_not_be_listed_has_a_row(tmp_path, monkeypatch):
         return list_folder(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    found = scan.find_series(data)
+    found = scan.find_series(data, workers=0)
     lost = {source.uid for source in found.sources if source.lost}
     assert lost == {scan.hashed_name("unreadable", name) for name in ("locked", "links")}
     assert [source.uid for source in found.sources if not source.lost] == [UID]

@@ -80,6 +80,6 @@ def test_a_series_is_not_cached_without_an_object_that_went_during_the_scan(
 
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStore, "read", lose_one)
-        summary = build.precache(url, tmp_path / "cache")
+        summary = build.precache(url, tmp_path / "cache", workers=0)
     assert (summary.cached, summary.failed, dict(summary.reasons)) == (1, 1, {"read_error": 1})
-    assert build.precache(url, tmp_path / "cache", retry_failed=True).cached == 1
+    assert build.precache(url, tmp_path / "cache", retry_failed=True, workers=0).cached == 1
