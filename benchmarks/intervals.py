@@ -41,9 +41,9 @@ _SITE_SHARES = np.array([4, 5, 15, 14, 11, 14, 18, 3, 3, 4, 5, 6, 6], float) / 1
 _TRUTH_FROM = 400_000
 _NOTES = """\
 Coverage in %, and the mean width. In bold the kind that reports give. Scores are normal; "wide" positives have twice
-the standard deviation of negatives, of "mixed" ones four in ten look like negatives. Clusters are two series of a patient
-with correlated scores. The mean over sites is of 13, with positives as in the competition's data. An interval that
-can't be made, as of a logarithm of perfect ranks, counts as one that misses.
+the standard deviation of negatives, of "mixed" ones four in ten look like negatives. Clusters are two series of a
+patient with correlated scores. The mean over sites is of 13, with positives as in the competition's data. An interval
+that can't be made, as of a logarithm of perfect ranks, counts as one that misses.
 """
 
 Interval = tuple[float, float]
@@ -88,8 +88,10 @@ def main() -> int:
     lines = ["# Do intervals cover?", ""]
     lines += [f"- {key}: {value}" for key, value in machine(("aneurysm", "numpy", "scipy", "scikit-learn")).items()]
     lines += [
-        f"- {options.rounds} draws a row (means over sites: {options.rounds // 4}), {options.samples} bootstrap "
-        "samples each",
+        (
+            f"- {options.rounds} draws a row (means over sites: {options.rounds // 4}), {options.samples} bootstrap "
+            "samples each"
+        ),
         f"- command: `{command_line('benchmarks.intervals')}`",
         "",
         _NOTES,

@@ -94,11 +94,7 @@ def per_label_csv(e: Evaluation) -> str:
                 row[key] = value
         # A threshold has all its digits: rounded, it decides otherwise about the series that it was taken from.
         rows.append(
-            {
-                k: f"{v:.6g}" if isinstance(v, float) and k != "threshold" else v
-                for k, v in row.items()
-                if v is not None
-            }
+            {k: f"{v:.6g}" if isinstance(v, float) and k != "threshold" else v for k, v in row.items() if v is not None}
         )
     return csv_text(_COLUMNS, rows)
 
