@@ -27,7 +27,10 @@ Rescaling = tuple[float, float]
 AIR_HU: Final = -1000.0
 _BELOW_AIR_HU: Final = (-12_000.0, -1200.0)
 """No matter is darker than air; further down is what can't be one of the known faults, and is clipped."""
+_HEAD_ABOVE_HU: Final = -900.0
 _BODY_ABOVE_HU: Final = -500.0
+_LEAST_BODY: Final = 0.005
+_ONE_AIR_HU: Final = 20.0
 _BODY_HU: Final = (-200.0, 800.0)
 """The median of all that is no air lies between these: fat, and vessels full of contrast agent."""
 _SOFT_HU: Final = 150.0
@@ -90,21 +93,18 @@ def implausibility(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> 
     below = float(np.mean((hu > _BELOW_AIR_HU[0]) & (hu < _BELOW_AIR_HU[1])))
     if below > 0.01:
         return f"{below:.0%} of the pixels lie below {_BELOW_AIR_HU[1]:g} HU, where there is no matter"
+    if np.mean(hu > _HEAD_ABOVE_HU) < 0.001:
+        return f"nothing is above {_HEAD_ABOVE_HU:g} HU"
     body = hu[hu > _BODY_ABOVE_HU]
-    if len(body) < 0.005 * len(hu):
-        return f"{len(body) / len(hu):.1%} of the pixels lie above {_BODY_ABOVE_HU:g} HU"
+    if len(body) < _LEAST_BODY * len(hu):
+        return ""  # unusual: see `doubt`
     middle = float(np.median(body))
     if not _BODY_HU[0] <= middle <= _BODY_HU[1]:
         return f"the median of what is no air is {middle:.0f} HU"
     if (high := float(np.percentile(body, 95))) < 0:
         return f"95 % of the pixels lie below {high:.0f} HU"
-    bone_only = middle > 500 and len(body) > 0.03 * len(hu)
-    if np.mean(hu < -700) > 0.3 and not bone_only:
-        soft = [(usable & (np.abs(values) < _SOFT_HU), usable) for values, usable in maps]
-        # Bone that is read 1,024 HU too dark is of the level of soft tissue, but a shell.
-        solid = _solidity([(usable & (values > _BODY_ABOVE_HU), usable) for values, usable in maps])
-        if solid < 0.5 and (np.mean(np.abs(hu) < _SOFT_HU) < 0.01 or _solidity(soft) < 0.3):
-            return "there is air, and no soft tissue within"
+    if _lacks_soft_tissue(maps, hu) and (apart := _two_airs(maps)) > _ONE_AIR_HU:
+        return f"what is dark within lies {apart:.0f} HU above the air around it, and there is no soft tissue"
     border = np.concatenate([values[_outermost(usable)] for values, usable in maps])
     if (edge := float(np.median(border))) > _BODY_HU[1]:
         return f"the border of the slices is at {edge:.0f} HU"
@@ -112,6 +112,22 @@ def implausibility(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> 
         return "there is air within, and no bone"
     bare = [_in_hu(levels.without_corner(), *how) for levels, how in zip(slices, rescaling, strict=True)]
     return _misplaced_air(maps) or _misplaced_air(bare)
+
+
+def doubt(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> str:
+    """
+    Return what is unusual of a CT that is not implausible, "" if there is nothing.
+
+    A hollow phantom or a dry skull has no soft tissue, either: this is a reason to try other readings, and none to
+    refuse the header's.
+    """
+    maps = [_in_hu(levels, *how) for levels, how in zip(slices, rescaling, strict=True)]
+    hu = np.concatenate([values[usable] for values, usable in maps])
+    if len(hu) < _LEAST_BLOCKS:
+        return ""
+    if (share := float(np.mean(hu > _BODY_ABOVE_HU))) < _LEAST_BODY:
+        return f"{share:.1%} of the pixels lie above {_BODY_ABOVE_HU:g} HU"
+    return "there is air, and no soft tissue within" if _lacks_soft_tissue(maps, hu) else ""
 
 
 def has_soft_tissue(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> bool:
@@ -148,6 +164,31 @@ def level_ratio(a: Levels, of_a: Rescaling, b: Levels, of_b: Rescaling) -> float
     x, y = a.means * of_a[0] + of_a[1], b.means * of_b[0] + of_b[1]
     bright = a.usable & b.usable & (y > 0.3 * np.percentile(y, 99)) & (y > 0)
     return float(np.median(x[bright] / y[bright])) if bright.any() else 1.0
+
+
+def _lacks_soft_tissue(maps: Sequence[tuple[Floats, Bools]], hu: Floats) -> bool:
+    """Return True if there is much air, and what is of the level of soft tissue is a shell: bone read too dark."""
+    if np.mean(hu < -700) <= 0.3:
+        return False
+    if _solidity([(usable & (values > _BODY_ABOVE_HU), usable) for values, usable in maps]) >= 0.7:
+        return False
+    soft = [(usable & (np.abs(values) < _SOFT_HU), usable) for values, usable in maps]
+    return bool(np.mean(np.abs(hu) < _SOFT_HU) < 0.01 or _solidity(soft) < 0.3)
+
+
+def _two_airs(maps: Sequence[tuple[Floats, Bools]]) -> float:
+    """Return by how much what is dark in the middle of a body is brighter than what is dark at the border, in HU."""
+    outer, inner = [], []
+    for values, usable in maps:
+        dark = usable & (values < -700)
+        body = np.nonzero(usable & (values > _BODY_ABOVE_HU))
+        outer.append(values[_outermost(usable) & dark])
+        if len(body[0]) >= 4:
+            box = tuple(slice(int(np.percentile(at, 30)), int(np.percentile(at, 70)) + 1) for at in body)
+            inner.append(values[box][dark[box]])
+    if not sum(map(len, outer)) or not sum(map(len, inner)):
+        return 0.0
+    return float(np.median(np.concatenate(inner)) - np.median(np.concatenate(outer)))
 
 
 def _in_hu(levels: Levels, slope: float, intercept: float) -> tuple[Floats, Bools]:

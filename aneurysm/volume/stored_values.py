@@ -24,6 +24,7 @@ from aneurysm.volume.hounsfield import (
     AIR_HU,
     Levels,
     Rescaling,
+    doubt,
     has_soft_tissue,
     implausibility,
     slice_levels,
@@ -234,9 +235,14 @@ class _Evidence:
             return f"{fmt.bits_stored} bits span {span:g} HU, less than lies between air and water"
         return implausibility(slices, rescaling) if slices else ""
 
+    def doubt(self, reading: _Reading) -> str:
+        """Return what is unusual of the slices by a reading, "" if there is nothing."""
+        slices, rescaling = self.levels(reading)
+        return doubt(slices, rescaling) if slices else ""
+
     def allows(self, reading: _Reading) -> bool:
         """Return True if the slices can be a CT by a reading other than the header's."""
-        return not self.why_not(reading) and self.bright(reading) < _BRIGHT
+        return not self.why_not(reading) and not self.doubt(reading) and self.bright(reading) < _BRIGHT
 
     def bright(self, reading: _Reading) -> float:
         """Return the share of the pixels that are brighter than all but metal."""
@@ -255,17 +261,20 @@ class _Evidence:
 def _fault_of_ct(evidence: _Evidence) -> _Reading | None:
     """Return the fault that explains what the header does not, None if the header's reading is plausible."""
     why = evidence.why_not(_HEADER)
-    if not why:
+    unusual = "" if why else evidence.doubt(_HEADER)
+    explained = []
+    if why or unusual:
+        explained = _distinct([r for r in _candidates(evidence) if evidence.explains(r)], evidence)
+    if not why and not explained:
         # A few values that wrap around, or bits without a use, don't make tissue implausible.
         torn = [_named(r, "neighbouring pixels are torn apart") for r in _wrapped(evidence)]
         explained = _distinct([r for r in [*torn, *_misplaced(evidence)] if evidence.allows(r)], evidence)
         if len(explained) > 1:
             _refuse_several("the bits that are used are not those of the header", explained)
         if not explained and (doubtful := [r for r in _misplaced(evidence) if r.code == "wrong_high_bit"]):
-            why = f"{doubtful[0].detail}, but by them {evidence.why_not(doubtful[0])}"
-            raise SeriesRejectedError(Reason.IMPLAUSIBLE_HU, why)
+            raise SeriesRejectedError(Reason.IMPLAUSIBLE_HU, f"{doubtful[0].detail}, but by them there is no head")
         return explained[0] if explained else None
-    explained = _distinct([r for r in _candidates(evidence) if evidence.explains(r)], evidence)
+    why = why or unusual
     if not explained:
         explained = [r for r in _bright_padding(evidence) if evidence.explains(r)]
     if len(explained) == 1:

@@ -242,6 +242,27 @@ def test_a_picture_of_ct_in_8_bits_is_refused(rescale):
     assert caught.value.reason == Reason.IMPLAUSIBLE_HU
 
 
+@pytest.mark.parametrize("bone_hu", [150.0, 700.0, 1500.0])
+def test_a_hollow_phantom_is_left_alone(bone_hu):
+    """A shell with air within, as a real scan of a calibration phantom has it: unusual, and right."""
+    y, x = np.ogrid[-1:1:128j, -1:1:128j]
+    r = np.hypot(y, x * 1.2)
+    hu = np.where((r > 0.7) & (r < 0.8), bone_hu, -1000.0)[None].repeat(6, 0)
+    hu += np.random.default_rng(0).normal(0, 12, hu.shape)
+    codes, found = read(hu, UNSIGNED)
+    assert codes == []
+    assert_shows_hu(found, hu, UNSIGNED)
+
+
+@pytest.mark.parametrize("stored", [UNSIGNED, Stored(signed=True)], ids=["unsigned", "signed"])
+def test_pixels_that_were_made_random_are_left_alone(stored):
+    """Published test data: -1024 to -770 HU, without any structure."""
+    hu = np.random.default_rng(0).integers(0, 255, (4, 96, 96)) - 1024.0
+    codes, found = read(hu, stored)
+    assert codes == []
+    assert_shows_hu(found, hu, stored)
+
+
 def test_air_alone_is_refused():
     hu = np.random.default_rng(0).normal(-990, 20, (6, 64, 64))
     with pytest.raises(SeriesRejectedError) as caught:
