@@ -97,7 +97,10 @@ def implausibility(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> 
         return f"nothing is above {_HEAD_ABOVE_HU:g} HU"
     body = hu[hu > _BODY_ABOVE_HU]
     if len(body) < _LEAST_BODY * len(hu):
-        return ""  # unusual: see `doubt`
+        # A head that is all dark still has its shape; what has none says nothing, and is unusual: see `doubt`.
+        air = float(np.median(np.concatenate([values[_outermost(usable)] for values, usable in maps])))
+        head = [(usable & (values > air + _ONE_AIR_HU), usable) for values, usable in maps]
+        return f"what stands out of the air lies below {_BODY_ABOVE_HU:g} HU" if _solidity(head) > 0.5 else ""
     middle = float(np.median(body))
     if not _BODY_HU[0] <= middle <= _BODY_HU[1]:
         return f"the median of what is no air is {middle:.0f} HU"
