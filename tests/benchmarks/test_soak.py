@@ -22,7 +22,7 @@ COUNT = 4
 def reference(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("tiny")
     write_tiny_data(root / "data", COUNT)
-    assert precache(root / "data", root / "cache").cached == COUNT
+    assert precache(root / "data", root / "cache", workers=0).cached == COUNT
     return root / "cache"
 
 
@@ -58,7 +58,7 @@ def test_cloned_volumes_are_sound(cache):
     """What benchmarks/scale.py verifies by the thousand must be what precache would have written."""
     clone_volume(cache, range(COUNT, 3 * COUNT))
     write_manifest(CacheLayout(cache))
-    report = verify_cache(cache)
+    report = verify_cache(cache, workers=0)
     assert (report.faults, report.volumes) == ([], 3 * COUNT)
     metadata = json.loads((CacheLayout(cache).volume(series_uid(9)) / "zarr.json").read_text())
     assert metadata["attributes"]["aneurysm"]["series_uid"] == series_uid(9)

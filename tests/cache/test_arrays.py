@@ -40,7 +40,7 @@ def add(cache: Path, voxels, *, spec="arrays-u8", **options) -> dict:
     """Put one volume into a cache; return its metadata."""
     with CacheWriter(cache, spec=spec) as writer:
         assert writer.add("a", voxels, **options) == "cached"
-    assert verify_cache(cache, deep=True).faults == []
+    assert verify_cache(cache, deep=True, workers=0).faults == []
     assert leftovers(cache) == []
     return attributes(cache, "a")
 
@@ -50,7 +50,7 @@ def test_bytes_are_kept_and_shown_as_0_to_1(tmp_path, rng):
     with CacheWriter(tmp_path) as writer:
         for uid, image in images.items():
             writer.add(uid, image)
-    assert verify_cache(tmp_path, deep=True).faults == []
+    assert verify_cache(tmp_path, deep=True, workers=0).faults == []
     cache = Cache.open(tmp_path)
     assert sorted(cache.uids) == sorted(images)
     for volume in cache:
@@ -263,7 +263,7 @@ def test_what_is_there_is_skipped_unless_it_is_to_be_built_again(tmp_path):
         assert writer.add("a", GOOD + 1) == "cached"
     assert stored_voxels(tmp_path, "a").min() == 1
     assert sorted(manifest(tmp_path)) == ["a", "b"]
-    assert verify_cache(tmp_path, deep=True).faults == []
+    assert verify_cache(tmp_path, deep=True, workers=0).faults == []
 
 
 def test_an_error_of_the_caller_leaves_a_cache_of_what_was_added(tmp_path):
@@ -275,7 +275,7 @@ def test_an_error_of_the_caller_leaves_a_cache_of_what_was_added(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fail_amid()
     assert list(manifest(tmp_path)) == ["a"]
-    assert verify_cache(tmp_path).faults == []
+    assert verify_cache(tmp_path, workers=0).faults == []
 
 
 PROGRAM = """
@@ -342,7 +342,7 @@ def test_the_same_voxels_with_other_annotations_are_updated(tmp_path, monkeypatc
     after = (tmp_path / "there/volumes/a.zarr/0/c/0/0/0").stat()
     assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
     assert same_cache(tmp_path / "there", tmp_path / "fresh") == []
-    assert verify_cache(tmp_path / "there", deep=True).faults == []
+    assert verify_cache(tmp_path / "there", deep=True, workers=0).faults == []
     with CacheWriter(tmp_path / "there") as writer:
         assert writer.add("a", GOOD, **AFTER[what]) == "skipped"
 
@@ -356,7 +356,7 @@ def test_a_mask_of_an_array_is_replaced_and_removed(tmp_path):
         assert volume.has_vessels == (mask is not None)
         if mask is not None:
             assert np.array_equal(volume.read_vessels((0, 0, 0), volume.shape), mask)
-        assert verify_cache(tmp_path, deep=True).faults == []
+        assert verify_cache(tmp_path, deep=True, workers=0).faults == []
 
 
 def test_other_voxels_do_not_get_what_is_known_of_these(tmp_path):

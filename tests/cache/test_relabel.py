@@ -40,14 +40,14 @@ def run_again(copied: Built, monkeypatch: pytest.MonkeyPatch, **options: object)
     """Run precache, which must not read a series."""
     with monkeypatch.context() as patched:
         patched.setattr(series, "read_series", lambda *_: pytest.fail("a series was read"))
-        return precache(copied.data, copied.cache, **options)
+        return precache(copied.data, copied.cache, workers=0, **options)
 
 
 def assert_as_built_anew(copied: Built, tmp_path: Path) -> None:
     """To the byte: every volume, record and row."""
     fresh = tmp_path / "fresh"
     shutil.rmtree(fresh, ignore_errors=True)
-    precache(copied.data, fresh)
+    precache(copied.data, fresh, workers=0)
     assert same_cache(copied.cache, fresh) == []
     for name in ("volumes", "rejected", "lesions.csv"):
         ours, theirs = copied.cache / name, fresh / name
@@ -56,7 +56,7 @@ def assert_as_built_anew(copied: Built, tmp_path: Path) -> None:
         elif theirs.exists():
             assert ours.read_bytes() == theirs.read_bytes()
     assert leftovers(copied.cache) == []
-    assert verify_cache(copied.cache, data=copied.data, deep=True).faults == []
+    assert verify_cache(copied.cache, data=copied.data, deep=True, workers=0).faults == []
 
 
 def edit_table(path: Path, edit: Callable[[list[dict[str, str]]], object]) -> None:
@@ -169,7 +169,7 @@ def test_tables_and_masks_that_come_after_the_volumes(
     for name in ("train.csv", "train_localizers.csv", "segmentations"):
         shutil.move(copied.data / name, aside / name)
     shutil.rmtree(copied.cache)
-    assert not precache(copied.data, copied.cache).has_labels
+    assert not precache(copied.data, copied.cache, workers=0).has_labels
     assert attributes(copied.cache, copied.uids[0])["labels"] is None
     shutil.copytree(aside, copied.data, dirs_exist_ok=True)
     summary = run_again(copied, monkeypatch)
@@ -185,7 +185,7 @@ def test_tables_that_are_absent_leave_what_is_known(copied: Built, monkeypatch: 
     before = tree_digest(copied.cache / "volumes")
     assert run_again(copied, monkeypatch).updated == 0
     assert tree_digest(copied.cache / "volumes") == before
-    assert verify_cache(copied.cache, data=copied.data).faults == []
+    assert verify_cache(copied.cache, data=copied.data, workers=0).faults == []
 
 
 def test_the_command_says_how_many(copied: Built) -> None:
@@ -242,17 +242,17 @@ def test_records_follow_the_tables(copied: Built, tmp_path: Path) -> None:
     (copied.data / "series" / uid).mkdir()
     with (copied.data / "train.csv").open("a") as file:
         file.write(f"1.2.3,60,Male,CTA,{','.join('0' * 14)}\n")
-    precache(copied.data, copied.cache, overwrite=True)
+    precache(copied.data, copied.cache, overwrite=True, workers=0)
     assert manifest(copied.cache)[uid]["reason"] == "no_files"
     edit_train(copied.data, uid, **{"Basilar Tip": "0", "Modality": "MRA"})
     to_no_image(copied.data, copied.uids)
     edit_localizer(copied.data, 0, location="Left Middle Cerebral Artery")
     edit_train(copied.data, "1.2.3", **{"Basilar Tip": "1", "Aneurysm Present": "1"})
-    summary = precache(copied.data, copied.cache)
+    summary = precache(copied.data, copied.cache, workers=0)
     assert (summary.updated, dict(summary.updates)) == (2, {"labels": 2, "modality": 1, "lesions": 1})
     assert_as_built_anew(copied, tmp_path)
     edit_table(copied.data / "train.csv", lambda rows: rows.pop())
-    assert precache(copied.data, copied.cache).updated == 0
+    assert precache(copied.data, copied.cache, workers=0).updated == 0
     assert "1.2.3" not in manifest(copied.cache)
     assert_as_built_anew(copied, tmp_path)
 
@@ -299,7 +299,7 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
     old = state_of(copied.cache, uid)
     CORRECTIONS[what][0](copied.data, copied.uids)
     edit_train(copied.data, uid, **{"Left Middle Cerebral Artery": "1"})
-    precache(copied.data, tmp_path / "new", series=[uid])
+    precache(copied.data, tmp_path / "new", series=[uid], workers=0)
     new = state_of(tmp_path / "new", uid)
     assert old != new
     seen = []
@@ -309,7 +309,7 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
         with monkeypatch.context() as patched:
             done = _count_down(patched, steps)
             try:
-                precache(copied.data, cache)
+                precache(copied.data, cache, workers=0)
                 break
             except _KilledError:
                 pass
@@ -318,9 +318,9 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
         assert found in (old, new)
         seen.append(found == new)
         # The tables are of before; and files may be there that are no part of the volume any more.
-        faults = [f for f in verify_cache(cache).faults if not f.derived]
+        faults = [f for f in verify_cache(cache, workers=0).faults if not f.derived]
         assert [f for f in faults if "is no part of the volume" not in f.what] == []
-        precache(copied.data, cache)
+        precache(copied.data, cache, workers=0)
         assert_as_built_anew(Built(copied.data, cache, copied.uids), tmp_path)
     assert seen == sorted(seen), "what is new stays"
     assert len(seen) >= 2
@@ -353,7 +353,7 @@ def test_sigkill_in_the_middle_is_mended_by_the_next_run(copied: Built, tmp_path
     assert attributes(copied.cache, copied.uids[0])["vessel_mask"]["path"] == "labels.next/vessels/0"
     found = call_cli("verify", "--cache", copied.cache, "--workers", 1)
     assert "labels is no part of the volume. Run aneurysm precache" in found.out
-    precache(copied.data, copied.cache)
+    precache(copied.data, copied.cache, workers=0)
     assert_as_built_anew(copied, tmp_path)
 
 
@@ -362,7 +362,7 @@ def test_readers_see_a_whole_volume_at_any_time(copied: Built, monkeypatch: pyte
     uid = copied.uids[0]
     states = [state_of(copied.cache, uid)]
     turn_mask(copied.data, uid)
-    precache(copied.data, copied.cache)
+    precache(copied.data, copied.cache, workers=0)
     states.append(state_of(copied.cache, uid))
     seen: list[object] = []
     stop = threading.Event()
@@ -385,7 +385,7 @@ def test_readers_see_a_whole_volume_at_any_time(copied: Built, monkeypatch: pyte
             mask_file(copied.data, uid).write_bytes(original)
         else:
             sitk.WriteImage(image, str(mask_file(copied.data, uid)))
-        assert precache(copied.data, copied.cache).updated == 1
+        assert precache(copied.data, copied.cache, workers=0).updated == 1
     stop.set()
     reader.join()
     assert len(seen) > 6
@@ -397,7 +397,7 @@ def test_whoever_has_a_volume_open_reads_on(copied: Built) -> None:
     volume = CachedVolume(copied.cache, copied.uids[0])
     voxels, mask = (read((0, 0, 0), volume.shape) for read in (volume.read, volume.read_vessels))
     turn_mask(copied.data, copied.uids[0])
-    assert precache(copied.data, copied.cache).updated == 1
+    assert precache(copied.data, copied.cache, workers=0).updated == 1
     assert np.array_equal(volume.read((0, 0, 0), volume.shape), voxels)
     assert np.array_equal(volume.read_vessels((0, 0, 0), volume.shape), mask)
     close_volumes()
@@ -411,10 +411,10 @@ def test_what_another_run_holds_is_left_to_it(copied: Built) -> None:
     two_labels(copied.data, copied.uids)
     before = tree_digest(copied.cache / "volumes")
     with claim(CacheLayout(copied.cache), copied.uids[0]):
-        assert precache(copied.data, copied.cache).updated == 1
+        assert precache(copied.data, copied.cache, workers=0).updated == 1
     after = tree_digest(copied.cache / "volumes")
     assert {name.split("/")[0] for name in after if after[name] != before[name]} == {f"{copied.uids[1]}.zarr"}
-    assert precache(copied.data, copied.cache).updated == 1
+    assert precache(copied.data, copied.cache, workers=0).updated == 1
 
 
 def test_damaged_annotations_are_not_made_to_look_sound(copied: Built) -> None:
@@ -428,8 +428,8 @@ def test_damaged_annotations_are_not_made_to_look_sound(copied: Built) -> None:
     assert ran.code == 8, ran.text
     assert f"the labels of {uid} were not updated: its metadata were changed or damaged" in ran.out
     assert call_cli("verify", "--cache", copied.cache, "--workers", 1).code == 3
-    assert precache(copied.data, copied.cache, overwrite=True, series=[uid]).cached == 1
-    assert verify_cache(copied.cache, data=copied.data).faults == []
+    assert precache(copied.data, copied.cache, overwrite=True, series=[uid], workers=0).cached == 1
+    assert verify_cache(copied.cache, data=copied.data, workers=0).faults == []
 
 
 MASK_KILLS = """

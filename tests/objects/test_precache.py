@@ -199,7 +199,7 @@ def test_records_retries_and_overwriting(built: Built, bucket: Bucket, tmp_path:
     _replace_files(folder)
     write_series(folder, uid, shape=(14, 64, 64), seed=77)
     assert build.precache(data, url, overwrite=True, series=[uid], workers=0).cached == 1
-    assert verify_cache(url, deep=True).faults == []
+    assert verify_cache(url, deep=True, workers=0).faults == []
     rows = manifest(bucket.download("cache", tmp_path / "copy2"))
     assert rows[uid]["voxel_hash"] != manifest(built.cache)[uid]["voxel_hash"]
     _replace_files(folder)
@@ -280,13 +280,13 @@ def test_the_key_of_patients_is_made_once(
     assert bucket.get("cache/.patient-key") == key
     monkeypatch.setenv("ANEURYSM_PATIENT_KEY", "another")
     with pytest.raises(PatientKeyError, match=f"{url} was begun with another key"):
-        build.precache(built.data, url, series=built.uids[2:3])
+        build.precache(built.data, url, series=built.uids[2:3], workers=0)
     assert call_cli("verify", "--cache", url, env=dict(os.environ)).code == 3
     monkeypatch.delenv("ANEURYSM_PATIENT_KEY")
     assert call_cli("verify", "--cache", url, env=dict(os.environ)).code == 0
     bucket.put("cache/.patient-key", b"another\n")
     with pytest.raises(PatientKeyError, match="patient-key is not the key"):
-        build.precache(built.data, url, series=built.uids[2:3])
+        build.precache(built.data, url, series=built.uids[2:3], workers=0)
     rows = manifest(bucket.download("cache", tmp_path / "copy"))
     for number, uid in enumerate(built.uids[:2]):
         assert rows[uid]["patient_key"] == patient_key(key.strip(), f"patient-{number}")

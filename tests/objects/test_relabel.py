@@ -46,7 +46,7 @@ def assert_as_built_anew(bucket: Bucket, data: Path, tmp_path: Path) -> None:
     copy, fresh = (tmp_path / name for name in ("copy", "fresh"))
     for folder in (copy, fresh):
         shutil.rmtree(folder, ignore_errors=True)
-    precache(data, fresh)
+    precache(data, fresh, workers=0)
     bucket.download("cache", copy)
     assert same_cache(copy, fresh) == []
     assert tree_digest(copy / "volumes") == tree_digest(fresh / "volumes")
@@ -61,20 +61,20 @@ def test_a_correction_gives_the_cache_that_would_be_built_anew(
     correct, kinds, n = CORRECTIONS[what]
     correct(data, built.uids)
     touched.clear()
-    summary = precache(data, url)
+    summary = precache(data, url, workers=0)
     assert (summary.updated, dict(summary.updates)) == (n, kinds)
     assert any(key.endswith("zarr.json") for key in touched)
     assert not [key for key in touched if key.endswith(".zarr/0/c/0/0/0")]
     assert_as_built_anew(bucket, data, tmp_path)
-    assert precache(data, url).updated == 0
-    assert verify_cache(url, data=data, deep=True).faults == []
+    assert precache(data, url, workers=0).updated == 0
+    assert verify_cache(url, data=data, deep=True, workers=0).faults == []
 
 
 def test_verify_tells_differences_without_changing_any(built: Built, bucket: Bucket, data: Path) -> None:
     url = bucket.upload(built.cache, "cache")
     two_labels(data, built.uids)
     before = {key: bucket.get(key) for key in bucket.keys("cache/")}
-    faults = verify_cache(url, data=data).faults
+    faults = verify_cache(url, data=data, workers=0).faults
     assert [fault.where for fault in faults] == built.uids[:2]
     assert {key: bucket.get(key) for key in bucket.keys("cache/")} == before
 
@@ -82,22 +82,22 @@ def test_verify_tells_differences_without_changing_any(built: Built, bucket: Buc
 def test_data_in_a_store_too(built: Built, bucket: Bucket, data: Path, tmp_path: Path) -> None:
     cache = bucket.upload(built.cache, "cache")
     CORRECTIONS["all at once"][0](data, built.uids)
-    assert precache(bucket.upload(data, "data"), cache).updated == 2
+    assert precache(bucket.upload(data, "data"), cache, workers=0).updated == 2
     assert_as_built_anew(bucket, data, tmp_path)
 
 
 def test_records_follow_the_tables(built: Built, bucket: Bucket, data: Path, tmp_path: Path) -> None:
     url, uid = f"{bucket.url}/cache", built.uids[0]
     shutil.rmtree(data / "series" / uid)
-    precache(data, url)
+    precache(data, url, workers=0)
     edit_train(data, uid, Modality="MRA")
     to_no_image(data, built.uids)
-    assert dict(precache(data, url).updates) == {"modality": 1}
+    assert dict(precache(data, url, workers=0).updates) == {"modality": 1}
     assert_as_built_anew(bucket, data, tmp_path)
     for name in ("train.csv", "train_localizers.csv"):
         lines = (data / name).read_text().splitlines()
         (data / name).write_text("\n".join(line for line in lines if not line.startswith(f"{uid},")) + "\n")
-    precache(data, url)
+    precache(data, url, workers=0)
     assert bucket.keys("cache/rejected/") == []
     assert_as_built_anew(bucket, data, tmp_path)
 
@@ -111,7 +111,7 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
 ) -> None:
     uid = built.uids[0]
     turn_mask(data, uid)
-    precache(data, tmp_path / "new", series=[uid])
+    precache(data, tmp_path / "new", series=[uid], workers=0)
     masks = []
     for cache in (built.cache, tmp_path / "new"):
         volume = Cache.open(cache).volume(uid)
@@ -124,7 +124,7 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
             for name in ("write_metadata", "write_tree", "remove_tree"):
                 patched.setattr(StoredFiles, name, _dying(getattr(StoredFiles, name), done, steps))
             try:
-                precache(data, url)
+                precache(data, url, workers=0)
                 break
             except _KilledError:
                 pass
@@ -133,9 +133,9 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
         volume = Cache.open(url).volume(uid)
         mask = volume.read_vessels((0, 0, 0), volume.shape)
         seen.append([np.array_equal(mask, known) for known in masks].index(True))
-        assert precache(data, url).updated == (1 - seen[-1])
+        assert precache(data, url, workers=0).updated == (1 - seen[-1])
         assert not bucket.keys(f"cache{steps}/volumes/{uid}.zarr/labels.next")
-        assert verify_cache(url, data=data, deep=True).faults == []
+        assert verify_cache(url, data=data, deep=True, workers=0).faults == []
     assert seen == [0, 0, 1, 1, 1], "staged, named, replaced, named again, removed"
 
 
@@ -157,7 +157,7 @@ def test_a_volume_whose_labels_were_corrected_meanwhile_is_fetched_all_the_same(
     url, uid = bucket.upload(built.cache, "cache"), built.uids[0]
     before = Cache.open(url)
     turn_mask(data, uid)
-    precache(data, url)
+    precache(data, url, workers=0)
     close_volumes()
     old, new = before.volume(uid), Cache.open(url).volume(uid)
     assert old.path != new.path, "a copy of before the correction is not taken for the new one"
@@ -170,6 +170,6 @@ def test_a_series_that_another_run_has_marked_is_left_to_it(built: Built, bucket
     url = bucket.upload(built.cache, "cache")
     two_labels(data, built.uids)
     bucket.put(f"cache/.building/{built.uids[0]}", b"")
-    assert precache(data, url).updated == 1
+    assert precache(data, url, workers=0).updated == 1
     bucket.delete(f"cache/.building/{built.uids[0]}")
-    assert precache(data, url).updated == 1
+    assert precache(data, url, workers=0).updated == 1

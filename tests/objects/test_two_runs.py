@@ -127,4 +127,4 @@ def test_what_is_deleted_while_a_volume_is_sent_is_sent_again(
     monkeypatch.setattr(ObjectStore, "write", undone)
     assert build.precache(built.data, f"{bucket.url}/cache", series=built.uids[1:2], workers=0).cached == 1
     assert deleted
-    assert verify_cache(f"{bucket.url}/cache", deep=True).faults == []
+    assert verify_cache(f"{bucket.url}/cache", deep=True, workers=0).faults == []
