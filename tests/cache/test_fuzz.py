@@ -14,7 +14,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from tests.cache.mutations import Files, mutate
+from benchmarks.mutants import Files, mutate
 from tests.cache.watched import check_rows, run_watched
 from tests.support.run_data import UID_ROOT, real_data_root, unpack_real_series, write_series
 

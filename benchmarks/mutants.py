@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import random
+import re
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -173,9 +176,96 @@ def _insert(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     return data[:start] + rng.randbytes(size) + data[start:], f"{size} bytes put in at {start}"
 
 
-def _another_file(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+def _another_file(_data: bytes, rng: random.Random) -> tuple[bytes, str]:
     kind = rng.choice((b"\x89PNG\r\n\x1a\n", b"<html>", b"PK\x03\x04", b"\0" * 128 + b"DICM", b"\0" * 5000))
     return kind + rng.randbytes(rng.choice((0, 10, 2000))), f"replaced by {kind[:8]!r}..."
+
+
+def _swap(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+    size = rng.choice((16, 64, 512, 4096))
+    a, b = sorted(rng.randrange(max(1, len(data) - size)) for _ in range(2))
+    b = max(b, a + size)
+    swapped = data[:a] + data[b : b + size] + data[a + size : b] + data[a : a + size] + data[b + size :]
+    return swapped, f"{size} bytes at {a} and {b} swapped"
+
+
+def _number(rng: random.Random, size: int, order: str) -> bytes:
+    """Return a number of ``size`` bytes that parsers stumble over."""
+    top = 1 << (8 * size)
+    value = rng.choice((0, 1, 2, 7, 255, top - 1, top - 2, top // 2, top // 2 - 1, rng.randrange(top)))
+    return (value % top).to_bytes(size, "little" if order == "<" else "big")
+
+
+def _codec_header(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+    """Overwrite a number in the header of a compressed stream, or in the fragments about it."""
+    starts = [at for mark in (b"\xff\xd8\xff", b"\xff\x4f\xff\x51") if (at := data.find(mark)) > 0]
+    if (items := data.rfind(b"\xe0\x7f\x10\x00", 0, 200_000)) > 0:
+        starts.append(items)
+    if not starts:
+        return _flip_bits(data, rng)
+    start = rng.choice(starts)
+    at = start + (rng.randrange(2, 90) if rng.random() < 0.9 else rng.randrange(max(1, len(data) - start)))
+    number = _number(rng, rng.choice((1, 1, 2, 4)), ">" if start != items else "<")
+    return data[:at] + number + data[at + len(number) :], f"{number.hex()} at byte {at - start} of what is at {start}"
+
+
+_ELEMENT = re.compile(rb"[\x02\x08\x10\x18\x20\x28\xe0][\x00\x7f]..(?:[A-Z]{2})", re.DOTALL)
+
+
+def _elements(data: bytes) -> list[int]:
+    """About where explicit elements begin, near the start and before the pixels."""
+    return [m.start() for m in _ELEMENT.finditer(data, 132, 50_000)] or [min(132, len(data) // 2)]
+
+
+def _length_field(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+    at = rng.choice(_elements(data))
+    number = _number(rng, *rng.choice(((2, "<"), (4, "<"))))
+    place = at + (6 if len(number) == 2 else rng.choice((4, 8)))
+    return data[:place] + number + data[place + len(number) :], f"length {number.hex()} in the element at {at}"
+
+
+def _insert_sequence(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+    """Insert sequences in sequences, closed, left open, or of lengths that lie."""
+    at, depth = rng.choice(_elements(data)), rng.choice((1, 2, 40, 2000, 20_000))
+    length = rng.choice((0xFFFFFFFF, 0xFFFFFFFF, 8, 0x7FFFFFFE))
+    sequence = struct.pack("<HH2sHI", rng.choice((8, 0x5200)), 0x1140, b"SQ", 0, length)
+    opened = (sequence + struct.pack("<HHI", 0xFFFE, 0xE000, length)) * depth
+    closed = (b"\xfe\xff\x0d\xe0\0\0\0\0" + b"\xfe\xff\xdd\xe0\0\0\0\0") * (depth if rng.random() < 0.5 else 0)
+    return data[:at] + opened + closed + data[at:], f"{depth} sequences of length {length:x} put in at {at}"
+
+
+def _long_element(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+    at, length = rng.choice(_elements(data)), rng.choice((0x10000, 0x7FFFFFFE, 0xFFFFFFFE, 0xFFFFFFFF))
+    element = struct.pack("<HH2sHI", 9, 0x1010, rng.choice((b"OB", b"UN", b"UT", b"SQ")), 0, length)
+    return data[:at] + element + data[at:], f"an element of {length} bytes put in at {at}"
+
+
+def _many_fragments(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+    at = data.rfind(b"\xe0\x7f\x10\x00", 0, 200_000)
+    if at < 0 or data[at + 8 : at + 12] != b"\xff" * 4:
+        return _insert(data, rng)
+    count = rng.choice((3, 1000, 300_000))
+    return data[: at + 12] + b"\xfe\xff\x00\xe0\0\0\0\0" * count + data[at + 12 :], f"{count} empty fragments put in"
+
+
+def _deflated(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+    """Deflate the data set, with zeros by the hundred megabytes before or behind it, or bits of the stream flipped."""
+    syntax = data.find(b"1.2.840.10008.1.2", 132, 1000)
+    start = data.find(b"\x08\x00\x05\x00", syntax) if syntax > 0 else -1
+    start = start if start > 0 else data.find(b"\x08\x00\x08\x00", syntax) if syntax > 0 else -1
+    if start < 0:
+        return _flip_bits(data, rng)
+    meta = struct.pack("<HH2sH", 2, 0x10, b"UI", 22) + b"1.2.840.10008.1.2.1.99"
+    deflater = zlib.compressobj(1, zlib.DEFLATED, -15)
+    kind = rng.choice(("plain", "flipped", "zeros before", "zeros behind"))
+    parts = [b"\0" * 128 + b"DICM" + meta]
+    zeros = [deflater.compress(bytes(2**20)) for _ in range(300)] if kind == "zeros behind" else []
+    if kind == "zeros before":
+        parts.append(deflater.compress(struct.pack("<HH2sHI", 8, 1, b"OB", 0, 300 * 2**20)))
+        parts += [deflater.compress(bytes(2**20)) for _ in range(300)]
+    parts += [deflater.compress(data[start:]), *zeros, deflater.flush()]
+    whole = b"".join(parts)
+    return (_flip_bits(whole, rng)[0] if kind == "flipped" else whole), f"deflated, {kind}"
 
 
 # Elements ----------------------------------------
@@ -189,7 +279,7 @@ def _raw(keyword: str, value: bytes, vr: str | None = None) -> RawDataElement:
 
 
 def _levels(ds: Dataset) -> list[Dataset]:
-    """The data set and every item nested in its sequences."""
+    """Return the data set and every item nested in its sequences."""
     found = [ds]
     for element in ds:
         if element.VR == "SQ":
@@ -265,7 +355,11 @@ def _edit(data: bytes, rng: random.Random, edit: Callable[[Dataset, random.Rando
 
 
 ELEMENT_EDITS = (_absurd_value, _absurd_value, _absurd_value, _remove, _wrong_vr, _wrong_vr, _other_syntax)
-BYTE_EDITS = (_truncate, _truncate, _flip_bits, _flip_bits, _overwrite, _cut_out, _insert, _another_file)
+BYTE_EDITS = (
+    *(_truncate, _truncate, _flip_bits, _flip_bits, _overwrite, _cut_out, _insert, _another_file, _swap),
+    *(_codec_header, _codec_header, _codec_header, _length_field, _length_field),
+    *(_insert_sequence, _long_element, _many_fragments, _deflated),
+)
 
 
 def mutate(files: Files, rng: random.Random, *, keep_one: bool = False) -> Mutant:
@@ -288,3 +382,19 @@ def mutate(files: Files, rng: random.Random, *, keep_one: bool = False) -> Mutan
                     changed[i], story = rng.choice(BYTE_EDITS)(changed[i] or b"\0", rng)
             stories.append(f"{count} of {len(files)} files: {story}")
     return Mutant(changed, "; ".join(stories))
+
+
+def mutate_mask(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+    """Damage a compressed NIfTI file: its bytes as they are, or a number of its header, compressed again."""
+    if rng.random() < 0.4:
+        return rng.choice((_truncate, _flip_bits, _overwrite, _cut_out, _swap))(data, rng)
+    plain = bytearray(gzip.decompress(data))
+    stories = []
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        at = rng.choice(
+            (0, *range(40, 56, 2), 70, 72, 108, *range(76, 108, 4), 112, 252, 254, *range(256, 328, 4), 344)
+        )
+        number = _number(rng, rng.choice((2, 4)), "<")
+        plain[at : at + len(number)] = number
+        stories.append(f"{number.hex()} at byte {at}")
+    return gzip.compress(bytes(plain), 1), f"NIfTI header: {', '.join(stories)}"
