@@ -132,7 +132,7 @@ def locked_run(folder: RunFolder) -> Iterator[None]:
     UsageError
         Another process trains in it, or it can't be made.
     """
-    is_new = not folder.root.exists()
+    made = [path for path in (folder.root, *folder.root.parents) if not path.exists()]
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
         descriptor = take_lock(folder.lock)
@@ -153,8 +153,8 @@ def locked_run(folder: RunFolder) -> Iterator[None]:
     finally:
         with suppress(OSError):
             folder.lock.unlink(missing_ok=True)
-            if is_new:
-                folder.root.rmdir()  # unless there is something in it by now
+            for path in made:
+                path.rmdir()  # unless there is something in it by now
         _held.discard(descriptor)
         os.close(descriptor)
 
@@ -172,11 +172,15 @@ def full_disk_told(folder: RunFolder) -> Iterator[None]:
     except Exception as error:
         if not is_disk_full(error):
             raise
+        # Saving a checkpoint says more than that the disk is full.
+        what = str(error) if isinstance(error, NoSpaceError) else f"the disk of {folder.root} is full"
         if folder.last.exists():
             advice = f"The last checkpoint is whole: free some space, and go on with --out {folder.root} --resume"
-        else:
+        elif folder.config.exists():
             advice = f"There is no checkpoint to go on from yet: free some space, remove {folder.root}, and begin again"
-        raise NoSpaceError(f"the disk of {folder.root} is full. {advice}") from error
+        else:
+            advice = "Free some space, and give the command again"
+        raise NoSpaceError(f"{what}. {advice}") from error
 
 
 def default_root(config: TrainConfig) -> Path:

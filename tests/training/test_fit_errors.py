@@ -93,7 +93,7 @@ def test_a_full_disk_while_tables_are_written_is_told(train_cache, tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("aneurysm.training.metrics_table.MetricsTable.add", full)
-    with pytest.raises(NoSpaceError, match=r"is full\. The last checkpoint is whole"):
+    with pytest.raises(NoSpaceError, match=r"is full\. There is no checkpoint to go on from yet"):
         fit(quick(train_cache), RunFolder(tmp_path / "run"))
 
 
