@@ -10,6 +10,7 @@ import pytest
 
 from aneurysm.cache.estimate import check_space
 from aneurysm.cache.spec import load_spec
+from aneurysm.cache.supervisor import InProcess
 from aneurysm.dicom.scan import find_series
 from aneurysm.errors import NoSpaceError
 from tests.support.run_data import write_rsna_data
@@ -20,10 +21,10 @@ def test_a_small_need_is_no_zero(tmp_path, monkeypatch, lacking):
     write_rsna_data(tmp_path, n_series=1)
     todo, spec = find_series(tmp_path).sources, load_spec("rsna-1mm")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
-    needed = check_space(todo, spec, tmp_path)
+    needed = check_space(todo, spec, tmp_path, InProcess())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - lacking))
     with pytest.raises(NoSpaceError) as refused:
-        check_space(todo, spec, tmp_path)
+        check_space(todo, spec, tmp_path, InProcess())
     need, has = re.findall(r"([\d.]+ (?:bytes|[KMG]iB)) (?:in|are)", str(refused.value))
     assert need != has
     assert float(need.split()[0]) > 0
