@@ -191,7 +191,9 @@ def test_the_store_does_not_let_us(answering: type[Answers], code: str, built: B
 @pytest.mark.usefixtures("_impatient")
 def test_the_store_fails(answering: type[Answers]) -> None:
     answering.status, answering.code = 503, "SlowDown"
-    with pytest.raises(StoreError, match="reading an object below s3://bucket/cache failed: the store answered SlowDown") as caught:
+    with pytest.raises(
+        StoreError, match="reading an object below s3://bucket/cache failed: the store answered SlowDown"
+    ) as caught:
         ObjectStore("s3://bucket/cache").read("x")
     assert SECRET not in repr(caught.value)
     assert told("s3://bucket/cache").code == 1
