@@ -10,8 +10,9 @@ import ctypes, errno, os, signal, sys, time
 held = []
 
 def misbehave(event, args):
-    # Only where series are built: the same processes look through the data before.
-    if event == "open" and "aneurysm.cache.series" in sys.modules and isinstance(args[0], (str, bytes, os.PathLike)):
+    # Only where series are built, or predicted: the same processes look through the data before.
+    at_work = "aneurysm.cache.series" in sys.modules or "aneurysm.inference.reading" in sys.modules
+    if event == "open" and at_work and isinstance(args[0], (str, bytes, os.PathLike)):
         name = os.fsdecode(args[0])
         if "/{uid}/" in name and name.endswith(".dcm"):
             {fault}
