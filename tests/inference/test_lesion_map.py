@@ -238,7 +238,7 @@ def test_a_run_that_is_stopped_leaves_no_half_a_file(tmp_path, monkeypatch):
     lesions = predicted(tmp_path / "dicom").lesion_map
     overlays = Overlays(tmp_path / "maps", LABELS[SITE])
 
-    def stopped(_):
+    def stopped(_lesions, _part):
         yield np.zeros(acquisition.shape, np.float32)
         raise KeyboardInterrupt
 

@@ -139,7 +139,7 @@ def test_answers_are_the_same_with_and_without_a_map(here):
         (("runs/classifier", "data/series", "--overlay", "maps"), "--cam"),
         (("runs/demo", "data/series", "--overlay", "maps", "--cam"), "leave out --cam"),
         (("runs/demo", "data/series", "--cam"), "--overlay"),
-        (("runs/demo", "data/series", "--overlay", "maps", "--overlay-label", "Aorta"), "no label 'Aorta'"),
+        (("runs/demo", "data/series", "--overlay", "maps", "--overlay-label", "Aorta"), "label Aorta: choose from"),
         (("runs/demo", "data/series", "--overlay", "runs/demo/checkpoints/best.ckpt/x"), "can't make the folder"),
         (("runs/demo", "data/series", "--overlay", "/sys"), "overlays can't be written in /sys"),
     ],

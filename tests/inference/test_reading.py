@@ -141,7 +141,7 @@ def test_what_holds_no_series_is_told_apart(tmp_path):
     with pytest.raises(DataError, match="no DICOM series"):
         find_paths(tmp_path)
     (tmp_path / "note.txt").write_text("not DICOM")
-    with pytest.raises(DataError, match="no DICOM"):
+    with pytest.raises(UsageError, match="no DICOM"):
         find_paths(tmp_path / "note.txt")
 
 

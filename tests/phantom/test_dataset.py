@@ -143,11 +143,11 @@ def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | Non
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--series", 0), "the number of series must be at least 1, not 0"),
-        (("--size", "huge"), "unknown size 'huge': one of tiny, small, full"),
-        (("--difficulty", 9), "the difficulty must lie between 0.25 and 4"),
-        (("--workers", 0), "the number of workers must be at least 1"),
-        (("--seed", -1), "the seed must not be negative"),
+        (("--series", 0), "--series 0: give a whole number, 1 or more"),
+        (("--size", "huge"), "--size huge: choose from tiny, small, full"),
+        (("--difficulty", 9), "--difficulty 9: give a number, 0.25 to 4"),
+        (("--workers", 0), "--workers 0: give a whole number, 1 to 1024"),
+        (("--seed", -1), "--seed -1: give a whole number, 0 or more"),
     ],
 )
 def test_the_command_says_what_is_wrong(
