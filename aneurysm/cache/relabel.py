@@ -44,9 +44,10 @@ from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.supervisor import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.cache.writer import describe_vessels, write_vessels
-from aneurysm.errors import CacheError
+from aneurysm.errors import AneurysmError, CacheError
 from aneurysm.objects.scratch import scratch_folder
 from aneurysm.objects.stored_data import brought_mask
+from aneurysm.reasons import words_of
 from aneurysm.threads import look_at_each
 
 
@@ -163,10 +164,14 @@ class _Job:
 
 
 def find_differences(place: CachePlace, uids: Iterable[str], given: Annotations) -> Iterator[Update]:
-    """Yield for each of the cached series ``uids`` that holds other annotations than ``given`` what differs."""
-    for uid, wanted, changes in _compared(place, list(uids), given):
-        if wanted is not None and changes:
-            yield Update(uid, changes)
+    """
+    Yield for each of ``uids`` that holds other annotations than ``given`` what differs.
+
+    Of one whose mask can't be read, and so not be compared, the ``problem`` is yielded.
+    """
+    for difference, _ in _compared(place, list(uids), given):
+        if difference.changes or difference.problem:
+            yield difference
     for uid in uids:
         if place.layout.volume(uid).exists():
             continue
@@ -198,12 +203,15 @@ def relabel(
     """
     jobs: list[_Job] = []
     masked: list[_Job] = []
-    for uid, wanted, changes in _compared(place, uids, given):
+    updates: list[Update] = []
+    for difference, wanted in _compared(place, uids, given):
         if wanted is not None:
-            job = _Job(uid, wanted, place.layout.root, place.url, spec)
-            (masked if "vessels" in changes and wanted.mask is not None else jobs).append(job)
+            job = _Job(difference.uid, wanted, place.layout.root, place.url, spec)
+            (masked if "vessels" in difference.changes and wanted.mask is not None else jobs).append(job)
+        elif difference.problem:
+            updates.append(difference)
     with write_errors_told(place.layout.root):
-        updates = list(look_at_each(jobs, _update))
+        updates += look_at_each(jobs, _update)
     updates += in_batches(_update_all, masked, 1, workers, _lost, limits, processes)
     with write_errors_told(place.layout.root):
         updates += look_at_each(uids, partial(_update_record, place.layout, given))
@@ -218,31 +226,47 @@ def _update_all(jobs: Sequence[_Job]) -> list[Update]:
     return [_update(job) for job in jobs]
 
 
-def _compared(
-    place: CachePlace, uids: Sequence[str], given: Annotations
-) -> Iterator[tuple[str, Wanted | None, frozenset[str]]]:
-    """Yield each volume with what it should hold, None if it does, and what differs."""
+def _compared(place: CachePlace, uids: Sequence[str], given: Annotations) -> Iterator[tuple[Update, Wanted | None]]:
+    """Yield what differs of each volume, and what it should hold: None if it does, or if that can't be told."""
 
-    def look(uid: str) -> tuple[str, Wanted | None, frozenset[str]]:
+    def look(uid: str) -> tuple[Update, Wanted | None]:
         volume = place.layout.volume(uid)
         try:
             own = read_document(volume)["attributes"]["aneurysm"]
             wanted = _wanted(uid, given)
             _, changes = _changes(own, shape_of(volume), wanted)
             settled = _is_settled(own, place.label_trees(uid))
+        except _MaskReadError as error:
+            return Update(uid, problem=str(error)), None
         except (CacheError, *ODD):
-            return uid, None, frozenset()  # absent, or damaged, of which `aneurysm verify` speaks
-        return uid, None if settled and not changes else wanted, changes
+            return Update(uid), None  # absent, or damaged, of which `aneurysm verify` speaks
+        return Update(uid, changes), None if settled and not changes else wanted
 
     yield from look_at_each(uids, look)
+
+
+class _MaskReadError(AneurysmError):
+    """The operating system can't read a vessel mask."""
+
+
+@contextmanager
+def _local_mask(mask: Path | str) -> Iterator[Path]:
+    """Yield a vessel mask as a local file, to be read in the block. Raises `_MaskReadError`."""
+    try:
+        with brought_mask(mask) as path:
+            assert path is not None
+            yield path
+    except OSError as error:
+        if isinstance(error, AneurysmError):
+            raise
+        raise _MaskReadError(f"its vessel mask can't be read: {words_of(error)}") from error
 
 
 def _wanted(uid: str, given: Annotations) -> Wanted:
     tables, mask = given.tables, None if given.masks is None else given.masks.get(uid)
     known = None if given.masks is None else ""
     if mask is not None:
-        with brought_mask(mask) as path:
-            assert path is not None
+        with _local_mask(mask) as path:
             known = file_hash(path)
     return Wanted(tables.of(uid), tables.has_labels, tables.has_localizers, mask, known)
 
@@ -296,7 +320,10 @@ def _update(job: _Job) -> Update:
             # Another hash would make the damage look sound.
             advice = f"aneurysm precache --overwrite --series {job.uid}"
             return Update(job.uid, problem=f"its metadata were changed or damaged since they were written: {advice}")
-        return Update(job.uid, update_volume(files, document, job.wanted, job.spec, scratch))
+        try:
+            return Update(job.uid, update_volume(files, document, job.wanted, job.spec, scratch))
+        except _MaskReadError as error:
+            return Update(job.uid, problem=str(error))
 
 
 @contextmanager
@@ -322,7 +349,7 @@ def update_volume(
     """
     Bring a volume's annotations up to what is ``wanted``; return what differed.
 
-    ``document`` is the content of its zarr.json, ``scratch`` a folder of one's own.
+    ``document`` is the content of its zarr.json, ``scratch`` a folder of one's own. Raises `_MaskReadError`.
     """
     own = document["attributes"]["aneurysm"]
     settle(files, document)
@@ -336,8 +363,7 @@ def update_volume(
         return changes
     vessels, decisions = None, [d for d in own["decisions"] if not is_mask_decision(d)]
     if wanted.mask is not None:
-        with brought_mask(wanted.mask) as path:
-            assert path is not None
+        with _local_mask(wanted.mask) as path:
             vessels, decision = place_mask(path, own["affine_lps"], shape, own["source"]["field_of_view"])
         decisions.append(decision)
     own["decisions"] = decisions

@@ -51,6 +51,7 @@ _RERUN = "Run aneurysm precache, or aneurysm verify --fix: it writes the table a
 _RETRY = "Run aneurysm precache --retry-failed: it writes the record anew"
 _SETTLE = "Run aneurysm precache with the data: it finishes what a run began that died"
 _RELABEL = "Run aneurysm precache: it updates the volume"
+_COMPARE = "Mend that, and run aneurysm verify again"
 _KEY = "No series is built until this is mended"
 _NEEDED = frozenset(
     {
@@ -324,6 +325,9 @@ def _check_annotations(place: CachePlace, data: str | Path, volumes: set[str], w
     records = {path.name.removesuffix(".json") for path in place.layout.rejected.glob("*.json")} - volumes
     uids = sorted((volumes | records) & sources)
     for difference in find_differences(place, uids, Annotations(given.tables(), given.find_masks())):
+        if difference.problem:
+            yield Fault(difference.uid, difference.problem, _COMPARE)
+            continue
         what = ", ".join(text for kind, text in _DIFFERENCES.items() if kind in difference.changes)
         yield Fault(difference.uid, f"{what} in the cache and in {data} differ", _RELABEL)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import json
 import shutil
@@ -430,6 +431,30 @@ def test_damaged_annotations_are_not_made_to_look_sound(copied: Built) -> None:
     assert call_cli("verify", "--cache", copied.cache, "--workers", 1).code == 3
     assert precache(copied.data, copied.cache, overwrite=True, series=[uid], workers=0).cached == 1
     assert verify_cache(copied.cache, data=copied.data, workers=0).faults == []
+
+
+@pytest.mark.parametrize("step", ["file_hash", "place_mask"])
+def test_a_mask_that_can_not_be_read_is_told_and_its_volume_stays_as_it_was(
+    copied: Built, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    uid = copied.uids[0]
+    turn_mask(copied.data, uid)
+    two_labels(copied.data, copied.uids)
+    before = tree_digest(copied.cache / f"volumes/{uid}.zarr")
+
+    def fail(path: Path, *_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(relabel, step, fail)
+        summary = run_again(copied, patched)
+        faults = verify_cache(copied.cache, data=copied.data, workers=0).faults
+    told = "its vessel mask can't be read: OSError: Input/output error"
+    assert (summary.updated, summary.not_updated) == (1, {uid: told})
+    assert tree_digest(copied.cache / f"volumes/{uid}.zarr") == before
+    if step == "file_hash":
+        assert [(f.where, f.what) for f in faults] == [(uid, told)]
+    assert run_again(copied, monkeypatch).updated == 1
 
 
 MASK_KILLS = """
