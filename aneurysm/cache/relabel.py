@@ -47,7 +47,7 @@ from aneurysm.cache.writer import describe_vessels, write_vessels
 from aneurysm.errors import AneurysmError, CacheError
 from aneurysm.objects.scratch import scratch_folder
 from aneurysm.objects.stored_data import brought_mask
-from aneurysm.reasons import words_of
+from aneurysm.reasons import reason_of, words_of
 from aneurysm.threads import look_at_each
 
 
@@ -210,8 +210,7 @@ def relabel(
             (masked if "vessels" in difference.changes and wanted.mask is not None else jobs).append(job)
         elif difference.problem:
             updates.append(difference)
-    with write_errors_told(place.layout.root):
-        updates += look_at_each(jobs, _update)
+    updates += look_at_each(jobs, _update)
     updates += in_batches(_update_all, masked, 1, workers, _lost, limits, processes)
     with write_errors_told(place.layout.root):
         updates += look_at_each(uids, partial(_update_record, place.layout, given))
@@ -305,34 +304,51 @@ def _is_settled(own: Mapping[str, Any], trees: set[str]) -> bool:
 
 
 def _update(job: _Job) -> Update:
-    with _opened(job) as (files, scratch):
-        if files is None:
-            return Update(job.uid)
-        try:
-            document = parse_document(files.read_metadata(), job.uid)
-            own = document["attributes"]["aneurysm"]
-            sound = annotation_hash(own) == own["annotation_hash"]
-        except FileNotFoundError:
-            return Update(job.uid)  # taken away just now
-        except (CacheError, *ODD):
-            sound = False
-        if not sound:
-            # Another hash would make the damage look sound.
-            advice = f"aneurysm precache --overwrite --series {job.uid}"
-            return Update(job.uid, problem=f"its metadata were changed or damaged since they were written: {advice}")
-        try:
-            return Update(job.uid, update_volume(files, document, job.wanted, job.spec, scratch))
-        except _MaskReadError as error:
-            return Update(job.uid, problem=str(error))
+    try:
+        with _opened(job) as (files, scratch):
+            return Update(job.uid) if files is None else _update_held(job, files, scratch)
+    except _MaskReadError as error:
+        return Update(job.uid, problem=str(error))
+    except (AneurysmError, MemoryError):  # none of this volume alone; or one for `in_batches`, which knows the limit
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other volumes are none the worse for it
+        return Update(job.uid, problem=reason_of(error)[1])
+
+
+def _update_held(job: _Job, files: VolumeFiles, scratch: Path) -> Update:
+    try:
+        document = parse_document(files.read_metadata(), job.uid)
+        own = document["attributes"]["aneurysm"]
+        sound = annotation_hash(own) == own["annotation_hash"]
+    except FileNotFoundError:
+        return Update(job.uid)  # taken away just now
+    except (CacheError, *ODD):
+        sound = False
+    if not sound:
+        # Another hash would make the damage look sound.
+        advice = f"aneurysm precache --overwrite --series {job.uid}"
+        return Update(job.uid, problem=f"its metadata were changed or damaged since they were written: {advice}")
+    return Update(job.uid, update_volume(files, document, job.wanted, job.spec, scratch))
 
 
 @contextmanager
 def _opened(job: _Job) -> Iterator[tuple[VolumeFiles | None, Path]]:
-    """Yield the files of a volume that nobody else is at, None if somebody is, and a folder for what is on its way."""
+    """
+    Yield the files of a volume that nobody else is at, None if somebody is, and a folder for what is on its way.
+
+    Raises
+    ------
+    NoSpaceError, CacheError, StoreError
+        They can't be written.
+    """
     if job.url:
         from aneurysm.objects.volume_sender import StoredFiles, VolumeSender
 
-        with scratch_folder() as scratch, VolumeSender(job.url, job.uid, scratch).marked(insist=False) as ours:
+        with (
+            write_errors_told(job.cache),
+            scratch_folder() as scratch,
+            VolumeSender(job.url, job.uid, scratch).marked(insist=False) as ours,
+        ):
             yield StoredFiles(job.url, job.uid) if ours else None, scratch
         return
     layout = CacheLayout(job.cache)

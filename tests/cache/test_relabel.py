@@ -6,6 +6,7 @@ import csv
 import errno
 import itertools
 import json
+import re
 import shutil
 import signal
 import threading
@@ -455,6 +456,31 @@ def test_a_mask_that_can_not_be_read_is_told_and_its_volume_stays_as_it_was(
     if step == "file_hash":
         assert [(f.where, f.what) for f in faults] == [(uid, told)]
     assert run_again(copied, monkeypatch).updated == 1
+
+
+@pytest.mark.parametrize("what", ["mask", "lesion"])
+def test_an_unforeseen_error_costs_one_volume_and_not_the_run(
+    copied: Built, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    first, second = copied.uids[:2]
+    turn_mask(copied.data, first) if what == "mask" else to_another_image(copied.data, copied.uids)
+    edit_train(copied.data, second, **{"Basilar Tip": "1"})
+    with monkeypatch.context() as patched:
+        patched.setattr(relabel, "update_volume", _failing_of(relabel.update_volume, first))
+        summary = run_again(copied, patched)
+    assert (summary.updated, list(summary.not_updated)) == (1, [first])
+    assert re.fullmatch(r"KeyError at test_relabel.py:\d+; please report it", summary.not_updated[first])
+    assert attributes(copied.cache, second)["labels"]["Basilar Tip"] == 1
+    assert run_again(copied, monkeypatch).updated == 1
+
+
+def _failing_of(update: Callable[..., object], uid: str) -> Callable[..., object]:
+    def fail(files: relabel.LocalFiles, *args: object) -> object:
+        if files.volume.name == f"{uid}.zarr":
+            raise KeyError("Doe^Jane")
+        return update(files, *args)
+
+    return fail
 
 
 MASK_KILLS = """
