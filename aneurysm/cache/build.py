@@ -57,7 +57,8 @@ class Summary:
     """
     What came of a run.
 
-    ``cached``, ``rejected`` and ``failed`` are of this run; ``skipped`` was done already; ``busy`` is another run at.
+    ``cached``, ``rejected`` and ``failed`` are of this run; ``skipped`` was done already; ``busy`` is another run at,
+    to be built or to be updated.
     """
 
     cached: int = 0
@@ -86,6 +87,8 @@ class Summary:
         for update in updates:
             if update.problem:
                 self.not_updated[update.uid] = update.problem
+            elif update.busy:
+                self.busy += 1
             else:
                 self.updated += 1
                 self.updates.update(update.changes)

@@ -80,12 +80,13 @@ class Update:
     What came of one volume or record.
 
     ``changes`` names what differed: ``labels``, ``modality``, ``lesions``, ``rows`` (only the lines of
-    train_localizers.csv) and ``vessels``. ``problem`` says why nothing was written.
+    train_localizers.csv) and ``vessels``. ``problem`` says why nothing was written; ``busy`` is what another run holds.
     """
 
     uid: str
     changes: frozenset[str] = frozenset()
     problem: str = ""
+    busy: bool = False
 
 
 class VolumeFiles(Protocol):
@@ -194,7 +195,7 @@ def relabel(
     Bring the annotations of those of ``uids`` that are cached, or recorded as not cached, up to ``given``.
 
     Masks, which strangers wrote, are read within ``limits`` by ``workers`` of ``processes``, which are started if none
-    are given; see `in_batches`. Return what changed, in no order; nothing of volumes that another run holds.
+    are given; see `in_batches`. Return what changed, could not be changed, or is busy, in no order.
 
     Raises
     ------
@@ -214,7 +215,7 @@ def relabel(
     updates += in_batches(_update_all, masked, 1, workers, _lost, limits, processes)
     with write_errors_told(place.layout.root):
         updates += look_at_each(uids, partial(_update_record, place.layout, given))
-    return [u for u in updates if u.changes or u.problem]
+    return [u for u in updates if u.changes or u.problem or u.busy]
 
 
 def _lost(job: _Job, error: LostError) -> Update:
@@ -306,7 +307,7 @@ def _is_settled(own: Mapping[str, Any], trees: set[str]) -> bool:
 def _update(job: _Job) -> Update:
     try:
         with _opened(job) as (files, scratch):
-            return Update(job.uid) if files is None else _update_held(job, files, scratch)
+            return Update(job.uid, busy=True) if files is None else _update_held(job, files, scratch)
     except _MaskReadError as error:
         return Update(job.uid, problem=str(error))
     except (AneurysmError, MemoryError):  # none of this volume alone; or one for `in_batches`, which knows the limit
@@ -471,7 +472,7 @@ def _update_record(layout: CacheLayout, given: Annotations, uid: str) -> Update:
             return Update(uid)
         with claim(layout, uid) as folder:
             if folder is None:
-                return Update(uid)
+                return Update(uid, busy=True)
             record, changes = _record_changes(layout, uid, given)
             if record is not None and changes:
                 write_atomically(layout.record(uid), record.to_json())

@@ -413,10 +413,15 @@ def test_what_another_run_holds_is_left_to_it(copied: Built) -> None:
     two_labels(copied.data, copied.uids)
     before = tree_digest(copied.cache / "volumes")
     with claim(CacheLayout(copied.cache), copied.uids[0]):
-        assert precache(copied.data, copied.cache, workers=0).updated == 1
+        summary = precache(copied.data, copied.cache, workers=0)
+        assert (summary.updated, summary.busy) == (1, 1)
+        ran = call_cli("precache", "--data", copied.data, "--cache", copied.cache, "--workers", 1)
+    assert ran.code == 8, ran.text
+    assert "1 series are in the hands of another run: when it is done, run this again." in ran.out
     after = tree_digest(copied.cache / "volumes")
     assert {name.split("/")[0] for name in after if after[name] != before[name]} == {f"{copied.uids[1]}.zarr"}
-    assert precache(copied.data, copied.cache, workers=0).updated == 1
+    summary = precache(copied.data, copied.cache, workers=0)
+    assert (summary.updated, summary.busy) == (1, 0)
 
 
 def test_damaged_annotations_are_not_made_to_look_sound(copied: Built) -> None:

@@ -170,6 +170,7 @@ def test_a_series_that_another_run_has_marked_is_left_to_it(built: Built, bucket
     url = bucket.upload(built.cache, "cache")
     two_labels(data, built.uids)
     bucket.put(f"cache/.building/{built.uids[0]}", b"")
-    assert precache(data, url, workers=0).updated == 1
+    summary = precache(data, url, workers=0)
+    assert (summary.updated, summary.busy) == (1, 1)
     bucket.delete(f"cache/.building/{built.uids[0]}")
     assert precache(data, url, workers=0).updated == 1
