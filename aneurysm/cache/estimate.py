@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -13,12 +12,12 @@ from typing import Final
 import numpy as np
 
 from aneurysm.cache.spec import CacheSpec
-from aneurysm.cache.supervisor import NO_LIMITS, Limits, LostError, Runner
+from aneurysm.cache.supervisor import NO_LIMITS, Limits, Runner, StoppedError
 from aneurysm.dicom.content import HeadersOnly
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import read_series
 from aneurysm.dicom.stack import stack_frames
-from aneurysm.errors import NoSpaceError, SeriesRejectedError, StoreError
+from aneurysm.errors import NoSpaceError
 from aneurysm.sizes import two_sizes_text
 from aneurysm.volume.frame import target_grid
 
@@ -71,17 +70,18 @@ def _within(
         left = min(end - time.monotonic(), limits.timeout_s or seconds)
         if left <= 0:
             break
-        with suppress(LostError, MemoryError):  # its worker will say what is the matter
+        try:
             sizes.append(processes.run(_voxels, source, spec, limits=replace(limits, timeout_s=left)))
-    return [size for size in sizes if size]
+        except StoppedError:
+            raise
+        except Exception:  # noqa: BLE001, S112 - whatever it is: its worker will say what is the matter
+            continue
+    return sizes
 
 
 def _voxels(source: SeriesSource, spec: CacheSpec) -> int:
-    try:
-        with source.brought(headers_only=True) as local:
-            series = read_series(source.uid, local.list_files())
-        # Pixels are for the workers: a decoder that crashes must not do so here. The size is the same either way.
-        stack = stack_frames(series.frames, spec.slices, HeadersOnly())
-        return int(np.prod(target_grid(stack, spec).shape))
-    except (SeriesRejectedError, OSError, StoreError):
-        return 0
+    with source.brought(headers_only=True) as local:
+        series = read_series(source.uid, local.list_files())
+    # Pixels are for the workers: a decoder that crashes must not do so here. The size is the same either way.
+    stack = stack_frames(series.frames, spec.slices, HeadersOnly())
+    return int(np.prod(target_grid(stack, spec).shape))

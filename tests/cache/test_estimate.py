@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from aneurysm.cache import estimate
 from aneurysm.cache.estimate import check_space
 from aneurysm.cache.spec import load_spec
 from aneurysm.cache.supervisor import InProcess
@@ -28,3 +29,18 @@ def test_a_small_need_is_no_zero(tmp_path, monkeypatch, lacking):
     need, has = re.findall(r"([\d.]+ (?:bytes|[KMG]iB)) (?:in|are)", str(refused.value))
     assert need != has
     assert float(need.split()[0]) > 0
+
+
+def test_an_unforeseen_error_in_one_series_does_not_end_the_run(tmp_path, monkeypatch):
+    write_rsna_data(tmp_path, n_series=2)
+    todo, spec = find_series(tmp_path).sources, load_spec("rsna-1mm")
+    one = check_space(todo[1:], spec, tmp_path, InProcess()) - estimate._SPARE
+    read = estimate.read_series
+
+    def fail(uid, files):
+        if uid == todo[0].uid:
+            raise KeyError("unforeseen")
+        return read(uid, files)
+
+    monkeypatch.setattr(estimate, "read_series", fail)
+    assert check_space(todo, spec, tmp_path, InProcess()) == pytest.approx(2 * one + estimate._SPARE, abs=2)
