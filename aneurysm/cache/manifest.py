@@ -81,14 +81,18 @@ def read_document(volume: Path) -> dict[str, Any]:
     CacheError
         The metadata is missing, is not JSON, or lacks the attribute ``aneurysm``.
     """
+    return parse_document(read_metadata(volume), str(volume / "zarr.json"))
+
+
+def read_metadata(volume: Path) -> bytes:
+    """Return the bytes of a volume's zarr.json. Raises `CacheError` if it is missing, can't be read, or is too long."""
     path = volume / "zarr.json"
     try:
-        content = read_bounded(path, MOST_JSON)
+        return read_bounded(path, MOST_JSON)
     except FileNotFoundError as error:
         raise CacheError(f"{path} is missing") from error
     except (OSError, ValueError) as error:
         raise CacheError(f"{path} is damaged: {type(error).__name__} {error}") from error
-    return parse_document(content, str(path))
 
 
 def parse_document(content: bytes, name: str) -> dict[str, Any]:

@@ -86,9 +86,9 @@ def seal(document: dict[str, Any], folder: Path) -> dict[str, Any]:
     return content
 
 
-def find_damage(folder: Path, document: Mapping[str, Any]) -> Iterator[str]:
+def find_damage(folder: Path, document: Mapping[str, Any], content: bytes) -> Iterator[str]:
     """
-    Yield what is not as it was written in ``folder``, a volume whose zarr.json has the content ``document``.
+    Yield what is not as it was written in ``folder``, a volume whose zarr.json is ``content``, parsed ``document``.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def find_damage(folder: Path, document: Mapping[str, Any]) -> Iterator[str]:
         yield "voxel hash differs: a file or the metadata was changed or damaged since it was written"
     if own["annotation_hash"] != annotation_hash(own):
         yield "annotation hash differs: the metadata were changed or damaged since they were written"
-    elif (folder / "zarr.json").read_bytes() != document_bytes(document):
+    elif content != document_bytes(document):
         yield "zarr.json was changed or damaged since it was written"
     if (mask := own["vessel_mask"]) and mask["path"]:
         tree = folder / str(mask["path"]).split("/", 1)[0]

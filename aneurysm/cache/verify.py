@@ -25,9 +25,10 @@ from aneurysm.cache.manifest import (
     lesions_text,
     manifest_row,
     manifest_text,
-    read_document,
+    parse_document,
     read_entry,
     read_manifest,
+    read_metadata,
     with_seconds,
 )
 from aneurysm.cache.metadata import FORMAT_VERSION, find_damage, find_strays
@@ -46,6 +47,8 @@ from aneurysm.objects.stored_data import data_place
 from aneurysm.threads import limit_threads
 
 _BATCH: Final = 64
+_TRIES: Final = 3
+"""Looks at a volume that is replaced while it is read."""
 _REBUILD = "Build it again: aneurysm precache --overwrite --series {uid}"
 _RERUN = "Run aneurysm precache, or aneurysm verify --fix: it writes the table anew"
 _RETRY = "Run aneurysm precache --retry-failed: it writes the record anew"
@@ -181,6 +184,24 @@ def _check_stored(name: str, url: str, spec: CacheSpec, deep: bool) -> _Checked:
 
 def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> _Checked:
     """Return the faults of one volume, the rows that the tables should have, and the bytes read."""
+    for _ in range(_TRIES):
+        before = _metadata_of(folder)
+        checked = _check_metadata(folder, before, spec, deep)
+        # Else it was replaced meanwhile, and what was read of it was of two volumes.
+        if not checked[0] or _metadata_of(folder) == before:
+            break
+    return checked
+
+
+def _metadata_of(folder: Path) -> bytes | str:
+    """Return the bytes of a volume's zarr.json, or why they can't be read."""
+    try:
+        return read_metadata(folder)
+    except CacheError as error:
+        return str(error)
+
+
+def _check_metadata(folder: Path, content: bytes | str, spec: CacheSpec, deep: bool) -> _Checked:
     uid = folder.name.removesuffix(".zarr")
     if not folder.name.endswith(".zarr") or not folder.is_dir():
         return [Fault(f"volumes/{folder.name}", "is no volume", "Remove it")], None, 0
@@ -188,15 +209,18 @@ def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> _Checked:
     def fault(what: str) -> Fault:
         return Fault(uid, what, _SETTLE if what.startswith(LABEL_TREES) else _REBUILD.format(uid=uid))
 
+    if isinstance(content, str):
+        return [fault(content)], None, 0
     try:
-        document = read_document(folder)
+        document = parse_document(content, str(folder / "zarr.json"))
     except CacheError as error:
         return [fault(str(error))], None, 0
     faults: list[Fault] = []
     attributes = document["attributes"]["aneurysm"]
     rows, size = None, 0
     try:
-        faults.extend(fault(what) for what in _faults(folder, document, spec, deep))  # up to an error, if one comes
+        for what in _faults(folder, document, content, spec, deep):  # up to an error, if one comes
+            faults.append(fault(what))
         size = tree_bytes(folder)
         if attributes.keys() >= _NEEDED:
             rows = rows_of({**attributes, "series_uid": uid, "status": "cached", "folder": folder})
@@ -211,7 +235,7 @@ def rows_of(entry: dict[str, Any]) -> _Rows:
     return manifest_row(entry, ""), lesion_rows(entry)
 
 
-def _faults(folder: Path, document: dict[str, Any], spec: CacheSpec, deep: bool) -> Iterator[str]:
+def _faults(folder: Path, document: dict[str, Any], content: bytes, spec: CacheSpec, deep: bool) -> Iterator[str]:
     attributes = document["attributes"]["aneurysm"]
     if attributes.get("format_version") != FORMAT_VERSION:
         yield f"format version {attributes.get('format_version')}, this program knows {FORMAT_VERSION}"
@@ -229,7 +253,7 @@ def _faults(folder: Path, document: dict[str, Any], spec: CacheSpec, deep: bool)
     if attributes["vessel_mask"] and (path := attributes["vessel_mask"]["path"]):
         arrays.append(path)
     yield from _check_arrays(folder, spec, arrays)
-    yield from find_damage(folder, document)
+    yield from find_damage(folder, document, content)
     for name in find_strays(folder, document):
         yield f"{name} is no part of the volume"
     if deep:

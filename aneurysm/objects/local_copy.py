@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from aneurysm.cache.manifest import ODD, read_document
+from aneurysm.cache.manifest import ODD, parse_document, read_metadata
 from aneurysm.cache.metadata import find_damage
 from aneurysm.cache.publish import flush_tree, no_space_told
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, UsageError
@@ -180,8 +180,9 @@ class StoredVolume:
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 download_volume(ObjectStore(self.url), self.uid, folder)
-                document = read_document(folder)
-                told = "; ".join(find_damage(folder, document))
+                content = read_metadata(folder)
+                document = parse_document(content, f"{self.name}/zarr.json")
+                told = "; ".join(find_damage(folder, document, content))
                 found = document["attributes"]["aneurysm"]["voxel_hash"]
             except CacheNotFoundError:
                 raise

@@ -14,6 +14,7 @@ import pytest
 
 from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.cache import verify
+from aneurysm.cache.build import precache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import leave_seconds, write_manifest
 from aneurysm.cache.opening import read_spec
@@ -199,7 +200,7 @@ def test_odd_metadata_are_a_fault(cache: Path, built: Built, key: str) -> None:
 def test_a_volume_that_can_not_be_read_is_a_fault(
     cache: Path, built: Built, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
-    def fail(folder: Path, _document: object) -> list[str]:
+    def fail(folder: Path, *_: object) -> list[str]:
         if built.uids[1] in folder.name:
             raise error
         return []
@@ -208,6 +209,29 @@ def test_a_volume_that_can_not_be_read_is_a_fault(
     (fault,) = verify.verify_cache(cache, workers=0).faults
     assert fault.where == built.uids[1]
     assert fault.what.startswith(f"the volume can't be read: {type(error).__name__}")
+
+
+def test_a_volume_that_is_replaced_while_it_is_read_is_no_fault(
+    cache: Path, built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a run at the same cache, once zarr.json is read: the mask that this names is there no more."""
+    uid, data, after = built.uids[0], cache.parent / "data", cache.parent / "after"
+    shutil.copytree(built.data, data)
+    shutil.copytree(built.cache, after)
+    (data / "segmentations" / f"{uid}_cowseg.nii").unlink()
+    assert precache(data, after, workers=0).updates["vessels"] == 1
+    parse, done = verify.parse_document, []
+
+    def replacing(content: bytes, name: str) -> dict:
+        if f"{uid}.zarr" in name and not done:
+            done.append(name)
+            shutil.rmtree(volume(cache, uid))
+            shutil.copytree(volume(after, uid), volume(cache, uid))
+        return parse(content, name)
+
+    monkeypatch.setattr(verify, "parse_document", replacing)
+    assert [f for f in verify_cache(cache, workers=0).faults if not f.derived] == []
+    assert done
 
 
 def test_a_record_without_a_row_is_a_fault(cache: Path) -> None:
