@@ -37,6 +37,7 @@ from aneurysm.cache.place import CachePlace, cache_place
 from aneurysm.cache.relabel import Annotations, find_differences
 from aneurysm.cache.spec import CacheSpec, is_as_written
 from aneurysm.cache.supervisor import LostError
+from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.documents import read_json
 from aneurysm.errors import CacheError, CacheNotFoundError
 from aneurysm.labels import UNKNOWN_VESSEL
@@ -119,7 +120,9 @@ def verify_cache(
     CacheNotFoundError
         There is no cache at ``cache``.
     CacheError
-        Its spec can't be read, so nothing can be checked against it.
+        Its spec can't be read, so nothing can be checked against it; or a table can't be written.
+    NoSpaceError
+        The disk is full, so no table can be written.
     DataError
         There is nothing to compare with at ``data``.
     """
@@ -145,7 +148,8 @@ def verify_cache(
         report.faults.extend(_check_records(layout, spec, rows))
         tables = list(check_tables(layout, rows, volumes))
         if fix and any(fault.derived for fault in tables):
-            place.write_manifest({})
+            with write_errors_told(layout.root):
+                place.write_manifest({})
             report.fixed = [layout.manifest.name, layout.lesions.name]
             # What was lost is in no table any more, so that is told once more.
             tables = [f for f in tables if not f.derived] + list(check_tables(layout, rows, volumes))
@@ -219,8 +223,7 @@ def _check_metadata(folder: Path, content: bytes | str, spec: CacheSpec, deep: b
     attributes = document["attributes"]["aneurysm"]
     rows, size = None, 0
     try:
-        for what in _faults(folder, document, content, spec, deep):  # up to an error, if one comes
-            faults.append(fault(what))
+        faults.extend(map(fault, _faults(folder, document, content, spec, deep)))  # up to an error, if one comes
         size = tree_bytes(folder)
         if attributes.keys() >= _NEEDED:
             rows = rows_of({**attributes, "series_uid": uid, "status": "cached", "folder": folder})

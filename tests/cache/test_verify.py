@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -385,6 +387,21 @@ def test_fix_tells_what_it_can_not_mend(cache: Path, built: Built) -> None:
     assert f"{built.uids[0]}: the manifest says cached, but there is no volume" in ran.out
     assert f"{built.uids[1]}: voxel hash differs" in ran.out
     assert "2 faults" in ran.out
+
+
+@pytest.mark.parametrize(("number", "code", "told"), [(errno.ENOSPC, 5, "is full"), (errno.EACCES, 3, "be written")])
+def test_fix_tells_in_one_line_that_it_can_not_write(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, told: str
+) -> None:
+    (cache / "lesions.csv").unlink()
+
+    def refuse(path: Path, _: str) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("aneurysm.cache.manifest.write_atomically", refuse)
+    ran = call_cli("verify", "--workers", 1, "--cache", cache, "--fix")
+    assert (ran.code, ran.out) == (code, ""), ran.text
+    assert re.fullmatch(rf"aneurysm: .*{cache}.* {told}.*\n", ran.err)
 
 
 def test_one_flipped_bit_anywhere_is_found(cache: Path) -> None:
