@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -106,10 +106,13 @@ class Cache:
             from aneurysm.objects.tables import open_stored
 
             return open_stored(str(path), local_cache, local_cache_gb)
-        root = Path(path).absolute()
-        layout = CacheLayout(root)
+        return cls.of_tables(CacheLayout(Path(path).absolute()))
+
+    @classmethod
+    def of_tables(cls, layout: CacheLayout, fetch: Callable[[], object] = lambda: None) -> Cache:
+        """Return the cache of the tables in ``layout``, which ``fetch`` brings again. Raises as `open` does."""
         spec = read_spec(layout)
-        table, lesions = _read_tables(layout)
+        table, lesions = _read_tables(layout, fetch)
         table = table[table["status"] == "cached"].reset_index(drop=True)
         if len(mixed := set(table["digest"]) - {spec.digest}):
             raise DamagedCacheError(
@@ -124,7 +127,7 @@ class Cache:
         unlocated = labels[:, :-1] != 0
         volumes, sites, places, outside = _lesions(layout.lesions, lesions, index, unlocated)
         return cls(
-            root, spec, table["series_uid"].tolist(), shapes, labels, table["modality"].tolist(),
+            layout.root, spec, table["series_uid"].tolist(), shapes, labels, table["modality"].tolist(),
             table["patient_key"].tolist(), unlocated, volumes, sites, places, outside,
         )  # fmt: skip
 
@@ -162,9 +165,9 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         raise DamagedCacheError(f"{path} is missing or damaged: {error}. Run aneurysm precache") from error
 
 
-def _read_tables(layout: CacheLayout) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _read_tables(layout: CacheLayout, fetch: Callable[[], object]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
-    Return manifest.csv and lesions.csv.
+    Return manifest.csv and lesions.csv; ``fetch`` is called before they are read again.
 
     Raises
     ------
@@ -184,6 +187,7 @@ def _read_tables(layout: CacheLayout) -> tuple[pd.DataFrame, pd.DataFrame]:
                 "aneurysm verify --fix"
             )
         time.sleep(_PAUSE_S)  # a run is just writing one after the other
+        fetch()
     return manifest, lesions
 
 

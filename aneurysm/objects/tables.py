@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import Row, parse_document, read_manifest
+from aneurysm.cache.manifest import parse_document, read_manifest
 from aneurysm.errors import CacheError, DamagedCacheError
 from aneurysm.objects.local_copy import LocalCopy, StoredVolume
 from aneurysm.objects.scratch import scratch_folder, told_as
@@ -21,13 +22,17 @@ from aneurysm.objects.url import checked_url
 @contextmanager
 def fetched_tables(url: str) -> Iterator[Path]:
     """Yield a folder with spec.toml, manifest.csv and lesions.csv of the cache at ``url``, as far as there are any."""
-    store = ObjectStore(url)
+    url = checked_url(url)
     with scratch_folder() as folder:
-        layout = CacheLayout(folder)
-        tables = (layout.spec, layout.manifest, layout.lesions)
-        store.each(lambda path: store.download_if_there(path.name, path), tables)
-        with told_as(folder, store.url):
+        _fetch(url, folder)
+        with told_as(folder, url):
             yield folder
+
+
+def _fetch(url: str, folder: Path) -> None:
+    store, layout = ObjectStore(url), CacheLayout(folder)
+    tables = (layout.spec, layout.manifest, layout.lesions)
+    store.each(lambda path: store.download_if_there(path.name, path), tables)
 
 
 def read_stored_attributes(url: str, uids: Sequence[str]) -> list[dict[str, Any] | CacheError]:
@@ -51,14 +56,13 @@ def read_stored_attributes(url: str, uids: Sequence[str]) -> list[dict[str, Any]
 def open_stored(url: str, local_cache: str | Path | None, local_cache_gb: float | None) -> Cache:
     """Open the cache at ``url``, whose volumes are to be copied to ``local_cache``; see `Cache.open`."""
     url = checked_url(url)
-    rows: dict[str, Row] = {}
     with fetched_tables(url) as folder:
-        with suppress(CacheError):  # of which opening speaks
-            rows = {row["series_uid"]: row for row in read_manifest(CacheLayout(folder).manifest)}
+        cache = Cache.of_tables(CacheLayout(folder), partial(_fetch, url, folder))
+        # After that, which may have fetched them again.
+        rows = {row["series_uid"]: row for row in read_manifest(CacheLayout(folder).manifest)}
         if strange := [uid for uid in rows if "/" in uid or uid.startswith(".")]:
             # It becomes a path on this machine, and came from elsewhere.
             raise DamagedCacheError(f"{url}/manifest.csv is damaged: {strange[0]!a} can't name a volume")
-        cache = Cache.open(folder)
     copy = LocalCopy.of(local_cache, local_cache_gb)
     try:
         stored = {

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,19 @@ def test_the_same_tables_and_voxels(stored: str, built: Built) -> None:
         assert ours.attributes == theirs.attributes
         assert ours.has_vessels == theirs.has_vessels
     assert repr(cache[0]) == f"CachedVolume('{stored}/volumes/{cache.uids[0]}.zarr')"
+
+
+def test_tables_that_do_not_fit_together_are_fetched_again(
+    built: Built, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As between a run's writing of lesions.csv and of manifest.csv, of which the reader found one of each."""
+    url = bucket.upload(built.cache, "cache")
+    sound = bucket.get("cache/lesions.csv")
+    bucket.put("cache/lesions.csv", sound.splitlines(keepends=True)[0])
+    monkeypatch.setattr(time, "sleep", lambda _: bucket.put("cache/lesions.csv", sound))
+    cache, local = Cache.open(url), Cache.open(built.cache)
+    assert len(local.lesion_zyx) > 0
+    np.testing.assert_array_equal(cache.lesion_zyx, local.lesion_zyx)
 
 
 def test_the_bound_holds_and_the_least_recently_used_goes(stored: str, built: Built, tmp_path: Path) -> None:
@@ -175,8 +189,8 @@ def test_a_damaged_and_a_missing_volume(built: Built, bucket: Bucket) -> None:
 
 def test_a_manifest_can_not_name_a_path(bucket: Bucket, built: Built) -> None:
     url = bucket.upload(built.cache, "cache")
-    text = bucket.get("cache/manifest.csv").decode()
-    bucket.put("cache/manifest.csv", text.replace(built.uids[0], "../../x").encode())
+    for key in ("cache/manifest.csv", "cache/lesions.csv"):
+        bucket.put(key, bucket.get(key).replace(built.uids[0].encode(), b"../../x"))
     with pytest.raises(DamagedCacheError, match="can't name a volume"):
         Cache.open(url)
 
