@@ -18,7 +18,9 @@ from typing import Final
 
 _HEAD: Final = 1024
 _ENTRIES: Final = 1000
-"""So many entries of a folder are looked at: enough to know it, and quick on a network disk."""
+"""So many names of a folder are listed: enough to know it, and quick on a network disk."""
+_FOLDERS: Final = 20
+"""Into so many folders of a folder is looked: each takes requests of its own, of a network disk."""
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+){3,}")
 _ARCHIVES: Final = (
     (b"PK\x03\x04", "a ZIP archive"),
@@ -162,7 +164,7 @@ def _advice(found: Found, wanted: Wanted) -> str | None:  # noqa: C901 - a table
 
 
 def _folder(path: Path) -> Found:
-    names = sorted(_names(path))
+    names = [e.name for e in _visible_entries(path)]
     if not names:
         return Found(path, Kind.EMPTY, "an empty folder")
     if "spec.toml" in names:
@@ -180,14 +182,21 @@ def _folder(path: Path) -> Found:
         return Found(path, Kind.RUN_PART, "a folder within a run", path.parent)
     if "series" in names and (path / "series").is_dir():
         return Found(path, Kind.DATA_SET, "a data set in the RSNA layout")
-    if runs := list(islice((path / name for name in names if _is_run(path / name)), 3)):
+    if runs := list(islice(filter(_is_run, folders_inside(path)), 3)):
         return Found(path, Kind.RUNS, f"a folder of runs ({', '.join(run.name for run in runs)})", runs[0])
     return Found(path, Kind.FOLDER, "a folder")
 
 
-def _names(path: Path) -> Iterator[str]:
+def folders_inside(path: Path) -> list[Path]:
+    """Return the first few folders of a folder by name that can be looked into, links included. Raises `OSError`."""
+    # A link is not followed to see what it is to: that would raise an error of one to itself.
+    folders = (e.path for e in _visible_entries(path) if e.is_dir(follow_symlinks=False) or e.is_symlink())
+    return [Path(p) for p in islice((p for p in folders if os.access(p, os.X_OK)), _FOLDERS)]
+
+
+def _visible_entries(path: Path) -> list[os.DirEntry[str]]:
     with os.scandir(path) as entries:
-        yield from islice((e.name for e in entries if not e.name.startswith(".")), _ENTRIES)
+        return sorted(islice((e for e in entries if not e.name.startswith(".")), _ENTRIES), key=lambda e: e.name)
 
 
 def _is_cache(path: Path) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 import re
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ import torch
 from aneurysm.dicom.scan import check_level, find_series
 from aneurysm.errors import DataError, UsageError
 from aneurysm.inference.series_paths import find_paths
-from aneurysm.inputs import Kind, Wanted, describe, mistake
+from aneurysm.inputs import Kind, Wanted, describe, folders_inside, mistake
 from aneurysm.report.run import read_run
 from cli.predict_input import find, split
 from tests.support.acquisition import acquire
@@ -238,6 +241,26 @@ def test_a_level_too_high_or_too_low_is_said(place):
     check_level(place / "set")
     with pytest.raises(DataError, match="hold folders, and no files: the files of a series lie directly in series/<UI"):
         find_series(place / "set")
+
+
+def test_few_of_many_folders_are_looked_into_and_none_that_is_locked(tmp_path, monkeypatch):
+    """As lost+found is, which every disk has; nor a link to itself."""
+    for i in range(300):
+        (tmp_path / f"{i:03}").mkdir()
+    (tmp_path / "000.csv").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    may, stat = os.access, Path.stat
+
+    def refuse(path, **options):
+        if path.parent.name == "003":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "003" and may(path, mode))
+    monkeypatch.setattr(Path, "stat", refuse)
+    expected = [f"{i:03}" for i in range(21) if i != 3]
+    assert [path.name for path in folders_inside(tmp_path)] == expected
+    check_level(tmp_path)
 
 
 def test_data_beside_a_configuration_are_data(tmp_path):

@@ -18,7 +18,7 @@ from aneurysm.cache.supervisor import NO_LIMITS, Limits, Runner
 from aneurysm.dicom.header import DamagedHeaderError, NotDicomError, read_header
 from aneurysm.dicom.series import UID
 from aneurysm.errors import DataError, Reason, SeriesRejectedError
-from aneurysm.inputs import Wanted, describe, hidden_series, mistake
+from aneurysm.inputs import Wanted, describe, folders_inside, hidden_series, mistake
 
 if TYPE_CHECKING:
     from aneurysm.cache.supervisor import LostError
@@ -171,9 +171,7 @@ def check_level(root: Path) -> None:
         return
     if root.name == "series" and (root.parent / "train.csv").is_file():
         raise DataError(f"{root} is a data set's folder series/, and the tables lie above it: name {root.parent}")
-    with os.scandir(root) as entries:
-        below = [Path(e.path) for e in islice(entries, _LEVEL_ENTRIES) if e.is_dir()]
-    if any((folder / "series").is_dir() and (folder / "train.csv").is_file() for folder in below):
+    if any((folder / "series").is_dir() and (folder / "train.csv").is_file() for folder in folders_inside(root)):
         raise DataError(f"{root} is one level too high: name the folder in it that has series/ and train.csv")
 
 
