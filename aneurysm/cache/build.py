@@ -204,7 +204,7 @@ def precache(
         summary = Summary(skipped=len(done - building), has_labels=tables.has_labels)
         if stale:
             with write_errors_told(layout.root):
-                place.refresh(metadata=True)
+                place.refresh(metadata=set(stale))
             updates = relabel(place, stale, known, resolved, workers=workers, limits=limits, processes=processes)
             summary.count_updates(updates)
         if progress:

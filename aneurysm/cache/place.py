@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,8 +38,8 @@ class CachePlace:
         """Make the cache, or make sure that it is of ``spec``."""
         open_cache(self.layout, spec)
 
-    def refresh(self, *, metadata: bool = False) -> None:
-        """Bring ``layout`` up to what is there; with ``metadata`` also that of the volumes."""
+    def refresh(self, *, metadata: Container[str] | None = ()) -> None:
+        """Bring ``layout`` up to what is there, and the ``metadata`` of these volumes; None is all of them."""
 
     def label_trees(self, uid: str) -> set[str]:
         """Return which folders of labels a volume has: ``labels``, and ``labels.next`` of one that is replaced."""

@@ -127,7 +127,7 @@ def verify_cache(
         There is nothing to compare with at ``data``.
     """
     with cache_place(cache) as place:
-        place.refresh(metadata=data is not None)
+        place.refresh(metadata=() if data is None else None)
         layout = place.layout
         spec = read_spec(layout)
         report = Report()

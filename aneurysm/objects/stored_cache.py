@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -104,7 +104,7 @@ class StoredCache(CachePlace):
 
     def write_manifest(self, seconds: Mapping[str, float]) -> list[Row]:
         """Derive manifest.csv and lesions.csv from what is in the store by now; return the manifest's rows."""
-        self.refresh(metadata=True)
+        self.refresh(metadata=None)
         left = [_left(path) for path in self.layout.seconds.glob("*.json")]
         rows = super().write_manifest(seconds)
         for path in (self.layout.lesions, self.layout.manifest):
@@ -126,7 +126,7 @@ class StoredCache(CachePlace):
         for path in set(self.layout.seconds.glob("*.json")) - before:
             self._store.write(_left(path), path)
 
-    def refresh(self, *, metadata: bool = False) -> None:
+    def refresh(self, *, metadata: Container[str] | None = ()) -> None:
         """Send what this process recorded, and bring the shadow up to what is in the store."""
         self._send_records()
         objects = self._store.find()
@@ -141,9 +141,12 @@ class StoredCache(CachePlace):
         for uid in complete.keys() - self._shown.keys():
             self.layout.volume(uid).mkdir(parents=True)
             self._shown[uid] = None
-        if metadata:
-            changed = [uid for uid, o in complete.items() if self._shown[uid] != _version(o, uid)]
-            self._store.each(lambda uid: self._show(uid, complete[uid]), changed)
+        changed = [
+            uid
+            for uid, o in complete.items()
+            if (metadata is None or uid in metadata) and self._shown[uid] != _version(o, uid)
+        ]
+        self._store.each(lambda uid: self._show(uid, complete[uid]), changed)
         records = {
             o.key.rsplit("/", 1)[-1].removesuffix(".json"): o
             for o in objects

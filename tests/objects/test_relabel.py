@@ -11,6 +11,7 @@ import pytest
 from aneurysm.cache.build import precache
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.reader import close_volumes
+from aneurysm.cache.sharding import Shard
 from aneurysm.cache.verify import verify_cache
 from aneurysm.objects.store import ObjectStore
 from aneurysm.objects.volume_sender import StoredFiles
@@ -68,6 +69,18 @@ def test_a_correction_gives_the_cache_that_would_be_built_anew(
     assert_as_built_anew(bucket, data, tmp_path)
     assert precache(data, url, workers=0).updated == 0
     assert verify_cache(url, data=data, deep=True, workers=0).faults == []
+
+
+def test_of_a_part_of_the_series_only_their_metadata_are_fetched(
+    built: Built, bucket: Bucket, data: Path, touched: set[str]
+) -> None:
+    url, uids = bucket.upload(built.cache, "cache"), built.uids
+    two_labels(data, uids)
+    touched.clear()
+    summary = precache(data, url, series=[uids[1]], shard=Shard(0, 1, "here"), workers=0)
+    assert summary.updated == 1
+    volumes = {key.split("/")[1] for key in touched if key.startswith("volumes/")}
+    assert volumes == {f"{uids[1]}.zarr"}
 
 
 def test_verify_tells_differences_without_changing_any(built: Built, bucket: Bucket, data: Path) -> None:
