@@ -87,20 +87,30 @@ def pack_frames(frames: Sequence[SourceFrame]) -> dict[str, Any]:
     return {"count": len(frames), "codes": codes, "code": _packed(code), **columns}
 
 
-def unpack_frames(content: Mapping[str, Any]) -> list[SourceFrame]:
-    """Return what `pack_frames` packed; raise `ValueError`, `TypeError` or `LookupError` if it is damaged."""
+def unpack_frames(content: Mapping[str, Any], sop_uids: Iterable[str] | None = None) -> list[SourceFrame]:
+    """
+    Return what `pack_frames` packed, or of that only the images of files of these ``sop_uids``.
+
+    Raises
+    ------
+    ValueError, TypeError, LookupError
+        It is damaged.
+    """
     count = int(content["count"])
-    plain = {name: _unpacked(content[name], kind, count).tolist() for name, kind in _TYPES.items()}
+    plain = {name: _unpacked(content[name], kind, count) for name, kind in _TYPES.items()}
     geometry = {
         name: np.stack([_unpacked(column, "<f8", count) for column in content[name]], axis=1) for name in _GEOMETRY
     }
     for name, size in _GEOMETRY.items():
         if geometry[name].shape != (count, size):
             raise ValueError(f"{name} has the shape {geometry[name].shape}, expected {(count, size)}")
+    named: Any = slice(None)
+    if sop_uids is not None:
+        named = np.isin(plain["sop"], np.array([sop_key(uid) for uid in sop_uids], _TYPES["sop"]))
     codes = [str(code) for code in content["codes"]]
-    columns: dict[str, list[Any]] = {name: plain[name] for name in plain if name != "code"}
-    columns |= {name: [_known(row) for row in values] for name, values in geometry.items()}
-    columns["left_out"] = [codes[code] for code in plain["code"]]
+    columns: dict[str, list[Any]] = {name: plain[name][named].tolist() for name in plain if name != "code"}
+    columns |= {name: [_known(row) for row in values[named]] for name, values in geometry.items()}
+    columns["left_out"] = [codes[code] for code in plain["code"][named]]
     return [SourceFrame(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 

@@ -282,8 +282,9 @@ def _changes(own: Mapping[str, Any], shape: Sequence[int], wanted: Wanted) -> tu
         changes |= {"labels"} if own["labels"] != notes.labels else set()
         changes |= {"modality"} if any(own[k] != v for k, v in modality.items()) else set()
     if wanted.has_localizers:
-        # Most series have none, and then nothing has to be unpacked.
-        frames = unpack_frames(own["images"]) if notes.localizers else []
+        # Most series have none, and then nothing has to be unpacked; of others a file or two of hundreds.
+        named = {row.sop_uid for row in notes.localizers}
+        frames = unpack_frames(own["images"], named) if named else []
         lesions = describe_lesions(notes.localizers, frames, np.array(own["affine_lps"]), shape)
         new |= lesions
         if any(own[k] != v for k, v in lesions.items()):

@@ -60,6 +60,14 @@ def test_files_are_known_by_the_sha256_of_their_uid():
     assert frames_of(frames, "1.2.300") == []
 
 
+def test_of_some_files_only_their_frames_are_unpacked():
+    frames = [*FRAMES["a stack"], *(frame(7, index=k, left_out="duplicate_slices") for k in (1, 2))]
+    content = pack_frames(frames)
+    for uids in (["1.2.7"], ["1.2.299", "1.2.300", "1.2.0"], ["1.2.300"], []):
+        expected = [f for f in frames if f.sop in {sop_key(uid) for uid in uids}]
+        assert unpack_frames(content, uids) == expected
+
+
 @pytest.mark.parametrize(
     "change", [{"count": 4}, {"sop": "AAAA"}, {"sop": "no base64!"}, {"code": 7}, {"position": [0, 0]}, {"rows": None}]
 )
