@@ -21,11 +21,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from aneurysm.annotations.lesions import Lesion, UnplacedLesion
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import parse_document, write_manifest
-from aneurysm.cache.metadata import annotation_hash
+from aneurysm.cache.manifest import write_manifest
 from aneurysm.cache.opening import is_done, open_cache, patient_secret
 from aneurysm.cache.publish import claim, sweep
-from aneurysm.cache.relabel import LocalFiles, replace_annotations, replace_vessels, settle
+from aneurysm.cache.relabel import LocalFiles, read_sound_document, replace_annotations, replace_vessels, settle
 from aneurysm.cache.series import patient_key
 from aneurysm.cache.spec import CacheSpec, load_spec
 from aneurysm.cache.store import store_volume
@@ -250,14 +249,12 @@ class CacheWriter:
         """Bring the annotations of a volume that is there up to what is given."""
         files = LocalFiles(self._layout.volume(given.uid), claimed)
         try:
-            document = parse_document(files.read_metadata(), given.uid)
+            document = read_sound_document(files)
         except FileNotFoundError:
             return "skipped"  # a record says why there is none
+        except DamagedCacheError as error:
+            raise DamagedCacheError(f"volume {given.uid}: {error}; overwrite=True builds it again") from error
         own = document["attributes"]["aneurysm"]
-        if annotation_hash(own) != own["annotation_hash"]:
-            raise DamagedCacheError(
-                f"volume {given.uid}: its metadata were changed or damaged; overwrite=True mends it"
-            )
         settle(files, document)
         new = self._annotations(given, patient, np.array(own["affine_lps"]), files.shape())
         other_mask = given.mask_hash != (own["vessel_mask"] or {"file_hash": ""})["file_hash"]

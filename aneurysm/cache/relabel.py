@@ -44,7 +44,7 @@ from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.supervisor import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.cache.writer import describe_vessels, write_vessels
-from aneurysm.errors import AneurysmError, CacheError
+from aneurysm.errors import AneurysmError, CacheError, DamagedCacheError
 from aneurysm.objects.scratch import scratch_folder
 from aneurysm.objects.stored_data import brought_mask
 from aneurysm.reasons import reason_of, words_of
@@ -319,18 +319,36 @@ def _update(job: _Job) -> Update:
 
 def _update_held(job: _Job, files: VolumeFiles, scratch: Path) -> Update:
     try:
-        document = parse_document(files.read_metadata(), job.uid)
+        document = read_sound_document(files)
+    except FileNotFoundError:
+        return Update(job.uid)  # taken away just now
+    except DamagedCacheError as error:
+        return Update(job.uid, problem=f"{error}: aneurysm precache --overwrite --series {job.uid}")
+    return Update(job.uid, update_volume(files, document, job.wanted, job.spec, scratch))
+
+
+def read_sound_document(files: VolumeFiles) -> dict[str, Any]:
+    """
+    Return the content of a volume's zarr.json, whose annotations may be replaced.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    DamagedCacheError
+        Another hash would make the damage look sound.
+    """
+    try:
+        document = parse_document(files.read_metadata(), "zarr.json")
         own = document["attributes"]["aneurysm"]
         sound = annotation_hash(own) == own["annotation_hash"]
     except FileNotFoundError:
-        return Update(job.uid)  # taken away just now
+        raise
     except (CacheError, *ODD):
         sound = False
     if not sound:
-        # Another hash would make the damage look sound.
-        advice = f"aneurysm precache --overwrite --series {job.uid}"
-        return Update(job.uid, problem=f"its metadata were changed or damaged since they were written: {advice}")
-    return Update(job.uid, update_volume(files, document, job.wanted, job.spec, scratch))
+        raise DamagedCacheError("its metadata were changed or damaged since they were written")
+    return document
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from aneurysm.cache.reader import CachedVolume, close_volumes
 from aneurysm.cache.spec import load_spec
 from aneurysm.cache.summary import describe_cache
 from aneurysm.cache.verify import verify_cache
-from aneurysm.errors import AneurysmError, DataError, SpecMismatchError, UsageError
+from aneurysm.errors import AneurysmError, DamagedCacheError, DataError, SpecMismatchError, UsageError
 from aneurysm.labels import LABELS, SITES, UNKNOWN_VESSEL
 from tests.support.cache_state import attributes, leftovers, manifest, same_cache, stored_voxels
 from tests.support.command import environment
@@ -368,3 +368,17 @@ def test_other_voxels_do_not_get_what_is_known_of_these(tmp_path):
             writer.add("a", GOOD + 1, **AFTER["labels"])
         assert writer.add("a", GOOD + 1, **BEFORE) == "skipped"
     assert manifest(tmp_path)["a"] == before
+
+
+@pytest.mark.parametrize("content", ["{", '{"attributes": {"aneurysm": {}}}', None], ids=["cut", "empty", "changed"])
+def test_damaged_metadata_are_not_made_to_look_sound(tmp_path, content):
+    add(tmp_path, np.zeros((9, 9, 9), np.uint8), labels={PRESENT: 0})
+    path = tmp_path / "volumes/a.zarr/zarr.json"
+    damaged = path.read_text().replace(f'"{PRESENT}": 0', f'"{PRESENT}": 1') if content is None else content
+    path.write_text(damaged)
+    with CacheWriter(tmp_path) as writer, pytest.raises(DamagedCacheError, match="volume a: its metadata were changed"):
+        writer.add("a", np.zeros((9, 9, 9), np.uint8), labels={PRESENT: 0})
+    assert path.read_text() == damaged
+    with CacheWriter(tmp_path, overwrite=True) as writer:
+        assert writer.add("a", np.zeros((9, 9, 9), np.uint8), labels={PRESENT: 0}) == "cached"
+    assert verify_cache(tmp_path, workers=0).faults == []
