@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from aneurysm.annotations.tables import Tables
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.metadata import parse_record
+from aneurysm.cache.metadata import read_record
 from aneurysm.cache.opening import cached_series, done_series
 from aneurysm.cache.place import CachePlace, cache_place
 from aneurysm.cache.pool import Engine, Local, run_jobs
@@ -338,8 +338,8 @@ def _record_missing(
 def _is_of_no_series(layout: CacheLayout, uid: str) -> bool:
     """Return True if there is a record of ``uid`` only because a table named it."""
     try:
-        record = parse_record(layout.record(uid).read_bytes(), uid)
-    except (CacheError, OSError):
+        record = read_record(layout.record(uid))
+    except (CacheError, FileNotFoundError):
         return False
     return record.reason == Reason.NO_FILES and record.detail.startswith(_NAMED_IN)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aneurysm.cache.layout import IMAGE, CacheLayout, tree_bytes
-from aneurysm.cache.metadata import parse_record
+from aneurysm.cache.metadata import read_record
 from aneurysm.cache.publish import write_atomically, write_json
 from aneurysm.csv_table import csv_text
 from aneurysm.documents import MOST_JSON, parse_json, read_bounded, read_json
@@ -222,14 +222,14 @@ def read_entry(path: Path) -> dict[str, Any]:
     Raises
     ------
     CacheError
-        It is missing, or damaged.
-    OSError
-        A record can't be read.
+        It is damaged, or can't be read; or a volume is missing.
+    FileNotFoundError
+        A record is.
     """
     uid = path.name.removesuffix(path.suffix)
     if path.suffix == ".zarr":
         return {**read_attributes(path), "series_uid": uid, "status": "cached", "folder": path}
-    return parse_record(read_bounded(path, MOST_JSON), uid).model_dump()
+    return read_record(path).model_dump()
 
 
 def manifest_row(entry: Mapping[str, Any], seconds: str) -> Row:

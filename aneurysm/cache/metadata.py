@@ -22,7 +22,9 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aneurysm.cache.layout import IMAGE, VESSELS, tree_files
+from aneurysm.documents import MOST_JSON, read_bounded
 from aneurysm.errors import CacheError
+from aneurysm.reasons import words_of
 
 FORMAT_VERSION: Final = 3
 ANNOTATIONS: Final = frozenset(
@@ -175,22 +177,29 @@ class Record(_Strict):
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
 
-def parse_record(content: bytes, uid: str) -> Record:
+def read_record(path: Path) -> Record:
     """
-    Return the record of series ``uid``, of which ``content`` is the file.
+    Return the record in the file ``path``.
 
     Raises
     ------
+    FileNotFoundError
+        There is none.
     CacheError
-        It is not what was written: no JSON, another entry or type, or a hash that does not fit.
+        It can't be read, or is not what was written: no JSON, another entry or type, or a hash that does not fit.
     """
     try:
+        content = read_bounded(path, MOST_JSON)
         record = Record.model_validate_json(content)
+    except FileNotFoundError:
+        raise
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise CacheError(f"the record is damaged: {where}: {first['msg']}") from error
-    if record.series_uid != uid:
+    except (OSError, ValueError) as error:
+        raise CacheError(f"the record can't be read: {words_of(error)}") from error
+    if path.name != f"{record.series_uid}.json":
         raise CacheError("the record is of another series")
     if record.sealed() != record or record.to_json().encode() != content:
         raise CacheError("the record was changed or damaged since it was written: its hash differs")

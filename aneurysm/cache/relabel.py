@@ -37,7 +37,7 @@ from aneurysm.cache.layout import (
     tree_files,
 )
 from aneurysm.cache.manifest import ODD, parse_document, read_document, shape_of
-from aneurysm.cache.metadata import Record, annotation_hash, document_bytes, is_mask_decision, parse_record
+from aneurysm.cache.metadata import Record, annotation_hash, document_bytes, is_mask_decision, read_record
 from aneurysm.cache.place import CachePlace
 from aneurysm.cache.publish import claim, publish_file, publish_tree, write_atomically
 from aneurysm.cache.spec import CacheSpec
@@ -462,14 +462,12 @@ def _record_changes(layout: CacheLayout, uid: str, given: Annotations) -> tuple[
     Raises
     ------
     CacheError
-        It is damaged.
+        It is damaged, or can't be read.
     """
     try:
-        record = parse_record(layout.record(uid).read_bytes(), uid)
+        record = read_record(layout.record(uid))
     except FileNotFoundError:
         return None, frozenset()
-    except OSError as error:
-        raise CacheError(f"the record can't be read: {error.strerror}") from error
     new = describe_uncached(given.tables.of(uid), record.reason)
     if not given.tables.has_labels:
         new |= {k: getattr(record, k) for k in ("labels", "modality", "modality_source")}

@@ -338,7 +338,7 @@ def _check_records(layout: CacheLayout, spec: CacheSpec, rows: dict[str, _Rows])
             entry = read_entry(path)
         except FileNotFoundError:
             continue  # its series was built just now
-        except (CacheError, OSError) as error:
+        except CacheError as error:
             yield Fault(uid, str(error), _RETRY)
             continue
         if entry["digest"] != spec.digest:
