@@ -46,6 +46,11 @@ def tree_files(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, int]
             yield prefix + entry.name, entry.stat().st_size
 
 
+def label_trees(volume: Path) -> set[str]:
+    """Return which of `LABEL_TREES` a volume has: more than one while its mask is replaced."""
+    return {tree for tree in LABEL_TREES if (volume / tree).is_dir()}
+
+
 def tree_bytes(folder: Path) -> int:
     """Return the size of all files in ``folder`` and below."""
     return sum(size for _, size in tree_files(folder))

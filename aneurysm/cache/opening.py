@@ -6,13 +6,13 @@ import hashlib
 import os
 import re
 import secrets
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.publish import is_disk_full, no_space_told, write_once
+from aneurysm.cache.publish import is_disk_full, write_once
 from aneurysm.cache.spec import CacheSpec, parse_spec
 from aneurysm.errors import (
     CacheError,
@@ -27,11 +27,6 @@ from aneurysm.shared_folder import describe_denial, make_folder
 
 _KEY: Final = "ANEURYSM_PATIENT_KEY"
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{32}")
-
-
-def full_disk_told(cache: Path) -> AbstractContextManager[None]:
-    """Turn the operating system's error of a full disk into ours, which says what to do with the cache."""
-    return no_space_told(cache, "What is cached is complete; free some space and run the same command again to go on")
 
 
 def is_done(layout: CacheLayout, uid: str) -> bool:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aneurysm.cache.estimate import check_space
-from aneurysm.cache.layout import LABEL_TREES, CacheLayout
+from aneurysm.cache.layout import CacheLayout, label_trees
 from aneurysm.cache.manifest import Row, leave_seconds, write_manifest
 from aneurysm.cache.opening import key_fault, open_cache, patient_secret
 from aneurysm.cache.publish import abandoned
@@ -43,7 +43,7 @@ class CachePlace:
 
     def label_trees(self, uid: str) -> set[str]:
         """Return which folders of labels a volume has: ``labels``, and ``labels.next`` of one that is replaced."""
-        return {tree for tree in LABEL_TREES if (self.layout.volume(uid) / tree).is_dir()}
+        return label_trees(self.layout.volume(uid))
 
     def abandoned(self) -> list[str]:
         """Return what dead runs left, by its place in the cache."""

@@ -28,12 +28,12 @@ from aneurysm.annotations.tables import SeriesNotes, Tables
 from aneurysm.cache.annotate import describe_lesions, describe_modality, describe_uncached, file_hash, place_mask
 from aneurysm.cache.batches import in_batches
 from aneurysm.cache.layout import (
-    LABEL_TREES,
     LABELS_TREE,
     STAGED_TREE,
     STAGED_VESSELS,
     VESSELS,
     CacheLayout,
+    label_trees,
     tree_files,
 )
 from aneurysm.cache.manifest import ODD, parse_document, read_document, shape_of
@@ -135,7 +135,7 @@ class LocalFiles:
 
     def trees(self) -> set[str]:
         """Return which folders of labels there are."""
-        return {tree for tree in LABEL_TREES if (self.volume / tree).is_dir()}
+        return label_trees(self.volume)
 
     def read_tree(self, tree: str) -> dict[str, bytes]:
         """Return the files of a folder."""

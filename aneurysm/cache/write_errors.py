@@ -6,11 +6,13 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from aneurysm.cache.opening import full_disk_told
-from aneurysm.cache.publish import is_disk_full
+from aneurysm.cache.publish import is_disk_full, no_space_told
 from aneurysm.errors import AneurysmError, CacheError
 from aneurysm.shared_folder import describe_denial
+
+_FULL: Final = "What is cached is complete; free some space and run the same command again to go on"
 
 
 @contextmanager
@@ -26,7 +28,7 @@ def write_errors_told(cache: Path) -> Iterator[None]:
         The file system has turned read-only, or whatever else keeps us from writing.
     """
     try:
-        with full_disk_told(cache):
+        with no_space_told(cache, _FULL):
             yield
     except AneurysmError:
         raise
