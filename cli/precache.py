@@ -118,21 +118,14 @@ def precache(
         raise typer.Exit(Exit.OK if exit_zero else Exit.SOME_FAILED)
 
 
-_KINDS = {
-    "labels": "labels",
-    "modality": "modality",
-    "lesions": "lesions",
-    "rows": "line numbers of lesions",
-    "vessels": "vessel mask",
-}
-
-
 def _annotations_told(summary: Summary, data: str) -> Iterator[str]:
+    from aneurysm.cache.relabel import KINDS
+
     if not summary.has_labels:
         kept = " Those of volumes that were there stay." if summary.skipped else ""
         yield f"There is no train.csv in {data}, so what is built has no labels.{kept}"
     if summary.updated:
-        kinds = ", ".join(f"{text} of {n}" for kind, text in _KINDS.items() if (n := summary.updates[kind]))
+        kinds = ", ".join(f"{text} of {n}" for kind, text in KINDS.items() if (n := summary.updates[kind]))
         yield f"{summary.updated} of {summary.skipped} volumes: labels updated ({kinds})."
     for uid, problem in sorted(summary.not_updated.items()):
         yield f"the labels of {uid} were not updated: {problem}"

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from aneurysm.annotations.frames import unpack_frames
 from aneurysm.annotations.tables import SeriesNotes, Tables
@@ -49,6 +49,15 @@ from aneurysm.objects.scratch import scratch_folder
 from aneurysm.objects.stored_data import brought_mask
 from aneurysm.reasons import reason_of, words_of
 from aneurysm.threads import look_at_each
+
+KINDS: Final = {
+    "labels": "labels",
+    "modality": "modality",
+    "lesions": "lesions",
+    "rows": "line numbers of lesions",
+    "vessels": "vessel mask",
+}
+"""What may differ, in the words of messages; ``rows`` are only the lines of train_localizers.csv."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,8 @@ class Update:
     """
     What came of one volume or record.
 
-    ``changes`` names what differed: ``labels``, ``modality``, ``lesions``, ``rows`` (only the lines of
-    train_localizers.csv) and ``vessels``. ``problem`` says why nothing was written; ``busy`` is what another run holds.
+    ``changes`` are those of `KINDS` that differed. ``problem`` says why nothing was written; ``busy`` is what another
+    run holds.
     """
 
     uid: str

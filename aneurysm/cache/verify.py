@@ -34,7 +34,7 @@ from aneurysm.cache.manifest import (
 from aneurysm.cache.metadata import FORMAT_VERSION, find_damage, find_strays
 from aneurysm.cache.opening import read_spec
 from aneurysm.cache.place import CachePlace, cache_place
-from aneurysm.cache.relabel import Annotations, find_differences
+from aneurysm.cache.relabel import KINDS, Annotations, find_differences
 from aneurysm.cache.spec import CacheSpec, is_as_written
 from aneurysm.cache.supervisor import LostError
 from aneurysm.cache.write_errors import write_errors_told
@@ -63,13 +63,6 @@ _NEEDED = frozenset(
         "labels", "lesions", "unplaced_lesions", "vessel_mask", "patient_key", "voxel_hash", "annotation_hash",
     }
 )  # fmt: skip
-_DIFFERENCES: Final = {
-    "labels": "the labels",
-    "modality": "the modality",
-    "lesions": "the lesions",
-    "rows": "the line numbers of lesions",
-    "vessels": "the vessel mask",
-}
 
 
 @dataclass(frozen=True)
@@ -355,7 +348,7 @@ def _check_annotations(place: CachePlace, data: str | Path, volumes: set[str], w
         if difference.problem:
             yield Fault(difference.uid, difference.problem, _COMPARE)
             continue
-        what = ", ".join(text for kind, text in _DIFFERENCES.items() if kind in difference.changes)
+        what = ", ".join(f"the {text}" for kind, text in KINDS.items() if kind in difference.changes)
         yield Fault(difference.uid, f"{what} in the cache and in {data} differ", _RELABEL)
 
 
