@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 from aneurysm.threads import limit_threads
 
-Kind = Literal["taken", "answer", "error"]
+MessageKind = Literal["taken", "answer", "error"]
 """Of a message of the child: it has the job and begins, or what came of it."""
 
 _IDLE_S: Final = 60.0
@@ -66,7 +66,7 @@ def _end_with_the_other_side(descriptor: int) -> None:
     os._exit(1)
 
 
-def _answer(connection: Connection, job: bytes) -> tuple[Kind, Any]:
+def _answer(connection: Connection, job: bytes) -> tuple[MessageKind, Any]:
     try:
         function, args, memory = pickle.loads(job)  # noqa: S301 - from the process that started this one
         _limit_memory(memory)

@@ -69,7 +69,7 @@ class Annotations:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Expected:
     """
     What one volume should hold.
 
@@ -167,7 +167,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
 @dataclass(frozen=True)
 class _Job:
     uid: str
-    wanted: Wanted
+    expected: Expected
     cache: Path
     url: str
     spec: CacheSpec
@@ -214,10 +214,10 @@ def relabel(
     jobs: list[_Job] = []
     masked: list[_Job] = []
     updates: list[Update] = []
-    for difference, wanted in _compared(place, uids, given):
-        if wanted is not None:
-            job = _Job(difference.uid, wanted, place.layout.root, place.url, spec)
-            (masked if "vessels" in difference.changes and wanted.mask is not None else jobs).append(job)
+    for difference, expected in _compared(place, uids, given):
+        if expected is not None:
+            job = _Job(difference.uid, expected, place.layout.root, place.url, spec)
+            (masked if "vessels" in difference.changes and expected.mask is not None else jobs).append(job)
         elif difference.problem:
             updates.append(difference)
     updates += look_at_each(jobs, _update)
@@ -235,21 +235,21 @@ def _update_all(jobs: Sequence[_Job]) -> list[Update]:
     return [_update(job) for job in jobs]
 
 
-def _compared(place: CachePlace, uids: Sequence[str], given: Annotations) -> Iterator[tuple[Update, Wanted | None]]:
+def _compared(place: CachePlace, uids: Sequence[str], given: Annotations) -> Iterator[tuple[Update, Expected | None]]:
     """Yield what differs of each volume, and what it should hold: None if it does, or if that can't be told."""
 
-    def look(uid: str) -> tuple[Update, Wanted | None]:
+    def look(uid: str) -> tuple[Update, Expected | None]:
         volume = place.layout.volume(uid)
         try:
             own = read_document(volume)["attributes"]["aneurysm"]
-            wanted = _wanted(uid, given)
-            _, changes = _changes(own, shape_of(volume), wanted)
+            expected = _expected(uid, given)
+            _, changes = _changes(own, shape_of(volume), expected)
             settled = _is_settled(own, place.label_trees(uid))
         except _MaskReadError as error:
             return Update(uid, problem=str(error)), None
         except (CacheError, *ODD):
             return Update(uid), None  # absent, or damaged, of which `aneurysm verify` speaks
-        return Update(uid, changes), None if settled and not changes else wanted
+        return Update(uid, changes), None if settled and not changes else expected
 
     yield from look_at_each(uids, look)
 
@@ -271,26 +271,26 @@ def _local_mask(mask: Path | str) -> Iterator[Path]:
         raise _MaskReadError(f"its vessel mask can't be read: {words_of(error)}") from error
 
 
-def _wanted(uid: str, given: Annotations) -> Wanted:
+def _expected(uid: str, given: Annotations) -> Expected:
     tables, mask = given.tables, None if given.masks is None else given.masks.get(uid)
     known = None if given.masks is None else ""
     if mask is not None:
         with _local_mask(mask) as path:
             known = file_hash(path)
-    return Wanted(tables.of(uid), tables.has_labels, tables.has_localizers, mask, known)
+    return Expected(tables.of(uid), tables.has_labels, tables.has_localizers, mask, known)
 
 
-def _changes(own: Mapping[str, Any], shape: Sequence[int], wanted: Wanted) -> tuple[dict[str, Any], frozenset[str]]:
+def _changes(own: Mapping[str, Any], shape: Sequence[int], expected: Expected) -> tuple[dict[str, Any], frozenset[str]]:
     """Return the attributes that should be others, without the mask's, and what differs."""
     import numpy as np
 
-    notes, new, changes = wanted.notes, dict[str, Any](), set[str]()
-    if wanted.has_labels:
+    notes, new, changes = expected.notes, dict[str, Any](), set[str]()
+    if expected.has_labels:
         modality = describe_modality(notes.modality, own["source"]["modality"])
         new |= {"labels": notes.labels, **modality}
         changes |= {"labels"} if own["labels"] != notes.labels else set()
         changes |= {"modality"} if any(own[k] != v for k, v in modality.items()) else set()
-    if wanted.has_localizers:
+    if expected.has_localizers:
         # Most series have none, and then nothing has to be unpacked; of others a file or two of hundreds.
         named = {row.sop_uid for row in notes.localizers}
         frames = unpack_frames(own["images"], named) if named else []
@@ -299,7 +299,7 @@ def _changes(own: Mapping[str, Any], shape: Sequence[int], wanted: Wanted) -> tu
         if any(own[k] != v for k, v in lesions.items()):
             same = all(_without_rows(own[k]) == _without_rows(v) for k, v in lesions.items())
             changes.add("rows" if same else "lesions")
-    if wanted.mask_hash is not None and wanted.mask_hash != (own["vessel_mask"] or {"file_hash": ""})["file_hash"]:
+    if expected.mask_hash is not None and expected.mask_hash != (own["vessel_mask"] or {"file_hash": ""})["file_hash"]:
         changes.add("vessels")
     return new, frozenset(changes)
 
@@ -333,7 +333,7 @@ def _update_held(job: _Job, files: VolumeFiles, scratch: Path) -> Update:
         return Update(job.uid)  # taken away just now
     except DamagedCacheError as error:
         return Update(job.uid, problem=f"{error}: aneurysm precache --overwrite --series {job.uid}")
-    return Update(job.uid, update_volume(files, document, job.wanted, job.spec, scratch))
+    return Update(job.uid, update_volume(files, document, job.expected, job.spec, scratch))
 
 
 def read_sound_document(files: VolumeFiles) -> dict[str, Any]:
@@ -389,17 +389,17 @@ def _opened(job: _Job) -> Iterator[tuple[VolumeFiles | None, Path]]:
 
 
 def update_volume(
-    files: VolumeFiles, document: dict[str, Any], wanted: Wanted, spec: CacheSpec, scratch: Path
+    files: VolumeFiles, document: dict[str, Any], expected: Expected, spec: CacheSpec, scratch: Path
 ) -> frozenset[str]:
     """
-    Bring a volume's annotations up to what is ``wanted``; return what differed.
+    Bring a volume's annotations up to what is ``expected``; return what differed.
 
     ``document`` is the content of its zarr.json, ``scratch`` a folder of one's own. Raises `_MaskReadError`.
     """
     own = document["attributes"]["aneurysm"]
     settle(files, document)
     shape = files.shape()
-    new, changes = _changes(own, shape, wanted)
+    new, changes = _changes(own, shape, expected)
     if not changes:
         return changes
     own.update(new)
@@ -407,12 +407,12 @@ def update_volume(
         replace_annotations(files, document)
         return changes
     vessels, decisions = None, [d for d in own["decisions"] if not is_mask_decision(d)]
-    if wanted.mask is not None:
-        with _local_mask(wanted.mask) as path:
+    if expected.mask is not None:
+        with _local_mask(expected.mask) as path:
             vessels, decision = place_mask(path, own["affine_lps"], shape, own["source"]["field_of_view"])
         decisions.append(decision)
     own["decisions"] = decisions
-    replace_vessels(files, document, vessels, wanted.mask_hash or "", spec, scratch)
+    replace_vessels(files, document, vessels, expected.mask_hash or "", spec, scratch)
     return changes
 
 
@@ -480,14 +480,14 @@ def _record_changes(layout: CacheLayout, uid: str, given: Annotations) -> tuple[
     new = describe_uncached(given.tables.of(uid), record.reason)
     if not given.tables.has_labels:
         new |= {k: getattr(record, k) for k in ("labels", "modality", "modality_source")}
-    wanted = Record.model_validate(record.model_dump() | new)
+    expected = Record.model_validate(record.model_dump() | new)
     if not given.tables.has_localizers:
-        wanted = wanted.model_copy(update={"unplaced_lesions": record.unplaced_lesions})
-    changes = {k for k in ("labels", "modality") if getattr(record, k) != getattr(wanted, k)}
-    if record.unplaced_lesions != wanted.unplaced_lesions:
-        rows = [_without_rows([r.model_dump() for r in one.unplaced_lesions]) for one in (record, wanted)]
+        expected = expected.model_copy(update={"unplaced_lesions": record.unplaced_lesions})
+    changes = {k for k in ("labels", "modality") if getattr(record, k) != getattr(expected, k)}
+    if record.unplaced_lesions != expected.unplaced_lesions:
+        rows = [_without_rows([r.model_dump() for r in one.unplaced_lesions]) for one in (record, expected)]
         changes.add("rows" if rows[0] == rows[1] else "lesions")
-    return wanted.sealed(), frozenset(changes)
+    return expected.sealed(), frozenset(changes)
 
 
 def _update_record(layout: CacheLayout, given: Annotations, uid: str) -> Update:

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
-from aneurysm.cache.child import Kind
+from aneurysm.cache.child import MessageKind
 from aneurysm.errors import AneurysmError, Reason, UsageError
 from aneurysm.threads import limit_threads, single_threaded
 
@@ -192,7 +192,7 @@ class Child:
             raise content
         return True
 
-    def _answer(self, limits: Limits) -> tuple[Kind, Any]:
+    def _answer(self, limits: Limits) -> tuple[MessageKind, Any]:
         assert self._connection is not None
         end = None if limits.timeout_s is None else time.monotonic() + limits.timeout_s
         try:
@@ -204,7 +204,7 @@ class Child:
                         Reason.OUT_OF_MEMORY,
                         f"more than {limits.memory_mb} MB, the limit of memory (it had {used // 10**6} MB)",
                     )
-            message: tuple[Kind, Any] = self._connection.recv()
+            message: tuple[MessageKind, Any] = self._connection.recv()
         except (EOFError, OSError):
             code = self._end(patience_s=_KILL_S)
             if self._stopped:
