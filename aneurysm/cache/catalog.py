@@ -73,6 +73,8 @@ class Cache:
     lesion_zyx: NDArray[np.float32]
     outside: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 2), np.int32))
     """(k, 2): volume and site of each lesion that lies beyond the volume's faces, as of one that was cropped."""
+    voxel_hashes: dict[str, str] = field(default_factory=dict)
+    """Of a cache in a folder, by UID: what is read is what these tables are of, or an error."""
     stored: dict[str, StoredVolume] = field(default_factory=dict)
     """Of a cache in an object store, its volumes by UID."""
 
@@ -129,6 +131,7 @@ class Cache:
         return cls(
             layout.root, spec, table["series_uid"].tolist(), shapes, labels, table["modality"].tolist(),
             table["patient_key"].tolist(), unlocated, volumes, sites, places, outside,
+            dict(zip(table["series_uid"], table["voxel_hash"], strict=True)),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -147,7 +150,7 @@ class Cache:
         In an object store only those in the manifest can be had, else `CacheNotFoundError` is raised.
         """
         if not isinstance(self.root, str):
-            return CachedVolume(self.root, uid, digest=self.spec.digest)
+            return CachedVolume(self.root, uid, voxel_hash=self.voxel_hashes.get(uid))
         if uid not in self.stored:
             raise CacheNotFoundError(f"there is no volume {uid} in the manifest of {self.root}")
         return CachedVolume(self.root, uid, self.stored[uid])
@@ -174,7 +177,8 @@ def _read_tables(layout: CacheLayout, fetch: Callable[[], object]) -> tuple[pd.D
     DamagedCacheError
         One is missing or damaged, or lesions.csv has fewer lesions of some series than the manifest counts.
     """
-    columns = ["series_uid", "status", "modality", "shape", "digest", "patient_key", *LABELS, "n_lesions", "n_unplaced"]
+    columns = ["series_uid", "status", "modality", "shape", "digest", "voxel_hash", "patient_key"]
+    columns += [*LABELS, "n_lesions", "n_unplaced"]
     for last in (False, False, False, True):
         manifest = _read(layout.manifest, columns)
         lesions = _read(layout.lesions, ["series_uid", "location", "status", "reason", "z", "y", "x"])

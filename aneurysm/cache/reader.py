@@ -1,7 +1,8 @@
 """CachedVolume: boxes of voxels from the chunks of one volume, by whatever thread, process or pickle asks.
 
 A volume is opened at its first read; open ones are kept up to a bound, and the least recently used is let go. Who reads
-on while a volume is replaced sees the old voxels until the handle is let go.
+on while a volume is replaced sees the old voxels until the handle is let go; then, if it came from a `Cache`, which
+knows the hash of its voxels, an error: old and new ones are never mixed.
 
 A volume of a cache in an object store is brought to this machine's disk when it is opened, and read from there.
 
@@ -44,14 +45,15 @@ class _Handles:
         path = volume._path  # noqa: SLF001
         with self._lock:
             found = self._open.get(path)
-            if found is not None:
+            if found is not None and _has_voxels(found, volume.voxel_hash):
                 self._open.move_to_end(path)
                 return found
         opened = open_volume(path) if volume.stored is None else self._open_stored(volume.stored)
-        if volume.digest is not None and (digest := opened.attributes.get("digest")) != volume.digest:
+        if not _has_voxels(opened, volume.voxel_hash):
             raise DamagedCacheError(
-                f"volume {volume.uid} was built again by another spec since its cache was opened (digest {digest}, not "
-                f"{volume.digest})"
+                f"volume {volume.uid} is not the one that the cache's manifest.csv named when it was opened: it was "
+                "built again, or the cache replaced by another one. If it is opened again, and says so still, run "
+                "aneurysm verify"
             )
         with self._lock:
             self._open[path] = opened
@@ -78,6 +80,10 @@ class _Handles:
         self._lock = threading.Lock()
 
 
+def _has_voxels(opened: OpenVolume, voxel_hash: str | None) -> bool:
+    return voxel_hash is None or opened.attributes.get("voxel_hash") == voxel_hash
+
+
 _handles = _Handles()
 os.register_at_fork(after_in_child=_handles.after_fork)
 
@@ -101,16 +107,16 @@ class CachedVolume:
     stored
         The volume in an object store, which is copied to this machine's disk as a whole; see `Cache.open`. ``root`` is
         not used then.
-    digest
-        Of the spec that it must be of; None: of any.
+    voxel_hash
+        Of the volume that it must be; None: of any.
     """
 
-    __slots__ = ("_path", "digest", "stored", "uid")
+    __slots__ = ("_path", "stored", "uid", "voxel_hash")
 
     def __init__(
-        self, root: str | Path, uid: str, stored: StoredVolume | None = None, *, digest: str | None = None
+        self, root: str | Path, uid: str, stored: StoredVolume | None = None, *, voxel_hash: str | None = None
     ) -> None:
-        self.uid, self.stored, self.digest = uid, stored, digest
+        self.uid, self.stored, self.voxel_hash = uid, stored, voxel_hash
         self._path: Path | str
         if stored is not None:
             self._path = stored.path

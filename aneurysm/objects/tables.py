@@ -75,4 +75,4 @@ def open_stored(url: str, local_cache: str | Path | None, local_cache_gb: float 
         raise DamagedCacheError(f"{url}/manifest.csv is damaged: {error}. Run aneurysm precache") from error
     for largest in sorted(stored.values(), key=lambda v: v.size)[-1:]:
         largest.check_bound()
-    return replace(cache, root=url, stored=stored)
+    return replace(cache, root=url, voxel_hashes={}, stored=stored)

@@ -18,7 +18,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aneurysm import CacheWriter
 from aneurysm.cache import reader
+from aneurysm.cache.catalog import Cache
 from aneurysm.cache.open_volume import ZarrArray
 from aneurysm.cache.reader import CachedVolume, close_volumes
 from aneurysm.cache.shard_reader import shard_layout
@@ -287,6 +289,24 @@ def test_a_volume_replaced_while_open_is_read_whole(volumes):
     assert np.array_equal(volume.read((1, 2, 3), (30, 31, 32)), _part(arrays["1.0"]))  # the open one
     close_volumes()
     assert np.array_equal(volume.read((1, 2, 3), (30, 31, 32)), _part(new))
+
+
+def test_of_a_cache_that_is_replaced_nothing_is_mixed_with_the_one_that_was_opened(tmp_path):
+    """By another one of the same spec, series and shapes, as of arrays of one's own."""
+    box = (0, 0, 0), (8, 8, 8)
+    cache = {}
+    for value in (1, 2):
+        with CacheWriter(tmp_path, overwrite=True) as writer:
+            for uid in "ab":
+                writer.add(uid, np.full((8, 8, 8), value, np.uint8))
+        cache[value] = Cache.open(tmp_path)
+        assert cache[value].volume("a").read(*box).max() == value
+        if value == 1:
+            continue
+        for uid in "ab":  # of which the first was open
+            with pytest.raises(DamagedCacheError, match="built again, or the cache replaced by another one"):
+                cache[1].volume(uid).read(*box)
+            assert cache[2].volume(uid).read(*box).min() == 2
 
 
 def test_read_only_media(volumes):

@@ -43,11 +43,11 @@ def add_volume(
     spec="rsna-1mm",
     unplaced=(),
     patient="",
+    seed=0,
 ) -> None:
     """A volume of noise; ``sites`` are its lesions', at ``places`` (z, y, x), or unplaced where that is None."""
     spec = load_spec(spec)
-    seed = int(uid.replace(".", ""))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(int(uid.replace(".", "")) + seed)
     voxels = rng.integers(-1000, 2000, shape).astype(spec.storage.dtype)
     places = rng.uniform(10, 60, (len(sites), 3)) if places is None else np.asarray(places, float)
     lesions = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -9,11 +11,13 @@ from aneurysm.errors import (
     CacheError,
     DeviceMemoryError,
     DivergedError,
+    LoaderError,
     NoSpaceError,
     UsageError,
 )
 from aneurysm.models.output import ModelOutput
 from aneurysm.training.fit import fit
+from aneurysm.training.progress import Silent, StepFacts
 from aneurysm.training.run_folder import RunFolder
 from aneurysm.training.split import split_series
 from tests.patches.conftest import open_cache
@@ -71,6 +75,20 @@ def test_a_damaged_volume_ends_validation_and_the_run_goes_on_with_it(tmp_path, 
     chunk.write_bytes(content)
     fit(config, folder, resume=True)
     assert timeless(table(folder.metrics)) == timeless(table(straight.metrics))
+
+
+def test_a_cache_that_is_replaced_by_another_one_ends_the_run(tmp_path):
+    """Of the same spec, series, labels and shapes: by nothing but the voxels it can be told."""
+    cache = make_cache(tmp_path / "cache")
+
+    class Replaces(Silent):
+        def step(self, facts: StepFacts) -> None:
+            if facts.step == 2:
+                shutil.rmtree(tmp_path / "cache")
+                make_cache(tmp_path / "cache", seed=9)  # with which all handles are let go, as where there are many
+
+    with pytest.raises(LoaderError, match=r"can't be read; the last: .* built again, or the cache replaced by another"):
+        fit(quick(cache), RunFolder(tmp_path / "run"), progress=Replaces())
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(train_cache, tmp_path, monkeypatch):
