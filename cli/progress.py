@@ -6,16 +6,18 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from aneurysm.cache.series import Outcome
-from aneurysm.dicom.scan import Inventory
 from aneurysm.sizes import size_text
+
+if TYPE_CHECKING:  # they load pydicom and zarr, which most commands need not wait for
+    from aneurysm.cache.series import Outcome
+    from aneurysm.dicom.scan import Inventory
 
 LINE_EVERY_S: Final = 10.0
 
