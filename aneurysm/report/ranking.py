@@ -88,7 +88,7 @@ class Ranking:
 
 
 def rank(predictions: Predictions) -> Ranking:
-    """Score predictions; point values are scikit-learn's, intervals those of `aneurysm.report.intervals`."""
+    """Score predictions; point values equal scikit-learn's, intervals are those of `aneurysm.report.intervals`."""
     point = score_series(predictions.truth, predictions.probabilities)
     names, patients = np.unique(predictions.patients, return_inverse=True)
     n_patients = len(names)
