@@ -182,11 +182,8 @@ def train(
 def _run(
     options: dict[str, Any], out: Path | None, file: Path | None, loss: str | None, init: Path | None, *, resume: bool
 ) -> None:
-    at_init = None if init is None else describe(init)
-    if at_init and at_init.kind != Kind.MISSING and (problem := mistake(at_init, Wanted.CHECKPOINT)):
-        raise UsageError(f"--init: {problem}")
-    # Here, not above: torch and Lightning take seconds, which the other commands need not wait.
-    from aneurysm.training.config_file import config_table, load_config, parse_resolved, read_resolved
+    if init is not None:
+        _check_init(init)
     from aneurysm.training.run_folder import RunFolder, default_root, is_first_process, newest_run
 
     root = _root_of_first_process() or out
@@ -200,6 +197,12 @@ def _run(
             raise UsageError(
                 f"--resume goes on with {folder.config}; besides it only {', '.join(sorted(_MAY_CHANGE))} may be given"
             )
+    elif root is None and any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")):
+        raise UsageError("started by torchrun or SLURM, each process would name a folder of its own: give --out")
+    # Here, not above: torch and Lightning take seconds, which other commands and a mistake need not wait.
+    from aneurysm.training.config_file import config_table, load_config, parse_resolved, read_resolved
+
+    if resume:
         before = config_table(read_resolved(folder.config))
         resolved = parse_resolved({**before, **options}, "options")
     else:
@@ -208,8 +211,6 @@ def _run(
         if loss is not None:
             resolved = load_config(file, {**options, "losses": _with_loss(resolved.losses, loss)}).resolved()
         folder = RunFolder(root or default_root(resolved))
-        if root is None and any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")):
-            raise UsageError("started by torchrun or SLURM, each process would name a folder of its own: give --out")
     os.environ[_FOLDER] = str(folder.root)
     if "workers" in options and is_first_process():
         chosen_workers(options["workers"], devices=_n_devices(resolved.devices))
@@ -235,6 +236,13 @@ def _run(
     typer.echo(f"{summary.epochs_now} epochs in {summary.seconds:.0f} s. Best: epoch {summary.best_epoch}, {best}.")
     typer.echo(f"Model: {folder.best}; predictions of the held-out series: {folder.predictions}")
     typer.echo(f"Curves: tensorboard --logdir {folder.tensorboard}")
+
+
+def _check_init(init: Path) -> None:
+    found = describe(init)
+    problem = mistake(found, Wanted.CHECKPOINT) if found.kind != Kind.MISSING else f"there is no checkpoint {init}"
+    if problem:
+        raise UsageError(f"--init: {problem}")
 
 
 def _root_of_first_process() -> Path | None:

@@ -44,12 +44,20 @@ def test_without_the_extra_the_command_says_which_one_it_needs(arguments, tmp_pa
     assert "Traceback" not in ran.stderr
 
 
-def test_a_mistyped_path_is_answered_before_torch_is_loaded(tmp_path):
-    command = [sys.executable, "-c", WITHOUT_TORCH, "predict", "some.ckpt", "1.2.3.4.5"]
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["predict", "some.ckpt", "1.2.3.4.5"], "A UID alone does not say where the series is"),
+        (["train", "--out", "some", "--resume"], "there is nothing to go on from in some"),
+        (["train", "--init", "none.ckpt"], "--init: there is no checkpoint none.ckpt"),
+    ],
+)
+def test_a_mistyped_path_is_answered_before_torch_is_loaded(arguments, said, tmp_path):
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
     (tmp_path / "some.ckpt").touch()
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert ran.returncode == 2, ran.stderr
-    assert "A UID alone does not say where the series is" in ran.stderr
+    assert said in ran.stderr
 
 
 HELP = """

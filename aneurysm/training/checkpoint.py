@@ -211,8 +211,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     UsageError
         It is missing, damaged, of other labels, or its parts contradict each other.
     """
-    path = Path(path)
-    content = read_file(path)
+    return parse_checkpoint(read_file(Path(path)), Path(path))
+
+
+def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
+    """Check what `read_file` returned of ``path``. Raises as `load_checkpoint` does."""
     try:
         if tuple(content["labels"]) != LABELS:
             raise UsageError(f"{path} was trained on other labels: {', '.join(map(str, content['labels']))}")

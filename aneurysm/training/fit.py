@@ -7,7 +7,7 @@ import time
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import lightning.pytorch as pl
 import numpy as np
@@ -27,7 +27,7 @@ from aneurysm.training.begun import Begun, learnt_from, write_begun
 from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.callbacks.epoch_end import EpochEnd
 from aneurysm.training.callbacks.loss_watch import LossWatch
-from aneurysm.training.checkpoint import load_checkpoint, read_file, take_weights
+from aneurysm.training.checkpoint import load_checkpoint, parse_checkpoint, read_file, take_weights
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import write_folds
@@ -111,10 +111,13 @@ def _fit(
     config: ResolvedConfig, folder: RunFolder, *, resume: bool, init: Path | None, progress: Progress | None
 ) -> FitSummary:
     started = time.perf_counter()
+    if not resume and is_first_process():
+        folder.check_unused()
     config = for_machine(config)
     cache = Cache.open(config.cache, local_cache=config.local_cache, local_cache_gb=config.local_cache_gb)
-    if resume:
-        _check_resumable(folder, cache)
+    last = read_file(folder.last) if resume else None
+    if last is not None:
+        _check_resumable(last, folder, cache)
     split = split_series(cache, config, folds_file=folder.folds if resume else None)
     if config.pos_weight == "auto":
         config = config.model_copy(update={"pos_weight": _positive_weights(config, cache, split)})
@@ -123,7 +126,7 @@ def _fit(
     begun = None if init is None or resume else _begin_from(init, module, cache)
 
     stop = StopSignal()
-    trainer = make_trainer(config)
+    trainer = make_trainer(config, last)
     device = trainer.strategy.root_device
     workers = usual_workers(config, trainer)
     loader = PatchLoader(
@@ -146,7 +149,8 @@ def _fit(
     end = EpochEnd(
         folder, cache, split, batches=batches, ema=ema, watch=watch, stop=stop, progress=told, workers=workers
     )
-    first = _go_on(folder, config, loader) if resume else 0
+    first = 0 if last is None else _go_on(last, folder, config, loader)
+    del last  # the trainer has it, until it is restored
     # Not to the constructor: the callbacks need the rank, which only the trainer knows.
     trainer.callbacks.extend([ema, watch, end])  # type: ignore[attr-defined]
     if trainer.is_global_zero:
@@ -212,9 +216,9 @@ def _begun_told(begun: Begun, cache: Cache, split: Split) -> str:
     return begun.told([cache.uids[i] for i in split.val], dict(zip(cache.uids, cache.patient_keys, strict=True)))
 
 
-def _check_resumable(folder: RunFolder, cache: Cache) -> None:
+def _check_resumable(last: dict[str, Any], folder: RunFolder, cache: Cache) -> None:
     """Make sure that the run would go on with the same patches."""
-    there = load_checkpoint(folder.last)
+    there = parse_checkpoint(last, folder.last)
     if there.spec.digest != cache.spec.digest:
         raise SpecMismatchError(
             f"the run was trained on a cache of digest {there.spec.digest}, but {cache.root} has {cache.spec.digest}"
@@ -232,13 +236,12 @@ def _check_resumable(folder: RunFolder, cache: Cache) -> None:
         )
 
 
-def _go_on(folder: RunFolder, config: ResolvedConfig, loader: PatchLoader) -> int:
+def _go_on(last: dict[str, Any], folder: RunFolder, config: ResolvedConfig, loader: PatchLoader) -> int:
     """Return how many epochs the run has behind it, sure that it can have as many as it is to."""
-    content = read_file(folder.last)
-    if "loader" not in content:
+    if "loader" not in last:
         raise UsageError(f"{folder.last} has weights alone, and nothing to go on from: is it a best.ckpt?")
-    loader.load_state_dict(content["loader"])
-    first = int(content["epoch"])
+    loader.load_state_dict(last["loader"])
+    first = int(last["epoch"])
     if config.epochs < first:
         raise UsageError(f"{folder.root} has {first} epochs behind it: it can't have {config.epochs}")
     return first

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aneurysm.cache.publish import is_disk_full, sweep_temporaries
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.locks import take_lock
 from aneurysm.shared_folder import describe_denial
-from aneurysm.training.config import TrainConfig
+
+if TYPE_CHECKING:  # it loads torch
+    from aneurysm.training.config import TrainConfig
 
 _held: Final[set[int]] = set()
 """Descriptors of the locks that this process has on runs."""
@@ -98,20 +100,16 @@ class RunFolder:
         """The weights of the best epoch, to predict with."""
         return self.root / "checkpoints" / "best.ckpt"
 
-    def create(self) -> None:
-        """
-        Make the folder.
-
-        Raises
-        ------
-        UsageError
-            There is a run in it already, or it can't be made.
-        """
+    def check_unused(self) -> None:
+        """Raise `UsageError` if there is a run in the folder."""
         if self.config.exists():
             go_on = (
                 f"Go on with it: --out {self.root} --resume" if self.last.exists() else "It was never saved: remove it"
             )
             raise UsageError(f"{self.root} holds a run. {go_on}; or name another")
+
+    def create(self) -> None:
+        """Make the folder. Raises `UsageError` if it can't be made."""
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

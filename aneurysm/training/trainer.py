@@ -33,18 +33,35 @@ _OF_DAMAGE: Final = (LookupError, TypeError, ValueError, AttributeError, Arithme
 
 
 class _OurCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoints, written and read as ours are."""
+    """
+    Lightning's checkpoints, written and read as ours are.
+
+    Parameters
+    ----------
+    resumed_from
+        What the checkpoint holds that Lightning is going to load: it takes seconds to read, and is read before anyway.
+    """
+
+    def __init__(self, resumed_from: dict[str, Any] | None) -> None:
+        self._resumed_from = resumed_from
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
         save_atomically(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ARG002
-        return read_file(Path(path))
+        # Not held on to: it is several times as large as the model.
+        content, self._resumed_from = self._resumed_from, None
+        return read_file(Path(path)) if content is None else content
 
 
-def make_trainer(config: ResolvedConfig) -> pl.Trainer:
+def make_trainer(config: ResolvedConfig, resumed_from: dict[str, Any] | None = None) -> pl.Trainer:
     """
     Return the trainer for this machine's devices; callbacks are to be added.
+
+    Parameters
+    ----------
+    resumed_from
+        What `read_file` returned of the checkpoint that it is going to resume from, if any.
 
     Raises
     ------
@@ -63,7 +80,7 @@ def make_trainer(config: ResolvedConfig) -> pl.Trainer:
                 f"used here. Give at most {cpus}"
             )
     with _spared():
-        return _make_trainer(config)
+        return _make_trainer(config, resumed_from)
 
 
 @contextmanager
@@ -78,9 +95,9 @@ def _spared() -> Iterator[None]:
         yield
 
 
-def _make_trainer(config: ResolvedConfig) -> pl.Trainer:
+def _make_trainer(config: ResolvedConfig, resumed_from: dict[str, Any] | None) -> pl.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    plugins: list[Any] = [_OurCheckpoints()]
+    plugins: list[Any] = [_OurCheckpoints(resumed_from)]
     if SLURMEnvironment.detect():
         # Its own requeueing would save elsewhere, and start from the beginning.
         plugins.append(SLURMEnvironment(auto_requeue=False))

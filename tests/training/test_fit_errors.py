@@ -57,6 +57,8 @@ def test_intensities_that_are_no_numbers_are_told_by_their_series(tmp_path):
 def test_a_folder_with_a_run_is_refused(train_cache, straight, tmp_path):
     with pytest.raises(UsageError, match=r"holds a run\. Go on with it: --out .* --resume"):
         fit(quick(train_cache), straight)
+    with pytest.raises(UsageError, match="holds a run"):  # before anything is read
+        fit(quick(train_cache).model_copy(update={"cache": "nowhere"}), straight)
     (tmp_path / "config.toml").write_bytes(straight.config.read_bytes())
     with pytest.raises(UsageError, match=r"holds a run\. It was never saved: remove it; or name another"):
         fit(quick(train_cache), RunFolder(tmp_path))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 
 from aneurysm.errors import InterruptedRunError, SpecMismatchError, UsageError
 from aneurysm.report.run import read_run
+from aneurysm.training import checkpoint
 from aneurysm.training.checkpoint import load_checkpoint, read_file
 from aneurysm.training.config_file import read_resolved
 from aneurysm.training.fit import fit
@@ -104,13 +106,20 @@ def test_a_run_whose_power_failed_goes_on_from_within_the_epoch(train_cache, tmp
     assert timeless(table(one.metrics)) == timeless(table(two.metrics))
 
 
-def test_a_run_that_is_through_has_nothing_to_do_but_can_be_made_longer(train_cache, tmp_path):
+def test_a_run_that_is_through_has_nothing_to_do_but_can_be_made_longer(train_cache, tmp_path, monkeypatch):
+    reads = []  # of a checkpoint, which takes seconds
+    check_archive = checkpoint.check_archive
+    monkeypatch.setattr(
+        checkpoint, "check_archive", lambda file: reads.append(Path(file.name).name) or check_archive(file)
+    )
     folder = RunFolder(tmp_path / "run")
     fit(quick(train_cache, epochs=1), folder)
     before = folder.last.read_bytes()
     assert fit(quick(train_cache, epochs=1), folder, resume=True).epochs_now == 0
     assert folder.last.read_bytes() == before
+    reads.clear()
     assert fit(quick(train_cache, epochs=2), folder, resume=True).epochs_now == 1
+    assert reads == ["last.ckpt", "best.ckpt"]
     assert [r["epoch"] for r in table(folder.metrics)] == ["1", "2"]
 
 
