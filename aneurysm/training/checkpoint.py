@@ -15,7 +15,8 @@ of it is checked (`aneurysm.training.checkpoint_archive`). Its keys::
     prevalence      share of positives of the 14 labels in the series trained on (None: not known of any)
     modalities      of the series trained on, as in the manifest
 
-``last.ckpt`` also has what Lightning restores a run from: optimiser, schedule, loops, callbacks.
+``last.ckpt`` also has what Lightning restores a run from: optimiser, schedule, loops, callbacks; ``loader``, where its
+patches are; and ``folds``, by which changed ones are told.
 """
 
 from __future__ import annotations

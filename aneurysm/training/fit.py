@@ -15,7 +15,7 @@ import torch
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.publish import write_atomically
-from aneurysm.errors import DataError, SpecMismatchError, UsageError
+from aneurysm.errors import SpecMismatchError, UsageError
 from aneurysm.inference.device import check_precision
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader, dead_workers_told
@@ -30,7 +30,7 @@ from aneurysm.training.callbacks.loss_watch import LossWatch
 from aneurysm.training.checkpoint import load_checkpoint, parse_checkpoint, read_file, take_weights
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_toml
-from aneurysm.training.folds import write_folds
+from aneurysm.training.folds import fold_rows, write_folds
 from aneurysm.training.module import PatchModule
 from aneurysm.training.progress import Progress, RunFacts, Silent
 from aneurysm.training.run_folder import RunFolder, full_disk_told, is_first_process, locked_run, log_file
@@ -119,6 +119,11 @@ def _fit(
     if last is not None:
         _check_resumable(last, folder, cache)
     split = split_series(cache, config, folds_file=folder.folds if resume else None)
+    if last is not None and last.get("folds", split.digest(cache)) != split.digest(cache):
+        raise UsageError(
+            f"{folder.folds} has other folds than when the run was saved: it would be trained or scored on other "
+            f"series. Put it back as it was, or begin a new run with --init {folder.last} --folds-file {folder.folds}"
+        )
     if config.pos_weight == "auto":
         config = config.model_copy(update={"pos_weight": _positive_weights(config, cache, split)})
     torch.manual_seed(config.seed)
@@ -223,11 +228,7 @@ def _check_resumable(last: dict[str, Any], folder: RunFolder, cache: Cache) -> N
         raise SpecMismatchError(
             f"the run was trained on a cache of digest {there.spec.digest}, but {cache.root} has {cache.spec.digest}"
         )
-    try:
-        known = {line.split(",", 1)[0] for line in folder.folds.read_text("utf-8").splitlines()[1:]}
-    except OSError as error:
-        raise DataError(f"{folder.folds} can't be read: {error}") from error
-    if differing := known ^ set(cache.uids):
+    if differing := fold_rows(folder.folds).keys() ^ set(cache.uids):
         raise UsageError(
             f"{cache.root} has other series than when the run began ({len(differing)} came or went, as "
             f"{min(differing)}): it can't go on exactly. Begin a new run with --init {folder.last} and --folds-file, a "

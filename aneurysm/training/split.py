@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,10 @@ class Split:
         labels = cache.labels[self.train]
         known, positive = (labels != UNKNOWN).sum(axis=0), (labels == 1).sum(axis=0)
         return [int(p) / int(n) if n else None for p, n in zip(positive, known, strict=True)]
+
+    def digest(self, cache: Cache) -> int:
+        """Return a number that tells other folds from these, whatever the order of the series."""
+        return zlib.crc32(repr(sorted(zip(cache.uids, self.folds.tolist(), strict=True))).encode())
 
 
 def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None = None) -> Split:

@@ -152,6 +152,23 @@ def test_what_can_t_be_gone_on_with_changes_nothing(train_cache, tmp_path):
     assert folder.config.read_text() == before
 
 
+def test_changed_folds_are_not_gone_on_with_but_a_spreadsheet_may_save_them(train_cache, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    config = quick(train_cache, epochs=1, folds=4, test_fold=1)
+    fit(config, folder)
+    before = folder.folds.read_text()
+    # A patient who was held out and one who was kept for the test change places: what is trained on stays.
+    rows = [line.split(",") for line in before.splitlines()]
+    one, two = (next(row for row in rows if row[2] == fold) for fold in "01")
+    one[2], two[2] = two[2], one[2]
+    folder.folds.write_text("".join(f"{','.join(row)}\n" for row in rows))
+    with pytest.raises(UsageError, match=r"folds\.csv has other folds than when the run was saved"):
+        fit(config, folder, resume=True)
+    header, *lines = before.replace(",", ";").splitlines()
+    folder.folds.write_text("\ufeff" + "\r\n".join([header, *reversed(lines)]) + "\r\n")
+    assert fit(config, folder, resume=True).epochs == 1
+
+
 def test_a_cache_of_another_spec_or_with_other_series_is_not_gone_on_with(train_cache, tmp_path):
     folder = RunFolder(tmp_path / "run")
     fit(quick(train_cache, epochs=1), folder)

@@ -153,8 +153,9 @@ class EpochEnd(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: PatchModule, checkpoint: dict[str, Any]  # type: ignore[override]  # noqa: ARG002
     ) -> None:  # fmt: skip
-        """Add what predicting takes, and where the loader is."""
+        """Add what predicting takes, and what going on takes: where the loader is, and which folds there are."""
         checkpoint.update(self._entries(pl_module))
+        checkpoint["folds"] = self._split.digest(self._cache)
         checkpoint["loader"] = self._batches.state_dict()
 
     def on_load_checkpoint(
