@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,8 +16,9 @@ from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
 from aneurysm.cache.blocks import blocks_of
-from aneurysm.cache.open_volume import vessel_path
-from aneurysm.errors import CacheError, CacheNotFoundError, UsageError
+from aneurysm.cache.open_volume import ZarrArray, open_volume
+from aneurysm.cache.shard_reader import ShardReader
+from aneurysm.errors import DamagedCacheError, UsageError
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
 from aneurysm.report.marks import (
     INK,
@@ -68,8 +68,8 @@ def draw_volume(volume: str | Path, picture: str | Path) -> None:
     ------
     CacheNotFoundError
         There is no such volume.
-    CacheError
-        It is no volume of this project.
+    DamagedCacheError
+        It is no volume of this project, or not as it was written.
     UsageError
         The picture's folder does not exist, or its name has another ending.
     """
@@ -79,7 +79,20 @@ def draw_volume(volume: str | Path, picture: str | Path) -> None:
         raise UsageError(f"{picture}: pictures are written as {', '.join(_FORMATS)}; give a name that ends so")
     if not picture.parent.is_dir():
         raise UsageError(f"{picture}: there is no folder {picture.parent} to write the picture into")
-    voxels, vessels, attributes = _read(Path(volume))
+    name = Path(volume).name.removesuffix(".zarr")
+    try:
+        figure = _draw_figure(Path(volume))
+    except (LookupError, TypeError, ValueError) as error:
+        raise DamagedCacheError(
+            f"volume {name}: its metadata are damaged ({type(error).__name__}: {error}). Run aneurysm verify"
+        ) from error
+    figure.savefig(picture, format=kind, facecolor=PAPER)
+
+
+def _draw_figure(volume: Path) -> Figure:
+    opened = open_volume(volume)
+    attributes, voxels = opened.attributes, _read_whole(opened.image)
+    vessels = None if opened.vessels is None else _read_whole(opened.vessels)
     affine = np.asarray(attributes["affine_lps"], float)
     views = [view(voxels, affine, name) for name in _VIEWS]
     focus, focus_name = _focus(attributes, vessels, affine, voxels.shape)
@@ -111,7 +124,13 @@ def draw_volume(volume: str | Path, picture: str | Path) -> None:
     facts = f"about {focus_name}   black to white: {shown_as} {'HU' if unit == 'HU' else '(no unit)'}"
     figure.suptitle(f"{_title(attributes, voxels.shape)}\n{facts}", color=INK, fontsize=11)
     _add_legend(figure, attributes.get("lesions") or [], vessels)
-    figure.savefig(picture, format=kind, facecolor=PAPER)
+    return figure
+
+
+def _read_whole(array: ShardReader | ZarrArray) -> NDArray[Any]:
+    voxels = np.empty(array.shape, array.dtype)
+    array.read((0, 0, 0), voxels)
+    return voxels
 
 
 def _focus(
@@ -140,22 +159,6 @@ def _focus(
 def _physical(stored: NDArray[Any], attributes: dict[str, Any]) -> NDArray[np.float32]:
     intensity = attributes["intensity"]
     return np.asarray(stored.astype(np.float32) * intensity["scale"] + intensity["offset"])
-
-
-def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None, dict[str, Any]]:
-    if not path.is_dir():
-        raise CacheNotFoundError(f"{path}: no such volume")
-    try:
-        group = zarr.open_group(str(path), mode="r")
-        attributes = group.attrs["aneurysm"]
-        voxels = np.asarray(group["0"][...])  # type: ignore[index]
-        mask = vessel_path(attributes)  # type: ignore[arg-type]
-        vessels = None if mask is None else np.asarray(group[mask][...])  # type: ignore[index]
-    except (AttributeError, KeyError, ValueError, OSError) as error:
-        raise CacheError(f"{path}: not a volume that `aneurysm precache` wrote ({error})") from error
-    if not isinstance(attributes, dict):
-        raise CacheError(f"{path}: the attribute `aneurysm` is a {type(attributes).__name__}, not a table")
-    return voxels, vessels, attributes
 
 
 def _windows(

@@ -6,7 +6,7 @@ import zarr
 from matplotlib.figure import Figure
 from PIL import Image
 
-from aneurysm.errors import CacheError, CacheNotFoundError, UsageError
+from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, UsageError
 from aneurysm.report.volume_picture import draw_volume
 
 AFFINE = [[0, 0, 1.0, -60], [0, 1.0, 0, -70], [1.0, 0, 0, -40], [0, 0, 0, 1]]
@@ -133,14 +133,32 @@ def test_the_title_and_the_legend_say_what_is_seen(tmp_path, monkeypatch):
 
 
 def test_errors_say_what_is_wrong(tmp_path):
-    with pytest.raises(CacheNotFoundError, match="no such volume"):
+    with pytest.raises(CacheNotFoundError, match="there is no volume none in the cache"):
         draw_volume(tmp_path / "none.zarr", tmp_path / "a.png")
     zarr.create_group(str(tmp_path / "other.zarr"))
-    with pytest.raises(CacheError, match="not a volume"):
+    with pytest.raises(CacheError, match=r"volume other: zarr\.json lacks the attribute aneurysm"):
         draw_volume(tmp_path / "other.zarr", tmp_path / "a.png")
     volume = write_volume(tmp_path / "a.zarr")
     with pytest.raises(UsageError, match="no folder"):
         draw_volume(volume, tmp_path / "missing" / "a.png")
+
+
+@pytest.mark.parametrize("damaged", [{"blocks": {"edge": [8, 8, 8]}}, {"affine_lps": [1, 2]}, {"intensity": None}])
+def test_damaged_metadata_are_told_in_one_line(tmp_path, damaged):
+    volume = write_volume(tmp_path / "a.zarr", lesions=[], vessels=False)
+    group = zarr.open_group(str(volume))
+    group.attrs["aneurysm"] = {**group.attrs["aneurysm"], **damaged}
+    with pytest.raises(DamagedCacheError, match=r"^volume a: its metadata are damaged .*\. Run aneurysm verify$"):
+        draw_volume(volume, tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_damaged_chunk_is_told(tmp_path):
+    volume = write_volume(tmp_path / "a.zarr")
+    shard = volume / "0/c/0/0/0"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(DamagedCacheError, match="volume a, array 0"):
+        draw_volume(volume, tmp_path / "a.png")
 
 
 def test_the_skull_does_not_hide_what_lies_within(tmp_path, monkeypatch):
