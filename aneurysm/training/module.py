@@ -53,7 +53,6 @@ class PatchModule(pl.LightningModule):
             model.compile()  # in place: the names in the state dict stay
         of_labels = None if weights is None else torch.tensor(weights, dtype=torch.float32)
         self.objective = Objective(config.losses, pos_weight=of_labels)
-        self._dense = any(term.startswith("dense_") for term in self.objective.weights)
         self._checked = False
         self._inputs: deque[ModelInput] = deque()
         self._counts: Counts | None = None
@@ -125,7 +124,8 @@ class PatchModule(pl.LightningModule):
         """
         counts = dict(self.objective.counts(first.ignore, **self._masks(first, dense)))
         for given in self._inputs:
-            others = self.objective.counts(given.ignore, **self._masks(given, self._lesions(given, output)))
+            maps = self._lesions(given, output) if self.objective.has_filled_maps else None
+            others = self.objective.counts(given.ignore, **self._masks(given, maps))
             counts = {name: count + others[name] for name, count in counts.items()}
         if not torch.distributed.is_initialized():
             return counts
@@ -144,7 +144,7 @@ class PatchModule(pl.LightningModule):
         }
 
     def _lesions(self, given: ModelInput, output: ModelOutput) -> Tensor | None:
-        if not self._dense or output.dense is None:
+        if not self.objective.has_maps or output.dense is None:
             return None
         stride, *others = output.stride_zyx
         if others != [stride, stride]:

@@ -25,6 +25,9 @@ TERMS = {
 }
 """The terms of an `Objective`, and what each is."""
 
+_COSTS = {"dense_dice": (0.5, 0.5), "dense_tversky": (0.3, 0.7)}
+"""Of false positives and false negatives, by term."""
+
 Counts = Mapping[str, Tensor]
 """Numbers of values, one a tensor, that the means of an `Objective` are over; see `Objective.counts`."""
 
@@ -61,6 +64,16 @@ class Objective(nn.Module):
         if not self.weights:
             raise UsageError("no loss has a weight above 0")
         self.register_buffer("pos_weight", pos_weight, persistent=False)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether a term is of the lesion map."""
+        return any(term.startswith("dense_") for term in self.weights)
+
+    @property
+    def has_filled_maps(self) -> bool:
+        """Whether a term's mean is over the channels of the lesion map that hold something: `counts` looks into it."""
+        return not self.weights.keys().isdisjoint(_COSTS)
 
     def forward(
         self,
@@ -125,9 +138,10 @@ class Objective(nn.Module):
     ) -> Counts:
         """Return over how many values of a batch the terms are means; parameters are those of `forward`."""
         found = {"labels": kept(ignore), "pairs": kept(without_pair(ignore))}
-        if dense is not None:
-            without_map = _unmapped(ignore, unmapped)
-            found |= {"maps": kept(without_map), "filled_maps": kept(without_map | is_empty(dense))}
+        if self.has_maps:
+            found["maps"] = kept(_unmapped(ignore, unmapped))
+        if self.has_filled_maps and dense is not None:
+            found["filled_maps"] = kept(_unmapped(ignore, unmapped) | is_empty(dense))
         if "vessels" in self.weights and vessels is not None and has_vessels is not None:
             unknown, channels = unknown_vessels(vessels, has_vessels), vessel_channels(vessels)
             found |= {"vessels": kept(unknown), "filled_vessels": kept(unknown | is_empty(channels))}
@@ -165,8 +179,7 @@ def _of_map(term: str, logits: Tensor, target: Tensor, ignore: Tensor, counts: C
     small = shrink(target, tuple(logits.shape[2:]))
     if term == "dense_top_k":
         return top_k_bce(logits, small, ignore, count=counts["maps"])
-    costs = {"dense_dice": (0.5, 0.5), "dense_tversky": (0.3, 0.7)}
-    alpha, beta = costs[term]
+    alpha, beta = _COSTS[term]
     return tversky_bce(
         logits, small, ignore, alpha=alpha, beta=beta, count=counts["maps"], count_filled=counts["filled_maps"]
     )
