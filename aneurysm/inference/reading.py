@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from aneurysm.cache.reader import CachedVolume
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import Decision, read_series
 from aneurysm.dicom.stack import Stack
-from aneurysm.errors import Reason, SeriesRejectedError, SpecMismatchError
+from aneurysm.errors import DamagedCacheError, Reason, SeriesRejectedError, SpecMismatchError
 from aneurysm.inference.series_paths import SeriesPath
 from aneurysm.inference.source import MemoryVolume
 from aneurysm.volume.assemble import assemble
@@ -67,6 +69,11 @@ def _read_cached(volume: CachedVolume, spec: CacheSpec) -> ReadSeries:
             f"{cache} has volumes of digest {digest}, the checkpoint wants {spec.digest} (spec {spec.name!r}). "
             "Give the DICOM series themselves, or a cache of that spec"
         )
+    intensity = volume.attributes["intensity"]
+    low, high = intensity["window"]
+    if not (np.isfinite([intensity["scale"], intensity["offset"], low, high]).all() and low < high):
+        # A model has a confident answer to voxels that are all infinite, too: they are clipped to the window.
+        raise DamagedCacheError(f"volume {volume.uid}: its intensities are not finite. Run aneurysm verify")
     voxels = volume.read((0, 0, 0), volume.shape)
     held = MemoryVolume(volume.uid, voxels, volume.fill, volume.affine_lps, volume.blocks, volume.attributes)
     return ReadSeries(held, None, [])

@@ -235,6 +235,7 @@ def test_an_empty_folder_is_a_row(data, checkpoint, tmp_path):
         (["{checkpoint}", "{data}/nowhere"], "there is no"),
         (["{checkpoint}", "{data}", "--out", "x.xlsx"], "must end in .csv or .json"),
         (["{checkpoint}", "{data}", "--out", "{data}/nowhere/x.csv"], "there is no folder"),
+        (["{checkpoint}", "{data}", "--out", "/proc/x.csv"], "/proc/x.csv can't be written: "),
         (["{checkpoint}", "{data}", "--out", "{checkpoint}.csv"], "not a table of predictions"),
         (["{checkpoint}", "{data}", "--precision", "fp8"], "--precision fp8: choose from fp32"),
         (["{checkpoint}", "{data}", "--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU"),
@@ -250,6 +251,7 @@ def test_usage_errors(data, checkpoint, arguments, words):
     ran = call_cli("predict", *(a.format(data=data, checkpoint=checkpoint) for a in arguments))
     assert ran.code == 2
     assert words in ran.err
+    assert ran.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -23,6 +23,7 @@ from aneurysm.inference.windows import WindowOptions, predict_cached
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput
 from tests.inference.checkpoints import write_checkpoint
+from tests.inference.conftest import Painted
 from tests.support.acquisition import acquire, rotation
 from tests.support.pattern import lone_blob
 from tests.support.series import write_multiframe, write_series
@@ -207,6 +208,17 @@ def test_an_answer_that_is_not_a_number_is_none(data):
     assert (answer.status, answer.reason) == ("failed", "not_a_number")
     with pytest.raises(AneurysmError, match=r"series 1\.2\.0: the model's answer is not a number; --precision fp32"):
         predictor(path)
+
+
+@pytest.mark.parametrize("scale", ["NaN", "Infinity"])
+def test_a_volume_whose_intensities_are_not_finite_has_no_answer(painted, scale):
+    cache = painted(Painted("1.2.3", PATCH), Painted("1.2.4", PATCH))
+    metadata = cache[0].path / "zarr.json"
+    metadata.write_text(metadata.read_text().replace('"scale": 1.0', f'"scale": {scale}'))
+    damaged, sound = brightest().predict([cache[0], cache[1]])
+    assert (damaged.status, damaged.reason) == ("failed", "read_error")
+    assert damaged.detail == "volume 1.2.3: its intensities are not finite. Run aneurysm verify"
+    assert isinstance(sound, Prediction)
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,8 @@ def test_several_runs_leave_the_report_of_one_alone(tmp_path):
 
 def test_what_is_wrong_is_one_line(tmp_path):
     write_run(tmp_path / "run", fake_series(30), n_folds=1)
-    samples = [("run", "--samples", n) for n in (5, 10_001)]
-    for arguments in (("none",), ("run", "run", "--out", "out"), ("run", "--precision", 2), *samples):
+    options = [("--precision", 2), ("--samples", 5), ("--samples", 10_001), ("--out", "/proc/x")]
+    for arguments in (("none",), ("run", "run", "--out", "out"), *(("run", *given) for given in options)):
         ran = call_cli("evaluate", *arguments, cwd=tmp_path)
         assert ran.code == 2
         assert ran.err.startswith("aneurysm: ")

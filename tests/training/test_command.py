@@ -165,6 +165,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(train_cache, tmp_path):
         pytest.param(("--config", "none.toml"), 2, "no configuration file none.toml", id="config"),
         pytest.param(("--resume",), 2, "there is no run to be resumed in runs", id="nothing to resume"),
         pytest.param(("--resume", "--out", "x"), 2, "nothing to go on from in x", id="no run to resume"),
+        pytest.param(("--out", "/proc/x"), 2, "the folder /proc/x can't be made", id="unwritable folder"),
         pytest.param(("--init", "none.ckpt"), 2, "no checkpoint none.ckpt", id="init"),
         pytest.param(("MRA",), 2, "unexpected argument 'MRA'", id="argument"),
         pytest.param(
