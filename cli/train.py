@@ -184,7 +184,7 @@ def _run(
 ) -> None:
     if init is not None:
         _check_init(init)
-    from aneurysm.training.run_folder import RunFolder, default_root, is_first_process, newest_run
+    from aneurysm.training.run_folder import RunFolder, default_root, is_first_process, is_launched, newest_run
 
     root = _root_of_first_process() or out
     if resume:
@@ -197,7 +197,7 @@ def _run(
             raise UsageError(
                 f"--resume goes on with {folder.config}; besides it only {', '.join(sorted(_MAY_CHANGE))} may be given"
             )
-    elif root is None and any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")):
+    elif root is None and is_launched():
         raise UsageError("started by torchrun or SLURM, each process would name a folder of its own: give --out")
     # Here, not above: torch and Lightning take seconds, which other commands and a mistake need not wait.
     from aneurysm.training.config_file import config_table, load_config, parse_resolved, read_resolved

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from aneurysm.errors import DeviceMemoryError, UsageError
+from aneurysm.threads import usable_cpus
 
 
 def checked_device(name: str) -> str:
@@ -36,6 +37,17 @@ def checked_device(name: str) -> str:
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise UsageError(f"there is no {name}: GPUs that can be used here: {gpus}")
     return name
+
+
+def check_devices(n: int, *, gpus: int) -> None:
+    """Make sure that there are ``n`` GPUs, or without any a CPU for each of ``n`` processes. Raises `UsageError`."""
+    if gpus and n > gpus:
+        raise UsageError(f"--devices {n}: there are {gpus} GPUs here")
+    if not gpus and n > (cpus := usable_cpus()):
+        raise UsageError(
+            f"--devices {n}: without a GPU these are processes on a CPU each, and {cpus} CPUs may be used here. Give "
+            f"at most {cpus}"
+        )
 
 
 def usual_precision(device: str) -> str:

@@ -23,7 +23,7 @@ import torch
 
 from aneurysm.cache.child import start_worker
 from aneurysm.errors import AneurysmError, Reason, UsageError
-from aneurysm.inference.device import checked_device
+from aneurysm.inference.device import check_devices, checked_device
 from aneurysm.inference.failure import Failure, failure
 from aneurysm.inference.predictor import Prediction, load_predictor
 from aneurysm.inference.series_paths import SeriesPath
@@ -64,16 +64,8 @@ def device_names(device: str, devices: str) -> list[str]:
         return [kind]
     if ":" in kind:
         raise UsageError(f"{kind} is one device, and {n} were asked for")
-    if kind != "cuda":
-        if n > (cpus := usable_cpus()):
-            raise UsageError(
-                f"--devices {n}: without a GPU these are processes on a CPU each, and {cpus} CPUs may be used here. "
-                f"Give at most {cpus}"
-            )
-        return [kind] * n
-    if n > gpus:
-        raise UsageError(f"{n} GPUs were asked for; there are {gpus}")
-    return [f"cuda:{i}" for i in range(n)]
+    check_devices(n, gpus=gpus if kind == "cuda" else 0)
+    return [f"cuda:{i}" if kind == "cuda" else kind for i in range(n)]
 
 
 def predict_on(

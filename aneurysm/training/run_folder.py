@@ -145,8 +145,7 @@ def locked_run(folder: RunFolder) -> Iterator[None]:
     _held.add(descriptor)
     try:
         sweep_temporaries(folder.root)
-        for left in folder.last.parent.glob(".*.ckpt.*"):
-            left.unlink(missing_ok=True)
+        sweep_temporaries(folder.last.parent)
         yield
     finally:
         with suppress(OSError):
@@ -160,6 +159,11 @@ def locked_run(folder: RunFolder) -> Iterator[None]:
 def is_first_process() -> bool:
     """Return True unless torchrun, SLURM or Lightning started this process as another than the first of its run."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def is_launched() -> bool:
+    """Return True if torchrun or SLURM started the processes of this run, which then does not start its own."""
+    return any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS"))
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from aneurysm.cache.publish import is_disk_full
 from aneurysm.errors import AneurysmError, DeviceMemoryError, UsageError
-from aneurysm.inference.device import is_out_of_memory
-from aneurysm.threads import usable_cpus
+from aneurysm.inference.device import check_devices, is_out_of_memory
 from aneurysm.training.batches import TimedBatches
 from aneurysm.training.checkpoint import read_file, save_atomically
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.module import PatchModule
+from aneurysm.training.run_folder import is_launched
 
 _LIGHTNINGS: Final = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's names of precisions."""
@@ -69,16 +69,9 @@ def make_trainer(config: ResolvedConfig, resumed_from: dict[str, Any] | None = N
         It has fewer GPUs, or without any fewer CPUs, than were asked for.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.devices != "auto":
-        if gpus and config.devices > gpus:
-            raise UsageError(f"--devices {config.devices}: there are {gpus} GPUs here")
-        # Who starts the processes itself may have bound each to a CPU of its own.
-        started = any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS"))
-        if not gpus and not started and config.devices > (cpus := usable_cpus()):
-            raise UsageError(
-                f"--devices {config.devices}: without a GPU these are processes on a CPU each, and {cpus} CPUs may be "
-                f"used here. Give at most {cpus}"
-            )
+    # A launcher may have bound each process to a CPU of its own.
+    if config.devices != "auto" and (gpus or not is_launched()):
+        check_devices(config.devices, gpus=gpus)
     with _spared():
         return _make_trainer(config, resumed_from)
 

@@ -13,7 +13,7 @@ import torch
 
 from aneurysm.cache.build import precache
 from aneurysm.errors import UsageError
-from aneurysm.inference import devices as inference_devices
+from aneurysm.inference import device as inference_device
 from aneurysm.inference.devices import device_names, predict_on
 from aneurysm.inference.failure import Failure
 from aneurysm.inference.predictor import Prediction, load_predictor
@@ -201,7 +201,7 @@ def test_readers_work_for_the_python_interface_too(data, checkpoint):
 )
 def test_the_device_of_each_process(monkeypatch, gpus, device, devices, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(inference_devices, "usable_cpus", lambda: 3)
+    monkeypatch.setattr(inference_device, "usable_cpus", lambda: 3)
     assert device_names(device, devices) == expected
 
 
@@ -210,7 +210,7 @@ def test_the_device_of_each_process(monkeypatch, gpus, device, devices, expected
     [
         ("auto", "0", "--devices 0: give a number from 1, or auto"),
         ("auto", "all", "--devices all"),
-        ("auto", "3", "3 GPUs were asked for; there are 2"),
+        ("auto", "3", "--devices 3: there are 2 GPUs here"),
         ("gpu", "1", "there is no device 'gpu'"),
         ("cuda:2", "1", "there is no cuda:2: GPUs that can be used here: 2"),
         ("mps", "auto", "there is no device 'mps'"),
@@ -220,6 +220,6 @@ def test_the_device_of_each_process(monkeypatch, gpus, device, devices, expected
 )
 def test_devices_that_are_not_there(monkeypatch, device, devices, words):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(inference_devices, "usable_cpus", lambda: 3)
+    monkeypatch.setattr(inference_device, "usable_cpus", lambda: 3)
     with pytest.raises(UsageError, match=words):
         device_names(device, devices)

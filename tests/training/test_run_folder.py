@@ -80,7 +80,6 @@ def test_a_run_that_was_killed_is_resumed_at_once_and_what_it_left_is_swept(trai
         folder.root / ".lock",
         folder.root / ".metrics.csv.0123abcd.tmp",
         folder.last.parent / ".last.ckpt.0123abcd.tmp",
-        folder.last.parent / ".best.ckpt.4711",
     ):
         path.write_bytes(b"x")
     (folder.root / ".mine.tmp").touch()

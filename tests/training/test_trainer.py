@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from aneurysm.errors import UsageError
-from aneurysm.training import fit, trainer
+from aneurysm.inference import device
+from aneurysm.training import fit
 from aneurysm.training.trainer import make_trainer
 from tests.training.conftest import quick
 
@@ -22,7 +23,7 @@ def test_more_gpus_than_there_are_can_t_be_had(train_cache, monkeypatch):
 
 def test_more_processes_than_cpus_are_refused(train_cache, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(trainer, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(device, "usable_cpus", lambda: 2)
     monkeypatch.delenv("SLURM_NTASKS", raising=False)
     with pytest.raises(UsageError, match=r"--devices 4: without a GPU .* 2 CPUs may be used here\. Give at most 2"):
         make_trainer(quick(train_cache, devices=4))
