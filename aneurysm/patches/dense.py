@@ -1,15 +1,14 @@
-"""Lesion coordinates and vessel masks -> dense targets, drawn on the device that they are on."""
+"""Lesion coordinates -> dense targets, drawn on the device that they are on."""
 
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from aneurysm.labels import LABELS, UNKNOWN_VESSEL, VESSEL_VALUES
+from aneurysm.labels import LABELS
 
 
 def lesion_map(
@@ -84,22 +83,3 @@ def lesion_map(
         first = ((lesion_sample * len(LABELS) + label) * voxels).view(-1, 1, 1, 1)
         out.scatter_reduce_(0, (first + index).flatten(), value, "amax")
     return out.view(batch_size, len(LABELS), *cells)
-
-
-def vessel_classes(vessels: Tensor) -> Tensor:
-    """
-    Return (B, Z, Y, X) int64, as cross_entropy takes them: the classes of a (B, 1, Z, Y, X) uint8 vessel mask.
-
-    Class 0 is no vessel, class i + 1 is ``SITES[i]``: the masks' own values have another order. A vessel of unknown
-    site is -100, which cross_entropy leaves out by default.
-    """
-    return _classes(vessels.device)[vessels[:, 0].long()]
-
-
-@cache
-@torch.inference_mode(mode=False)  # it is kept, and one made in inference mode could not serve a backward pass
-def _classes(device: torch.device) -> Tensor:
-    table = torch.zeros(256, dtype=torch.int64)
-    table[list(VESSEL_VALUES)] = torch.arange(1, len(VESSEL_VALUES) + 1)
-    table[UNKNOWN_VESSEL] = -100
-    return table.to(device)

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from aneurysm.cache.blocks import DARK_VESSELS
 from aneurysm.errors import CacheError
 from aneurysm.labels import SITES
 from aneurysm.report.evaluate import Evaluation
@@ -18,7 +19,7 @@ from aneurysm.report.marks import INK, PAPER, add_circle, add_cross, add_letters
 from aneurysm.report.plot_style import jpeg, styled
 from aneurysm.report.ranking import PRESENT
 from aneurysm.report.results import NOTICE
-from aneurysm.report.views import CT_PROJECTION_HU, DARK_BLOOD, View, ViewName, mr_projection_window, view
+from aneurysm.report.views import CT_PROJECTION_HU, View, ViewName, mr_projection_window, view
 
 KINDS: tuple[tuple[str, str, int, int], ...] = (
     ("found", "Found: an aneurysm, and called so", 1, 1),
@@ -116,7 +117,7 @@ def draw_case(
     candidate_lps_mm
         (3,): cross hairs, dotted if outside of the slab.
     """
-    dark = modality == DARK_BLOOD
+    dark = modality == DARK_VESSELS
     seen = [view(voxels, affine_lps, name) for name in _VIEWS]
     with styled():
         figure = Figure(figsize=(7.5, 2.8), layout="constrained", facecolor=PAPER)

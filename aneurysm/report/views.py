@@ -13,8 +13,6 @@ ViewName = Literal["axial", "coronal", "sagittal"]
 
 CT_PROJECTION_HU = (0.0, 600.0)
 """Window of projections of CT: contrast in vessels is at 200 to 500 HU, bone is white."""
-DARK_BLOOD = "MRI T2"
-"""The modality whose vessels are dark: there the least signal of a slab shows them, and the most hides them."""
 _MR_PERCENTILES = (2.0, 99.8)
 _POSITIVE, _NEGATIVE = "LPS", "RAI"
 # By name: the volume axis looked along, the one running down the picture and the one running right, and

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
-from aneurysm.cache.blocks import blocks_of
+from aneurysm.cache.blocks import DARK_VESSELS, blocks_of
 from aneurysm.cache.open_volume import ZarrArray, open_volume
 from aneurysm.cache.shard_reader import ShardReader
 from aneurysm.errors import DamagedCacheError, UsageError
@@ -31,7 +31,7 @@ from aneurysm.report.marks import (
     add_scale_bar,
     write,
 )
-from aneurysm.report.views import CT_PROJECTION_HU, DARK_BLOOD, View, ViewName, mr_projection_window, view
+from aneurysm.report.views import CT_PROJECTION_HU, View, ViewName, mr_projection_window, view
 
 _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
 SLAB_MM = 24.0
@@ -96,7 +96,7 @@ def _draw_figure(volume: Path) -> Figure:
     affine = np.asarray(attributes["affine_lps"], float)
     views = [view(voxels, affine, name) for name in _VIEWS]
     focus, focus_name = _focus(attributes, vessels, affine, voxels.shape)
-    dark = attributes["modality"] == DARK_BLOOD
+    dark = attributes["modality"] == DARK_VESSELS
     # Scaled in two dimensions only: the volume itself stays in its stored integers.
     slices = [_physical(seen.slice_through(focus), attributes) for seen in views]
     slabs = [_physical(seen.slab(focus, SLAB_MM, minimum=dark), attributes) for seen in views]

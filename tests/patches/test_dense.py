@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
-from aneurysm.patches.dense import lesion_map, vessel_classes
+from aneurysm.patches.dense import lesion_map
 
 SHAPE = (32, 36, 40)
 
@@ -90,11 +89,3 @@ def test_where_lesions_meet_the_larger_value_counts():
 def test_a_sphere_smaller_than_a_cell_still_marks_one():
     drawn = _map((0, 1, (10.2, 11.9, 13.0)), radius_mm=1.0, stride=8)
     assert torch.nonzero(drawn[0, 1]).tolist() == [[1, 1, 1]]
-
-
-def test_vessel_classes_are_in_the_order_of_the_sites():
-    mask = torch.tensor([0, *VESSEL_VALUES, UNKNOWN_VESSEL], dtype=torch.uint8).view(1, 1, 1, 3, 5)
-    classes = vessel_classes(mask)
-    assert classes.shape == (1, 1, 3, 5)
-    assert classes.dtype == torch.int64
-    assert classes.ravel().tolist() == [0, *range(1, len(SITES) + 1), -100], "cross_entropy leaves out -100"
