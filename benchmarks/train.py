@@ -24,7 +24,7 @@ import torch
 from aneurysm.cache.catalog import Cache
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader
-from aneurysm.training.batches import TimedBatches
+from aneurysm.training.batches import MicroBatch, TimedBatches
 from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.config import TrainConfig
 from aneurysm.training.fit import for_machine, usual_workers
@@ -78,8 +78,8 @@ class Resident:
     def __len__(self) -> int:
         return self._steps
 
-    def __iter__(self) -> Iterator[Batch]:
-        return islice(cycle(self._batches), self._steps)
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return (MicroBatch((batch,), 0) for batch in islice(cycle(self._batches), self._steps))
 
 
 def main() -> int:

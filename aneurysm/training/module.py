@@ -64,11 +64,9 @@ class PatchModule(pl.LightningModule):
         return "vessels" in self.objective.weights
 
     def transfer_batch_to_device(
-        self, batch: MicroBatch | Batch, device: torch.device, dataloader_idx: int  # noqa: ARG002
-    ) -> MicroBatch | Batch:  # fmt: skip
+        self, batch: MicroBatch, device: torch.device, dataloader_idx: int  # noqa: ARG002
+    ) -> MicroBatch:  # fmt: skip
         """Move all batches of a step with its first; from pinned memory the copy runs beside the device's work."""
-        if isinstance(batch, Batch):
-            return batch.to(device, non_blocking=True)
         if batch.number > 0:
             return batch
         return MicroBatch(tuple(b.to(device, non_blocking=True) for b in batch.step), 0)
@@ -77,12 +75,12 @@ class PatchModule(pl.LightningModule):
         """Note that the state of the run is restored."""
         self.has_begun = True
 
-    def on_train_batch_start(self, batch: MicroBatch | Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, batch: MicroBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Seed torch for this step, on this rank."""
         step = self.trainer.current_epoch * self.config.steps_per_epoch + batch_idx
         torch.manual_seed(((self.config.seed * 1_000_003 + step) * 4096 + self.global_rank) % (1 << 63))
 
-    def training_step(self, batch: MicroBatch | Batch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
+    def training_step(self, batch: MicroBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
         """
         Return the loss, and each of its terms.
 
@@ -90,9 +88,8 @@ class PatchModule(pl.LightningModule):
         mean of the terms is the step's. The loss is scaled so that what Lightning does to gradients, division by
         ``optimizer.accumulate`` and the mean over ranks, leaves the step's, also if its batches are fewer.
         """
-        part = batch if isinstance(batch, MicroBatch) else MicroBatch((batch,), 0)
-        if part.number == 0:
-            self._inputs = deque(self._augmented(b) for b in part.step)
+        if batch.number == 0:
+            self._inputs = deque(self._augmented(b) for b in batch.step)
             self._counts = None
         given = self._inputs.popleft()
         image = given.image
@@ -106,9 +103,9 @@ class PatchModule(pl.LightningModule):
         if self._counts is None:
             self._counts = self._of_step(given, output, dense)
         losses = self.objective(output, given.targets, given.ignore, **self._masks(given, dense), counts=self._counts)
-        shares = len(part.step) * (torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
+        shares = len(batch.step) * (torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
         terms = {name: value * shares for name, value in losses.items()}
-        terms["loss"] = terms["loss"] * (self.config.optimizer.accumulate / len(part.step))
+        terms["loss"] = terms["loss"] * (self.config.optimizer.accumulate / len(batch.step))
         return terms
 
     @torch.no_grad()

@@ -82,13 +82,6 @@ def test_micro_batches_add_up_to_the_step(train_cache, losses, sizes):
     assert_close(gradients(parts), gradients(whole))
 
 
-def test_a_batch_by_itself_is_a_step(train_cache):
-    alone, step = module_of(train_cache, ALL, 1), module_of(train_cache, ALL, 1)
-    alone.training_step(patches(), 0)["loss"].backward()
-    backward(step, (patches(),))
-    assert_close(gradients(alone), gradients(step))
-
-
 @pytest.mark.parametrize("batches", [1, 2])
 def test_the_rest_of_an_epoch_steps_as_far_as_any_other(train_cache, batches):
     """Of four batches that make a step, one or two are left."""
