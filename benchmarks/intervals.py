@@ -28,7 +28,6 @@ from aneurysm.report.intervals import (
     left_out_weights,
     mean_estimate,
     mean_of,
-    mean_precision_estimate,
     precision_estimate,
     precision_without,
     share_estimate,
@@ -305,7 +304,7 @@ def _count_macro(
         of_precision = np.nanmean([drawn[i].average_precision() for i in sites], axis=0)
     of_score = 0.5 * (drawn[SITES].auc() + of_auc)
     mean_truth = float(true_auc[sites].mean())
-    precision = mean_precision_estimate(float(np.mean(values)), np.mean(each, axis=0), behind)
+    precision = precision_estimate(float(np.mean(values)), np.mean(each, axis=0), behind, mean=True)
     for what, value, samples, ours, target in (
         ("AUC", mean.value, of_auc, mean_estimate(mean), mean_truth),
         ("score", score.value, of_score, mean_estimate(score), 0.5 * (float(true_auc[SITES]) + mean_truth)),

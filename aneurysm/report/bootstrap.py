@@ -8,12 +8,16 @@ percentiles of these samples; for intervals of single values see `aneurysm.repor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 _THRESHOLDS_AT_ONCE = 512
 """Bounds the memory of the comparison of all observations with thresholds."""
+
+FEWEST_SAMPLES: Final = 40
+"""For percentiles 2.5 and 97.5."""
 
 Weights = NDArray[np.float32]
 """(samples, n): how often series i was drawn; whole numbers, as float32 for fast products of matrices."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.errors import UsageError
-from aneurysm.report.bootstrap import Weights, patient_weights
+from aneurysm.report.bootstrap import FEWEST_SAMPLES, Weights, patient_weights
 from aneurysm.report.calibration import Calibration, calibrate
 from aneurysm.report.combine import Ensemble, combine, combine_candidates, group_runs
 from aneurysm.report.froc import Froc, froc
@@ -68,8 +68,8 @@ class EvaluateOptions:
         if not 0 < self.match_radius_mm < float("inf"):
             raise UsageError(f"the match radius is {self.match_radius_mm:g} mm: give more than 0")
         # All samples of a metric are held at once: of 4,348 series 10,000 take about 2 GB.
-        if not 40 <= self.samples <= 10_000:
-            raise UsageError(f"{self.samples} bootstrap samples: give 40 to 10,000")
+        if not FEWEST_SAMPLES <= self.samples <= 10_000:
+            raise UsageError(f"{self.samples} bootstrap samples: give {FEWEST_SAMPLES} to 10,000")
         if self.seed < 0:
             raise UsageError(f"the seed is {self.seed}: give 0 or more")
 

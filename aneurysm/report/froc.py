@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.labels import SITES
-from aneurysm.report.bootstrap import Weights
+from aneurysm.report.bootstrap import FEWEST_SAMPLES, Weights
 from aneurysm.report.intervals import FEWEST, Estimate, sampled_estimate, share_estimate, share_influence
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -228,7 +228,7 @@ def froc(
     detected[found[order][hit & (probability >= threshold)]] = True
     rates = sampled[:, : len(RATES)]
     usable = sampled[np.isfinite(sampled).all(axis=1), len(RATES) :]
-    enough = len(usable) >= 40 and behind >= FEWEST
+    enough = len(usable) >= FEWEST_SAMPLES and behind >= FEWEST
     band = np.percentile(usable, [2.5, 97.5], axis=0) if enough else np.empty((2, 0))
     return Froc(
         n_scans,

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.probability import logit, sigmoid
-from aneurysm.report.bootstrap import Weights, ranked_samples
+from aneurysm.report.bootstrap import FEWEST_SAMPLES, Weights, ranked_samples
 
 FEWEST: Final = 5
 """Patients that an interval takes: fewer don't show how much they differ."""
@@ -263,7 +263,7 @@ def sampled_estimate(value: float, samples: NDArray[np.float64], observations: i
     if patients < FEWEST:
         return _too_few(value, patients)
     usable = samples[np.isfinite(samples)]
-    if len(usable) < 40:
+    if len(usable) < FEWEST_SAMPLES:
         return Estimate(value, missing="too few usable samples")
     variance = float(usable.var(ddof=1)) * patients / (patients - 1)
     if variance <= 0 or not 0 < value < 1:
@@ -300,7 +300,7 @@ def precision_without(
     return ranked_samples(positive, scores, weights, series).average_precision()
 
 
-def precision_estimate(value: float, without: NDArray[np.float64], behind: int) -> Estimate:
+def precision_estimate(value: float, without: NDArray[np.float64], behind: int, *, mean: bool = False) -> Estimate:
     """
     Return the average precision of a label, with the jackknife's interval, taken on log-odds.
 
@@ -310,6 +310,8 @@ def precision_estimate(value: float, without: NDArray[np.float64], behind: int) 
         (groups,): the value without each group of patients; NaN where that leaves one class.
     behind
         Patients of the rarer class.
+    mean
+        It is the mean over the sites: of so many, that is nearly normal as it is, without log-odds.
     """
     from scipy.stats import t
 
@@ -318,24 +320,14 @@ def precision_estimate(value: float, without: NDArray[np.float64], behind: int) 
     middle, error = _jackknife(value, without)
     if error <= 0:
         return Estimate(value, missing="the same whoever is left out")
-    # The bias is the estimate's own: it may lead beyond what an average precision can be.
-    inside = min(max(middle, 0.05 * value), 1 - 0.05 * (1 - value), 1 - 1e-6)
-    half = float(t.ppf(0.975, behind - 1)) * error / (inside * (1 - inside))
-    low, high = sigmoid(logit(inside) + np.array([-half, half])).tolist()
-    return Estimate(value, min(low, value), max(high, value), "jackknife")
-
-
-def mean_precision_estimate(value: float, without: NDArray[np.float64], behind: int) -> Estimate:
-    """Return the mean of the sites' average precisions likewise: a mean of so many is nearly normal as it is."""
-    from scipy.stats import t
-
-    if behind < FEWEST:
-        return _too_few(value, behind)
-    middle, error = _jackknife(value, without)
-    if error <= 0:
-        return Estimate(value, missing="the same whoever is left out")
     half = float(t.ppf(0.975, behind - 1)) * error
-    return Estimate(value, max(0.0, min(middle - half, value)), min(1.0, max(middle + half, value)), "jackknife")
+    low, high = middle - half, middle + half
+    if not mean:
+        # The bias is the estimate's own: it may lead beyond what an average precision can be.
+        inside = min(max(middle, 0.05 * value), 1 - 0.05 * (1 - value), 1 - 1e-6)
+        half /= inside * (1 - inside)
+        low, high = sigmoid(logit(inside) + np.array([-half, half])).tolist()
+    return Estimate(value, max(0.0, min(low, value)), min(1.0, max(high, value)), "jackknife")
 
 
 def _jackknife(value: float, without: NDArray[np.float64]) -> tuple[float, float]:

@@ -18,7 +18,6 @@ from aneurysm.report.intervals import (
     left_out_weights,
     mean_estimate,
     mean_of,
-    mean_precision_estimate,
     precision_estimate,
     precision_without,
     share_estimate,
@@ -150,7 +149,7 @@ def _mean_precision(values: list[float | None], without: list[NDArray[np.float64
         return Estimate(None)
     # A site that loses its last positive stays as it is: left out, it would move the mean by more than it is worth.
     each = [np.where(np.isfinite(w), w, value) for w, value in zip(without, found, strict=True)]
-    return mean_precision_estimate(float(np.mean(found)), np.mean(each, axis=0), behind)
+    return precision_estimate(float(np.mean(found)), np.mean(each, axis=0), behind, mean=True)
 
 
 def _micro(

@@ -19,7 +19,6 @@ from aneurysm.report.intervals import (
     error_estimate,
     left_out_weights,
     mean_estimate,
-    mean_precision_estimate,
     precision_estimate,
     precision_without,
     sampled_estimate,
@@ -153,7 +152,7 @@ def test_the_jackknife_is_that_of_average_precisions_without_each_patient():
     value = average_precision_score(positive, scores)
     found = precision_estimate(value, without, 5)
     assert 0 <= found.low <= value <= found.high <= 1
-    plain = mean_precision_estimate(value, without, 1000)
+    plain = precision_estimate(value, without, 1000, mean=True)
     middle = value - 24 * (np.mean(expected) - value)
     half = 1.962 * np.sqrt(24 / 25 * np.square(expected - np.mean(expected)).sum())
     assert plain.low == pytest.approx(max(0, min(value, middle - half)), abs=1e-3)
