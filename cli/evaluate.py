@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -67,7 +67,7 @@ def evaluate(
         bool, typer.Option("--fresh", help="Predict anew with the best checkpoints, from --cache or the run's own.")
     ] = False,
     fold: Annotated[
-        str | None,
+        Any,  # Typer knows no unions
         typer.Option(
             metavar="K|all",
             parser=parse_fold,
@@ -136,13 +136,17 @@ def evaluate(
 
 
 def _predicted(
-    runs: list[Path], out: Path, given: EvaluateOptions, fold: int | str | None, device: str, model: str | None
+    runs: list[Path],
+    out: Path,
+    given: EvaluateOptions,
+    fold: int | Literal["all"] | None,
+    device: str,
+    model: str | None,
 ) -> list[Run]:
     """Predict anew, and say how it goes on stderr."""
     from aneurysm.report.fresh import FreshOptions, predict_fresh
 
-    chosen: int | Literal["all"] | None = "all" if fold == "all" else None if fold is None else int(fold)
-    options = FreshOptions(given.cache, chosen, device, model, given.local_cache, given.local_cache_gb)
+    options = FreshOptions(given.cache, fold, device, model, given.local_cache, given.local_cache_gb)
     with Display("predict") as display:
 
         def on_progress(*counts: int) -> None:

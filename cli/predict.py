@@ -56,7 +56,7 @@ def predict(
         str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")
     ] = "auto",
     devices: Annotated[
-        str,
+        Any,  # Typer knows no unions
         typer.Option(
             metavar="auto|N", parser=parse_devices, help="N GPUs, or processes on a CPU; auto takes all GPUs."
         ),

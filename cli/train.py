@@ -49,7 +49,7 @@ def train(
         ),
     ] = None,
     patch: Annotated[
-        str | None,
+        Any,  # Typer knows no unions
         typer.Option(metavar="Z[,Y,X]", parser=patch_edges, help="Voxels of a patch.", show_default="the model's"),
     ] = None,
     batch_size: Annotated[
@@ -113,7 +113,7 @@ def train(
         ),
     ] = None,
     devices: Annotated[
-        str | None,
+        Any,
         typer.Option(
             metavar="auto|N",
             parser=parse_devices,
@@ -157,7 +157,7 @@ def train(
         "local_cache": local_cache,
         "local_cache_gb": local_cache_gb,
         "model": model,
-        "patch": None if patch is None else [int(edge) for edge in patch.split(",")],
+        "patch": patch,
         "batch_size": batch_size,
         "epochs": epochs,
         "steps_per_epoch": steps_per_epoch,
@@ -168,7 +168,7 @@ def train(
         "sampling.balance": sampling,
         "optimizer.learning_rate": lr,
         "precision": precision,
-        "devices": None if devices is None else int(devices) if devices.isdigit() else devices,
+        "devices": devices,
         "workers": workers,
         "seed": seed,
         "modality": modality or None,

@@ -53,11 +53,13 @@ def choice(names: Sequence[str]) -> Callable[[str], str]:
     return name
 
 
-def parse_devices(text: str) -> str:
+def parse_devices(text: str) -> int | Literal["auto"]:
     """Return a number of devices, or ``auto``."""
-    if text != "auto" and not re.fullmatch("0*[1-9][0-9]{0,5}", text):
+    if text == "auto":
+        return "auto"
+    if not re.fullmatch("0*[1-9][0-9]{0,5}", text):
         raise typer.BadParameter(f"{text}: give a number from 1, or auto")
-    return text
+    return int(text)
 
 
 def parse_fold(text: str) -> int | Literal["all"]:
@@ -69,9 +71,9 @@ def parse_fold(text: str) -> int | Literal["all"]:
     return int(text)
 
 
-def patch_edges(text: str) -> str:
-    """Return ``Z,Y,X`` of one edge in voxels, or of three."""
+def patch_edges(text: str) -> list[int]:
+    """Return the edges (z, y, x) of a patch by one edge in voxels, or by three."""
     edges = text.split(",")
     if len(edges) not in (1, 3) or not all(re.fullmatch("[0-9]{1,6}", edge.strip()) for edge in edges):
         raise typer.BadParameter(f"{text}: give one edge in voxels, or three as Z,Y,X")
-    return text if len(edges) == 3 else ",".join(edges * 3)
+    return [int(edge) for edge in (edges if len(edges) == 3 else edges * 3)]

@@ -36,7 +36,7 @@ _KILLED: Final = "the process that predicted it died twice: out of memory, or a 
 _Kind = Literal["next", "windows", "answer", "end", "error"]
 
 
-def device_names(device: str, devices: str) -> list[str]:
+def device_names(device: str, devices: int | Literal["auto"]) -> list[str]:
     """
     Return the device of each process.
 
@@ -54,12 +54,7 @@ def device_names(device: str, devices: str) -> list[str]:
     """
     gpus = torch.cuda.device_count()
     kind = checked_device(device)
-    if devices == "auto":
-        n = max(1, gpus) if kind == "cuda" else 1
-    elif devices.isascii() and devices.isdigit() and int(devices) >= 1:
-        n = int(devices)
-    else:
-        raise UsageError(f"--devices {devices}: give a number from 1, or auto")
+    n = devices if devices != "auto" else max(1, gpus) if kind == "cuda" else 1
     if n == 1:
         return [kind]
     if ":" in kind:
