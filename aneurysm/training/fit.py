@@ -131,7 +131,7 @@ def _fit(
     begun = None if init is None or resume else _begin_from(init, module, cache)
 
     stop = StopSignal()
-    trainer = make_trainer(config, last)
+    trainer = make_trainer(config, module, last)
     device = trainer.strategy.root_device
     workers = usual_workers(config, trainer)
     loader = PatchLoader(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from copy import deepcopy
 from typing import Any
 
 import lightning.pytorch as pl
@@ -62,6 +63,28 @@ class PatchModule(pl.LightningModule):
     def needs_vessels(self) -> bool:
         """Whether batches have to bring vessel masks."""
         return "vessels" in self.objective.weights
+
+    def leaves_weights_out(self) -> bool:
+        """
+        Return True if a trained weight has no part in the losses, as of a head that no term asks for.
+
+        DDP waits for the gradient of each, unless it is told to look for those without. Found by a forward pass without
+        data; of a model that does not work so nobody knows, and DDP is to look.
+        """
+        try:
+            model = deepcopy(self.model).to("meta").train()
+            output = model.forward(torch.empty(2, self.config.in_channels, *self.config.patch, device="meta"))
+            todo = [tensor.grad_fn for tensor in self.objective.taught(output)]
+        except (RuntimeError, AttributeError, TypeError, ValueError):
+            return True
+        reached, seen = set(), set()
+        while todo:
+            if (step := todo.pop()) is None or step in seen:
+                continue
+            seen.add(step)
+            todo += [before for before, _ in step.next_functions]
+            reached.add(id(getattr(step, "variable", None)))
+        return any(id(weight) not in reached for weight in model.parameters() if weight.requires_grad)
 
     def transfer_batch_to_device(
         self, batch: MicroBatch, device: torch.device, dataloader_idx: int  # noqa: ARG002

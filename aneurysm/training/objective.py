@@ -75,6 +75,13 @@ class Objective(nn.Module):
         """Whether a term's mean is over the channels of the lesion map that hold something: `counts` looks into it."""
         return not self.weights.keys().isdisjoint(_COSTS)
 
+    def taught(self, output: ModelOutput) -> list[Tensor]:
+        """Return the parts of a model's output that have a term."""
+        maps = [] if output.dense is None else [output.dense, *output.coarser]
+        vessels = [] if output.vessels is None else [output.vessels]
+        of_logits = any(term != "vessels" and not term.startswith("dense_") for term in self.weights)
+        return [output.logits] * of_logits + maps * self.has_maps + vessels * ("vessels" in self.weights)
+
     def forward(
         self,
         output: ModelOutput,

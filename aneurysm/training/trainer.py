@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
 
 from aneurysm.cache.publish import is_disk_full
 from aneurysm.errors import AneurysmError, DeviceMemoryError, UsageError
@@ -54,12 +55,16 @@ class _OurCheckpoints(TorchCheckpointIO):
         return read_file(Path(path)) if content is None else content
 
 
-def make_trainer(config: ResolvedConfig, resumed_from: dict[str, Any] | None = None) -> pl.Trainer:
+def make_trainer(
+    config: ResolvedConfig, module: PatchModule | None = None, resumed_from: dict[str, Any] | None = None
+) -> pl.Trainer:
     """
     Return the trainer for this machine's devices; callbacks are to be added.
 
     Parameters
     ----------
+    module
+        That is to be trained; None: one whose losses reach all of its weights.
     resumed_from
         What `read_file` returned of the checkpoint that it is going to resume from, if any.
 
@@ -73,7 +78,7 @@ def make_trainer(config: ResolvedConfig, resumed_from: dict[str, Any] | None = N
     if config.devices != "auto" and (gpus or not is_launched()):
         check_devices(config.devices, gpus=gpus)
     with _spared():
-        return _make_trainer(config, resumed_from)
+        return _make_trainer(config, module, resumed_from)
 
 
 @contextmanager
@@ -88,7 +93,9 @@ def _spared() -> Iterator[None]:
         yield
 
 
-def _make_trainer(config: ResolvedConfig, resumed_from: dict[str, Any] | None) -> pl.Trainer:
+def _make_trainer(
+    config: ResolvedConfig, module: PatchModule | None, resumed_from: dict[str, Any] | None
+) -> pl.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     plugins: list[Any] = [_OurCheckpoints(resumed_from)]
     if SLURMEnvironment.detect():
@@ -96,11 +103,14 @@ def _make_trainer(config: ResolvedConfig, resumed_from: dict[str, Any] | None) -
         plugins.append(SLURMEnvironment(auto_requeue=False))
     nodes = _nodes()
     devices = max(1, torch.cuda.device_count()) if config.devices == "auto" else config.devices
+    strategy: Any = "auto"
+    if devices * nodes > 1:
+        strategy = DDPStrategy(find_unused_parameters=module is not None and module.leaves_weights_out())
     trainer = pl.Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=config.devices,
         num_nodes=nodes,
-        strategy="ddp" if devices * nodes > 1 else "auto",
+        strategy=strategy,
         precision=_LIGHTNINGS[config.precision],  # type: ignore[arg-type]
         max_epochs=config.epochs,
         accumulate_grad_batches=config.optimizer.accumulate,

@@ -13,6 +13,7 @@ from aneurysm.patches.batch import Batch
 from aneurysm.training.batches import MicroBatch
 from aneurysm.training.module import PatchModule
 from aneurysm.training.objective import TERMS
+from aneurysm.training.trainer import make_trainer
 from tests.support.batches import make_batch, part_of
 from tests.training.conftest import quick
 from tests.training.tiny import everything
@@ -89,6 +90,20 @@ def test_the_rest_of_an_epoch_steps_as_far_as_any_other(train_cache, batches):
     expected = backward(whole, (patches(),))
     assert backward(rest, cut(patches(), (8 // batches,) * batches)) == pytest.approx(expected, rel=1e-4)
     assert_close(gradients(rest), gradients(whole))
+
+
+@pytest.mark.parametrize(
+    "losses, leaves_out",
+    [(ALL, False), ({"bce": 1.0}, True), ({"bce": 1.0, "vessels": 1.0}, False), ({"vessels": 1.0}, True)],
+)
+def test_it_is_known_whether_a_weight_is_taught_nothing(train_cache, losses, leaves_out):
+    """The logits are of the lesion map; the vessel head is one of its own."""
+    module = module_of(train_cache, losses, 1)
+    assert module.leaves_weights_out() == leaves_out
+    module.training_step(MicroBatch((patches(),), 0), 0)["loss"].backward()
+    assert (gradients(module).keys() != dict(module.model.named_parameters()).keys()) == leaves_out
+    strategy = make_trainer(quick(train_cache, devices=2, precision="fp32"), module).strategy
+    assert strategy._ddp_kwargs["find_unused_parameters"] == leaves_out
 
 
 def test_ranks_add_up_to_the_step(train_cache, monkeypatch):
