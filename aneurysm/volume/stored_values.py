@@ -119,7 +119,8 @@ def stored_values(frames: Sequence[Frame], reader: PixelReader, *, ct: bool) -> 
         return Meaning([], agreement.damaged, agreement.decisions)
     rescaling = [agreement.rescaling[f.key] for f in frames]
     evidence = _Evidence(frames, rescaling, reader, ct=ct)
-    fault = (_fault_of_ct if ct else _fault_of_mr)(evidence)
+    # Without a slice that can be decoded there is none to doubt the header by: resampling finds that out.
+    fault = (_fault_of_ct if ct else _fault_of_mr)(evidence) if evidence.frames else None
     decisions = [*agreement.decisions]
     header = frames[0].format
     if header.photometric == "MONOCHROME1" and (fault is None or fault.code != "monochrome1"):
@@ -230,15 +231,14 @@ class _Evidence:
         """Return why the slices can't be a CT by a reading, "" if they can."""
         slices, rescaling = self.levels(reading)
         fmt = reading.format(self.format)
-        span = ((1 << fmt.bits_stored) - 1) * max((abs(slope) for slope, _ in rescaling), default=np.inf)
+        span = ((1 << fmt.bits_stored) - 1) * max(abs(slope) for slope, _ in rescaling)
         if span < _LEAST_SPAN_HU:
             return f"{fmt.bits_stored} bits span {span:g} HU, less than lies between air and water"
-        return implausibility(slices, rescaling) if slices else ""
+        return implausibility(slices, rescaling)
 
     def doubt(self, reading: _Reading) -> str:
         """Return what is unusual of the slices by a reading, "" if there is nothing."""
-        slices, rescaling = self.levels(reading)
-        return doubt(slices, rescaling) if slices else ""
+        return doubt(*self.levels(reading))
 
     def allows(self, reading: _Reading) -> bool:
         """Return True if the slices can be a CT by a reading other than the header's."""
@@ -248,7 +248,7 @@ class _Evidence:
         """Return the share of the pixels that are brighter than all but metal."""
         slices, rescaling = self.levels(reading)
         shares = [np.mean(s.means * a + b > _BRIGHTEST_HU) for s, (a, b) in zip(slices, rescaling, strict=True)]
-        return float(np.mean(shares)) if shares else 0.0
+        return float(np.mean(shares))
 
     def explains(self, reading: _Reading) -> bool:
         """Return True if the slices are a CT of soft tissue by a reading other than the header's."""
@@ -383,7 +383,7 @@ def _bits(evidence: _Evidence) -> list[_Reading]:
 def _places(evidence: _Evidence) -> list[_Reading]:
     """Return the readings in which the bits that are used lie elsewhere in a cell."""
     fmt = evidence.format
-    if not evidence.whole or not evidence.frames:
+    if not evidence.whole:
         return []
     if fmt.high_bit != fmt.bits_stored - 1:
         detail = f"HighBit {fmt.high_bit} contradicts BitsStored {fmt.bits_stored}: the low bits are used"
@@ -513,8 +513,6 @@ def _leaves_a_gap(evidence: _Evidence) -> bool:
 
 def _fault_of_mr(evidence: _Evidence) -> _Reading | None:
     """Return the fault in the bits of MR, None if there is none: of its values nothing is known."""
-    if not evidence.frames:
-        return None
     found = [replace(r, detail=f"{r.detail}: neighbouring pixels are torn apart") for r in _wrapped(evidence)]
     found += _misplaced(evidence)
     found = _distinct(found, evidence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +179,7 @@ def test_an_empty_folder_has_a_row_with_a_reason(tmp_path):
     assert outcome.reason(UID) in {"no_files", "no_images"}
 
 
-def _shorten(written: Written, indices: list[int]) -> None:
+def _shorten(written: Written, indices: Iterable[int]) -> None:
     for index in indices:
         path = written.paths[index]
         path.write_bytes(path.read_bytes()[:-700])
@@ -207,10 +208,22 @@ def test_of_two_files_of_one_slice_the_one_that_can_be_read_is_taken(tmp_path, b
     assert {"duplicate_slices", "unreadable_slice"} <= image.codes
 
 
-def test_too_many_unreadable_slices_are_refused(tmp_path):
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+@pytest.mark.parametrize("where", [[2, 7, 11, 12, 19], range(24)], ids=["5 of 24", "all"])
+def test_too_many_unreadable_slices_are_refused(tmp_path, where, modality):
     acquisition = acquire()
-    _shorten(write_series(tmp_path / "s", acquisition, _pattern(acquisition)), [2, 7, 11, 12, 19])
+    _shorten(write_series(tmp_path / "s", acquisition, _pattern(acquisition), modality=modality), where)
     assert rejected(tmp_path / "s") == "unreadable_pixels"
+
+
+def test_unreadable_slices_may_be_those_by_which_stored_values_are_judged(tmp_path):
+    acquisition = acquire(slices=120, gap_mm=0.5)
+    pattern = _pattern(acquisition)
+    samples = np.linspace(0, 119, 7).round().astype(int)[1:-1].tolist()
+    _shorten(write_series(tmp_path / "s", acquisition, pattern), samples)
+    image = cached(tmp_path / "s")
+    assert_shows(image, acquisition.take([i for i in range(120) if i not in samples]), pattern)
+    assert image.codes == {"unreadable_slice", "uneven_slices"}
 
 
 @pytest.mark.parametrize("tilt_deg", [0, 14])
