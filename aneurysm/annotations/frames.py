@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from aneurysm.dicom.series import Frame, FrameKey
 
-_UNKNOWN: Final = "unreadable_slice"
-"""Why a frame is in no volume of which nothing else is recorded: its pixels could not be read."""
 _TYPES: Final = {"sop": "<u8", "index": "<u4", "frames_in_file": "<u4", "rows": "<u4", "columns": "<u4", "code": "<u2"}
 _GEOMETRY: Final = {"position": 3, "orientation": 6, "spacing_mm": 2}
 
@@ -58,7 +56,7 @@ def source_frames(frames: Iterable[Frame], used: Iterable[Frame], dropped: Mappi
     kept = {f.key: f for f in used}
     found = []
     for frame in {f.key: f for f in (*frames, *kept.values())}.values():
-        left_out = "" if frame.key in kept else dropped.get(frame.key, _UNKNOWN)
+        left_out = "" if frame.key in kept else dropped[frame.key]
         found.append(
             SourceFrame(
                 sop_key(frame.sop_uid), frame.index, frame.frames_in_file, frame.position, frame.orientation,

@@ -21,6 +21,7 @@ _SAME_ANATOMY = frozenset(
         "overlapping_acquisitions",
         "several_volumes",
         "dropped_slices",
+        "inconsistent_slices",
         "unreadable_slice",
     }
 )

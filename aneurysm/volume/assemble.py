@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +13,7 @@ from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.content import PixelContent
 from aneurysm.dicom.parts import gap_limit
 from aneurysm.dicom.pixels import PixelReader
-from aneurysm.dicom.series import Decision, Frame, Series
+from aneurysm.dicom.series import Decision, Frame, FrameKey, Series
 from aneurysm.dicom.stack import Stack, stack_frames
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
 from aneurysm.volume.agreement import DAMAGED
@@ -25,6 +25,7 @@ from aneurysm.volume.resample import InPlane, axis_weights
 from aneurysm.volume.stored_values import Meaning, StoredValues, stored_values
 
 _ALL_AIR_HU: Final = -900.0
+_UNREADABLE: Final = "unreadable_slice"
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,12 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
             Reason.UNREADABLE_PIXELS,
             f"{series.damaged} files are damaged before their pixels, and {len(stack.all_frames)} slices are not",
         )
-    lost: list[Frame] = []
+    lost: dict[FrameKey, str] = {}
 
-    def without(bad: list[Frame]) -> Stack:
-        lost.extend(bad)
-        out = {f.key for f in lost}
-        return stack_frames([f for f in series.frames if f.key not in out], spec.slices, content)
+    def without(bad: list[Frame], code: str) -> Stack:
+        lost.update((f.key, code) for f in bad)
+        rest = stack_frames([f for f in series.frames if f.key not in lost], spec.slices, content)
+        return replace(rest, dropped=rest.dropped | lost)
 
     def agreeing(stack: Stack) -> tuple[Stack, Meaning]:
         while (meaning := stored_values(stack.all_frames, reader, ct=ct)).damaged:
@@ -78,7 +79,7 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
                 raise SeriesRejectedError(
                     Reason.UNSUPPORTED_PIXELS, "; ".join(d.detail for d in meaning.decisions if d.code == DAMAGED)
                 )
-            stack = without(meaning.damaged)
+            stack = without(meaning.damaged, DAMAGED)
         return stack, meaning
 
     stack, meaning = agreeing(stack)
@@ -95,11 +96,9 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
                     Reason.UNREADABLE_PIXELS,
                     f"{len(bad)} or more of {len(stack.all_frames)} slices; the first: {first}",
                 ) from first
-        decisions.append(
-            Decision("unreadable_slice", f"{len(bad)} of {len(stack.all_frames)} slices; the first: {first}")
-        )
+        decisions.append(Decision(_UNREADABLE, f"{len(bad)} of {len(stack.all_frames)} slices; the first: {first}"))
         try:
-            rest = without(bad)
+            rest = without(bad, _UNREADABLE)
         except SeriesRejectedError as error:
             # A gap that only unreadable slices leave is none of the series.
             detail = f"{len(bad)} slices, without which the others are no volume ({error.detail}); the first: {first}"

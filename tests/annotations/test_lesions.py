@@ -120,6 +120,19 @@ def test_a_row_on_an_unreadable_slice_is_placed_by_its_header(tree):
     _assert_at(image, acquisition.lps(12, 10.5, 12.0))
 
 
+def test_a_row_on_a_slice_that_contradicts_the_others_is_placed_by_its_header(tree):
+    def edit(dataset: Dataset, index: int) -> None:
+        if index == 12:
+            dataset.RescaleType = "MGML"
+
+    acquisition = acquire()
+    written = _write(tree, acquisition, edit=edit)
+    tree.localize(UID, written.sops[12], 10.5, 12.0)
+    image = _cached(tree)
+    assert image.meta["images"]["codes"] == ["", "inconsistent_slices"]
+    _assert_at(image, acquisition.lps(12, 10.5, 12.0))
+
+
 def test_rows_hold_when_other_slices_are_dropped(tree):
     stray = acquire(offsets_mm=[*np.arange(24), 70.0])
     written = _write(tree, stray)

@@ -108,6 +108,7 @@ def test_a_slice_in_another_unit_is_left_out(tmp_path):
     write_series(tmp_path / "s", STACK, PATTERN, edit=edit)
     image = cached(tmp_path / "s")
     assert "unit" in next(d["detail"] for d in image.meta["decisions"] if d["code"] == "inconsistent_slices")
+    assert image.meta["images"]["codes"] == ["", "inconsistent_slices"]
     assert_shows(image, STACK.take([i for i in range(40) if i != 5]), PATTERN)
 
 
