@@ -9,8 +9,9 @@ import struct
 from typing import Any, Final
 
 # What is read: keyword -> (tag, how to take the value). "text" keeps the whole string, "texts" cuts it at backslashes,
-# "int" is US, "count" is IS, "double" is FD, "pixel" is US or SS, signed as PixelRepresentation says, "time" is TM, in
-# seconds since midnight: times are read to tell acquisitions apart, and go nowhere else.
+# "int" is US, "count" is IS, "double" is FD, "pixel" is US or SS, signed as PixelRepresentation says, "vector" has a
+# number for each frame, "time" is TM, in seconds since midnight: times are read to tell acquisitions apart, and go
+# nowhere else.
 WANTED: Final[dict[str, tuple[int, str]]] = {
     "ImageType": (0x00080008, "texts"),
     "SOPClassUID": (0x00080016, "text"),
@@ -36,7 +37,7 @@ WANTED: Final[dict[str, tuple[int, str]]] = {
     "EchoNumbers": (0x00180086, "text"),
     "MagneticFieldStrength": (0x00180087, "float"),
     "SpacingBetweenSlices": (0x00180088, "float"),
-    "SliceLocationVector": (0x00182005, "floats"),
+    "SliceLocationVector": (0x00182005, "vector"),
     "ProtocolName": (0x00181030, "text"),
     "TriggerTime": (0x00181060, "float"),
     "FlipAngle": (0x00181314, "float"),
@@ -64,11 +65,13 @@ WANTED: Final[dict[str, tuple[int, str]]] = {
     "RescaleIntercept": (0x00281052, "float"),
     "RescaleSlope": (0x00281053, "float"),
     "RescaleType": (0x00281054, "text"),
-    "GridFrameOffsetVector": (0x3004000C, "floats"),
+    "GridFrameOffsetVector": (0x3004000C, "vector"),
 }
 KEYWORDS: Final = {tag: keyword for keyword, (tag, _) in WANTED.items()}
 _LONGEST: Final = 10_000
 """Bytes of a listed value: a thousand times what any of them needs. Values are kept for as long as the program runs."""
+_LONGEST_VECTOR: Final = 20_000 * 17
+"""Bytes of a vector, which is not kept: as many frames as are read, each with a number of 16 digits and a backslash."""
 _TIME: Final = re.compile(r"([01]\d|2[0-3])(?::?([0-5]\d)(?::?([0-5]\d(?:\.\d{1,9})?|60))?)?")
 _BINARY: Final = {b"US": "H", b"SS": "h", b"UL": "I", b"SL": "i", b"FL": "f", b"FD": "d"}
 
@@ -80,11 +83,12 @@ def take_values(raw: dict[str, tuple[bytes, bytes]], order: str) -> tuple[dict[s
     signed = "PixelRepresentation" in raw and any(raw["PixelRepresentation"][1])
     for keyword, (vr, data) in raw.items():
         kind = WANTED[keyword][1]
-        if len(data) > _LONGEST:
+        longest, take = (_LONGEST_VECTOR, _value) if kind == "vector" else (_LONGEST, _kept_value)
+        if len(data) > longest:
             malformed.append(keyword)
             continue
         try:
-            value = _value(vr, data, kind, order, signed=signed)
+            value = take(vr, data, kind, order, signed=signed)
         except (ValueError, struct.error):
             malformed.append(keyword)
             continue
@@ -93,7 +97,6 @@ def take_values(raw: dict[str, tuple[bytes, bytes]], order: str) -> tuple[dict[s
     return values, tuple(malformed)
 
 
-@functools.lru_cache(maxsize=4096)  # most elements are alike in all slices; nobody changes the lists
 def _value(vr: bytes, data: bytes, kind: str, order: str, *, signed: bool) -> Any:
     """Return the value of an element of ``kind``, None where it is empty."""
     code = _BINARY.get(vr)
@@ -119,6 +122,10 @@ def _value(vr: bytes, data: bytes, kind: str, order: str, *, signed: bool) -> An
     return parts if kind == "texts" else _numbers([float(part) for part in parts], kind)
 
 
+_kept_value = functools.lru_cache(maxsize=4096)(_value)
+"""Most elements are alike in all slices; nobody changes the lists."""
+
+
 def seconds_of_day(text: str) -> float:
     """
     Return a DICOM time (``HHMMSS.ffffff``, also cut short, or with colons as before 1993) as seconds since midnight.
@@ -137,7 +144,7 @@ def _numbers(numbers: list[float], kind: str) -> Any:
         raise ValueError("not finite")
     if kind == "time":
         raise ValueError("a time is text")
-    if kind == "floats":
+    if kind in ("floats", "vector"):
         return numbers
     if kind in ("text", "texts"):
         texts = [f"{n:g}" for n in numbers]

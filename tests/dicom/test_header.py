@@ -258,6 +258,19 @@ def test_a_listed_value_of_megabytes_is_malformed(tmp_path):
     assert header.get("Rows") == 3
 
 
+@pytest.mark.parametrize("keyword", ["GridFrameOffsetVector", "SliceLocationVector"])
+def test_a_vector_has_a_number_for_each_of_thousands_of_frames(tmp_path, keyword):
+    ds = data_set(ImplicitVRLittleEndian)
+    numbers = [k * 0.6250001 for k in range(8000)]
+    setattr(ds, keyword, [f"{number:.7f}" for number in numbers])
+    path = save(ds, tmp_path / "a.dcm")
+    for header in (read_header(path), read_with_pydicom(path)):
+        assert header.malformed == ()
+        assert header.values[keyword] == pytest.approx(numbers)
+    setattr(ds, keyword, ["0"] * 200_000)
+    assert read_header(save(ds, path)).malformed == (keyword,)
+
+
 def test_sequences_nested_without_end_are_no_dicom(tmp_path):
     """100,000 deep, 20 bytes each: more than any stack holds."""
     whole = save(data_set(ExplicitVRLittleEndian), tmp_path / "a.dcm").read_bytes()
