@@ -26,6 +26,7 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
+from aneurysm.dicom.attributes import items_of
 from aneurysm.dicom.deflated import inflate_head
 from aneurysm.dicom.elements import UNDEFINED, VRS, UnusualError, read_element, read_file_meta, skip_items
 from aneurysm.dicom.encoding import (
@@ -364,7 +365,7 @@ def _from_dataset(path: Path, size: int, dataset: Dataset) -> tuple[Header, Enco
         header.dataset = dataset
     header.modality_lut = _MODALITY_LUT in dataset and bool(dataset.get_item(_MODALITY_LUT).value)
     if "RescaleIntercept" not in header.values:
-        header.real_world = _items_of(dataset, _REAL_WORLD)
+        header.real_world = items_of(dataset, "RealWorldValueMappingSequence")
     return header, encoding
 
 
@@ -378,13 +379,3 @@ def _find_pixels(header: Header, file: BinaryIO, encoding: Encoding) -> None:
     _, vr, length, value = read_element(start, 0, encoding.order, implicit=start[4:6] not in VRS)
     header.pixel_offset, header.pixel_vr = end + value, vr.decode() or "OW"
     header.pixel_length = -1 if length == UNDEFINED else length
-
-
-def _items_of(dataset: Dataset, tag: int) -> list[Dataset]:
-    if tag not in dataset:
-        return []
-    try:
-        value = dataset[tag].value
-    except Exception:  # noqa: BLE001 - pydicom raises whatever the bytes provoke
-        return []
-    return [] if isinstance(value, (str, bytes)) or value is None else list(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from aneurysm.dicom.attributes import first_item, items_of, number_of, value_of
 from aneurysm.dicom.encoding import DEFLATED
 from aneurysm.dicom.fragments import read_fragments
 from aneurysm.dicom.geometry import plane_axes
@@ -121,8 +121,8 @@ def _multi(header: Header, fmt: PixelFormat, n_frames: int) -> tuple[list[Frame]
     shared, per_frame = Dataset(), [Dataset()] * n_frames
     with quiet_pydicom():
         if header.dataset is not None:
-            shared = _first(header.dataset, "SharedFunctionalGroupsSequence")
-            groups = _items(header.dataset, "PerFrameFunctionalGroupsSequence")
+            shared = first_item([header.dataset], "SharedFunctionalGroupsSequence")
+            groups = items_of(header.dataset, "PerFrameFunctionalGroupsSequence")
             per_frame = (groups + per_frame)[:n_frames]
         base = replace(_single(header, fmt), frames_in_file=n_frames)
         malformed = sum(is_malformed([group, shared]) for group in per_frame)
@@ -135,26 +135,26 @@ def _multi(header: Header, fmt: PixelFormat, n_frames: int) -> tuple[list[Frame]
 
 def _one_of_multi(base: Frame, index: int, groups: list[Dataset]) -> Frame:
     """Return one frame: what its functional groups say, and else what ``base`` has from the top level."""
-    measures, content = _group(groups, "PixelMeasuresSequence"), _group(groups, "FrameContentSequence")
-    kind = _group(groups, "MRImageFrameTypeSequence") or _group(groups, "CTImageFrameTypeSequence")
+    measures, content = first_item(groups, "PixelMeasuresSequence"), first_item(groups, "FrameContentSequence")
+    kind = first_item(groups, "MRImageFrameTypeSequence") or first_item(groups, "CTImageFrameTypeSequence")
     tags = {
-        "ImageType": _of(kind, "FrameType"),
-        "EchoTime": _of(_group(groups, "MREchoSequence"), "EffectiveEchoTime"),
-        "TemporalPositionIdentifier": _of(content, "TemporalPositionIndex"),
-        "DiffusionBValue": _of(_group(groups, "MRDiffusionSequence"), "DiffusionBValue"),
-        "KVP": _of(_group(groups, "CTXRayDetailsSequence"), "KVP"),
-        "AcquisitionNumber": _of(content, "FrameAcquisitionNumber"),
-        "StackID": _of(content, "StackID"),
+        "ImageType": value_of(kind, "FrameType"),
+        "EchoTime": value_of(first_item(groups, "MREchoSequence"), "EffectiveEchoTime"),
+        "TemporalPositionIdentifier": value_of(content, "TemporalPositionIndex"),
+        "DiffusionBValue": value_of(first_item(groups, "MRDiffusionSequence"), "DiffusionBValue"),
+        "KVP": value_of(first_item(groups, "CTXRayDetailsSequence"), "KVP"),
+        "AcquisitionNumber": value_of(content, "FrameAcquisitionNumber"),
+        "StackID": value_of(content, "StackID"),
     }
-    position = _tuple(_of(_group(groups, "PlanePositionSequence"), "ImagePositionPatient"), 3)
-    orientation = _tuple(_of(_group(groups, "PlaneOrientationSequence"), "ImageOrientationPatient"), 6)
+    position = _tuple(value_of(first_item(groups, "PlanePositionSequence"), "ImagePositionPatient"), 3)
+    orientation = _tuple(value_of(first_item(groups, "PlaneOrientationSequence"), "ImageOrientationPatient"), 6)
     return replace(
         base,
         index=index,
         # One frame's position at the top level can't be the position of all.
         position=position or (base.position if base.frames_in_file == 1 else None),
         orientation=orientation or base.orientation,
-        spacing_mm=_tuple(_of(measures, "PixelSpacing"), 2) or base.spacing_mm,
+        spacing_mm=_tuple(value_of(measures, "PixelSpacing"), 2) or base.spacing_mm,
         rescale=frame_rescale(base.rescale, groups, base.modality),
         instance_number=float(index),
         # What the frame does not say, the top level may.
@@ -163,7 +163,7 @@ def _one_of_multi(base: Frame, index: int, groups: list[Dataset]) -> Frame:
                 dict(base.distinguishing_tags) | {k: _tag_value(k, v) for k, v in tags.items() if v not in (None, "")}
             ).items()
         ),
-        acquired_s=_seconds(_of(content, "FrameAcquisitionDateTime"), base.acquired_s),
+        acquired_s=_seconds(value_of(content, "FrameAcquisitionDateTime"), base.acquired_s),
     )
 
 
@@ -237,37 +237,9 @@ def _measure(header: Header, keyword: str) -> float | None:
     """Return an element of the pixel measures, of the top level or else of the functional groups."""
     if (top := header.get(keyword)) is not None or header.dataset is None:
         return None if top is None else float(top)
-    groups = [_first(header.dataset, f"{kind}FunctionalGroupsSequence") for kind in ("Shared", "PerFrame")]
+    groups = [first_item([header.dataset], f"{kind}FunctionalGroupsSequence") for kind in ("Shared", "PerFrame")]
     with quiet_pydicom():
-        found = _floats([_of(_group(groups, "PixelMeasuresSequence"), keyword)], 1)
-    return found[0] if found else None
-
-
-def _group(groups: Sequence[Dataset], keyword: str) -> Dataset:
-    for group in groups:
-        item = _first(group, keyword)
-        if len(item):
-            return item
-    return Dataset()
-
-
-def _of(dataset: Dataset, keyword: str) -> Any:
-    """Return an element's value, None if it is absent or can't be converted: pydicom does that only now."""
-    try:
-        return dataset.get(keyword)
-    except Exception:  # noqa: BLE001 - it raises whatever the bytes provoke
-        return None
-
-
-def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    value = _of(dataset, keyword)
-    if value is None or isinstance(value, (str, bytes, float, int)):
-        return []
-    return [item for item in value if isinstance(item, Dataset)]
-
-
-def _first(dataset: Dataset, keyword: str) -> Dataset:
-    return next(iter(_items(dataset, keyword)), Dataset())
+        return number_of(first_item(groups, "PixelMeasuresSequence"), keyword)
 
 
 def _floats(value: Any, n: int) -> list[float] | None:

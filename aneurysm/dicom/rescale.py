@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from pydicom.dataset import Dataset
 
+from aneurysm.dicom.attributes import first_item, items_of, number_of, value_of
 from aneurysm.dicom.header import Header
 from aneurysm.dicom.series import Rescale, modality_of
 
@@ -27,9 +27,9 @@ def header_rescale(header: Header) -> Rescale:
 
 def frame_rescale(top: Rescale, groups: Sequence[Dataset], modality: str) -> Rescale:
     """Return the rescale of one frame by its functional ``groups`` (its own, then the shared ones), else ``top``."""
-    transform = _first_item(groups, "PixelValueTransformationSequence")
-    slope, intercept = _number(transform, "RescaleSlope"), _number(transform, "RescaleIntercept")
-    unit = str(_value(transform, "RescaleType") or "")
+    transform = first_item(groups, "PixelValueTransformationSequence")
+    slope, intercept = number_of(transform, "RescaleSlope"), number_of(transform, "RescaleIntercept")
+    unit = str(value_of(transform, "RescaleType") or "")
     if slope is not None or intercept is not None:
         beside = Rescale() if top.real_world else top
         return Rescale(
@@ -39,15 +39,15 @@ def frame_rescale(top: Rescale, groups: Sequence[Dataset], modality: str) -> Res
         )
     if top.present and not top.real_world:
         return top
-    mapped = _real_world([_sequence(group, "RealWorldValueMappingSequence") for group in groups], modality)
+    mapped = _real_world([items_of(group, "RealWorldValueMappingSequence") for group in groups], modality)
     return mapped or (top if top.present or not unit else Rescale(unit=unit))
 
 
 def is_malformed(groups: Sequence[Dataset]) -> bool:
     """Return True if the functional ``groups`` have a slope or intercept that is not a number."""
-    transform = _first_item(groups, "PixelValueTransformationSequence")
+    transform = first_item(groups, "PixelValueTransformationSequence")
     return any(
-        keyword in transform and _number(transform, keyword) is None and _is_filled(transform, keyword)
+        keyword in transform and number_of(transform, keyword) is None and _is_filled(transform, keyword)
         for keyword in ("RescaleSlope", "RescaleIntercept")
     )
 
@@ -59,7 +59,7 @@ def _real_world(sequences: Sequence[Sequence[Dataset]], modality: str) -> Rescal
     CT may have several, in HU and in others: the one in HU counts. Where there is no such, one in another unit says
     that the pixels are no HU. A mapping by a look-up table leaves slope and intercept open, and so has no use.
     """
-    items = next((s for s in sequences if s), ())
+    items = next((s for s in sequences if any(map(len, s))), ())
     mappings = {m for m in (_mapping(item) for item in items) if m is not None}
     if modality == "CT":
         hounsfield = {m for m in mappings if m.unit == "HU"}
@@ -68,13 +68,13 @@ def _real_world(sequences: Sequence[Sequence[Dataset]], modality: str) -> Rescal
 
 
 def _mapping(item: Dataset) -> Rescale | None:
-    slope, intercept = _number(item, "RealWorldValueSlope"), _number(item, "RealWorldValueIntercept")
-    code = str(_value(_first_item([item], "MeasurementUnitsCodeSequence"), "CodeValue") or "").strip()
+    slope, intercept = number_of(item, "RealWorldValueSlope"), number_of(item, "RealWorldValueIntercept")
+    code = str(value_of(first_item([item], "MeasurementUnitsCodeSequence"), "CodeValue") or "").strip()
     unit = "HU" if code.upper() in _UCUM_HOUNSFIELD | {"HU"} else code
     if not slope or intercept is None:
         return None
     ends = [
-        _number(item, f"RealWorldValue{end}ValueMapped", f"DoubleFloatRealWorldValue{end}ValueMapped")
+        number_of(item, f"RealWorldValue{end}ValueMapped", f"DoubleFloatRealWorldValue{end}ValueMapped")
         for end in ("First", "Last")
     ]
     first, last = ends
@@ -82,37 +82,6 @@ def _mapping(item: Dataset) -> Rescale | None:
         first -= 1 << 16  # a negative number whose sign was lost
     mapped = None if first is None or last is None else (first, last)
     return Rescale(slope, intercept, unit, real_world=True, mapped=mapped)
-
-
-def _first_item(groups: Sequence[Dataset], keyword: str) -> Dataset:
-    return next((item for group in groups for item in _sequence(group, keyword)[:1]), Dataset())
-
-
-def _sequence(dataset: Dataset, keyword: str) -> list[Dataset]:
-    value = _value(dataset, keyword)
-    if value is None or isinstance(value, (str, bytes, float, int)):
-        return []
-    return [item for item in value if isinstance(item, Dataset)]
-
-
-def _value(dataset: Dataset, keyword: str) -> Any:
-    """Return an element's value, None if it is absent or can't be converted: pydicom converts only now."""
-    try:
-        return dataset.get(keyword)
-    except Exception:  # noqa: BLE001 - it raises whatever the bytes provoke
-        return None
-
-
-def _number(dataset: Dataset, *keywords: str) -> float | None:
-    for keyword in keywords:
-        value = _value(dataset, keyword)
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            continue
-        if math.isfinite(number):
-            return number
-    return None
 
 
 def _is_filled(dataset: Dataset, keyword: str) -> bool:

@@ -46,6 +46,31 @@ def test_every_frame_has_a_rescale_of_its_own(tmp_path, modality):
     assert_shows(cached(tmp_path / "s"), stack, pattern)
 
 
+@pytest.mark.parametrize("keyword", ["PixelValueTransformationSequence", "RealWorldValueMappingSequence"])
+def test_an_empty_item_of_a_frame_does_not_hide_what_all_frames_share(tmp_path, keyword):
+    hu = Dataset()
+    hu.CodeValue = "[hnsf'U]"
+    shared = Dataset()
+    if keyword == "PixelValueTransformationSequence":
+        shared.RescaleSlope, shared.RescaleIntercept, shared.RescaleType = "0.5", "-300", "HU"
+    else:
+        shared.RealWorldValueSlope, shared.RealWorldValueIntercept = 0.5, -300.0
+        shared.MeasurementUnitsCodeSequence = [hu]
+
+    def edit(dataset: Dataset) -> None:
+        setattr(dataset.SharedFunctionalGroupsSequence[0], keyword, [shared])
+
+    def edit_frame(frame: Dataset, _index: int) -> None:
+        del frame.PixelValueTransformationSequence
+        setattr(frame, keyword, [Dataset()])
+
+    stack = acquire(slices=12)
+    storage = Storage(16, 16, signed=True, slope=0.5, intercept=-300.0)
+    pattern = _pattern(stack, "CT")
+    write_multiframe(tmp_path / "s", stack, pattern, modality="CT", storage=storage, edit=edit, edit_frame=edit_frame)
+    assert_shows(cached(tmp_path / "s"), stack, pattern)
+
+
 @pytest.mark.parametrize(
     "syntax",
     [ExplicitVRBigEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless, JPEG_LOSSLESS],
