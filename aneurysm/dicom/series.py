@@ -197,6 +197,8 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         headers.append(header)
 
     headers, foreign = _of_one_series(uid, headers)
+    if foreign:
+        decisions.append(Decision("foreign_files", f"{foreign.total()} files of {len(foreign)} other series"))
     headers, notes = of_one_subject(headers)
     decisions.extend(notes)
     for header in headers:
@@ -211,8 +213,6 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         decisions.append(Decision("unreadable_files", _some(unreadable)))
     if without_pixels:
         decisions.append(Decision("files_without_pixels", _some(without_pixels)))
-    if foreign:
-        decisions.append(Decision("foreign_files", f"{foreign.total()} files of {len(foreign)} other series"))
     if not headers:
         raise SeriesRejectedError(
             Reason.NO_IMAGES,

@@ -114,6 +114,21 @@ def test_a_stray_file_of_another_patient_is_left_out(tmp_path, keyword):
     assert_shows(image, STACK, PATTERN)
 
 
+def test_files_of_another_series_and_of_another_patient_are_one_decision(tmp_path):
+    def edit(dataset: Dataset, index: int) -> None:
+        if index == 4:
+            dataset.SeriesInstanceUID = "1.2.3"
+        if index == 7:
+            dataset.PatientID = "SOMEONE ELSE"
+
+    written = write_series(tmp_path / "s", STACK, PATTERN, uid=UID, edit=edit)
+    (decision,) = read_series(UID, written.paths).decisions
+    assert (decision.code, decision.detail) == (
+        "foreign_files",
+        "1 files of 1 other series; 1 files of other patients",
+    )
+
+
 def test_which_files_come_first_makes_no_difference(tmp_path):
     write_series(tmp_path / "s", STACK, PATTERN, uid=UID)
     _half_a_gap_on(tmp_path / "s", ["PatientID"], n=2)
