@@ -83,7 +83,7 @@ class Rescale:
         return self.slope is not None or self.intercept is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
     """
     One slice: where its pixels are, and where it lies in the patient.

@@ -7,20 +7,18 @@ from dataclasses import replace
 import imagecodecs
 import numpy as np
 import pytest
-from pydicom import encaps
 
 from aneurysm.dicom.pixels import PixelReader
 from aneurysm.dicom.series import Frame, PixelFormat
 from aneurysm.errors import PixelError
+from tests.support.pixels import compressed_frame
 
 ROWS, COLUMNS = 40, 56
 
 
 def make_frame(tmp_path, encoded: bytes, syntax: str, bits: int) -> Frame:
-    path = tmp_path / "slice.dcm"
-    path.write_bytes(encaps.encapsulate([encoded], has_bot=False))
     fmt = PixelFormat(ROWS, COLUMNS, 1, "MONOCHROME2", 16 if bits > 8 else 8, bits, bits - 1, False, syntax)
-    return Frame(path, 0, "1.2", fmt, 0, -1, "OB", None, None, None, 1.0, 0.0, None, 0.0)
+    return compressed_frame(tmp_path / "slice.dcm", encoded, fmt)
 
 
 CASES = {

@@ -12,12 +12,12 @@ from dataclasses import replace
 import imagecodecs
 import numpy as np
 import pytest
-from pydicom import encaps
 
 from aneurysm.dicom.codestream import check_stream, unpacked_size
 from aneurysm.dicom.pixels import PixelReader
-from aneurysm.dicom.series import Frame, PixelFormat
+from aneurysm.dicom.series import PixelFormat
 from aneurysm.errors import PixelError
+from tests.support.pixels import compressed_frame
 
 ROWS, COLUMNS = 200, 256
 JPEG_BASELINE, JPEG_LOSSLESS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.70"
@@ -231,7 +231,9 @@ def test_rle_that_unpacks_to_far_more_than_its_frame_is_an_error(tmp_path) -> No
     """300 MB of zeros from 5 MB. pydicom's decoder, which comes after one that panics, would unpack all of it."""
     segment = b"\x81\x00" * 1_200_000
     stream = struct.pack("<16I", 2, 64, 64 + len(segment), *[0] * 13) + 2 * segment
-    frame = make_frame(tmp_path, stream, replace(pixel_format(RLE, bits=16), rows=1100, columns=1100))
+    frame = compressed_frame(
+        tmp_path / "slice.dcm", stream, replace(pixel_format(RLE, bits=16), rows=1100, columns=1100)
+    )
     with pytest.raises(PixelError, match="longer than the frame"):
         PixelReader().read(frame)
 
@@ -240,12 +242,6 @@ def test_rle_that_unpacks_to_far_more_than_its_frame_is_an_error(tmp_path) -> No
 def test_what_no_decoder_is_named_for_reaches_none(syntax: str) -> None:
     with pytest.raises(PixelError, match="no decoder"):
         check_stream(siz() + cod() + tile_part(), pixel_format(syntax))
-
-
-def make_frame(tmp_path, encoded: bytes, fmt: PixelFormat) -> Frame:
-    path = tmp_path / "slice.dcm"
-    path.write_bytes(encaps.encapsulate([encoded], has_bot=False))
-    return Frame(path, 0, "1.2", fmt, 0, -1, "OB", None, None, None, 1.0, 0.0, None, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -264,5 +260,5 @@ def make_frame(tmp_path, encoded: bytes, fmt: PixelFormat) -> Frame:
 def test_a_stream_of_an_encoder_is_decoded(tmp_path, encode, syntax: str) -> None:
     y, x = np.mgrid[:ROWS, :COLUMNS]
     image = ((np.sin(y / 7) + np.cos(x / 9) + 2) * 1000).astype(np.uint16)
-    found = PixelReader().read(make_frame(tmp_path, encode(image), pixel_format(syntax)))
+    found = PixelReader().read(compressed_frame(tmp_path / "slice.dcm", encode(image), pixel_format(syntax)))
     np.testing.assert_array_equal(found, image)

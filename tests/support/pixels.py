@@ -21,6 +21,8 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from aneurysm.dicom.series import Frame, PixelFormat, Rescale
+
 JPEG_BASELINE = UID("1.2.840.10008.1.2.4.50")
 JPEG_EXTENDED = UID("1.2.840.10008.1.2.4.51")
 JPEG_LOSSLESS_P14 = UID("1.2.840.10008.1.2.4.57")
@@ -90,6 +92,26 @@ class Storage:
         dataset.PhotometricInterpretation = "MONOCHROME1" if self.inverted else "MONOCHROME2"
         dataset.BitsAllocated, dataset.BitsStored = self.bits_allocated, self.bits_stored
         dataset.HighBit, dataset.PixelRepresentation = self.top, int(self.signed)
+
+
+def compressed_frame(path: Path, encoded: bytes, fmt: PixelFormat) -> Frame:
+    """Write a stream as the encapsulated pixel data of a file without a header, and return its frame."""
+    path.write_bytes(encapsulate([encoded], has_bot=False))
+    return Frame(
+        path=path,
+        index=0,
+        sop_uid="1.2",
+        format=fmt,
+        pixel_offset=0,
+        pixel_length=-1,
+        pixel_vr="OB",
+        position=None,
+        orientation=None,
+        spacing_mm=None,
+        rescale=Rescale(),
+        padding=None,
+        instance_number=0.0,
+    )
 
 
 def put_pixels(dataset: Dataset, storage: Storage, stored: np.ndarray, syntax: UID, fragments: int = 1) -> None:
