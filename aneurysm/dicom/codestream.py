@@ -12,16 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from aneurysm.dicom.encoding import RLE
+from aneurysm.dicom.encoding import JPEG, JPEG_2000, JPEG_LS, RLE, jpeg_segments
 from aneurysm.dicom.series import PixelFormat
 from aneurysm.errors import PixelError
-
-JPEG: Final = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
-JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
-JPEG_LS: Final = frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"})
-JPEG_2000: Final = frozenset({"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"})
-DECODED: Final = frozenset({*JPEG, *JPEG_LS, *JPEG_2000, RLE})
-"""The transfer syntaxes of compressed frames that are read."""
 
 # Frame headers: baseline, extended and progressive DCT, lossless; JPEG-LS.
 _JPEG_FRAMES: Final = frozenset({0xFFC0, 0xFFC1, 0xFFC2, 0xFFC3})
@@ -65,7 +58,7 @@ def check_stream(encoded: bytes, fmt: PixelFormat) -> int:
             return _check_rle(encoded, fmt)
         if fmt.transfer_syntax in JPEG_2000:
             return _check_jpeg_2000(encoded, fmt)
-        if fmt.transfer_syntax in JPEG | JPEG_LS:
+        if fmt.transfer_syntax in (*JPEG, *JPEG_LS):
             return _check_jpeg(encoded, fmt)
     except (struct.error, IndexError) as error:
         raise PixelError("the stream breaks off in its header") from error
@@ -107,25 +100,18 @@ def _check_rle(encoded: bytes, fmt: PixelFormat) -> int:
 def _check_jpeg(encoded: bytes, fmt: PixelFormat) -> int:
     """Walk the markers of JPEG or JPEG-LS up to the first scan."""
     kinds = _JPEG_LS_FRAMES if fmt.transfer_syntax in JPEG_LS else _JPEG_FRAMES
-    precision = 0
-    at = 2
-    while True:
-        while encoded[at : at + 2] == b"\xff\xff":
-            at += 1  # a marker may be preceded by any number of FF
-        marker, length = struct.unpack_from(">HH", encoded, at)
+    precision = marker = at = 0
+    for marker, at in jpeg_segments(encoded):
         if marker in _SOF:
             if precision or marker not in kinds:
                 raise PixelError(f"frame header {marker:X} is one too many, or of another kind of JPEG")
-            precision, rows, columns, samples = struct.unpack_from(">BHHB", encoded, at + 4)
+            precision, rows, columns, samples = struct.unpack_from(">BHHB", encoded, at)
             _compare((rows, columns, samples), precision, fmt)
-        elif marker == _SOS:
+        elif marker in (_SOS, _EOI):
             break
-        elif marker >> 8 != 0xFF or marker == _EOI or length < 2:
-            raise PixelError("the JPEG stream has no frame header")
-        at += 2 + length
-    if not precision:
+    if not precision or marker != _SOS:
         raise PixelError("the JPEG stream has no frame header")
-    if (scans := encoded.count(b"\xff\xda", at)) > _MOST_SCANS:
+    if (scans := encoded.count(b"\xff\xda", at - 4)) > _MOST_SCANS:
         raise PixelError(f"{scans} scans, up to {_MOST_SCANS} are read")
     return precision
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,15 +17,24 @@ DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 RLE: Final = "1.2.840.10008.1.2.5"
 NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
 """Transfer syntaxes whose pixels are plain."""
+_BASELINE, JPEG_EXTENDED, _LOSSLESS, _LOSSLESS_FIRST_ORDER = (f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
+JPEG: Final = frozenset({_BASELINE, JPEG_EXTENDED, _LOSSLESS, _LOSSLESS_FIRST_ORDER})
+"""JPEG of the first standard."""
+JPEG_LS: Final = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
+JPEG_2000: Final = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
+WHOLE_CELLS: Final = NATIVE | JPEG | {RLE}
+"""Transfer syntaxes that hand out whole cells; the others know only the bits that the header says are used."""
 
-_JPEG: Final = "1.2.840.10008.1.2.4."
 _KINDS: Final = {
-    "lossy": ("51", "50"),
-    "lossless": ("70", "57"),
-    "JPEG-LS": ("80", "81"),
-    "JPEG 2000": ("90", "91", "92", "93", "201", "202", "203"),
+    "lossy": (JPEG_EXTENDED, _BASELINE),
+    "lossless": (_LOSSLESS_FIRST_ORDER, _LOSSLESS),
+    "JPEG-LS": JPEG_LS,
+    "JPEG 2000": (*JPEG_2000, *(f"1.2.840.10008.1.2.4.{n}" for n in (92, 93, 201, 202, 203))),
+    "RLE": (RLE,),
 }
 """Kinds of codestream that a decoder tells apart by itself; the first stands for one that was declared as another."""
+_JPEG_KINDS: Final = dict.fromkeys((0xFFC0, 0xFFC1, 0xFFC2), "lossy") | {0xFFC3: "lossless", 0xFFF7: "JPEG-LS"}
+"""By the marker of the frame header."""
 _LONGEST_FIRST: Final = 1 << 16
 
 
@@ -68,44 +79,37 @@ def codestream_syntax(stream: bytes, declared: str) -> str:
 
     ``declared`` where they are of its kind, or of none that is known.
     """
-    kind = _codestream_kind(stream)
-    if kind is None or declared == kind:
-        return declared
-    if kind == RLE:
-        return RLE
-    syntaxes = [_JPEG + number for number in _KINDS[kind]]
+    syntaxes = _KINDS.get(_codestream_kind(stream), (declared,))
     return declared if declared in syntaxes else syntaxes[0]
 
 
-def _codestream_kind(stream: bytes) -> str | None:
+def _codestream_kind(stream: bytes) -> str:
     if stream.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")):
         return "JPEG 2000"
     if stream.startswith(b"\xff\xd8\xff"):
-        return _jpeg_kind(stream)
+        with suppress(struct.error):
+            return next((kind for marker, _ in jpeg_segments(stream) if (kind := _JPEG_KINDS.get(marker))), "")
     if len(stream) >= 64:
         # The RLE header (PS3.5, G.5): the number of segments, and where each begins.
         segments, *offsets = struct.unpack_from("<16I", stream)
         used, unused = offsets[:segments], offsets[segments:]
         if 1 <= segments <= 15 and used[0] == 64 and used == sorted(set(used)) and not any(unused):
-            return RLE
-    return None
+            return "RLE"
+    return ""
 
 
-def _jpeg_kind(stream: bytes) -> str | None:
-    """Return the kind of a stream that begins like JPEG, by the marker of its frame header."""
+def jpeg_segments(stream: bytes) -> Iterator[tuple[int, int]]:
+    """
+    Yield the marker of each segment of JPEG or JPEG-LS, and where its content begins, up to what is no segment.
+
+    Raises `struct.error` where the stream breaks off.
+    """
     at = 2
-    while at + 4 <= len(stream):
-        if stream[at : at + 2] == b"\xff\xff":
+    while True:
+        while stream[at : at + 2] == b"\xff\xff":
             at += 1  # a marker may be preceded by any number of FF
-            continue
         marker, length = struct.unpack_from(">HH", stream, at)
-        if marker == 0xFFF7:
-            return "JPEG-LS"
-        if marker == 0xFFC3:
-            return "lossless"
-        if 0xFFC0 <= marker <= 0xFFC2:
-            return "lossy"
-        if marker >> 8 != 0xFF:
-            return None
+        if marker >> 8 != 0xFF or length < 2:
+            return
+        yield marker, at + 4
         at += 2 + length
-    return None

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from aneurysm.dicom.encoding import NATIVE, RLE
+from aneurysm.dicom.encoding import NATIVE, RLE, WHOLE_CELLS
 from aneurysm.dicom.header import Header
 from aneurysm.dicom.series import MAX_MATRIX, PixelFormat
 
-_PLAIN: Final = frozenset({*NATIVE, RLE})
-_HIGH_BIT_LOST: Final = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (80, 81, 90, 91, 201, 202, 203))
-"""JPEG-LS and JPEG 2000 hold the samples alone, wherever in a word they were."""
 _MEANING: Final = (
     "BitsStored",
     "HighBit",
@@ -37,7 +34,7 @@ def pixel_format(header: Header) -> PixelFormat | str:
         return f"a matrix of {rows} x {columns}"
     if bits not in (8, 16, 32):
         return f"BitsAllocated is {bits}: 8, 16 and 32 are read"
-    if bits == 32 and header.transfer_syntax not in _PLAIN:
+    if bits == 32 and header.transfer_syntax not in (*NATIVE, RLE):
         return f"BitsAllocated is 32 in transfer syntax {header.transfer_syntax}"  # gdcm ends the process over it
     samples = header.get("SamplesPerPixel", 1)
     if not 1 <= samples <= 4:
@@ -48,7 +45,7 @@ def pixel_format(header: Header) -> PixelFormat | str:
     high = header.get("HighBit", stored - 1)
     if not stored - 1 <= high < bits:
         return f"HighBit is {high} with BitsStored {stored}"
-    if high != stored - 1 and header.transfer_syntax in _HIGH_BIT_LOST:
+    if high != stored - 1 and header.transfer_syntax not in WHOLE_CELLS:
         return f"HighBit is {high} with BitsStored {stored} in transfer syntax {header.transfer_syntax}"
     representation = header.get("PixelRepresentation", 0)
     if representation not in (0, 1):

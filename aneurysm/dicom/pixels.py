@@ -14,9 +14,18 @@ from numpy.typing import NDArray
 from pydicom import encaps
 from pydicom.pixels.decoders.base import get_decoder
 
-from aneurysm.dicom.codestream import JPEG, JPEG_EXTENDED, JPEG_LS, check_stream, rle_segments, unpacked_size
+from aneurysm.dicom.codestream import check_stream, rle_segments, unpacked_size
 from aneurysm.dicom.deflated import inflate_into
-from aneurysm.dicom.encoding import DEFLATED, EXPLICIT_BIG, NATIVE, RLE
+from aneurysm.dicom.encoding import (
+    DEFLATED,
+    EXPLICIT_BIG,
+    JPEG,
+    JPEG_2000,
+    JPEG_EXTENDED,
+    JPEG_LS,
+    NATIVE,
+    RLE,
+)
 from aneurysm.dicom.fragments import Fragment, read_fragments, read_frame
 from aneurysm.dicom.header import quiet_pydicom
 from aneurysm.dicom.series import Frame, PixelFormat
@@ -26,10 +35,8 @@ Pixels = NDArray[Any]
 
 # The fastest first; each measured on 12-bit CT slices by `make bench`'s data. gdcm serves what is not listed.
 _PLUGINS: Final = {
-    "1.2.840.10008.1.2.4.80": ("pyjpegls", "gdcm"),
-    "1.2.840.10008.1.2.4.81": ("pyjpegls", "gdcm"),
-    "1.2.840.10008.1.2.4.90": ("pylibjpeg", "gdcm"),
-    "1.2.840.10008.1.2.4.91": ("pylibjpeg", "gdcm"),
+    **dict.fromkeys(JPEG_LS, ("pyjpegls", "gdcm")),
+    **dict.fromkeys(JPEG_2000, ("pylibjpeg", "gdcm")),
     RLE: ("pylibjpeg", "pydicom"),
 }
 _DEFAULT_PLUGINS: Final = ("gdcm",)

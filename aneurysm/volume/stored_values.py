@@ -14,8 +14,7 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from aneurysm.dicom.codestream import JPEG
-from aneurysm.dicom.encoding import NATIVE, RLE
+from aneurysm.dicom.encoding import WHOLE_CELLS
 from aneurysm.dicom.pixels import PixelReader, Pixels, inverted, used_bits
 from aneurysm.dicom.series import Decision, Frame, PixelFormat
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
@@ -37,8 +36,6 @@ _LARGE: Final = 2**20
 """Slices of more pixels are thinned out: for evidence, a million of them are enough."""
 _LEAST_SPAN_HU: Final = 1000.0
 """From air to tissue: stored values that span less are no CT, but a picture of one."""
-_WITH_ALL_BITS: Final = frozenset({*NATIVE, RLE, *JPEG})
-"""Transfer syntaxes that hand out whole cells; the others know only the bits that the header says are used."""
 _LEAST_EDGES: Final = 20
 _SMOOTHER: Final = 0.8
 _WRAPPED: Final = 0.05
@@ -81,7 +78,7 @@ class StoredValues:
 def _read_as(reader: PixelReader, frame: Frame, fmt: PixelFormat) -> Pixels:
     """Return the stored values of ``frame`` by a format that may differ from the header's."""
     header = frame.format
-    if header.transfer_syntax in _WITH_ALL_BITS or header.signed == fmt.signed:
+    if header.transfer_syntax in WHOLE_CELLS or header.signed == fmt.signed:
         return reader.read(replace(frame, format=fmt))
     # The stream has a sign of its own, and a decoder that is given another makes of it what it likes.
     return _by_format(reader.read(replace(frame, format=replace(header, photometric="MONOCHROME2"))), fmt, whole=False)
@@ -179,7 +176,7 @@ class _Evidence:
     ) -> None:
         self.ct = ct
         self.format = frames[0].format
-        self.whole = self.format.transfer_syntax in _WITH_ALL_BITS
+        self.whole = self.format.transfer_syntax in WHOLE_CELLS
         self.frames: list[Frame] = []
         self.rescaling: list[Rescaling] = []
         self._cells: list[Pixels] = []
