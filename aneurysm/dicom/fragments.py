@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,15 +23,15 @@ Fragment = tuple[int, int]
 class Fragments:
     """The fragments of one file's pixel data; ``offsets`` is the basic offset table, empty if there is none."""
 
-    path: Path
     fragments: list[Fragment]
     offsets: Sequence[int]
 
-    def of_frames(self, frames: int) -> list[list[Fragment]]:
+    def of_frames(self, frames: int, file: BinaryIO) -> list[list[Fragment]]:
         """
         Return the fragments of each frame, by the offset table, else by their number, else by the marks of their ends.
 
-        Of a file with one frame all fragments are that frame's, whatever the table has.
+        ``file`` is the one that they are of. Of one with a single frame all fragments are that frame's, whatever the
+        table has.
 
         Raises
         ------
@@ -47,7 +48,7 @@ class Fragments:
             return [[fragment] for fragment in self.fragments]
         if len(self.fragments) < frames:
             raise PixelError(f"{len(self.fragments)} fragments, {frames} frames")
-        return self._by_ends()
+        return self._by_ends(file)
 
     def _by_offsets(self) -> list[list[Fragment]]:
         found: list[list[Fragment]] = [[] for _ in self.offsets]
@@ -59,21 +60,25 @@ class Fragments:
             found[frame].append(fragment)
         return found
 
-    def _by_ends(self) -> list[list[Fragment]]:
+    def _by_ends(self, file: BinaryIO) -> list[list[Fragment]]:
         """Begin a frame behind each fragment that ends as the streams of JPEG and its successors do: FF D9, padded."""
         found: list[list[Fragment]] = [[]]
-        with self.path.open("rb") as file:
-            for start, length in self.fragments:
-                found[-1].append((start, length))
-                file.seek(start + max(0, length - 10))
-                if b"\xff\xd9" in file.read(min(length, 10)):
-                    found.append([])
+        for start, length in self.fragments:
+            found[-1].append((start, length))
+            file.seek(start + max(0, length - 10))
+            if b"\xff\xd9" in file.read(min(length, 10)):
+                found.append([])
         return found if found[-1] else found[:-1]
 
 
-def read_fragments(path: Path, offset: int) -> Fragments:
+def open_buffered(path: Path) -> BinaryIO:
+    """Open a file of fragments so that those of one compressed slice are usually read at once."""
+    return path.open("rb", buffering=_BUFFER)
+
+
+def read_fragments(file: BinaryIO, offset: int) -> Fragments:
     """
-    Find the fragments of the pixel data whose value starts at ``offset`` of ``path``; one that breaks off is the last.
+    Find the fragments of the pixel data whose value starts at ``offset`` of ``file``; one that breaks off is the last.
 
     Raises
     ------
@@ -82,26 +87,25 @@ def read_fragments(path: Path, offset: int) -> Fragments:
     OSError
         The file can't be read.
     """
-    size = path.stat().st_size
-    with path.open("rb", buffering=_BUFFER) as file:
-        file.seek(offset)
-        found = _next_item(file, size)
-        if found is None:
-            raise PixelError("the pixel data has no offset table")
-        table = file.read(min(found[1], 4 * _MOST))
-        fragments: list[Fragment] = []
+    size = os.fstat(file.fileno()).st_size
+    file.seek(offset)
+    found = _next_item(file, size)
+    if found is None:
+        raise PixelError("the pixel data has no offset table")
+    table = file.read(min(found[1], 4 * _MOST))
+    fragments: list[Fragment] = []
+    file.seek(sum(found))
+    while (found := _next_item(file, size)) is not None:
+        if len(fragments) == _MOST:
+            raise PixelError(f"more than {_MOST} fragments")
+        fragments.append(found)
         file.seek(sum(found))
-        while (found := _next_item(file, size)) is not None:
-            if len(fragments) == _MOST:
-                raise PixelError(f"more than {_MOST} fragments")
-            fragments.append(found)
-            file.seek(sum(found))
-    return Fragments(path, fragments, struct.unpack(f"<{len(table) // 4}I", table[: len(table) // 4 * 4]))
+    return Fragments(fragments, struct.unpack(f"<{len(table) // 4}I", table[: len(table) // 4 * 4]))
 
 
-def read_frame(path: Path, fragments: Sequence[Fragment], limit: int) -> bytes:
+def read_frame(file: BinaryIO, fragments: Sequence[Fragment], limit: int) -> bytes:
     """
-    Return the compressed bytes of one frame.
+    Return the compressed bytes of one frame of ``file``.
 
     Raises
     ------
@@ -113,11 +117,10 @@ def read_frame(path: Path, fragments: Sequence[Fragment], limit: int) -> bytes:
     size = sum(length for _, length in fragments)
     if size > limit:
         raise PixelError(f"{size} bytes, more than the frame takes without compression")
-    with path.open("rb") as file:
-        content = []
-        for start, length in fragments:
-            file.seek(start)
-            content.append(file.read(length))
+    content = []
+    for start, length in fragments:
+        file.seek(start)
+        content.append(file.read(length))
     return content[0] if len(content) == 1 else b"".join(content)
 
 

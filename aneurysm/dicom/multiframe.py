@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 
 from aneurysm.dicom.attributes import first_item, items_of, number_of, value_of
 from aneurysm.dicom.encoding import DEFLATED
-from aneurysm.dicom.fragments import read_fragments
+from aneurysm.dicom.fragments import open_buffered, read_fragments
 from aneurysm.dicom.geometry import plane_axes
 from aneurysm.dicom.header import Header, quiet_pydicom
 from aneurysm.dicom.pixel_format import pixel_format
@@ -100,7 +100,8 @@ def _frames_encapsulated(header: Header) -> int | None:
     if header.pixel_offset is None:
         return None
     try:
-        found = read_fragments(header.path, header.pixel_offset)
+        with open_buffered(header.path) as file:
+            found = read_fragments(file, header.pixel_offset)
     except PixelError:
         return None
     if len(found.offsets) > 1:

@@ -26,7 +26,7 @@ from aneurysm.dicom.encoding import (
     NATIVE,
     RLE,
 )
-from aneurysm.dicom.fragments import Fragment, read_fragments, read_frame
+from aneurysm.dicom.fragments import Fragment, open_buffered, read_fragments, read_frame
 from aneurysm.dicom.header import quiet_pydicom
 from aneurysm.dicom.series import Frame, PixelFormat
 from aneurysm.errors import PixelError, system_error
@@ -170,17 +170,18 @@ class PixelReader:
         return values
 
     def _encoded_frame(self, frame: Frame) -> bytes:
-        if self._file != frame.path:
-            if frame.pixel_offset is None or frame.pixel_length >= 0:
-                raise PixelError("compressed transfer syntax, but pixel data of defined length")
-            self._file = None
-            self._fragments = read_fragments(frame.path, frame.pixel_offset).of_frames(frame.frames_in_file)
-            self._file = frame.path
-        if frame.index >= len(self._fragments):
-            raise PixelError(f"{len(self._fragments)} compressed frames, no frame {frame.index}")
-        fmt = frame.format
-        size = fmt.rows * fmt.columns * fmt.samples * fmt.bits_allocated // 8
-        return read_frame(frame.path, self._fragments[frame.index], _MOST_EXPANDED * size + _MOST_HEADER)
+        if frame.pixel_offset is None or frame.pixel_length >= 0:
+            raise PixelError("compressed transfer syntax, but pixel data of defined length")
+        with open_buffered(frame.path) as file:
+            if self._file != frame.path:
+                self._file = None
+                self._fragments = read_fragments(file, frame.pixel_offset).of_frames(frame.frames_in_file, file)
+                self._file = frame.path
+            if frame.index >= len(self._fragments):
+                raise PixelError(f"{len(self._fragments)} compressed frames, no frame {frame.index}")
+            fmt = frame.format
+            size = fmt.rows * fmt.columns * fmt.samples * fmt.bits_allocated // 8
+            return read_frame(file, self._fragments[frame.index], _MOST_EXPANDED * size + _MOST_HEADER)
 
 
 def _stored_dtype(fmt: PixelFormat) -> np.dtype[Any]:

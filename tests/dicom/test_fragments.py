@@ -20,7 +20,9 @@ def item(content: bytes) -> bytes:
 
 
 def frames_of(path: Path, count: int, offset: int = 0) -> list[bytes]:
-    return [read_frame(path, fragments, 10**6) for fragments in read_fragments(path, offset).of_frames(count)]
+    with path.open("rb") as file:
+        found = read_fragments(file, offset).of_frames(count, file)
+        return [read_frame(file, fragments, 10**6) for fragments in found]
 
 
 @pytest.mark.parametrize("has_table", [True, False])
@@ -39,8 +41,8 @@ def test_all_fragments_are_of_the_only_frame(tmp_path: Path, table: bytes) -> No
 
 def test_a_fragment_that_breaks_off_has_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(item(b"") + ITEM + struct.pack("<I", 2**32 - 2) + b"all there is")
-    found = read_fragments(tmp_path / "x", 0)
-    assert found.fragments == [(16, 12)]
+    with (tmp_path / "x").open("rb") as file:
+        assert read_fragments(file, 0).fragments == [(16, 12)]
 
 
 @pytest.mark.parametrize(
@@ -61,25 +63,27 @@ def test_damaged_fragments_are_an_error(tmp_path: Path, content: bytes, says: st
 
 def test_a_million_fragments_are_damage(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(item(b"") + item(b"") * 1_000_000 + END)
-    with pytest.raises(PixelError, match="more than 200000"):
-        read_fragments(tmp_path / "x", 0)
+    with (tmp_path / "x").open("rb") as file, pytest.raises(PixelError, match="more than 200000"):
+        read_fragments(file, 0)
 
 
 def test_an_offset_table_of_gigabytes_is_not_read(tmp_path: Path) -> None:
-    with (tmp_path / "x").open("wb") as file:
+    with (tmp_path / "x").open("w+b") as file:
         file.write(ITEM + struct.pack("<I", 2**31))
         file.seek(2**31 + 8)
         file.write(item(b"ab") + END)
-    found = read_fragments(tmp_path / "x", 0)
+        file.flush()
+        found = read_fragments(file, 0)
     assert len(found.offsets) == 200_000
     assert found.fragments == [(2**31 + 16, 2)]
 
 
 def test_a_frame_that_is_longer_compressed_than_plain_is_not_read(tmp_path: Path) -> None:
-    with (tmp_path / "x").open("wb") as file:
+    with (tmp_path / "x").open("w+b") as file:
         file.write(item(b"") + ITEM + struct.pack("<I", 2**31))
         file.seek(2**31 + 16)
         file.write(END)
-    found = read_fragments(tmp_path / "x", 0)
-    with pytest.raises(PixelError, match="2147483648 bytes"):
-        read_frame(tmp_path / "x", found.of_frames(1)[0], limit=10**6)
+        file.flush()
+        (fragments,) = read_fragments(file, 0).of_frames(1, file)
+        with pytest.raises(PixelError, match="2147483648 bytes"):
+            read_frame(file, fragments, limit=10**6)
