@@ -51,7 +51,7 @@ class PixelContent:
                 slope, intercept = frame.rescale.slope or 1.0, frame.rescale.intercept or 0.0
                 # Numbers of no size at all would overflow, and say nothing of the content.
                 usable = 1 / _LARGEST < abs(slope) < _LARGEST and abs(intercept) < _LARGEST
-                pixels = self._reader.read(frame)
+                pixels = self._reader.read(frame, keep=True)
                 self._coarse[frame.key] = _shrunk(pixels, slope, intercept) if usable else None
             except PixelError:
                 self._coarse[frame.key] = None

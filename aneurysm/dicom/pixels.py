@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +26,11 @@ from aneurysm.dicom.encoding import (
     JPEG_LS,
     NATIVE,
     RLE,
+    WHOLE_CELLS,
 )
 from aneurysm.dicom.fragments import Fragment, open_buffered, read_fragments, read_frame
 from aneurysm.dicom.header import quiet_pydicom
-from aneurysm.dicom.series import Frame, PixelFormat
+from aneurysm.dicom.series import Frame, FrameKey, PixelFormat
 from aneurysm.errors import PixelError, system_error
 
 Pixels = NDArray[Any]
@@ -43,6 +45,8 @@ _DEFAULT_PLUGINS: Final = ("gdcm",)
 _MOST_EXPANDED: Final = 2
 _MOST_HEADER: Final = 2**20
 """A compressed frame is at most so many times as long as the pixels, and so many bytes more: tables, metadata."""
+_MOST_KEPT: Final = 2**25
+"""Bytes of decoded slices that are kept to be read again: 64 of 512 x 512, three times what a usual series asks for."""
 _MAX_INFLATED: Final = 2**30
 """Bytes of pixels of a deflated file, which are held at once: 2,000 frames of 512 x 512."""
 
@@ -63,6 +67,8 @@ class PixelReader:
 
     Of a compressed multi-frame file it is remembered where its frames are, and of a deflated one all of them are kept,
     while frames of that file are asked for.
+
+    Some slices are looked at before all are read, and decoding is what takes the time: those are kept until then.
     """
 
     def __init__(self) -> None:
@@ -70,13 +76,15 @@ class PixelReader:
         self._fragments: list[list[Fragment]] = []
         self._inflated = np.empty(0, np.uint8)
         self._buffer = np.empty(0, np.uint8)
+        self._kept: dict[tuple[FrameKey, PixelFormat | None], Pixels] = {}
 
-    def read(self, frame: Frame) -> Pixels:
+    def read(self, frame: Frame, *, keep: bool = False) -> Pixels:
         """
         Return the stored values of ``frame``: (rows, columns), integers, unused bits removed, sign extended.
 
         MONOCHROME1 is inverted within the range of BitsStored, so that brighter is more. Rescale is not applied. The
-        array may be a view of a buffer that the next `read` fills again: copy what is to be kept.
+        array may be a view of a buffer that the next `read` fills again: copy what is to be kept. With ``keep`` the
+        next `read` of the frame, by this format or another, needs no decoder.
 
         Raises
         ------
@@ -86,8 +94,8 @@ class PixelReader:
             The operating system can't read the file: that says nothing about its pixels.
         """
         fmt = frame.format
-        native = fmt.transfer_syntax in NATIVE
-        stored = used_bits(self._native(frame), fmt) if native else self._decoded(frame)
+        cells = self._native(frame) if fmt.transfer_syntax in NATIVE else self._decoded(frame, keep=keep)
+        stored = used_bits(cells, fmt) if fmt.transfer_syntax in WHOLE_CELLS else cells
         return inverted(stored, fmt) if fmt.photometric == "MONOCHROME1" else stored
 
     def same_pixels(self, a: Frame, b: Frame) -> bool:
@@ -151,7 +159,18 @@ class PixelReader:
             raise PixelError(f"{frame.name} can't be inflated: {error}") from error
         self._file = frame.path
 
-    def _decoded(self, frame: Frame) -> Pixels:
+    def _decoded(self, frame: Frame, *, keep: bool) -> Pixels:
+        fmt = frame.format
+        # Whole cells are the same by any format.
+        key = frame.key, None if fmt.transfer_syntax in WHOLE_CELLS else replace(fmt, photometric="")
+        cells = self._kept.pop(key, None)
+        if cells is None:
+            cells = self._decode(frame)
+        if keep and sum(c.nbytes for c in self._kept.values()) + cells.nbytes <= _MOST_KEPT:
+            self._kept[key] = cells
+        return cells.view(_stored_dtype(fmt))
+
+    def _decode(self, frame: Frame) -> Pixels:
         fmt = frame.format
         try:
             with quiet_pydicom():
@@ -220,8 +239,7 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
         "number_of_frames": 1,
         "planar_configuration": 0,
         "pixel_keyword": "PixelData",
-        # RLE packs whole bytes, with HighBit wherever it is; the others know only the bits that are used.
-        "correct_unused_bits": fmt.transfer_syntax != RLE,
+        "correct_unused_bits": fmt.transfer_syntax not in WHOLE_CELLS,  # HighBit may be anywhere
     }
     buffer = encaps.encapsulate([encoded], has_bot=False)
     if fmt.transfer_syntax in JPEG_LS and not _has_end(encoded):
@@ -238,7 +256,7 @@ def _decode(encoded: bytes, fmt: PixelFormat) -> Pixels:
         except BaseException as failure:  # noqa: BLE001 - a panic in Rust is no Exception; the next plugin may be able to
             error = error or failure
             continue
-        return used_bits(values, fmt) if fmt.transfer_syntax == RLE else values
+        return values
     raise PixelError(f"no plugin decodes it: {str(error or 'none is there')[:160]}")
 
 
@@ -264,7 +282,7 @@ def _decode_jpeg(encoded: bytes, fmt: PixelFormat, precision: int) -> Pixels:
             raise PixelError(f"no JPEG: {error}") from error
         return _decode(encoded, fmt)
     # JPEG knows no sign: the samples are the stored bits.
-    return used_bits(samples.astype(f"u{fmt.bits_allocated // 8}").view(_stored_dtype(fmt)), fmt)
+    return samples.astype(f"u{fmt.bits_allocated // 8}")
 
 
 def _has_end(encoded: bytes) -> bool:

@@ -210,7 +210,7 @@ class _Neighbours:
         return 1 / _SAME_RATIO < level_ratio(a, how, b, usual) < _SAME_RATIO
 
     def _levels(self, frame: Frame, how: Rescaling) -> Levels:
-        return slice_levels(self.reader.read(frame), trusted_padding(frame, *how, ct=self.ct))
+        return slice_levels(self.reader.read(frame, keep=True), trusted_padding(frame, *how, ct=self.ct))
 
 
 def _decision(code: str, what: str, frames: Sequence[Frame], which: Sequence[int]) -> Decision:

@@ -190,7 +190,8 @@ class _Evidence:
                 else {}
             )
             try:
-                cells = reader.read(replace(frames[i], format=replace(fmt, photometric="MONOCHROME2", **bits)))
+                frame = replace(frames[i], format=replace(fmt, photometric="MONOCHROME2", **bits))
+                cells = reader.read(frame, keep=True)
             except PixelError:
                 continue
             self.frames.append(frames[i])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from aneurysm.dicom.pixels import PixelReader
 from tests.support.acquisition import acquire
 from tests.support.cached import cached, rejected
 from tests.support.pattern import anatomy
@@ -200,6 +202,28 @@ def test_a_series_without_pixels_has_a_row_with_a_reason(tmp_path, layout):
     folder = "series/1.2.3.4" if layout == "rsna" else "anywhere"
     write_series(tmp_path / "data" / folder, STACK, PATTERN, edit=edit, uid="1.2.3.4")
     assert rejected(tmp_path / "data") == "no_images"
+
+
+@pytest.mark.parametrize(
+    "syntax", [JPEG_LOSSLESS, RLELossless, JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.name
+)
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_no_slice_is_decoded_twice(tmp_path, monkeypatch, syntax, modality):
+    """A few are looked at before the stack is read: their values, by whatever format, are the ones that are read."""
+    decoded = Counter()
+    decode = PixelReader._decode
+
+    def count(self, frame):
+        decoded[frame.key] += 1
+        return decode(self, frame)
+
+    monkeypatch.setattr(PixelReader, "_decode", count)
+    storage = Storage(16, 12, signed=modality == "CT", intercept=300.0 if modality == "CT" else 0.0)
+    stack = acquire()
+    pattern = anatomy(stack.centre, base=300.0 if modality == "CT" else 700.0)
+    write_series(tmp_path / "s", stack, pattern, modality=modality, storage=storage, syntax=syntax)
+    assert_shows(cached(tmp_path / "s"), stack, pattern)
+    assert list(decoded.values()) == [1] * 24
 
 
 def test_a_deflated_slice_that_breaks_off_within_a_pixel_is_a_missing_one(tmp_path):

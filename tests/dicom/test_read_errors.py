@@ -44,12 +44,12 @@ def test_an_input_error_at_one_slice_is_no_missing_slice(tmp_path, monkeypatch, 
     reference = _reference(tmp_path)
     real, asked = PixelReader.read, []
 
-    def read(self, frame):
+    def read(self, frame, **options):
         asked.append(frame)
         with monkeypatch.context() as patch:
             for function in ("os.open", "pathlib.Path.open", "pydicom.dcmread") if len(asked) == 7 else ():
                 patch.setattr(function, failing)
-            return real(self, frame)
+            return real(self, frame, **options)
 
     monkeypatch.setattr(PixelReader, "read", read)
     failed = run(tmp_path / "s")

@@ -127,7 +127,7 @@ class CellReader:
         self._cells = dict(zip((f.key for f in frames), cells, strict=True))
         self.reads = 0
 
-    def read(self, frame: Frame) -> np.ndarray:
+    def read(self, frame: Frame, *, keep: bool = False) -> np.ndarray:
         self.reads += 1
         cells, fmt = self._cells[frame.key], frame.format
         values = used_bits(cells.view(f"{'i' if fmt.signed else 'u'}{cells.itemsize}"), fmt)
