@@ -20,6 +20,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 # Midpoints of 12 equally likely parts of a triangle distribution on [-1, 1], scaled to its variance of 1/6 exactly.
 _PARTS: Final = 12
@@ -113,24 +114,24 @@ class InPlane:
         self, shape: tuple[int, int], spacing_mm: tuple[float, float], rows: TargetAxis, columns: TargetAxis
     ) -> None:
         self._shape, self._spacing_mm, self._axes = shape, spacing_mm, (rows, columns)
-        self._weights: tuple[dict[float, Any], dict[float, Any]] = ({}, {})
+        self._weights: tuple[dict[float, tuple[Any, Bools]], ...] = ({}, {})
         # Reused for every slice: fresh pages cost as much as the arithmetic.
         # Rows of 512 floats lie a power of two apart, and transposing them would use a few cache lines only.
         self._pixels = np.zeros((shape[0], shape[1] + 16), np.float32)
         self._transposed = np.empty((shape[1], rows.size), np.float32)
 
-    def _along(self, axis: int, shift_mm: float) -> Any:
+    def _along(self, axis: int, shift_mm: float) -> tuple[Any, Bools]:
+        """Return the weights of an axis, and which target voxels have any."""
         # A hundredth of a millimetre is far below what shows, and lets slices whose positions jitter share weights.
         key = round(shift_mm, 2)
-        weights = self._weights[axis].get(key)
-        if weights is None:
+        if key not in self._weights[axis]:
             step, target = self._spacing_mm[axis], self._axes[axis]
             samples = key + step * np.arange(self._shape[axis], dtype=np.float64)
             weights = axis_weights(samples, target.positions_mm, target.spacing_mm, margin_mm=step / 2)
             if len(self._weights[axis]) > 1:
                 self._weights[axis].clear()  # under a tilt every slice has its own
-            self._weights[axis][key] = weights
-        return weights
+            self._weights[axis][key] = weights, np.diff(weights.indptr) > 0
+        return self._weights[axis][key]
 
     def __call__(self, pixels: NDArray[Any], shift_mm: tuple[float, float]) -> NDArray[np.float32]:
         """
@@ -141,11 +142,10 @@ class InPlane:
         """
         columns = self._shape[1]
         self._pixels[:, :columns] = pixels
-        over_rows = self._along(0, shift_mm[0]) @ self._pixels
+        over_rows = self._along(0, shift_mm[0])[0] @ self._pixels
         np.copyto(self._transposed, over_rows[:, :columns].T)
-        return np.asarray(self._along(1, shift_mm[1]) @ self._transposed)
+        return np.asarray(self._along(1, shift_mm[1])[0] @ self._transposed)
 
-    def covered(self, shift_mm: tuple[float, float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def covered(self, shift_mm: tuple[float, float]) -> tuple[Bools, Bools]:
         """Return which target rows and which target columns the slice reaches."""
-        rows, columns = (np.diff(self._along(axis, shift_mm[axis]).indptr) > 0 for axis in (0, 1))
-        return rows, columns
+        return self._along(0, shift_mm[0])[1], self._along(1, shift_mm[1])[1]
