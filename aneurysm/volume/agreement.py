@@ -210,7 +210,8 @@ class _Neighbours:
         return 1 / _SAME_RATIO < level_ratio(a, how, b, usual) < _SAME_RATIO
 
     def _levels(self, frame: Frame, how: Rescaling) -> Levels:
-        return slice_levels(self.reader.read(frame, keep=True), trusted_padding(frame, *how, ct=self.ct))
+        padding = trusted_padding(frame.padding, frame.format, *how, ct=self.ct)
+        return slice_levels(self.reader.read(frame, keep=True), padding)
 
 
 def _decision(code: str, what: str, frames: Sequence[Frame], which: Sequence[int]) -> Decision:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from aneurysm.dicom.pixels import Pixels
-from aneurysm.dicom.series import Frame
+from aneurysm.dicom.series import PixelFormat
 
 
-def trusted_padding(frame: Frame, slope: float, intercept: float, *, ct: bool) -> tuple[int, int] | None:
+def trusted_padding(
+    declared: tuple[int, int] | None, fmt: PixelFormat, slope: float, intercept: float, *, ct: bool
+) -> tuple[int, int] | None:
     """
-    Return the range of padding values of ``frame``, None if there is none or it can't be padding.
+    Return the range of padding values, of those ``declared``, None if there is none or it can't be padding.
 
     Some CT files name 0 as padding where 0 is water: a value between air and bone is not believed. Where pixels lose
     bits that are not used, or are inverted, so does, or is, padding.
     """
-    if frame.padding is None:
+    if declared is None:
         return None
-    low, high = frame.padding
-    fmt = frame.format
+    low, high = declared
     if fmt.photometric == "MONOCHROME1":
         top = -1 if fmt.signed else (1 << fmt.bits_stored) - 1  # in two's complement ~v is -1 - v
         low, high = top - high, top - low

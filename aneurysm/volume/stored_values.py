@@ -130,7 +130,7 @@ def stored_values(frames: Sequence[Frame], reader: PixelReader, *, ct: bool) -> 
     for frame, how in zip(frames, rescaling, strict=True):
         fmt = fault.format(frame.format)
         slope, intercept = fault.rescaling(how)
-        padding = fault.padding or trusted_padding(replace(frame, format=fmt), slope, intercept, ct=ct)
+        padding = fault.padding or trusted_padding(frame.padding, fmt, slope, intercept, ct=ct)
         ignored += padding is None and frame.padding is not None
         values.append(StoredValues(frame, fmt, slope, intercept, padding))
     if ignored:
@@ -162,7 +162,7 @@ class _Reading:
     padding: tuple[int, int] | None = None
 
     def format(self, fmt: PixelFormat) -> PixelFormat:
-        return replace(fmt, **self.bits)
+        return replace(fmt, **self.bits) if self.bits else fmt
 
 
 _HEADER: Final = _Reading()
@@ -218,7 +218,7 @@ class _Evidence:
         fmt = reading.format(self.format)
         rescaling = [reading.rescaling(how) for how in self.rescaling]
         paddings = tuple(
-            reading.padding or trusted_padding(replace(f, format=fmt), *how, ct=self.ct)
+            reading.padding or trusted_padding(f.padding, fmt, *how, ct=self.ct)
             for f, how in zip(self.frames, rescaling, strict=True)
         )
         if (fmt, paddings) not in self._levels:
