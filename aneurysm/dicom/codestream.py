@@ -20,7 +20,7 @@ from aneurysm.errors import PixelError
 _JPEG_FRAMES: Final = frozenset({0xFFC0, 0xFFC1, 0xFFC2, 0xFFC3})
 _JPEG_LS_FRAMES: Final = frozenset({0xFFF7})
 _SOF: Final = frozenset({*range(0xFFC0, 0xFFD0), 0xFFF7}) - {0xFFC4, 0xFFC8, 0xFFCC}
-_SOS, _EOI = 0xFFDA, 0xFFD9
+_PROGRESSIVE, _SOS, _EOI = 0xFFC2, 0xFFDA, 0xFFD9
 _MOST_SCANS: Final = 64
 """A progressive stream has about 10; each scan may cost a pass over the whole image, for ten bytes."""
 
@@ -100,18 +100,21 @@ def _check_rle(encoded: bytes, fmt: PixelFormat) -> int:
 def _check_jpeg(encoded: bytes, fmt: PixelFormat) -> int:
     """Walk the markers of JPEG or JPEG-LS up to the first scan."""
     kinds = _JPEG_LS_FRAMES if fmt.transfer_syntax in JPEG_LS else _JPEG_FRAMES
-    precision = marker = at = 0
+    frame = precision = marker = at = 0
     for marker, at in jpeg_segments(encoded):
         if marker in _SOF:
-            if precision or marker not in kinds:
+            if frame or marker not in kinds:
                 raise PixelError(f"frame header {marker:X} is one too many, or of another kind of JPEG")
+            frame = marker
             precision, rows, columns, samples = struct.unpack_from(">BHHB", encoded, at)
             _compare((rows, columns, samples), precision, fmt)
         elif marker in (_SOS, _EOI):
             break
-    if not precision or marker != _SOS:
+    if not frame or marker != _SOS:
         raise PixelError("the JPEG stream has no frame header")
-    if (scans := encoded.count(b"\xff\xda", at - 4)) > _MOST_SCANS:
+    # Of one sample only a progressive stream has several: decoders refuse a second one of any other.
+    several = frame == _PROGRESSIVE or fmt.samples > 1
+    if several and (scans := encoded.count(b"\xff\xda", at - 4)) > _MOST_SCANS:
         raise PixelError(f"{scans} scans, up to {_MOST_SCANS} are read")
     return precision
 

@@ -50,6 +50,14 @@ def test_a_stream_that_breaks_off_is_an_error(tmp_path, case, share):
         PixelReader().read(make_frame(tmp_path, encoded[: int(len(encoded) * share)], syntax, bits))
 
 
+def test_a_second_scan_is_an_error(tmp_path, case):
+    """Decoders refuse it, which is why scans are counted in progressive streams alone."""
+    _, encoded, syntax, bits = case
+    scan = encoded[encoded.index(b"\xff\xda") : -2]
+    with pytest.raises(PixelError):
+        PixelReader().read(make_frame(tmp_path, encoded[:-2] + scan + encoded[-2:], syntax, bits))
+
+
 def test_a_stream_of_another_size_is_an_error(tmp_path, case):
     _, encoded, syntax, bits = case
     frame = make_frame(tmp_path, encoded, syntax, bits)
