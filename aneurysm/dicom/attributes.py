@@ -17,16 +17,13 @@ def value_of(dataset: Dataset, keyword: str) -> Any:
         return None
 
 
-def number_of(dataset: Dataset, *keywords: str) -> float | None:
-    """Return the value of the first of several elements that is one finite number, None if none is."""
-    for keyword in keywords:
-        try:
-            number = float(value_of(dataset, keyword))
-        except (TypeError, ValueError):
-            continue
-        if math.isfinite(number):
-            return number
-    return None
+def number_of(dataset: Dataset, keyword: str) -> float | None:
+    """Return an element's value if it is one finite number, else None."""
+    try:
+        number = float(value_of(dataset, keyword))
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def items_of(dataset: Dataset, keyword: str) -> list[Dataset]:

@@ -16,8 +16,6 @@ _COARSE: Final = 32
 _KEPT: Final = 4096
 """Coarse images that are kept, of 4 KB each."""
 
-_LARGEST: Final = 1e9
-
 Coarse = NDArray[np.float32]
 
 
@@ -48,11 +46,8 @@ class PixelContent:
             if len(self._coarse) >= _KEPT:
                 self._coarse.clear()
             try:
-                slope, intercept = frame.rescale.slope or 1.0, frame.rescale.intercept or 0.0
-                # Numbers of no size at all would overflow, and say nothing of the content.
-                usable = 1 / _LARGEST < abs(slope) < _LARGEST and abs(intercept) < _LARGEST
                 pixels = self._reader.read(frame, keep=True)
-                self._coarse[frame.key] = _shrunk(pixels, slope, intercept) if usable else None
+                self._coarse[frame.key] = None if frame.rescale.is_absurd else _shrunk(pixels, *frame.rescale.line)
             except PixelError:
                 self._coarse[frame.key] = None
         return self._coarse[frame.key]

@@ -73,15 +73,7 @@ def _mapping(item: Dataset) -> Rescale | None:
     unit = "HU" if code.upper() in _UCUM_HOUNSFIELD | {"HU"} else code
     if not slope or intercept is None:
         return None
-    ends = [
-        number_of(item, f"RealWorldValue{end}ValueMapped", f"DoubleFloatRealWorldValue{end}ValueMapped")
-        for end in ("First", "Last")
-    ]
-    first, last = ends
-    if first is not None and last is not None and first > last and first >= 1 << 15:
-        first -= 1 << 16  # a negative number whose sign was lost
-    mapped = None if first is None or last is None else (first, last)
-    return Rescale(slope, intercept, unit, real_world=True, mapped=mapped)
+    return Rescale(slope, intercept, unit, real_world=True)
 
 
 def _is_filled(dataset: Dataset, keyword: str) -> bool:

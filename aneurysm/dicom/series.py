@@ -16,6 +16,7 @@ from aneurysm.errors import Reason, SeriesRejectedError
 MAX_MATRIX: Final = 8192
 """Rows or columns beyond this are taken for damage: the largest medical CT or MR matrix is 2,048."""
 MAX_FRAMES: Final = 20_000
+_LARGEST_RESCALE: Final = 1e9
 UID: Final = re.compile(r"[0-9]+(\.[0-9]+)+")
 _BY_SOP_CLASS: Final = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",
@@ -67,20 +68,29 @@ class Rescale:
     """
     How a header turns stored values into physical ones; what it does not say is None.
 
-    ``unit`` is RescaleType, or the unit of a real world value mapping, which stands for an absent rescale;
-    ``mapped`` are then the first and last stored value that it holds for.
+    ``unit`` is RescaleType, or the unit of a real world value mapping, which stands for an absent rescale.
     """
 
     slope: float | None = None
     intercept: float | None = None
     unit: str = ""
     real_world: bool = False
-    mapped: tuple[float, float] | None = None
 
     @property
     def present(self) -> bool:
         """True if the header has a slope or an intercept."""
         return self.slope is not None or self.intercept is not None
+
+    @property
+    def line(self) -> tuple[float, float]:
+        """Slope and intercept as they are applied: 1 and 0 where there is none, and 1 for a slope of 0."""
+        return self.slope or 1.0, self.intercept or 0.0
+
+    @property
+    def is_absurd(self) -> bool:
+        """True if they are of no size that a scanner writes: results would overflow, and say nothing."""
+        slope, intercept = self.line
+        return not 1 / _LARGEST_RESCALE < abs(slope) < _LARGEST_RESCALE or abs(intercept) > _LARGEST_RESCALE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

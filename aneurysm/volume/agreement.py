@@ -12,7 +12,7 @@ import numpy as np
 from aneurysm.dicom.pixels import PixelReader
 from aneurysm.dicom.series import Decision, Frame, FrameKey, Rescale
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
-from aneurysm.volume.hounsfield import Levels, Rescaling, as_rescaling, level_difference, level_ratio, slice_levels
+from aneurysm.volume.hounsfield import Levels, Rescaling, level_difference, level_ratio, slice_levels
 from aneurysm.volume.padding import trusted_padding
 
 DAMAGED: Final = "inconsistent_slices"
@@ -24,7 +24,6 @@ _REPAIRED: Final = 0.1
 _COMPARED: Final = 32
 _SAME_HU: Final = 150.0
 _SAME_RATIO: Final = 1.5
-_SLOPES: Final = (1e-9, 1e9)
 _SLOPE_RATIO: Final = 1000.0
 
 
@@ -70,7 +69,7 @@ def agree(frames: Sequence[Frame], reader: PixelReader, *, ct: bool) -> Agreemen
     if dict(common)["rescale"] == "absurd":
         slope = rescales[alike[0]].slope
         raise SeriesRejectedError(Reason.UNSUPPORTED_PIXELS, f"RescaleSlope is {slope:g}")
-    found.rescaling = {f.key: as_rescaling(r.slope, r.intercept) for f, r in zip(frames, rescales, strict=True)}
+    found.rescaling = {f.key: r.line for f, r in zip(frames, rescales, strict=True)}
     neighbours = _Neighbours(frames, reader, found.rescaling, alike, ct=ct)
     if odd and (repaired := _repaired(odd, rescales, traits, common, neighbours)):
         # One rescale for all of them, or there would be no repair.
@@ -123,10 +122,9 @@ def _traits(frames: Sequence[Frame], rescales: Sequence[Rescale], *, ct: bool) -
         fmt = frame.format
         unit = rescale.unit.strip().upper()
         has = (rescale.slope is not None and scaled, rescale.intercept is not None and shifted, rescale.real_world)
-        absurd = not _SLOPES[0] < abs(rescale.slope or 1.0) < _SLOPES[1] or abs(rescale.intercept or 0) > _SLOPES[1]
         traits.append(
             (
-                ("rescale", "absurd" if absurd else has),
+                ("rescale", "absurd" if rescale.is_absurd else has),
                 (
                     "unit",
                     "HU" if ct and unit in _HOUNSFIELD else "" if unit in _HOUNSFIELD - {"HU", "HU_MOD"} else unit,
@@ -151,10 +149,10 @@ def _repaired(
     """Return those of ``odd`` that lack nothing but the rescale which all others have, and fit them with it."""
     alike = neighbours.alike
     bare = [i for i in odd if not rescales[i].present and traits[i][2:] == common[2:]]
-    one = {(rescales[i].slope, rescales[i].intercept) for i in alike}
+    one = {rescales[i].line for i in alike}
     if len(one) > 1 or not bare or len(bare) > _REPAIRED * len(rescales):
         return []
-    how = as_rescaling(*one.pop())
+    how = one.pop()
     return [i for i in bare if neighbours.fits(i, how)]
 
 
@@ -182,7 +180,7 @@ def _at_another_level(alike: Sequence[int], neighbours: _Neighbours) -> list[int
 
 
 def _far_slopes(alike: Sequence[int], rescales: Sequence[Rescale]) -> list[int]:
-    slopes = np.abs([rescales[i].slope or 1.0 for i in alike])
+    slopes = np.abs([rescales[i].line[0] for i in alike])
     ratio = slopes / np.median(slopes)
     return [i for i, r in zip(alike, ratio, strict=True) if not 1 / _SLOPE_RATIO < r < _SLOPE_RATIO]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -250,8 +250,3 @@ def _solidity(masks: Sequence[tuple[Bools, Bools]]) -> float:
         held += int(np.count_nonzero(mask[box]))
         room += int(np.count_nonzero(usable[box]))
     return held / max(room, 1)
-
-
-def as_rescaling(slope: Any, intercept: Any) -> Rescaling:
-    """Return slope and intercept as numbers: 1 and 0 where there is none."""
-    return (float(slope) if slope else 1.0, float(intercept or 0.0))
