@@ -67,8 +67,10 @@ def agree(frames: Sequence[Frame], reader: PixelReader, *, ct: bool) -> Agreemen
     odd = [i for i, trait in enumerate(traits) if trait != common]
     alike = [i for i, trait in enumerate(traits) if trait == common]
     if dict(common)["rescale"] == "absurd":
-        slope = rescales[alike[0]].slope
-        raise SeriesRejectedError(Reason.UNSUPPORTED_PIXELS, f"RescaleSlope is {slope:g}")
+        slope, intercept = rescales[alike[0]].line
+        raise SeriesRejectedError(
+            Reason.UNSUPPORTED_PIXELS, f"RescaleSlope is {slope:g}, RescaleIntercept {intercept:g}"
+        )
     found.rescaling = {f.key: r.line for f, r in zip(frames, rescales, strict=True)}
     neighbours = _Neighbours(frames, reader, found.rescaling, alike, ct=ct)
     if odd and (repaired := _repaired(odd, rescales, traits, common, neighbours)):

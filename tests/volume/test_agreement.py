@@ -188,6 +188,15 @@ def test_slopes_of_no_size_at_all_are_refused_or_left_out(tmp_path, slope):
     assert_shows(image, STACK.take([i for i in range(40) if i != 3]), MR_PATTERN)
 
 
+def test_an_intercept_of_no_size_at_all_is_refused(tmp_path):
+    def edit(dataset: Dataset, index: int) -> None:
+        del dataset.RescaleSlope
+        dataset.RescaleIntercept = "1e12"
+
+    write_series(tmp_path / "s", STACK, PATTERN, edit=edit)
+    assert rejected(tmp_path / "s") == "unsupported_pixels"
+
+
 def test_slices_of_other_byte_order_are_alike(tmp_path):
     def edit(dataset: Dataset, index: int) -> None:
         if index % 2:
