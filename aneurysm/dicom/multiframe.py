@@ -87,7 +87,7 @@ def _frames_stored(header: Header, fmt: PixelFormat) -> int | None:
     there = header.pixel_length
     if header.pixel_offset is not None and header.transfer_syntax != DEFLATED:
         there = min(there, header.file_size - header.pixel_offset)
-    return there // (fmt.rows * fmt.columns * fmt.samples * fmt.bits_allocated // 8)
+    return there // fmt.frame_bytes
 
 
 def _is_stripped(header: Header) -> bool:

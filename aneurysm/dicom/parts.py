@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from aneurysm.cache.spec import SlicePolicy
 from aneurysm.dicom.geometry import common_orientation, common_spacing, plane_axes
 from aneurysm.dicom.series import CONTRAST_TAGS, Frame
+from aneurysm.dicom.tolerances import SAME_PLACE_MM
 from aneurysm.errors import Reason, SeriesRejectedError
 
 _LEAST_SLICES: Final = 3
@@ -26,7 +27,6 @@ _MOST_APART_MM: Final = 10.0
 """Slices of one block lie closer; those of an axial scout lie further apart."""
 _MOST_TURNED: Final = np.cos(np.radians(45))
 """Planes that are turned further against each other cross."""
-_SAME_PLACE_MM: Final = 0.1
 _SAME_NUMBER: Final = 0.02
 _NO_CONTRAST: Final = frozenset({"ImageType", "KVP"})
 """What may differ between two blocks: the type of image is named freely, and MR has no voltage."""
@@ -45,9 +45,14 @@ class _Block:
     width_mm: float
     """The larger side of a slice."""
 
-    def beyond(self, low: float, high: float) -> NDArray[np.float64]:
-        """Return the stations that lie outside of an interval."""
-        return np.asarray(self.stations_mm[(self.stations_mm < low) | (self.stations_mm > high)])
+    def slices_beyond(self, other: _Block) -> int:
+        """Return how many slices lie further out than another block reaches, half a gap beyond its outermost ones."""
+        low, high = other.stations_mm[[0, -1]] + np.array([-1, 1]) * other.gap_mm / 2
+        return int(np.count_nonzero((self.stations_mm < low) | (self.stations_mm > high)))
+
+    def reach_mm(self, other: _Block) -> float:
+        """Return how many mm of the body it shows beyond another block."""
+        return self.slices_beyond(other) * self.gap_mm
 
     def distance(self, other: _Block) -> float:
         """Return the gap to another block along the normal of the majority, 0 where they overlap."""
@@ -139,15 +144,15 @@ def _block(frames: Sequence[Frame], majority: Sequence[Frame]) -> _Block:
 def _places(along: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the places in rising order, one for those at which there are several frames."""
     ordered = np.sort(along)
-    return np.asarray(ordered[np.append(True, np.diff(ordered) > _SAME_PLACE_MM)])
+    return np.asarray(ordered[np.append(True, np.diff(ordered) > SAME_PLACE_MM)])
 
 
 def _continues(block: _Block, main: _Block) -> bool:
     """Return True if a block of slices shows a part of the body that the majority does not reach."""
     one, other = block.frames[0], main.frames[0]
     alike = (
-        one.format.samples == other.format.samples
-        and one.format.photometric.startswith("MONOCHROME")
+        one.format.is_monochrome
+        and other.format.is_monochrome
         and (one.modality == other.modality or not one.modality or not other.modality)
     )
     if not alike or abs(block.axes[2] @ main.axes[2]) < _MOST_TURNED or block.gap_mm > _MOST_APART_MM:
@@ -155,15 +160,7 @@ def _continues(block: _Block, main: _Block) -> bool:
     beside = block.centre - main.centre
     if np.linalg.norm(beside - (beside @ main.axes[2]) * main.axes[2]) > max(block.width_mm, main.width_mm) / 2:
         return False
-    half = main.gap_mm / 2
-    beyond = block.beyond(main.stations_mm[0] - half, main.stations_mm[-1] + half)
-    return len(beyond) >= _LEAST_SLICES and _reach(block, main) >= _LEAST_MM
-
-
-def _reach(block: _Block, main: _Block) -> float:
-    """Return how many mm of the body a block shows beyond the majority."""
-    half = main.gap_mm / 2
-    return len(block.beyond(main.stations_mm[0] - half, main.stations_mm[-1] + half)) * block.gap_mm
+    return block.slices_beyond(main) >= _LEAST_SLICES and block.reach_mm(main) >= _LEAST_MM
 
 
 def _difference(block: _Block, main: _Block) -> str | None:
@@ -192,5 +189,5 @@ def _described(block: _Block, main: _Block) -> str:
     return (
         f"{len(block.frames)} slices of {fmt.rows} x {fmt.columns}, {spacing[0]:.4g} x {spacing[1]:.4g} "
         f"mm, {block.gap_mm:.4g} mm apart, turned by {angle:.1f} degrees, show "
-        f"{_reach(block, main):.1f} mm beyond the {len(main.frames)} others"
+        f"{block.reach_mm(main):.1f} mm beyond the {len(main.frames)} others"
     )

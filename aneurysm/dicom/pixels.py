@@ -198,9 +198,8 @@ class PixelReader:
                 self._file = frame.path
             if frame.index >= len(self._fragments):
                 raise PixelError(f"{len(self._fragments)} compressed frames, no frame {frame.index}")
-            fmt = frame.format
-            size = fmt.rows * fmt.columns * fmt.samples * fmt.bits_allocated // 8
-            return read_frame(file, self._fragments[frame.index], _MOST_EXPANDED * size + _MOST_HEADER)
+            limit = _MOST_EXPANDED * frame.format.frame_bytes + _MOST_HEADER
+            return read_frame(file, self._fragments[frame.index], limit)
 
 
 def _stored_dtype(fmt: PixelFormat) -> np.dtype[Any]:

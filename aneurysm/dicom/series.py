@@ -62,6 +62,16 @@ class PixelFormat:
     signed: bool
     transfer_syntax: str
 
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one frame without compression."""
+        return self.rows * self.columns * self.samples * self.bits_allocated // 8
+
+    @property
+    def is_monochrome(self) -> bool:
+        """True if a pixel is one value, from dark to bright or the other way round."""
+        return self.samples == 1 and self.photometric.startswith("MONOCHROME")
+
 
 @dataclass(frozen=True, slots=True)
 class Rescale:
@@ -220,15 +230,15 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
 
     decisions = _by_code(decisions)
     if unreadable:
-        decisions.append(Decision("unreadable_files", _some(unreadable)))
+        decisions.append(Decision("unreadable_files", listed(unreadable)))
     if without_pixels:
-        decisions.append(Decision("files_without_pixels", _some(without_pixels)))
+        decisions.append(Decision("files_without_pixels", listed(without_pixels)))
     if not headers:
         raise SeriesRejectedError(
             Reason.NO_IMAGES,
             f"none of {len(files)} files is a readable DICOM image"
-            + (f"; unreadable: {_some(unreadable)}" if unreadable else "")
-            + (f"; without pixel data: {_some(without_pixels)}" if without_pixels else ""),
+            + (f"; unreadable: {listed(unreadable)}" if unreadable else "")
+            + (f"; without pixel data: {listed(without_pixels)}" if without_pixels else ""),
         )
     if not frames:
         raise SeriesRejectedError(Reason.UNSUPPORTED_PIXELS, "; ".join(d.detail for d in decisions))
@@ -279,9 +289,10 @@ def _by_code(decisions: Sequence[Decision]) -> list[Decision]:
     details: dict[str, list[str]] = defaultdict(list)
     for decision in decisions:
         details[decision.code].append(decision.detail)
-    return [Decision(code, _some(told, separator="; ")) for code, told in details.items()]
+    return [Decision(code, listed(told, separator="; ")) for code, told in details.items()]
 
 
-def _some(names: Sequence[str], limit: int = 5, separator: str = ", ") -> str:
+def listed(names: Sequence[str], limit: int = 5, separator: str = ", ") -> str:
+    """Return the first of ``names`` as text, and how many more there are."""
     rest = len(names) - limit
     return separator.join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -13,8 +13,8 @@ from aneurysm.dicom.content import FrameContent
 from aneurysm.dicom.geometry import SliceGeometry, common_orientation, common_spacing, plane_axes, slice_geometry
 from aneurysm.dicom.image_type import without_projections
 from aneurysm.dicom.outsiders import slices_of_other_content
-from aneurysm.dicom.parts import Parts, described_parts, find_parts
-from aneurysm.dicom.series import Decision, Frame, FrameKey
+from aneurysm.dicom.parts import Parts, described_parts, find_parts, gap_limit
+from aneurysm.dicom.series import Decision, Frame, FrameKey, listed
 from aneurysm.dicom.several import one_frame_per_position
 from aneurysm.dicom.tolerances import ORIENTATION_SPREAD, same_orientation, same_spacing, shown
 from aneurysm.errors import Reason, SeriesRejectedError
@@ -104,7 +104,9 @@ class _Dropped:
 
     def drop(self, out: Sequence[Frame], code: str, why: str) -> None:
         if out:
-            self.decisions.append(Decision(code, f"{len(out)} of {self._total} frames: {why} ({_names(out)})"))
+            self.decisions.append(
+                Decision(code, f"{len(out)} of {self._total} frames: {why} ({listed([f.name for f in out])})")
+            )
             self.reasons.update((f.key, code) for f in out)
 
 
@@ -113,8 +115,8 @@ def _one_part(
 ) -> tuple[SliceGeometry, list[Frame]]:
     """Return the slices of one part in order, and where they lie."""
     total = len(kept)
-    if kept[0].format.samples != 1 or not kept[0].format.photometric.startswith("MONOCHROME"):
-        fmt = kept[0].format
+    fmt = kept[0].format
+    if not fmt.is_monochrome:
         raise SeriesRejectedError(
             Reason.COLOUR, f"{len(kept)} frames are {fmt.photometric}, {fmt.samples} samples a pixel"
         )
@@ -132,7 +134,6 @@ def _one_part(
             Reason.ONE_POSITION,
             f"{total} frames at {len(kept)} position(s): no extent across the slices",
         )
-    _, kept = slice_geometry(kept)
     others = slices_of_other_content(kept, content)
     out.drop(others, "foreign_slices", "off the even stack or beyond its end, and unlike the slices beside them")
     foreign = {f.key for f in others}
@@ -183,7 +184,7 @@ def _kinds(frames: Sequence[Frame]) -> list[list[Frame]]:
     groups: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
     for frame, *measured in zip(frames, rows, columns, turned, strict=True):
         fmt = frame.format
-        exact = (fmt.rows, fmt.columns, fmt.samples, fmt.photometric.startswith("MONOCHROME"))
+        exact = (fmt.rows, fmt.columns, fmt.samples, fmt.is_monochrome)
         groups[(*exact, frame.modality or commonest, *measured)].append(frame)
     return sorted(groups.values(), key=lambda g: (-len(g), min(f.sop_uid for f in g)))
 
@@ -228,7 +229,7 @@ def _longest_run(frames: list[Frame], placed: Sequence[Frame], policy: SlicePoli
     ``placed`` are all frames that have a place: those that were left out may lie in a gap.
     """
     geometry, frames = slice_geometry(frames)
-    limit = min(policy.max_gap_ratio * geometry.slice_spacing_mm, policy.max_gap_mm)
+    limit = gap_limit([geometry.slice_spacing_mm], policy)
     cuts = np.flatnonzero(geometry.gaps_mm > limit + 1e-6) + 1
     parts = np.split(np.arange(len(frames)), cuts)
     best = max(parts, key=len)
@@ -282,8 +283,3 @@ def _check_geometry(geometry: SliceGeometry, frames: list[Frame], policy: SliceP
 
 def _by_name(frame: Frame) -> tuple[str, str, int]:
     return (frame.sop_uid, str(frame.path), frame.index)
-
-
-def _names(frames: Sequence[Frame], limit: int = 4) -> str:
-    rest = len(frames) - limit
-    return ", ".join(f.name for f in frames[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from aneurysm.dicom.pixels import PixelReader
-from aneurysm.dicom.series import Decision, Frame, FrameKey, Rescale
+from aneurysm.dicom.series import Decision, Frame, FrameKey, Rescale, listed
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
 from aneurysm.volume.hounsfield import Levels, Rescaling, level_difference, level_ratio, slice_levels
 from aneurysm.volume.padding import trusted_padding
@@ -215,5 +215,5 @@ class _Neighbours:
 
 
 def _decision(code: str, what: str, frames: Sequence[Frame], which: Sequence[int]) -> Decision:
-    names = ", ".join(frames[i].name for i in which[:4]) + (f" and {len(which) - 4} more" if len(which) > 4 else "")
+    names = listed([frames[i].name for i in which])
     return Decision(code, f"{len(which)} of {len(frames)} slices {what} ({names})")
