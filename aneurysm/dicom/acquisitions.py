@@ -28,7 +28,7 @@ _SAMPLES: Final = 12
 _ALTERNATES: Final = 1.2
 """How much more unlike the slices of other acquisitions nearby are than those of the same one further away."""
 
-Parts = list[list[Frame]]
+Groups = list[list[Frame]]
 Tags = Mapping[FrameKey, Mapping[str, TagValue]]
 Places = Mapping[FrameKey, float]
 
@@ -57,7 +57,7 @@ def places(frames: Sequence[Frame]) -> dict[FrameKey, float]:
     return {f.key: float(z) for f, z in zip(ordered, geometry.positions_mm, strict=True)}
 
 
-def positions(frames: Sequence[Frame]) -> Parts:
+def positions(frames: Sequence[Frame]) -> Groups:
     """Group the frames by position along the normal."""
     geometry, ordered = slice_geometry(frames)
     gaps = geometry.gaps_mm
@@ -76,7 +76,7 @@ def positions(frames: Sequence[Frame]) -> Parts:
     return groups
 
 
-def parts_by_tags(frames: Sequence[Frame], tags: Tags, names: Sequence[str]) -> Parts:
+def parts_by_tags(frames: Sequence[Frame], tags: Tags, names: Sequence[str]) -> Groups:
     """Part the frames by the values of the tags ``names``."""
     parts: dict[tuple[TagValue | None, ...], list[Frame]] = defaultdict(list)
     for frame in frames:
@@ -91,7 +91,7 @@ def interleaved_tags(frames: Sequence[Frame], tags: Tags) -> list[str]:
     return [name for name in names if _by_turns(parts_by_tags(frames, tags, [name]), where)]
 
 
-def interleaved_passes(frames: Sequence[Frame], content: FrameContent) -> tuple[str, Parts] | None:
+def interleaved_passes(frames: Sequence[Frame], content: FrameContent) -> tuple[str, Groups] | None:
     """
     Return volumes that lie between each other without a tag that says so, and what tells them apart.
 
@@ -117,7 +117,7 @@ def interleaved_passes(frames: Sequence[Frame], content: FrameContent) -> tuple[
     return None
 
 
-def overlapping(frames: Sequence[Frame], tags: Tags) -> tuple[str, Parts] | None:
+def overlapping(frames: Sequence[Frame], tags: Tags) -> tuple[str, Groups] | None:
     """Return acquisitions of which some overlap by less than half, and what tells them apart."""
     where = places(frames)
     named = [(f"by {name}", parts_by_tags(frames, tags, [name])) for name in reversed(DISTINGUISHING_TAGS[1:])]
@@ -132,7 +132,7 @@ def overlapping(frames: Sequence[Frame], tags: Tags) -> tuple[str, Parts] | None
     return None
 
 
-def first_of_overlap(parts: Parts) -> tuple[list[Frame], list[Frame]]:
+def first_of_overlap(parts: Groups) -> tuple[list[Frame], list[Frame]]:
     """Return the frames of ``parts`` of which only the largest has any over its whole extent, and the others."""
     where = places([f for p in parts for f in p])
     kept: list[Frame] = []
@@ -147,21 +147,14 @@ def first_of_overlap(parts: Parts) -> tuple[list[Frame], list[Frame]]:
     return kept, dropped
 
 
-def blocks(frames: Sequence[Frame], groups: Parts) -> tuple[str, Parts] | None:
+def blocks(frames: Sequence[Frame], groups: Groups) -> tuple[str, Groups] | None:
     """
     Return volumes one after the other by time or InstanceNumber, and which of the two.
 
     Each ends where a position comes again. Seen from the end, they must be the same: else it isn't certain where.
     """
     position = {f.key: i for i, group in enumerate(groups) for f in group}
-    for how, when in _WHEN.items():
-        times = [when(f) for f in frames]
-        if any(t is None for t in times) or len(set(times)) < 2:
-            continue
-        moments = [
-            [f for _, f in same]
-            for same in _runs(sorted(zip(times, frames, strict=True), key=lambda pair: pair[0] or 0.0))
-        ]
+    for how, _, moments in _in_time(frames):
         forward = _cut(moments, position)
         backward = _cut(moments[::-1], position)
         if forward and backward and {_keys(p) for p in forward} == {_keys(p) for p in backward}:
@@ -169,8 +162,8 @@ def blocks(frames: Sequence[Frame], groups: Parts) -> tuple[str, Parts] | None:
     return None
 
 
-def _cut(moments: Parts, position: Mapping[FrameKey, int]) -> Parts | None:
-    parts: Parts = []
+def _cut(moments: Groups, position: Mapping[FrameKey, int]) -> Groups | None:
+    parts: Groups = []
     taken: set[int] = set()
     for moment in moments:
         here = {position[f.key] for f in moment}
@@ -197,30 +190,28 @@ _WHEN: Final[dict[str, Callable[[Frame], float | None]]] = {
 }
 
 
-def _orders(frames: Sequence[Frame], where: Places) -> Iterator[tuple[str, Parts]]:
+def _orders(frames: Sequence[Frame], where: Places) -> Iterator[tuple[str, Groups]]:
     """Yield the passes over the patient that times and numbers tell apart, where there are several."""
-    for how, when in _WHEN.items():
-        times = [when(f) for f in frames]
-        if any(t is None for t in times):
-            continue
-        runs = list(_runs(sorted(zip(times, frames, strict=True), key=lambda pair: pair[0] or 0.0)))
-        passes = _passes([[f for _, f in run] for run in runs], [run[0][0] or 0.0 for run in runs], where)
+    for how, times, moments in _in_time(frames):
+        passes = _passes(moments, times, where)
         if len(passes) > 1:
             yield how, passes
 
 
-def _runs(ordered: Sequence[tuple[float | None, Frame]]) -> Iterator[list[tuple[float | None, Frame]]]:
-    run: list[tuple[float | None, Frame]] = []
-    for pair in ordered:
-        if run and pair[0] != run[-1][0]:
-            yield run
-            run = []
-        run.append(pair)
-    if run:
-        yield run
+def _in_time(frames: Sequence[Frame]) -> Iterator[tuple[str, list[float], Groups]]:
+    """Yield, by each time or number that all frames have, its values in order and the frames of each."""
+    for how, when in _WHEN.items():
+        moments: dict[float, list[Frame]] = defaultdict(list)
+        for frame in frames:
+            if (time := when(frame)) is None:
+                break
+            moments[time].append(frame)
+        else:
+            times = sorted(moments)
+            yield how, times, [moments[time] for time in times]
 
 
-def _passes(moments: Parts, times: Sequence[float], where: Places) -> Parts:
+def _passes(moments: Groups, times: Sequence[float], where: Places) -> Groups:
     """Cut what was taken one after the other where it turns back; none if it turns back too often."""
     spans = [_span(moment, where) for moment in moments]
     starts = [0]
@@ -265,7 +256,7 @@ def _shared(a: Sequence[Frame], b: Sequence[Frame], where: Places) -> float | No
     return max(0.0, min(high_a, high_b) - max(low_a, low_b)) / max(min(high_a - low_a, high_b - low_b), 1e-6)
 
 
-def _by_turns(parts: Parts, where: Places) -> bool:
+def _by_turns(parts: Groups, where: Places) -> bool:
     """Return True if several of the parts, which make up most of the frames, cover the same anatomy."""
     largest = max(map(len, parts), default=0)
     large = [p for p in parts if len(p) >= max(3, largest / 2)]
@@ -274,7 +265,7 @@ def _by_turns(parts: Parts, where: Places) -> bool:
     return any((_shared(a, b, where) or 0.0) > BY_TURNS for a, b in combinations(large[:MAX_PASSES], 2))
 
 
-def _alternates(parts: Parts, where: Places, content: FrameContent) -> bool:
+def _alternates(parts: Groups, where: Places, content: FrameContent) -> bool:
     """Return True if slices are less like the nearest of another part than like the nearest of their own."""
     part_of = {f.key: i for i, part in enumerate(parts) for f in part}
     ordered = sorted((f for p in parts for f in p), key=lambda f: where[f.key])

@@ -10,7 +10,7 @@ import numpy as np
 
 from aneurysm.cache.spec import SlicePolicy
 from aneurysm.dicom.acquisitions import (
-    Parts,
+    Groups,
     Tags,
     blocks,
     common_tags,
@@ -61,7 +61,7 @@ def one_frame_per_position(frames: Sequence[Frame], policy: SlicePolicy, content
     return kept, [decision, *decisions], dropped | {f.key: decision.code for f in out}
 
 
-def _volumes(frames: Sequence[Frame], tags: Tags, content: FrameContent) -> tuple[str, Parts] | None:
+def _volumes(frames: Sequence[Frame], tags: Tags, content: FrameContent) -> tuple[str, Groups] | None:
     """Return the volumes that the frames make up, and what tells them apart; None where they are one or none can."""
     groups = positions(frames)
     repeated = len(groups) < len(frames)
@@ -129,7 +129,7 @@ def _distinct(group: Sequence[Frame], content: FrameContent) -> list[Frame]:
     return [group[0], *(f for f in group[1:] if not content.same_pixels(group[0], f))]
 
 
-def _most_continuous(groups: Parts, content: FrameContent) -> list[Frame]:
+def _most_continuous(groups: Groups, content: FrameContent) -> list[Frame]:
     """
     Return one frame of each group, so that neighbours are as alike as can be.
 
@@ -159,7 +159,7 @@ def _most_continuous(groups: Parts, content: FrameContent) -> list[Frame]:
 
 def _split_by_tags(
     frames: Sequence[Frame], tags: Tags, n_positions: int, interleaved: Sequence[str]
-) -> tuple[str, Parts] | None:
+) -> tuple[str, Groups] | None:
     """Return the fewest tags whose values part the frames into volumes, and the parts."""
     values = list(tags.values())
     order = dict.fromkeys((*DISTINGUISHING_TAGS, *sorted({k for v in values for k in v})))
@@ -179,7 +179,7 @@ def _split_by_tags(
     return None
 
 
-def _first_volume(frames: Sequence[Frame], parts: Parts, how: str, tags: Tags, policy: SlicePolicy) -> Result:
+def _first_volume(frames: Sequence[Frame], parts: Groups, how: str, tags: Tags, policy: SlicePolicy) -> Result:
     largest = max(len(p) for p in parts)
     whole = [p for p in parts if len(p) >= _COVERAGE * largest]
     detail = f"{len(parts)} volumes told apart {how}"
