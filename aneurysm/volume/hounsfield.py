@@ -84,8 +84,8 @@ def slice_levels(pixels: Pixels, padding: tuple[int, int] | None) -> Levels:
 
 def implausibility(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> str:
     """Return why ``slices`` can't be a CT in HU if each is rescaled as given, "" if they can."""
-    maps = [_in_hu(levels, *how) for levels, how in zip(slices, rescaling, strict=True)]
-    hu = np.concatenate([values[usable] for values, usable in maps])
+    maps = _Maps(slices, rescaling)
+    hu = maps.hu
     if len(hu) < _LEAST_BLOCKS:
         return ""
     if (slope := max(abs(slope) for slope, _ in rescaling)) > _COARSEST_HU:
@@ -98,23 +98,21 @@ def implausibility(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> 
     body = hu[hu > _BODY_ABOVE_HU]
     if len(body) < _LEAST_BODY * len(hu):
         # A head that is all dark still has its shape; what has none says nothing, and is unusual: see `doubt`.
-        air = float(np.median(np.concatenate([values[_outermost(usable)] for values, usable in maps])))
-        head = [(usable & (values > air + _ONE_AIR_HU), usable) for values, usable in maps]
-        return f"what stands out of the air lies below {_BODY_ABOVE_HU:g} HU" if _solidity(head) > 0.5 else ""
+        air = float(np.median(maps.border))
+        solid = maps.solidity(air + _ONE_AIR_HU)
+        return f"what stands out of the air lies below {_BODY_ABOVE_HU:g} HU" if solid > 0.5 else ""
     middle = float(np.median(body))
     if not _BODY_HU[0] <= middle <= _BODY_HU[1]:
         return f"the median of what is no air is {middle:.0f} HU"
     if (high := float(np.percentile(body, 95))) < 0:
         return f"95 % of the pixels lie below {high:.0f} HU"
-    if _lacks_soft_tissue(maps, hu) and (apart := _two_airs(maps)) > _ONE_AIR_HU:
+    if _lacks_soft_tissue(maps) and (apart := _two_airs(maps)) > _ONE_AIR_HU:
         return f"what is dark within lies {apart:.0f} HU above the air around it, and there is no soft tissue"
-    border = np.concatenate([values[_outermost(usable)] for values, usable in maps])
-    if (edge := float(np.median(border))) > _BODY_HU[1]:
+    if (edge := float(np.median(maps.border))) > _BODY_HU[1]:
         return f"the border of the slices is at {edge:.0f} HU"
     if edge > _BODY_ABOVE_HU and np.mean(hu < _BODY_ABOVE_HU) > 0.03 and np.percentile(hu, 99.8) < _SOFT_HU:
         return "there is air within, and no bone"
-    bare = [_in_hu(levels.without_corner(), *how) for levels, how in zip(slices, rescaling, strict=True)]
-    return _misplaced_air(maps) or _misplaced_air(bare)
+    return _misplaced_air(maps) or _misplaced_air(_Maps([levels.without_corner() for levels in slices], rescaling))
 
 
 def doubt(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> str:
@@ -124,13 +122,12 @@ def doubt(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> str:
     A hollow phantom or a dry skull has no soft tissue, either: this is a reason to try other readings, and none to
     refuse the header's.
     """
-    maps = [_in_hu(levels, *how) for levels, how in zip(slices, rescaling, strict=True)]
-    hu = np.concatenate([values[usable] for values, usable in maps])
-    if len(hu) < _LEAST_BLOCKS:
+    maps = _Maps(slices, rescaling)
+    if len(maps.hu) < _LEAST_BLOCKS:
         return ""
-    if (share := float(np.mean(hu > _BODY_ABOVE_HU))) < _LEAST_BODY:
+    if (share := float(np.mean(maps.hu > _BODY_ABOVE_HU))) < _LEAST_BODY:
         return f"{share:.1%} of the pixels lie above {_BODY_ABOVE_HU:g} HU"
-    return "there is air, and no soft tissue within" if _lacks_soft_tissue(maps, hu) else ""
+    return "there is air, and no soft tissue within" if _lacks_soft_tissue(maps) else ""
 
 
 def has_soft_tissue(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> bool:
@@ -139,14 +136,12 @@ def has_soft_tissue(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) ->
 
     That much is asked of a reading other than the header's.
     """
-    maps = [_in_hu(levels, *how) for levels, how in zip(slices, rescaling, strict=True)]
-    hu = np.concatenate([values[usable] for values, usable in maps])
-    body = hu[hu > _BODY_ABOVE_HU]
-    if len(hu) < _LEAST_BLOCKS or np.mean(np.abs(body) < _SOFT_HU) < 0.2:
+    maps = _Maps(slices, rescaling)
+    body = maps.hu[maps.hu > _BODY_ABOVE_HU]
+    if len(maps.hu) < _LEAST_BLOCKS or np.mean(np.abs(body) < _SOFT_HU) < 0.2:
         return False
-    border = np.concatenate([values[_outermost(usable)] for values, usable in maps])
-    middle = float(np.median(border))
-    return not (abs(middle) < 300 and float(np.mean(np.abs(border - middle) < 20)) > 0.5)
+    middle = float(np.median(maps.border))
+    return not (abs(middle) < 300 and float(np.mean(np.abs(maps.border - middle) < 20)) > 0.5)
 
 
 def soft_tissue_hu(slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> float:
@@ -169,20 +164,39 @@ def level_ratio(a: Levels, of_a: Rescaling, b: Levels, of_b: Rescaling) -> float
     return float(np.median(x[bright] / y[bright])) if bright.any() else 1.0
 
 
-def _lacks_soft_tissue(maps: Sequence[tuple[Floats, Bools]], hu: Floats) -> bool:
+class _Maps:
+    """Slices by blocks, in HU: ``hu`` are all that are usable, ``border`` the outermost of them."""
+
+    def __init__(self, slices: Sequence[Levels], rescaling: Sequence[Rescaling]) -> None:
+        self.slices = [_in_hu(levels, *how) for levels, how in zip(slices, rescaling, strict=True)]
+        self.hu = np.concatenate([values[usable] for values, usable in self.slices])
+        self.border = np.concatenate([values[_outermost(usable)] for values, usable in self.slices])
+
+    def solidity(self, low: float, high: float = np.inf) -> float:
+        """Return the share of what lies between two values in the box about its middle 90 %, over slices."""
+        held, room = 0, 0
+        for values, usable in self.slices:
+            mask = usable & (values > low) & (values < high)
+            if np.count_nonzero(mask) < 4:
+                continue
+            box = tuple(slice(int(np.percentile(at, 5)), int(np.percentile(at, 95)) + 1) for at in np.nonzero(mask))
+            held += int(np.count_nonzero(mask[box]))
+            room += int(np.count_nonzero(usable[box]))
+        return held / max(room, 1)
+
+
+def _lacks_soft_tissue(maps: _Maps) -> bool:
     """Return True if there is much air, and what is of the level of soft tissue is a shell: bone read too dark."""
-    if np.mean(hu < -700) <= 0.3:
+    if np.mean(maps.hu < -700) <= 0.3 or maps.solidity(_BODY_ABOVE_HU) >= 0.7:
         return False
-    if _solidity([(usable & (values > _BODY_ABOVE_HU), usable) for values, usable in maps]) >= 0.7:
-        return False
-    soft = [(usable & (np.abs(values) < _SOFT_HU), usable) for values, usable in maps]
-    return bool(np.mean(np.abs(hu) < _SOFT_HU) < 0.01 or _solidity(soft) < 0.3)
+    few = np.mean(np.abs(maps.hu) < _SOFT_HU) < 0.01
+    return bool(few or maps.solidity(-_SOFT_HU, _SOFT_HU) < 0.3)
 
 
-def _two_airs(maps: Sequence[tuple[Floats, Bools]]) -> float:
+def _two_airs(maps: _Maps) -> float:
     """Return by how much what is dark in the middle of a body is brighter than what is dark at the border, in HU."""
     outer, inner = [], []
-    for values, usable in maps:
+    for values, usable in maps.slices:
         dark = usable & (values < -700)
         body = np.nonzero(usable & (values > _BODY_ABOVE_HU))
         outer.append(values[_outermost(usable) & dark])
@@ -212,41 +226,26 @@ def _outermost(usable: Bools) -> Bools:
     return border
 
 
-def _misplaced_air(maps: Sequence[tuple[Floats, Bools]]) -> str:
+def _misplaced_air(maps: _Maps) -> str:
     """
     Return what is wrong where a flat border and solid matter within lie as far apart as air and tissue do.
 
     The border is then air: it must be where air is. Bone about a brain that fills the field of view is as far from
     brain, but it is not solid.
     """
-    hu = np.concatenate([values[usable] for values, usable in maps])
-    if len(hu) < _LEAST_BLOCKS:
+    if len(maps.hu) < _LEAST_BLOCKS:
         return ""
-    border = np.concatenate([values[_outermost(usable)] for values, usable in maps])
     for sign, percentile in ((1.0, 10), (-1.0, 90)):
-        level = float(np.percentile(border, percentile))
+        level = float(np.percentile(maps.border, percentile))
         in_place = -1200 <= level <= -800 if sign > 0 else level < 300
-        if in_place or np.mean(np.abs(border - level) < _FLAT_HU) < 0.25:
+        if in_place or np.mean(np.abs(maps.border - level) < _FLAT_HU) < 0.25:
             continue
-        apart = sign * (hu - level)
+        apart = sign * (maps.hu - level)
         near, far = _AIR_TO_TISSUE_HU
         beyond = apart > 500
         within = (apart > near) & (apart < far)
         if np.mean(beyond) < 0.02 or np.count_nonzero(within) < 0.4 * np.count_nonzero(beyond):
             continue
-        tissue = [(usable & (sign * (v - level) > near) & (sign * (v - level) < far), usable) for v, usable in maps]
-        if _solidity(tissue) >= 0.5:
+        if maps.solidity(*sorted((level + sign * near, level + sign * far))) >= 0.5:
             return f"air at the border is at {level:.0f} HU"
     return ""
-
-
-def _solidity(masks: Sequence[tuple[Bools, Bools]]) -> float:
-    """Return the share of a mask in the box about its middle 90 %, over slices."""
-    held, room = 0, 0
-    for mask, usable in masks:
-        if np.count_nonzero(mask) < 4:
-            continue
-        box = tuple(slice(int(np.percentile(at, 5)), int(np.percentile(at, 95)) + 1) for at in np.nonzero(mask))
-        held += int(np.count_nonzero(mask[box]))
-        room += int(np.count_nonzero(usable[box]))
-    return held / max(room, 1)

@@ -266,10 +266,11 @@ def _fault_of_ct(evidence: _Evidence) -> _Reading | None:
     if not why and not explained:
         # A few values that wrap around, or bits without a use, don't make tissue implausible.
         torn = [_named(r, "neighbouring pixels are torn apart") for r in _wrapped(evidence)]
-        explained = _distinct([r for r in [*torn, *_misplaced(evidence)] if evidence.allows(r)], evidence)
+        misplaced = _misplaced(evidence)
+        explained = _distinct([r for r in [*torn, *misplaced] if evidence.allows(r)], evidence)
         if len(explained) > 1:
             _refuse_several("the bits that are used are not those of the header", explained)
-        if not explained and (doubtful := [r for r in _misplaced(evidence) if r.code == "wrong_high_bit"]):
+        if not explained and (doubtful := [r for r in misplaced if r.code == "wrong_high_bit"]):
             raise SeriesRejectedError(Reason.IMPLAUSIBLE_HU, f"{doubtful[0].detail}, but by them there is no head")
         return explained[0] if explained else None
     why = why or unusual
