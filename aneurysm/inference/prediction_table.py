@@ -157,6 +157,8 @@ def _check_name(path: Path) -> None:
         raise UsageError(f"{path}: the name must end in {' or '.join(_KINDS)}")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {path.absolute().parent}")
+    if path.exists() and not path.is_file():  # a device or a pipe may never end
+        raise UsageError(f"{path} is no file: name another")
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import struct
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aneurysm.dicom.scan import SeriesSource
+from aneurysm.errors import NoSpaceError
 from aneurysm.inference.lesion_map import LesionMap, source_affine, source_planes
 from aneurysm.inference.overlays import Overlays
 from aneurysm.inference.predictor import Predictor
@@ -247,6 +249,17 @@ def test_a_run_that_is_stopped_leaves_no_half_a_file(tmp_path, monkeypatch):
         overlays.write("1.2.3", lesions)
     assert list((tmp_path / "maps").iterdir()) == []
     assert not overlays.has("1.2.3")
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_a_file(tmp_path, monkeypatch):
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    overlays = Overlays(tmp_path, LABELS[SITE])
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(NoSpaceError, match=r"is full\. Free some space, and the same command writes what is missing"):
+        overlays.write("1.2", LesionMap(np.zeros((2, 3, 4), np.float32), np.eye(4), None))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_uid_is_no_path(tmp_path):

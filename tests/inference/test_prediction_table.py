@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
 
 import numpy as np
 import pytest
 
-from aneurysm.errors import UsageError
+from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.inference.prediction_table import open_table
 from aneurysm.inference.predictor import LocatedCandidate, Prediction
 from aneurysm.inference.source_pixel import SourcePixel
@@ -74,6 +75,21 @@ def test_a_csv_that_can_t_be_read_is_no_table(tmp_path):
         pass
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["a folder", "a pipe", "a device without an end", "a disk that is full"])
+def test_what_is_no_file_is_no_table(tmp_path, kind):
+    path = tmp_path / "x.csv"
+    {
+        "a folder": path.mkdir,
+        "a pipe": lambda: os.mkfifo(path),
+        "a device without an end": lambda: path.symlink_to("/dev/zero"),
+        "a disk that is full": lambda: path.symlink_to("/dev/full"),
+    }[kind]()
+    with pytest.raises(UsageError, match=r"x\.csv is no file: name another"), open_table(path, "m"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
+
+
 @pytest.mark.parametrize("suffix", ["csv", "json"])
 def test_json_has_no_nan(tmp_path, suffix):
     """It is no JSON, and other programs would refuse the file."""
@@ -112,8 +128,9 @@ def test_where_no_table_can_be_written_is_told_before_anything_is_predicted(give
         raise AssertionError("it predicts")
 
     monkeypatch.setattr("aneurysm.inference.predictor.Predictor.predict", never)
-    ran = call_cli("predict", *given, "--out", "/sys/x.csv")
-    assert (ran.code, ran.err.startswith("aneurysm: /sys/x.csv can't be written")) == (2, True), ran.err
+    for out in ("/sys/x.csv", "/proc/x.csv"):
+        ran = call_cli("predict", *given, "--out", out)
+        assert (ran.code, ran.err.startswith(f"aneurysm: {out} can't be written")) == (2, True), ran.err
 
     def refused(*_args):
         raise PermissionError(13, "Permission denied")
@@ -122,6 +139,26 @@ def test_where_no_table_can_be_written_is_told_before_anything_is_predicted(give
     ran = call_cli("predict", *given, "--out", tmp_path / "x.csv")
     assert ran.code == 2
     assert "x.csv can't be written: Permission denied" in ran.err
+
+
+def test_a_disk_that_is_full_is_told_and_the_answers_that_were_written_stay(given, tmp_path, monkeypatch):
+    path = tmp_path / "x.csv"
+    with open_table(path, "m") as table:
+        table.add(answer("1"))
+        table.write()
+        before = path.read_bytes()
+        table.add(answer("2"))
+        monkeypatch.setattr("os.fsync", _full)
+        with pytest.raises(NoSpaceError, match=r"x\.csv is full\. It holds the answers that were written before"):
+            table.write()
+    assert path.read_bytes() == before
+    ran = call_cli("predict", *given, "--out", tmp_path / "y.csv")
+    assert (ran.code, ran.err.count("\n")) == (5, 1), ran.err
+    assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
+
+
+def _full(*_args):
+    raise OSError(28, "No space left on device")
 
 
 def test_the_terminal_says_from_where_it_counts(capsys):
