@@ -93,8 +93,10 @@ def describe(path: str | Path) -> Found:
     try:
         if path.is_dir():
             return _folder(path)
-        if path.exists():
+        if path.is_file():
             return _file(path)
+        if path.exists():  # a pipe would be waited for
+            return Found(path, Kind.UNREADABLE, "is neither a file nor a folder, but a pipe or a device")
         return _missing(path)
     except OSError as error:
         return Found(path, Kind.UNREADABLE, f"can't be read: {error.strerror or error}")

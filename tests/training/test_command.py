@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+import pickle
 import re
+import shutil
 import signal
 import time
+import zipfile
 
 import pytest
 import torch
@@ -181,6 +184,44 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(train_cache, tmp_path, optio
     assert re.search(words, ran.err)
     assert ran.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("evil",))
+
+
+def zip_bomb(path, _sound):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**8))
+
+
+HOSTILE = {
+    "a command": lambda path, _: path.write_bytes(pickle.dumps(Evil(), protocol=2)),
+    "a zip bomb": zip_bomb,
+    "cut short": lambda path, sound: path.write_bytes(sound[: len(sound) // 2]),
+    "a folder": lambda path, _: path.mkdir(),
+    "a pipe": lambda path, _: os.mkfifo(path),
+    "without an end": lambda path, _: path.symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_checkpoint_is_one_line_and_runs_nothing(train_cache, straight, tmp_path, what):
+    """Given to begin from, and found where a run is to go on."""
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    for path in (straight.config, straight.folds):
+        shutil.copy(path, tmp_path / "run")
+    HOSTILE[what](last, straight.last.read_bytes())
+    before = sorted(tmp_path.rglob("*"))
+    begun = ("--cache", train_cache.root, *TINY, "--out", "new", "--init", last)
+    for options in (begun, ("--out", "run", "--resume")):
+        ran = call_cli("train", *options, cwd=tmp_path)
+        assert ran.code == 2, ran.text
+        assert re.fullmatch(r"aneurysm: .*last\.ckpt .*\n", ran.err), ran.err
+        assert len(ran.err) < 500
+        assert sorted(tmp_path.rglob("*")) == before, options
 
 
 def test_resume_takes_no_options_that_would_change_the_run(train_cache, tmp_path):
