@@ -13,6 +13,8 @@ import pytest
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.publish import abandoned, claim, is_disk_full, publish, sweep, write_atomically
+from aneurysm.cache.supervisor import Child, Limits, LostError
+from aneurysm.locks import one_at_a_time
 
 
 def _hold(root, ready, uid="1.2"):
@@ -87,6 +89,32 @@ def test_where_locks_do_not_reach_other_nodes_nobody_harms_anybody(tmp_path, hol
     assert abandoned(layout) == ["1.2"]
     assert sweep(layout) == ["1.2"]
     assert not theirs.exists()
+
+
+def test_a_clock_that_jumps_back_changes_nothing(tmp_path, holder, monkeypatch):
+    """As when a node that was ahead gets the right time: what is there seems to be of the future."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 3600)
+    layout = CacheLayout(tmp_path)
+    theirs = layout.building / "1.3@another~01234567"
+    theirs.mkdir()
+    with claim(layout, "1.2") as folder:
+        assert folder is None
+    assert abandoned(layout) == sweep(layout) == []
+    write_atomically(tmp_path / "x", "one")
+    write_atomically(tmp_path / "x", "two")
+    assert (tmp_path / "x").read_text() == "two"
+    started = time.monotonic()
+    with pytest.raises(LostError, match=r"not done after 0\.2 s"):
+        Child().run(time.sleep, 60, limits=Limits(0.2))
+    with (tmp_path / "x").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with one_at_a_time(tmp_path / "x", patience_s=0.2):
+            assert time.monotonic() - started < 30
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    assert abandoned(layout) == sweep(layout) == ["1.2"]
+    assert theirs.exists()
 
 
 def test_what_an_older_version_left_is_swept(tmp_path):
