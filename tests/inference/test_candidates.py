@@ -43,7 +43,7 @@ def test_the_summit_of_a_paraboloid_is_found_exactly(summit, stride, site):
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10_000), low=st.integers(0, 5), high=st.integers(6, 10))
+@given(seed=st.integers(0, 10_000), low=st.integers(0, 5), high=st.integers(8, 10))
 def test_peaks_are_all_local_maxima_within_the_part(seed, low, high):
     dense = torch.from_numpy(np.random.default_rng(seed).normal(size=(14, 12, 12, 12))).float()
     part = np.array([[low] * 3, [high] * 3], float)
@@ -54,9 +54,8 @@ def test_peaks_are_all_local_maxima_within_the_part(seed, low, high):
     expected = expected[((expected[:, 1:] >= low) & (expected[:, 1:] <= high)).all(axis=1)]
     assert len(expected) == len(peaks) > 0
     assert sorted(peaks[:, 1].tolist()) == sorted(dense.numpy()[tuple(expected.T)].tolist())
-    cells = {(int(site), *np.rint(zyx).astype(int).tolist()) for site, _, *zyx in peaks}
-    near = [min(np.abs(np.subtract(cell, e)).max() for e in expected.tolist()) for cell in cells]
-    assert max(near) <= 1
+    cells = np.rint(np.delete(peaks, 1, axis=1))
+    assert np.abs(cells[:, None] - expected[None]).max(axis=2).min(axis=1).max() <= 1
 
 
 def blobs(shape, places, heights, spacing_mm, sigma_mm=1.2, site=4):

@@ -196,13 +196,12 @@ def test_every_voxel_of_the_head_is_under_a_window_and_in_its_part(shape, patch,
     head = np.random.default_rng(seed).random([-(-n // 8) for n in shape]) < 0.3
     source = Fake(shape, head)
     windows = read_windows(source, patch, overlap)
-    for voxel in np.argwhere(np.kron(head, np.ones((8, 8, 8), bool))[tuple(map(slice, shape))]):
-        within = [
-            (part[0] <= voxel).all() and (voxel <= part[1]).all() and (start <= voxel).all()
-            and (voxel < np.add(start, patch)).all()
-            for start, part in zip(windows.starts, windows.parts)
-        ]  # fmt: skip
-        assert any(within)
+    voxels = np.argwhere(np.kron(head, np.ones((8, 8, 8), bool))[tuple(map(slice, shape))])
+    covered = np.zeros(len(voxels), bool)
+    for start, (first, last) in zip(windows.starts, windows.parts, strict=True):
+        in_part = (first <= voxels) & (voxels <= last)
+        covered |= (in_part & (start <= voxels) & (voxels < np.add(start, patch))).all(axis=1)
+    assert covered.all()
 
 
 class Fake:
