@@ -217,8 +217,6 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         headers.append(header)
 
     headers, foreign = _of_one_series(uid, headers)
-    if foreign:
-        decisions.append(Decision("foreign_files", f"{foreign.total()} files of {len(foreign)} other series"))
     headers, notes = of_one_subject(headers)
     decisions.extend(notes)
     for header in headers:
@@ -228,11 +226,13 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         if len(frames) > MAX_FRAMES:
             raise SeriesRejectedError(Reason.TOO_LARGE, f"more than {MAX_FRAMES} frames")
 
-    decisions = _by_code(decisions)
     if unreadable:
         decisions.append(Decision("unreadable_files", listed(unreadable)))
     if without_pixels:
         decisions.append(Decision("files_without_pixels", listed(without_pixels)))
+    if foreign:
+        decisions.append(Decision("foreign_files", f"{foreign.total()} files of {len(foreign)} other series"))
+    decisions = _by_code(decisions)
     if not headers:
         raise SeriesRejectedError(
             Reason.NO_IMAGES,

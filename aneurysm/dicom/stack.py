@@ -105,7 +105,7 @@ class _Dropped:
     def drop(self, out: Sequence[Frame], code: str, why: str) -> None:
         if out:
             self.decisions.append(
-                Decision(code, f"{len(out)} of {self._total} frames: {why} ({listed([f.name for f in out])})")
+                Decision(code, f"{len(out)} of {self._total} frames: {why} ({listed([f.name for f in out], 4)})")
             )
             self.reasons.update((f.key, code) for f in out)
 

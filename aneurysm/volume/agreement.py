@@ -215,5 +215,5 @@ class _Neighbours:
 
 
 def _decision(code: str, what: str, frames: Sequence[Frame], which: Sequence[int]) -> Decision:
-    names = listed([frames[i].name for i in which])
+    names = listed([frames[i].name for i in which], 4)
     return Decision(code, f"{len(which)} of {len(frames)} slices {what} ({names})")

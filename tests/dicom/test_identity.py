@@ -125,7 +125,7 @@ def test_files_of_another_series_and_of_another_patient_are_one_decision(tmp_pat
     (decision,) = read_series(UID, written.paths).decisions
     assert (decision.code, decision.detail) == (
         "foreign_files",
-        "1 files of 1 other series; 1 files of other patients",
+        "1 files of other patients; 1 files of 1 other series",
     )
 
 
