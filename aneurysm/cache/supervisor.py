@@ -45,6 +45,10 @@ _LONGEST_S: Final = 3600.0
 _KILL_S: Final = 1.0
 """A process that hangs in the kernel, as on a dead file server, does not die: it is not waited for."""
 
+_CAUSES: Final = {"SIGKILL": ": out of memory is the usual cause"} | dict.fromkeys(
+    ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV"), ": a crash in a decoder is the usual cause"
+)
+"""By the signal that ended a process; of others somebody sent it."""
 _LEAST_MB: Final = 250
 """With less every series would fail."""
 
@@ -209,8 +213,7 @@ class Child:
             code = self._end(patience_s=_KILL_S)
             if self._stopped:
                 raise StoppedError("the run is over") from None
-            why = f"the process that was at it {_end_in_words(code)}: out of memory, or a crash in a decoder"
-            raise LostError(Reason.WORKER_KILLED, why) from None
+            raise LostError(Reason.WORKER_KILLED, f"the process that was at it {_end_in_words(code)}") from None
         if limits.memory is not None and self._resident() > limits.memory / 2:
             self._end()  # what it did not give back would count against the next one
         return message
@@ -341,6 +344,5 @@ def _step(end: float | None, limits: Limits) -> float | None:
 def _end_in_words(code: int | None) -> str:
     if code is None or code >= 0:
         return f"ended with exit code {code}"
-    with suppress(ValueError):
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"was ended by signal {-code}"
+    name = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")
+    return f"was ended by {name}{_CAUSES.get(name, '')}"

@@ -63,10 +63,11 @@ def test_a_job_that_can_not_be_loaded_is_an_error_and_not_a_lost_process(child: 
 @pytest.mark.parametrize(
     "function, args, name",
     [
-        pytest.param(signal.raise_signal, (signal.SIGKILL,), "SIGKILL", id="killed"),
-        pytest.param(ctypes.string_at, (0,), "SIGSEGV", id="segmentation fault"),
-        pytest.param(os.abort, (), "SIGABRT", id="abort"),
-        pytest.param(os._exit, (3,), "exit code 3", id="exit"),
+        pytest.param(signal.raise_signal, (signal.SIGKILL,), "SIGKILL: out of memory", id="killed"),
+        pytest.param(signal.raise_signal, (signal.SIGALRM,), "SIGALRM$", id="ended by somebody"),
+        pytest.param(ctypes.string_at, (0,), "SIGSEGV: a crash", id="segmentation fault"),
+        pytest.param(os.abort, (), "SIGABRT: a crash", id="abort"),
+        pytest.param(os._exit, (3,), "exit code 3$", id="exit"),
         pytest.param(os._exit, (0,), "exit code 0", id="exit without a fault"),
     ],
 )
