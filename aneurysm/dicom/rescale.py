@@ -12,14 +12,14 @@ from aneurysm.dicom.header import Header
 from aneurysm.dicom.series import Rescale, modality_of
 
 _NO_UNIT: Final = frozenset({"", "1", "{}", "NO UNITS", "UNSPECIFIED", "US"})
-"""Codes of a real world value mapping that say nothing of what the numbers are."""
-_UCUM_HOUNSFIELD: Final = frozenset({"[HNSF'U]", "HNSF'U", "HOUNSFIELD"})
+"""What says nothing of what the numbers are."""
+_HOUNSFIELD: Final = frozenset({"[HNSF'U]", "HNSF'U", "HOUNSFIELD"})
 
 
 def header_rescale(header: Header) -> Rescale:
     """Return the rescale of the top level of one file."""
     slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
-    unit = str(header.get("RescaleType", ""))
+    unit = _unit(header.get("RescaleType"))
     if slope is None and intercept is None:
         return _real_world([header.real_world], modality_of(header)) or Rescale(unit=unit)
     return Rescale(slope, intercept, unit)
@@ -29,7 +29,7 @@ def frame_rescale(top: Rescale, groups: Sequence[Dataset], modality: str) -> Res
     """Return the rescale of one frame by its functional ``groups`` (its own, then the shared ones), else ``top``."""
     transform = first_item(groups, "PixelValueTransformationSequence")
     slope, intercept = number_of(transform, "RescaleSlope"), number_of(transform, "RescaleIntercept")
-    unit = str(value_of(transform, "RescaleType") or "")
+    unit = _unit(value_of(transform, "RescaleType"))
     if slope is not None or intercept is not None:
         beside = Rescale() if top.real_world else top
         return Rescale(
@@ -63,17 +63,22 @@ def _real_world(sequences: Sequence[Sequence[Dataset]], modality: str) -> Rescal
     mappings = {m for m in (_mapping(item) for item in items) if m is not None}
     if modality == "CT":
         hounsfield = {m for m in mappings if m.unit == "HU"}
-        mappings = hounsfield or {m for m in mappings if m.unit.upper() not in _NO_UNIT}
+        mappings = hounsfield or {m for m in mappings if m.unit}
     return mappings.pop() if len(mappings) == 1 else None
 
 
 def _mapping(item: Dataset) -> Rescale | None:
     slope, intercept = number_of(item, "RealWorldValueSlope"), number_of(item, "RealWorldValueIntercept")
-    code = str(value_of(first_item([item], "MeasurementUnitsCodeSequence"), "CodeValue") or "").strip()
-    unit = "HU" if code.upper() in _UCUM_HOUNSFIELD | {"HU"} else code
     if not slope or intercept is None:
         return None
-    return Rescale(slope, intercept, unit, real_world=True)
+    code = value_of(first_item([item], "MeasurementUnitsCodeSequence"), "CodeValue")
+    return Rescale(slope, intercept, _unit(code), real_world=True)
+
+
+def _unit(text: object) -> str:
+    """Return a unit in capitals: HU by whichever of its names, "" for what is none."""
+    unit = str(text or "").strip().upper()
+    return "HU" if unit in _HOUNSFIELD else "" if unit in _NO_UNIT else unit
 
 
 def _is_filled(dataset: Dataset, keyword: str) -> bool:

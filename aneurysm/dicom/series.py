@@ -78,7 +78,8 @@ class Rescale:
     """
     How a header turns stored values into physical ones; what it does not say is None.
 
-    ``unit`` is RescaleType, or the unit of a real world value mapping, which stands for an absent rescale.
+    ``unit`` is RescaleType, or the unit of a real world value mapping, which stands for an absent rescale: in capitals,
+    HU by whichever of its names, and empty where it says nothing.
     """
 
     slope: float | None = None

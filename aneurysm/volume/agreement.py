@@ -17,8 +17,8 @@ from aneurysm.volume.padding import trusted_padding
 
 DAMAGED: Final = "inconsistent_slices"
 """The decision about slices that contradict the others."""
-_HOUNSFIELD: Final = frozenset({"", "HU", "HU_MOD", "US", "UNSPECIFIED"})
-"""Values of RescaleType whose pixels are taken for HU: of ordinary and of dual-energy CT, and unspecified ones."""
+_HOUNSFIELD: Final = frozenset({"", "HU", "HU_MOD"})
+"""Units of pixels that are taken for HU: of ordinary and of dual-energy CT, and none."""
 _REPAIRED: Final = 0.1
 """Up to this share of the slices may have their neighbours' rescale; more without one is no accident."""
 _COMPARED: Final = 32
@@ -122,15 +122,11 @@ def _traits(frames: Sequence[Frame], rescales: Sequence[Rescale], *, ct: bool) -
     traits: list[Trait] = []
     for frame, rescale in zip(frames, rescales, strict=True):
         fmt = frame.format
-        unit = rescale.unit.strip().upper()
         has = (rescale.slope is not None and scaled, rescale.intercept is not None and shifted, rescale.real_world)
         traits.append(
             (
                 ("rescale", "absurd" if rescale.is_absurd else has),
-                (
-                    "unit",
-                    "HU" if ct and unit in _HOUNSFIELD else "" if unit in _HOUNSFIELD - {"HU", "HU_MOD"} else unit,
-                ),
+                ("unit", "HU" if ct and rescale.unit in _HOUNSFIELD else rescale.unit),
                 ("BitsAllocated", fmt.bits_allocated),
                 ("BitsStored", fmt.bits_stored),
                 ("HighBit", fmt.high_bit),
