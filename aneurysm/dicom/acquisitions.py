@@ -84,14 +84,13 @@ def parts_by_tags(frames: Sequence[Frame], tags: Tags, names: Sequence[str]) -> 
     return list(parts.values())
 
 
-def interleaved_tags(frames: Sequence[Frame], tags: Tags) -> list[str]:
+def interleaved_tags(frames: Sequence[Frame], tags: Tags, where: Places) -> list[str]:
     """Return the tags whose values lie between each other although no position repeats: two volumes by turns."""
-    where = places(frames)
     names = (*CONTRAST_TAGS[1:], "AcquisitionNumber")
     return [name for name in names if _by_turns(parts_by_tags(frames, tags, [name]), where)]
 
 
-def interleaved_passes(frames: Sequence[Frame], content: FrameContent) -> tuple[str, Groups] | None:
+def interleaved_passes(frames: Sequence[Frame], where: Places, content: FrameContent) -> tuple[str, Groups] | None:
     """
     Return volumes that lie between each other without a tag that says so, and what tells them apart.
 
@@ -99,7 +98,6 @@ def interleaved_passes(frames: Sequence[Frame], content: FrameContent) -> tuple[
     something in CT alone, and numbers nothing: the gaps must alternate, or the pixels. Neighbours that are less alike
     than slices two gaps apart are not neighbours.
     """
-    where = places(frames)
     certain = set()
     if frames[0].modality == "CT":
         # The time at which an image was stored says something only where none says when it was acquired.
@@ -117,9 +115,8 @@ def interleaved_passes(frames: Sequence[Frame], content: FrameContent) -> tuple[
     return None
 
 
-def overlapping(frames: Sequence[Frame], tags: Tags) -> tuple[str, Groups] | None:
+def overlapping(frames: Sequence[Frame], tags: Tags, where: Places) -> tuple[str, Groups] | None:
     """Return acquisitions of which some overlap by less than half, and what tells them apart."""
-    where = places(frames)
     named = [(f"by {name}", parts_by_tags(frames, tags, [name])) for name in reversed(DISTINGUISHING_TAGS[1:])]
     for how, parts in (*named, *_orders(frames, where)):
         if not 2 <= len(parts) <= MAX_PASSES or min(map(len, parts)) < max(2, SMALLEST_SHARE * len(frames)):

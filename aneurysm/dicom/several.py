@@ -11,6 +11,7 @@ import numpy as np
 from aneurysm.cache.spec import SlicePolicy
 from aneurysm.dicom.acquisitions import (
     Groups,
+    Places,
     Tags,
     blocks,
     common_tags,
@@ -19,6 +20,7 @@ from aneurysm.dicom.acquisitions import (
     interleaved_tags,
     overlapping,
     parts_by_tags,
+    places,
     positions,
 )
 from aneurysm.dicom.content import FrameContent, unlikeness
@@ -45,12 +47,12 @@ def one_frame_per_position(frames: Sequence[Frame], policy: SlicePolicy, content
     SeriesRejectedError
         The frames are of several volumes, and they can't be told apart for certain or ``policy`` doesn't want it.
     """
-    tags = common_tags(frames)
-    volumes = _volumes(frames, tags, content)
+    tags, where = common_tags(frames), places(frames)
+    volumes = _volumes(frames, tags, where, content)
     if volumes is not None:
         how, parts = volumes
         return _first_volume(frames, parts, how, tags, policy)
-    overlap = overlapping(frames, tags)
+    overlap = overlapping(frames, tags, where)
     if overlap is None:
         return _without_duplicates(frames, tags, policy, content)
     how, parts = overlap
@@ -61,13 +63,13 @@ def one_frame_per_position(frames: Sequence[Frame], policy: SlicePolicy, content
     return kept, [decision, *decisions], dropped | {f.key: decision.code for f in out}
 
 
-def _volumes(frames: Sequence[Frame], tags: Tags, content: FrameContent) -> tuple[str, Groups] | None:
+def _volumes(frames: Sequence[Frame], tags: Tags, where: Places, content: FrameContent) -> tuple[str, Groups] | None:
     """Return the volumes that the frames make up, and what tells them apart; None where they are one or none can."""
     groups = positions(frames)
     repeated = len(groups) < len(frames)
-    interleaved = [] if repeated else interleaved_tags(frames, tags)
+    interleaved = [] if repeated else interleaved_tags(frames, tags, where)
     if not repeated and not interleaved:
-        return interleaved_passes(frames, content)
+        return interleaved_passes(frames, where, content)
     split = _split_by_tags(frames, tags, len(groups), interleaved)
     if split is None and interleaved:
         raise SeriesRejectedError(

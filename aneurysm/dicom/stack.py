@@ -137,9 +137,8 @@ def _one_part(
     others = slices_of_other_content(kept, content)
     out.drop(others, "foreign_slices", "off the even stack or beyond its end, and unlike the slices beside them")
     foreign = {f.key for f in others}
-    kept, strays = _longest_run([f for f in kept if f.key not in foreign], placed, policy)
+    geometry, kept, strays = _longest_run([f for f in kept if f.key not in foreign], placed, policy)
     out.drop(strays, "dropped_slices", "cut off from the stack by a gap beyond the limit")
-    geometry, kept = slice_geometry(kept)
     out.decisions.extend(_check_geometry(geometry, kept, policy))
     return geometry, kept
 
@@ -222,9 +221,11 @@ def _check_spacing(frames: Sequence[Frame]) -> None:
         )
 
 
-def _longest_run(frames: list[Frame], placed: Sequence[Frame], policy: SlicePolicy) -> tuple[list[Frame], list[Frame]]:
+def _longest_run(
+    frames: list[Frame], placed: Sequence[Frame], policy: SlicePolicy
+) -> tuple[SliceGeometry, list[Frame], list[Frame]]:
     """
-    Cut the stack at gaps beyond the limit; return its largest part and, if they are few, the other slices.
+    Cut the stack at gaps beyond the limit; return its largest part with its geometry and, if few, the other slices.
 
     ``placed`` are all frames that have a place: those that were left out may lie in a gap.
     """
@@ -246,8 +247,10 @@ def _longest_run(frames: list[Frame], placed: Sequence[Frame], policy: SlicePoli
             f"the median is {median} mm and the limit {most} mm"
             + (f"; {within} frames that were left out lie in it" if within else ""),
         )
+    if not others:
+        return geometry, frames, []
     keep = set(best.tolist())
-    return [frames[i] for i in best], [f for i, f in enumerate(frames) if i not in keep]
+    return *slice_geometry([frames[i] for i in best]), [f for i, f in enumerate(frames) if i not in keep]
 
 
 def _check_geometry(geometry: SliceGeometry, frames: list[Frame], policy: SlicePolicy) -> list[Decision]:
