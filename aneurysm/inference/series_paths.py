@@ -19,9 +19,9 @@ from aneurysm.cache.supervisor import NO_LIMITS, Children, LostError
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.dicom.scan import SCAN_MEMORY_MB, SeriesSource, find_series, hashed_name, safe_source
 from aneurysm.dicom.series import UID
-from aneurysm.errors import AneurysmError, DataError, UsageError
+from aneurysm.errors import DataError, UsageError
 from aneurysm.objects.store import ObjectStore
-from aneurysm.objects.stored_data import StoredData, StoredSource
+from aneurysm.objects.stored_data import StoredData, StoredSource, read_errors_told
 from aneurysm.objects.url import checked_url, is_url
 
 SeriesPath = SeriesSource | CachedVolume
@@ -50,14 +50,8 @@ def find_paths(
     """
     if is_url(path):
         return _stored_paths(str(path), local_cache, local_cache_gb)
-    try:
+    with read_errors_told(path):
         return _local_paths(Path(path).absolute())
-    except AneurysmError:
-        raise
-    except OSError as error:
-        # Not by its name: of what lies below, that may be a patient's.
-        within = "" if os.path.realpath(path) == os.path.realpath(error.filename or path) else ", or something in it,"
-        raise DataError(f"{path}{within} can't be read: {error.strerror or type(error).__name__}") from error
 
 
 def name_by_place(path: str | Path) -> str:

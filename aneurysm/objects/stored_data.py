@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,18 +90,18 @@ class DataPlace:
 
     def find_series(self, workers: int, limits: Limits = NO_LIMITS, processes: Runner | None = None) -> Inventory:
         """Find the series; see `aneurysm.dicom.scan.check_level` and `aneurysm.dicom.scan.find_series`."""
-        with _read_errors_told(self._root):
+        with read_errors_told(self._root):
             check_level(self._root)
             return find_series(self._root, workers, limits, processes)
 
     def tables(self) -> Tables:
         """Read the tables; see `aneurysm.annotations.tables.read_tables`."""
-        with _read_errors_told(self._root):
+        with read_errors_told(self._root):
             return read_tables(self._root)
 
     def find_masks(self) -> Mapping[str, Path | str] | None:
         """Return where the vessel masks are, by series UID; None if there is no folder of masks."""
-        with _read_errors_told(self._root):
+        with read_errors_told(self._root):
             return find_masks(self._root) if (self._root / MASKS).is_dir() else None
 
     def sizes(self, sources: Sequence[SeriesSource]) -> dict[str, int]:
@@ -189,16 +190,16 @@ class StoredData(DataPlace):
 
 
 @contextmanager
-def _read_errors_told(root: Path) -> Iterator[None]:
+def read_errors_told(root: str | Path) -> Iterator[None]:
     """Turn the operating system's error into a `DataError`, which does not name what is in ``root``."""
     try:
         yield
     except AneurysmError:
         raise
     except OSError as error:
-        raise DataError(
-            f"{root}, or something in it, can't be read: {error.strerror or type(error).__name__}"
-        ) from error
+        # Not by its name: of what lies below, that may be a patient's.
+        within = "" if os.path.realpath(root) == os.path.realpath(error.filename or root) else ", or something in it,"
+        raise DataError(f"{root}{within} can't be read: {error.strerror or type(error).__name__}") from error
 
 
 def data_place(data: str | Path) -> DataPlace:
