@@ -111,11 +111,13 @@ def abandoned(layout: CacheLayout) -> list[str]:
 
 
 def _folders_of_the_dead(layout: CacheLayout) -> list[Path]:
-    if not layout.building.is_dir():
+    try:
+        folders = sorted(layout.building.iterdir())
+    except FileNotFoundError:  # absent, or removed just now by a run that needed it no more
         return []
     return [
         folder
-        for folder in sorted(layout.building.iterdir())
+        for folder in folders
         if folder.is_dir() and (_is_ours(folder) or _is_old(folder)) and not is_locked(_lock_of(folder))
     ]
 
@@ -137,11 +139,17 @@ def _is_old(folder: Path) -> bool:
         return False
 
 
-def publish(built: Path, final: Path) -> bool:
-    """Flush the folder ``built`` and rename it to ``final``, on the same disk; False if that is there already."""
+def publish(built: Path, final: Path, claimed: Path | None = None) -> bool:
+    """
+    Flush the folder ``built`` and rename it to ``final``, on the same disk; False if that is there already.
+
+    Given the folder of the claim on it, what is there is set aside first: between the two there is none for a moment.
+    """
     make_folder(final.parent)
     share_tree(built, final.parent)
     flush_tree(built)
+    if claimed is not None:
+        set_aside(final, claimed)
     try:
         built.rename(final)
     except OSError as error:
@@ -155,7 +163,7 @@ def publish(built: Path, final: Path) -> bool:
 def set_aside(final: Path, claimed: Path) -> None:
     """Take a folder away in one step: into that of the claim on it, with which it is swept, also after a kill."""
     with suppress(FileNotFoundError):  # another node did so just now
-        final.rename(claimed / "replaced")
+        final.rename(claimed / f"replaced-{secrets.token_hex(4)}")
 
 
 def publish_file(content: bytes, final: Path, claimed: Path) -> None:
@@ -174,20 +182,23 @@ def publish_tree(files: Mapping[str, bytes] | None, final: Path, claimed: Path) 
     """
     Put a folder of ``files`` (names with slashes) in the place of another, or of none; None removes it.
 
-    It is prepared in the folder of a claim, and flushed; what it replaces goes there, to be swept with it.
+    It is prepared in the folder of a claim; what it replaces goes there, to be swept with it.
+
+    Raises
+    ------
+    FileExistsError
+        Where locks do not reach other nodes, another one was faster.
     """
+    if files is None:
+        set_aside(final, claimed)
+        _flush_folder(final.parent)
+        return
     prepared = claimed / secrets.token_hex(4)
-    for name, content in (files or {}).items():
+    for name, content in files.items():
         (prepared / name).parent.mkdir(parents=True, exist_ok=True)
         (prepared / name).write_bytes(content)
-    if files is not None:
-        share_tree(prepared, final.parent)
-        flush_tree(prepared)
-    with suppress(FileNotFoundError):
-        final.rename(claimed / secrets.token_hex(4))
-    if files is not None:
-        prepared.rename(final)
-    _flush_folder(final.parent)
+    if not publish(prepared, final, claimed):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
 
 
 @contextmanager

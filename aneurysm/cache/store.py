@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.cache.layout import CacheLayout, tree_bytes
-from aneurysm.cache.publish import publish, set_aside
+from aneurysm.cache.publish import publish
 from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.writer import write_volume
 from aneurysm.volume.normalize import Intensity
@@ -49,8 +49,5 @@ def store_volume(
     built = folder / f"{uid}.zarr"
     write_volume(built, voxels, affine_lps, spec.storage, intensity.fill, attributes, vessels, vessels_from)
     bytes_out = tree_bytes(built)
-    final = layout.volume(uid)
-    if overwrite:
-        set_aside(final, folder)  # a folder can't be replaced in one step
-    publish(built, final)
+    publish(built, layout.volume(uid), folder if overwrite else None)
     return bytes_out

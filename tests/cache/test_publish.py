@@ -135,6 +135,21 @@ def test_the_first_to_publish_wins(tmp_path):
     assert (final / "content").read_text() == "a"
 
 
+def test_what_is_replaced_is_there_until_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
+    """To flush takes a while, in which others read."""
+    final, layout, seen = tmp_path / "volumes" / "v", CacheLayout(tmp_path), []
+    for folder, text in ((final, "old"), (tmp_path / "new", "new")):
+        folder.mkdir(parents=True)
+        (folder / "content").write_text(text)
+    monkeypatch.setattr("aneurysm.cache.publish.flush_tree", lambda _: seen.append((final / "content").read_text()))
+    with claim(layout, "v") as folder:
+        assert publish(tmp_path / "new", final, folder)
+        assert [path.read_text() for path in folder.glob("replaced-*/content")] == ["old"]
+    assert seen == ["old"]
+    assert (final / "content").read_text() == "new"
+    assert abandoned(layout) == sweep(layout) == abandoned(layout) == []
+
+
 def test_an_atomic_write_leaves_nothing_beside_the_file(tmp_path):
     write_atomically(tmp_path / "sub" / "x", "one")
     write_atomically(tmp_path / "sub" / "x", "two")
