@@ -34,6 +34,7 @@ from aneurysm.cache.manifest import (
 from aneurysm.cache.metadata import FORMAT_VERSION, find_damage, find_strays
 from aneurysm.cache.opening import read_spec
 from aneurysm.cache.place import CachePlace, cache_place
+from aneurysm.cache.publish import is_claimed
 from aneurysm.cache.relabel import KINDS, Annotations, find_differences
 from aneurysm.cache.spec import CacheSpec, is_as_written
 from aneurysm.cache.supervisor import LostError
@@ -200,7 +201,7 @@ def _metadata_of(folder: Path) -> bytes | str:
 
 def _check_metadata(folder: Path, content: bytes | str, spec: CacheSpec, deep: bool) -> _Checked:
     uid = folder.name.removesuffix(".zarr")
-    if not folder.name.endswith(".zarr") or not folder.is_dir():
+    if not folder.name.endswith(".zarr") or folder.is_file():
         return [Fault(f"volumes/{folder.name}", "is no volume", "Remove it")], None, 0
 
     def fault(what: str) -> Fault:
@@ -251,7 +252,9 @@ def _faults(folder: Path, document: dict[str, Any], content: bytes, spec: CacheS
     yield from _check_arrays(folder, spec, arrays)
     yield from find_damage(folder, document, content)
     for name in find_strays(folder, document):
-        yield f"{name} is no part of the volume"
+        # Of a mask that is being replaced there are two for a while.
+        if name not in LABEL_TREES or not is_claimed(CacheLayout(folder.parents[1]), attributes["series_uid"]):
+            yield f"{name} is no part of the volume"
     if deep:
         yield from _check_values(folder, spec, attributes, arrays)
 

@@ -20,6 +20,7 @@ from aneurysm.cache.build import precache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import leave_seconds, write_manifest
 from aneurysm.cache.opening import read_spec
+from aneurysm.cache.publish import claim
 from aneurysm.cache.series import write_record
 from aneurysm.cache.verify import verify_cache
 from aneurysm.errors import CacheError, Reason
@@ -234,6 +235,14 @@ def test_a_volume_that_is_replaced_while_it_is_read_is_no_fault(
     monkeypatch.setattr(verify, "parse_document", replacing)
     assert [f for f in verify_cache(cache, workers=0).faults if not f.derived] == []
     assert done
+
+
+def test_a_mask_that_a_run_is_replacing_is_no_fault_and_one_of_a_dead_run_is(cache: Path, built: Built) -> None:
+    (volume(cache, built.uids[0]) / "labels.next").mkdir()
+    with claim(CacheLayout(cache), built.uids[0]):
+        assert verify_cache(cache, workers=0).faults == []
+    (fault,) = verify_cache(cache, workers=0).faults
+    assert fault.what == "labels.next is no part of the volume"
 
 
 def test_a_record_without_a_row_is_a_fault(cache: Path) -> None:
