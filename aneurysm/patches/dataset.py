@@ -135,7 +135,8 @@ class PatchDataset(Dataset[Batch]):
                 elif vessels is not None:
                     vessels.fill(0)
                 # Now: it may be gone by the time the batch is put together.
-                intensity = {k: volume.attributes["intensity"][k] for k in ("scale", "offset", "window", "unit")}
+                stored = volume.attributes["intensity"]
+                intensity = {k: stored[k] for k in ("scale", "offset", "window", "unit")}
                 patch = _Patch(location, volume.uid, intensity, volume.fill, volume.has_vessels)
             except (StoreError, NoSpaceError) as error:
                 raise LoaderError(str(error)) from error  # the next volume would fare no better
