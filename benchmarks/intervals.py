@@ -29,7 +29,6 @@ from aneurysm.report.intervals import (
     mean_estimate,
     mean_of,
     precision_estimate,
-    precision_without,
     share_estimate,
     share_influence,
 )
@@ -231,7 +230,9 @@ def _precision_rows(options: argparse.Namespace) -> list[Row]:
             value = float(average_precision_score(positive, scores))
             weights = patient_weights(patients.astype(str), options.samples, int(rng.integers(2**31)))
             found = _percentiles(ranked_samples(positive, scores, weights, np.arange(n)).average_precision())
-            without = precision_without(positive, scores, left_out_weights(patients, n // per), np.arange(n))
+            without = ranked_samples(
+                positive, scores, left_out_weights(patients, n // per), np.arange(n)
+            ).average_precision()
             yield "percentile", found
             yield "basic", _basic(value, found)
             yield "jackknife, log-odds", _ends(precision_estimate(value, without, m // per))
@@ -294,7 +295,7 @@ def _count_macro(
     drawn = {i: ranked_samples(truth[:, i], scores[:, i], weights, series) for i in [*sites, SITES]}
     found = {i: auc_influence(truth[:, i], scores[:, i], series, n).influence for i in [*sites, SITES]}
     values = [float(average_precision_score(truth[:, i], scores[:, i])) for i in sites]
-    without = [precision_without(truth[:, i], scores[:, i], left_out, series) for i in sites]
+    without = [ranked_samples(truth[:, i], scores[:, i], left_out, series).average_precision() for i in sites]
     each = [np.where(np.isfinite(w), w, value) for w, value in zip(without, values, strict=True)]
     behind = int(truth[:, sites].any(axis=1).sum())
     mean = mean_of([found[i] for i in sites], behind)

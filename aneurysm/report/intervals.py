@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.probability import logit, sigmoid
-from aneurysm.report.bootstrap import FEWEST_SAMPLES, Weights, ranked_samples
+from aneurysm.report.bootstrap import FEWEST_SAMPLES, Weights
 
 FEWEST: Final = 5
 """Patients that an interval takes: fewer don't show how much they differ."""
@@ -291,13 +291,6 @@ def left_out_weights(patients: NDArray[np.int64], n_patients: int, seed: int = 0
     groups = min(n_patients, MOST_GROUPS)
     dealt = np.random.default_rng(seed).permutation(n_patients) % groups
     return np.asarray(dealt[patients] != np.arange(groups)[:, None], np.float32)
-
-
-def precision_without(
-    positive: NDArray[np.bool_], scores: NDArray[np.float64], weights: Weights, series: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Return the average precision without each group; parameters are those of `ranked_samples`."""
-    return ranked_samples(positive, scores, weights, series).average_precision()
 
 
 def precision_estimate(value: float, without: NDArray[np.float64], behind: int, *, mean: bool = False) -> Estimate:

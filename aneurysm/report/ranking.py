@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.labels import SITES
-from aneurysm.report.bootstrap import Weights
+from aneurysm.report.bootstrap import Weights, ranked_samples
 from aneurysm.report.intervals import (
     Estimate,
     Influence,
@@ -19,7 +19,6 @@ from aneurysm.report.intervals import (
     mean_estimate,
     mean_of,
     precision_estimate,
-    precision_without,
     share_estimate,
     share_influence,
 )
@@ -102,7 +101,7 @@ def rank(predictions: Predictions) -> Ranking:
         if found.auc is not None and found.average_precision is not None:
             ranked = auc_influence(positive, scores, patients[known], n_patients)
             aucs[i], auc = ranked.influence, auc_estimate(ranked)
-            without[i] = precision_without(positive, scores, weights, known)
+            without[i] = ranked_samples(positive, scores, weights, known).average_precision()
             precision = precision_estimate(found.average_precision, without[i], ranked.influence.behind)
         share = share_influence(positive.astype(float), np.ones(len(known)), patients[known], n_patients)
         # Of a rare label the few decide how well its share is known.
@@ -164,5 +163,5 @@ def _micro(
         return Estimate(None), Estimate(None)
     ranked = auc_influence(positive, scores, patients[series], n_patients)
     value = float(average_precision_score(positive, scores))
-    without = precision_without(positive, scores, weights, series)
+    without = ranked_samples(positive, scores, weights, series).average_precision()
     return auc_estimate(ranked), precision_estimate(value, without, ranked.influence.behind)

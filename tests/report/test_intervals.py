@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import binomtest, norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from aneurysm.report.bootstrap import ranked_samples
 from aneurysm.report.intervals import (
     FEWEST,
     MOST_GROUPS,
@@ -20,7 +21,6 @@ from aneurysm.report.intervals import (
     left_out_weights,
     mean_estimate,
     precision_estimate,
-    precision_without,
     sampled_estimate,
     share_estimate,
     share_influence,
@@ -146,7 +146,7 @@ def test_the_jackknife_is_that_of_average_precisions_without_each_patient():
     rng = np.random.default_rng(4)
     positive, scores = scored(rng, 10, 40, 1.0)
     patients = np.arange(50) // 2
-    without = precision_without(positive, scores, left_out_weights(patients, 25), np.arange(50))
+    without = ranked_samples(positive, scores, left_out_weights(patients, 25), np.arange(50)).average_precision()
     expected = [average_precision_score(positive[patients != k], scores[patients != k]) for k in range(25)]
     np.testing.assert_allclose(np.sort(without), np.sort(expected))
     value = average_precision_score(positive, scores)
