@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from aneurysm.inference import device
 from aneurysm.patches.batch import Batch
 from aneurysm.training.batches import MicroBatch
 from aneurysm.training.module import PatchModule
@@ -96,12 +97,14 @@ def test_the_rest_of_an_epoch_steps_as_far_as_any_other(train_cache, batches):
     "losses, leaves_out",
     [(ALL, False), ({"bce": 1.0}, True), ({"bce": 1.0, "vessels": 1.0}, False), ({"vessels": 1.0}, True)],
 )
-def test_it_is_known_whether_a_weight_is_taught_nothing(train_cache, losses, leaves_out):
+def test_it_is_known_whether_a_weight_is_taught_nothing(train_cache, losses, leaves_out, monkeypatch):
     """The logits are of the lesion map; the vessel head is one of its own."""
     module = module_of(train_cache, losses, 1)
     assert module.leaves_weights_out() == leaves_out
     module.training_step(MicroBatch((patches(),), 0), 0)["loss"].backward()
     assert (gradients(module).keys() != dict(module.model.named_parameters()).keys()) == leaves_out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "usable_cpus", lambda: 2)
     strategy = make_trainer(quick(train_cache, devices=2, precision="fp32"), module).strategy
     assert strategy._ddp_kwargs["find_unused_parameters"] == leaves_out
 
