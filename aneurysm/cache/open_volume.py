@@ -1,8 +1,9 @@
 """open_volume(): the folder or URL of a volume -> OpenVolume, whose chunks can be read.
 
 Metadata and shard of a folder are opened through one descriptor of it, so they belong together even if the volume is
-replaced at that moment. Annotations are replaced within the folder (`aneurysm.cache.relabel`): zarr.json says where the
-vessel mask is that belongs to it, and if it is another one by the time the mask is open, both are opened again.
+replaced at that moment; if it is gone before both are open, the new one is opened. Annotations are replaced within the
+folder (`aneurysm.cache.relabel`): zarr.json says where the vessel mask is that belongs to it, and if it is another one
+by the time the mask is open, both are opened again.
 """
 
 from __future__ import annotations
@@ -66,26 +67,34 @@ def open_volume(path: Path | str) -> OpenVolume:
     if isinstance(path, str):
         return _open_remote(path)
     name = path.name.removesuffix(".zarr")
-    try:
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CacheNotFoundError(f"there is no volume {name} in the cache") from error
-    except PermissionError as error:
-        raise CacheError(f"volume {name} can't be read: {describe_denial(error)}") from error
-    try:
-        for _ in range(_TRIES):
+    for _ in range(_TRIES):
+        try:
+            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CacheNotFoundError(f"there is no volume {name} in the cache") from error
+        except PermissionError as error:
+            raise CacheError(f"volume {name} can't be read: {describe_denial(error)}") from error
+        try:
             before = _version(folder)
             try:
                 opened = _open_local(path, folder, name)
             except DamagedCacheError:
-                if _version(folder) == before:
+                if _version(folder) == before and _is_at(path, folder):
                     raise
                 continue
             if _version(folder) == before:
                 return opened
-        raise DamagedCacheError(f"volume {name}: its annotations are replaced faster than they can be read")
-    finally:
-        os.close(folder)
+        finally:
+            os.close(folder)
+    raise DamagedCacheError(f"volume {name} is replaced faster than it can be read")
+
+
+def _is_at(path: Path, folder: int) -> bool:
+    """Return True if an open folder is that at ``path``, and was not replaced since."""
+    try:
+        return os.path.samestat(os.fstat(folder), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _version(folder: int) -> tuple[int, ...] | None:

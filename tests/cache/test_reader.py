@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aneurysm import CacheWriter
+from aneurysm.cache import open_volume as open_module
 from aneurysm.cache import reader
 from aneurysm.cache.catalog import Cache
-from aneurysm.cache.open_volume import ZarrArray
+from aneurysm.cache.open_volume import ZarrArray, open_volume
 from aneurysm.cache.reader import CachedVolume, close_volumes
 from aneurysm.cache.shard_reader import shard_layout
 from aneurysm.cache.spec import load_spec, shipped_specs
@@ -307,6 +308,29 @@ def test_of_a_cache_that_is_replaced_nothing_is_mixed_with_the_one_that_was_open
             with pytest.raises(DamagedCacheError, match="built again, or the cache replaced by another one"):
                 cache[1].volume(uid).read(*box)
             assert cache[2].volume(uid).read(*box).min() == 2
+
+
+def test_a_volume_replaced_while_it_is_opened_is_opened_again(volumes, monkeypatch):
+    """Its folder is open, and gone with all files by the time they are wanted; so a second time, later."""
+    root, _ = volumes
+    path, version, opened = root / "volumes" / "1.0.zarr", open_module._version, open_module._open_local
+    moments = iter(["_version", "_open_local"])
+
+    def replaced_first(name, real):
+        def replace_and_call(*args):
+            if name == following[0]:
+                following[0] = next(moments, "")
+                shutil.rmtree(path)
+                make_volume(root, "1.0", (40, 48, 50), seed=99)
+            return real(*args)
+
+        return replace_and_call
+
+    following = [next(moments)]
+    monkeypatch.setattr(open_module, "_version", replaced_first("_version", version))
+    monkeypatch.setattr(open_module, "_open_local", replaced_first("_open_local", opened))
+    assert open_volume(path).image.shape == (40, 48, 50)
+    assert following == [""]
 
 
 def test_read_only_media(volumes):
