@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from aneurysm.cache.blocks import DARK_VESSELS, blocks_of
 from aneurysm.cache.open_volume import ZarrArray, open_volume
+from aneurysm.cache.publish import no_space_told, replaced_file
 from aneurysm.cache.shard_reader import ShardReader
-from aneurysm.errors import DamagedCacheError, UsageError
+from aneurysm.errors import DamagedCacheError, NoSpaceError, UsageError
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
 from aneurysm.report.marks import (
     INK,
@@ -71,7 +72,9 @@ def draw_volume(volume: str | Path, picture: str | Path) -> None:
     DamagedCacheError
         It is no volume of this project, or not as it was written.
     UsageError
-        The picture's folder does not exist, or its name has another ending.
+        The picture's folder does not exist, its name has another ending, or it can't be written.
+    NoSpaceError
+        The disk is full; a picture that was there stays.
     """
     picture = Path(picture)
     kind = _FORMATS.get(picture.suffix.lower())
@@ -86,7 +89,13 @@ def draw_volume(volume: str | Path, picture: str | Path) -> None:
         raise DamagedCacheError(
             f"volume {name}: its metadata are damaged ({type(error).__name__}: {error}). Run aneurysm verify"
         ) from error
-    figure.savefig(picture, format=kind, facecolor=PAPER)
+    try:
+        with no_space_told(picture.parent, "Free some space, or name another file"), replaced_file(picture) as file:
+            figure.savefig(file, format=kind, facecolor=PAPER)
+    except NoSpaceError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{picture} can't be written: {error.strerror or error}") from error
 
 
 def _draw_figure(volume: Path) -> Figure:

@@ -1,12 +1,15 @@
 """A cached volume, written here as the contract says, becomes a picture with lesions and vessels in place."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import zarr
 from matplotlib.figure import Figure
 from PIL import Image
 
-from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, UsageError
+from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, NoSpaceError, UsageError
 from aneurysm.report.volume_picture import draw_volume
 
 AFFINE = [[0, 0, 1.0, -60], [0, 1.0, 0, -70], [1.0, 0, 0, -40], [0, 0, 0, 1]]
@@ -141,6 +144,24 @@ def test_errors_say_what_is_wrong(tmp_path):
     volume = write_volume(tmp_path / "a.zarr")
     with pytest.raises(UsageError, match="no folder"):
         draw_volume(volume, tmp_path / "missing" / "a.png")
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpaceError), (errno.EROFS, UsageError)])
+def test_a_picture_that_can_not_be_written_leaves_the_one_before(tmp_path, monkeypatch, number, kind):
+    volume, picture = write_volume(tmp_path / "a.zarr", vessels=False), tmp_path / "a.png"
+    picture.write_bytes(b"before")
+
+    def refuse(_descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Figure, "savefig", lambda _figure, file, **_: file.write(b"half"))
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(kind) as told:
+        draw_volume(volume, picture)
+    assert type(told.value) is kind
+    assert str(tmp_path) in str(told.value)
+    assert picture.read_bytes() == b"before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a.zarr"]
 
 
 @pytest.mark.parametrize("damaged", [{"blocks": {"edge": [8, 8, 8]}}, {"affine_lps": [1, 2]}, {"intensity": None}])
