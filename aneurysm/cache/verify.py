@@ -40,7 +40,7 @@ from aneurysm.cache.spec import CacheSpec, is_as_written
 from aneurysm.cache.supervisor import LostError
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.documents import read_json
-from aneurysm.errors import CacheError, CacheNotFoundError
+from aneurysm.errors import CacheError
 from aneurysm.labels import UNKNOWN_VESSEL
 from aneurysm.objects.local_copy import download_volume
 from aneurysm.objects.scratch import scratch_folder
@@ -171,13 +171,18 @@ def _check_volumes(folders: Sequence[Path], url: str, spec: CacheSpec, deep: boo
 
 
 def _check_stored(name: str, url: str, spec: CacheSpec, deep: bool) -> _Checked:
-    uid = name.removesuffix(".zarr")
-    with scratch_folder() as scratch:
-        try:
-            download_volume(ObjectStore(url), uid, scratch / name)
-        except CacheNotFoundError as error:
-            return [Fault(uid, str(error), _REBUILD.format(uid=uid))], None, 0
-        return _check_volume(scratch / name, spec, deep)
+    uid, store = name.removesuffix(".zarr"), ObjectStore(url)
+    for _ in range(_TRIES):
+        with scratch_folder() as scratch:
+            try:
+                download_volume(store, uid, scratch / name)
+                checked = _check_volume(scratch / name, spec, deep)
+                # Else it was replaced while it was fetched.
+                if not checked[0] or store.read(f"volumes/{name}/zarr.json") == _metadata_of(scratch / name):
+                    break
+            except FileNotFoundError as error:
+                return [Fault(uid, str(error), _REBUILD.format(uid=uid))], None, 0
+    return checked
 
 
 def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> _Checked:

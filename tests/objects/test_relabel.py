@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aneurysm.cache import verify
 from aneurysm.cache.build import precache
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.reader import close_volumes
@@ -90,6 +91,30 @@ def test_verify_tells_differences_without_changing_any(built: Built, bucket: Buc
     faults = verify_cache(url, data=data, workers=0).faults
     assert [fault.where for fault in faults] == built.uids[:2]
     assert {key: bucket.get(key) for key in bucket.keys("cache/")} == before
+
+
+def test_a_volume_that_is_replaced_while_verify_fetches_it_is_no_fault(
+    built: Built, bucket: Bucket, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its zarr.json is fetched before, and the mask after it is taken away."""
+    url, uid, fetch = bucket.upload(built.cache, "cache"), built.uids[0], verify.download_volume
+    shutil.copytree(built.cache, tmp_path / "after")
+    CORRECTIONS["no mask any more"][0](data, built.uids)
+    assert precache(data, tmp_path / "after", workers=0).updates["vessels"] == 1
+    replaced = []
+
+    def replacing(store: ObjectStore, name: str, folder: Path) -> None:
+        fetch(store, name, folder)
+        if name == uid and not replaced:
+            replaced.append(name)
+            shutil.rmtree(folder / "labels")
+            for key in bucket.keys(f"cache/volumes/{uid}.zarr/labels/"):
+                bucket.delete(key)
+            bucket.upload(tmp_path / "after" / "volumes" / f"{uid}.zarr", f"cache/volumes/{uid}.zarr")
+
+    monkeypatch.setattr(verify, "download_volume", replacing)
+    assert [f for f in verify_cache(url, workers=0).faults if not f.derived] == []
+    assert replaced
 
 
 def test_data_in_a_store_too(built: Built, bucket: Bucket, data: Path, tmp_path: Path) -> None:
