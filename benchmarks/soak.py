@@ -92,7 +92,6 @@ class Soak:
             return subprocess.Popen(
                 [*command, "--data", self._data, "--cache", cache, *more],
                 cwd=_ROOT,
-                env=os.environ | {"ANEURYSM_PATIENT_KEY": "the same in all caches"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -158,8 +157,9 @@ def differences(cache: Path, reference: Path, uids: set[str]) -> list[str]:
     volumes = sorted(p.name for p in layout.volumes.iterdir())
     if volumes != sorted(f"{uid}.zarr" for uid in uids):
         found.append(f"{len(volumes)} volumes, of {len(uids)} series")
-    rows = [row | {"seconds": ""} for row in read_manifest(layout.manifest)]
-    expected = [row | {"seconds": ""} for row in read_manifest(CacheLayout(reference).manifest)]
+    timed = {"seconds": "", "seconds_check": ""}
+    rows = [row | timed for row in read_manifest(layout.manifest)]
+    expected = [row | timed for row in read_manifest(CacheLayout(reference).manifest)]
     if sorted(r["series_uid"] for r in rows) != sorted(uids):
         found.append(f"{len(rows)} rows in the manifest, of {len(uids)} series")
     if wrong := [r["series_uid"] for r in rows if r not in expected]:
@@ -174,6 +174,7 @@ def differences(cache: Path, reference: Path, uids: set[str]) -> list[str]:
 
 def main() -> int:
     options = _options()
+    os.environ.setdefault("ANEURYSM_PATIENT_KEY", "the same in all caches")  # verify, in this process, wants it, too
     work = work_folder(options) / f"soak-{options.series}"
     shape = f"{_SLICES}x{_SIZE}"
     if not (work / shape).exists():

@@ -277,7 +277,7 @@ def told(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     cache, ckpt = out / "cache-rsna", out / "run" / "checkpoints" / "best.ckpt"
     run("train", "train", "--cache", cache, "--out", out / "run", "--config", config, "--epochs", 1)
     run("resume", "train", "--out", out / "run", "--resume", "--epochs", 2)
-    run("evaluate", "evaluate", out / "run", "--out", out / "report", "--samples", 20)
+    run("evaluate", "evaluate", out / "run", "--out", out / "report", "--samples", 40)
     model = ("--model", "tests.training.tiny:mapper")
     for layout in ("rsna", "tree"):
         given = (ckpt, getattr(data, layout), *model, "--overlay", out / f"overlay-{layout}")

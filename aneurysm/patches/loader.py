@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
+from multiprocessing.connection import wait
 from typing import Any, Final
 
 import torch
@@ -308,11 +309,13 @@ _loaders: Final[weakref.WeakSet[PatchLoader]] = weakref.WeakSet()
 
 def _signal_of(told: str) -> signal.Signals | None:
     """Return the signal that ended a worker of which torch says no more than its number; None if it was none."""
+    workers = [w for loader in list(_loaders) for w in getattr(loader._loader._iterator, "_workers", ())]  # noqa: SLF001
     numbers = re.findall(r"\d+", told)
-    for loader in list(_loaders):
-        for worker in getattr(loader._loader._iterator, "_workers", ()):  # noqa: SLF001
-            if str(worker.pid) in numbers and (worker.exitcode or 0) < 0:
-                return signal.Signals(-worker.exitcode)
+    if not numbers and workers:  # it went away in the midst of a batch: its end may take a moment longer
+        wait([worker.sentinel for worker in workers], timeout=5.0)
+    for worker in workers:
+        if (str(worker.pid) in numbers or not numbers) and (worker.exitcode or 0) < 0:
+            return signal.Signals(-worker.exitcode)
     return None
 
 

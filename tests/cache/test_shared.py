@@ -143,7 +143,10 @@ def test_a_cache_in_a_shared_folder_is_built_by_two_users(folder: Path, data: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("umask", [0o002, 0o077], ids=oct)
-def test_the_key_that_the_first_user_made_serves_the_second(folder: Path, data: Path, built: Built, umask: int) -> None:
+def test_the_key_that_the_first_user_made_serves_the_second(
+    folder: Path, data: Path, umask: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANEURYSM_PATIENT_KEY")
     cache = folder / "cache"
     cache.mkdir()
     os.chown(cache, 54001, GROUP)
@@ -158,7 +161,10 @@ def test_the_key_that_the_first_user_made_serves_the_second(folder: Path, data: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("umask", [0o077, 0o027, 0o022, 0o002], ids=oct)
-def test_one_user_alone_builds_with_any_umask_which_counts(folder: Path, data: Path, built: Built, umask: int) -> None:
+def test_one_user_alone_builds_with_any_umask_which_counts(
+    folder: Path, data: Path, built: Built, umask: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANEURYSM_PATIENT_KEY")
     home = folder.parent / "home"
     home.mkdir()
     os.chown(home, 54001, 54001)
