@@ -35,7 +35,8 @@ test: install lint  ## lint, types and the fast tests
 	$(BIN)/python -m pytest -n auto -m 'not slow'
 
 test-slow: install  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	@# A file at a time for each: some files have one costly fixture for all their tests.
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
