@@ -271,7 +271,7 @@ def told(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
         run(f"info {layout}, JSON", "info", uid, "--json", "--cache", cache)
     config = out / "config.toml"
     config.write_text(
-        "model = 'tests.training.tiny:mapper'\npatch = [16, 16, 16]\nbatch_size = 4\nepochs = 2\nworkers = 1\n"
+        "model = 'tests.training.tiny:mapper'\npatch = [32, 32, 32]\nbatch_size = 4\nepochs = 2\nworkers = 1\n"
         "steps_per_epoch = 3\nfolds = 2\ndevices = 1\n"
     )
     cache, ckpt = out / "cache-rsna", out / "run" / "checkpoints" / "best.ckpt"
@@ -280,7 +280,7 @@ def told(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     run("evaluate", "evaluate", out / "run", "--out", out / "report", "--samples", 40)
     model = ("--model", "tests.training.tiny:mapper")
     for layout in ("rsna", "tree"):
-        given = (ckpt, getattr(data, layout), *model, "--overlay", out / f"overlay-{layout}")
+        given = (ckpt, getattr(data, layout), *model, "--overlap", 0, "--overlay", out / f"overlay-{layout}")
         run(f"predict {layout}", "predict", *given, "--out", out / f"{layout}.csv", codes=(8,))
     many = [next(p for p in sorted(data.tree.iterdir()) if p.is_dir()), data.empty]
     run("predict JSON", "predict", ckpt, *many, *model, "--out", out / "some.json", codes=(8,))

@@ -46,6 +46,8 @@ _REAL_WORLD: Final = 0x00409096
 _FUNCTIONAL_GROUPS: Final = frozenset({0x52009229, 0x52009230})
 MAX_HEADER: Final = 64 * 2**20
 """Bytes before the pixel data: the functional groups of 5,000 frames of the most talkative scanners."""
+_MOST_READS: Final = 3_000_000
+"""By pydicom of one header: two or three an element. Millions of empty elements are no header, and take minutes."""
 _TOO_LONG: Final = f"the header is longer than {MAX_HEADER // 2**20} MB"
 _FIRST_READ: Final = 32 * 1024
 _SECOND_READ: Final = 2**20
@@ -281,11 +283,11 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 class _Bounded:
-    """What pydicom reads a header from: it gets at most `MAX_HEADER` bytes, whatever lengths the file gives."""
+    """What pydicom reads a header from: `MAX_HEADER` bytes at most, whatever lengths the file gives."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size = file, size
-        self._left = MAX_HEADER
+        self._left, self._reads_left = MAX_HEADER, _MOST_READS
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
@@ -294,8 +296,11 @@ class _Bounded:
             raise DamagedHeaderError("a deflated data set behind damaged file meta information")
         size = min(size, max(0, self._size - self.tell()))
         self._left -= size
+        self._reads_left -= 1
         if self._left < 0:
             raise DamagedHeaderError(_TOO_LONG)
+        if self._reads_left < 0:
+            raise DamagedHeaderError("the header has more than a million elements")
         return self._file.read(size)
 
 

@@ -207,6 +207,20 @@ def test_what_pydicom_would_inflate_whole_is_refused(tmp_path, little_memory, da
         read_header(tmp_path / "x.dcm")
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_millions_of_empty_elements_are_no_header(tmp_path, monkeypatch, syntax):
+    """64 MB of zeros are 8 million of them, and so many zeros deflate to 64 kB."""
+    monkeypatch.setattr(header_module, "_MOST_READS", 1000)
+    whole = save(data_set(syntax), tmp_path / "x.dcm").read_bytes()
+    meta = whole[: 144 + int.from_bytes(whole[140:144], "little")]
+    deflater = zlib.compressobj(9, zlib.DEFLATED, DEFLATE_RAW)
+    zeros = bytes(200_000)
+    content = deflater.compress(zeros) + deflater.flush() if syntax.is_deflated else zeros
+    (tmp_path / "x.dcm").write_bytes(meta + content)
+    with pytest.raises(NotDicomError, match="more than a million elements"):
+        read_header(tmp_path / "x.dcm")
+
+
 def test_a_deflated_file_with_functional_groups_has_its_frames_and_its_syntax(tmp_path):
     ds = data_set(DeflatedExplicitVRLittleEndian)
     shared = Dataset()
