@@ -29,6 +29,8 @@ _PATIENCE_S: Final = 300.0
 _LOOK_S: Final = 1.0
 _LET_GO_S: Final = 15.0
 """So long the process of a lost series may take to end, and to let go of its claim."""
+_ATTEMPTS: Final = 10
+"""A Dask worker may meet the child of one that died a moment ago, and say that the series is busy."""
 
 
 class Engine(Protocol):
@@ -88,11 +90,10 @@ def _left_by_others(
 def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout) -> Outcome:
     # A retry: of a MemoryError there is a record, by the process itself, which lived.
     again = replace(job, retry=True, insist=True)
-    end = time.monotonic() + _LET_GO_S
-    (last,) = engine.build([again])
-    while last.status == "busy" and time.monotonic() < end:
-        time.sleep(_LOOK_S)
+    for _ in range(_ATTEMPTS):
         (last,) = engine.build([again])
+        if last.status != "busy" or not _let_go(layout, job.source.uid):
+            break
     tried = "tried twice, the second time alone"
     if last.status == "busy":
         if first.reason != Reason.TIMED_OUT:  # its process is gone: another run has it
@@ -103,6 +104,16 @@ def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout) 
     with write_errors_told(layout.root):
         status, _, detail = write_outcome(job, layout, Reason(last.reason), f"{last.detail} ({tried})")
     return replace(last, status=status, detail=detail)
+
+
+def _let_go(layout: CacheLayout, uid: str) -> bool:
+    """Wait until no process holds a series; return False if one does not let go of it."""
+    end = time.monotonic() + _LET_GO_S
+    while time.monotonic() < end:
+        time.sleep(_LOOK_S)
+        if not is_claimed(layout, uid):
+            return True
+    return False
 
 
 class Local:

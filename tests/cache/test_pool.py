@@ -124,7 +124,9 @@ def test_a_lost_series_that_somebody_else_has_by_then_is_not_called_tried_twice(
 
 
 def test_the_process_of_a_lost_series_may_take_a_while_to_let_go_of_it(tmp_path, monkeypatch):
+    """However long each attempt takes: a Dask worker that was killed is first replaced."""
     monkeypatch.setattr(pool, "_LOOK_S", 0.05)
+    monkeypatch.setattr(pool, "_LET_GO_S", 0.06)
     engine = Answers(("failed", Reason.WORKER_KILLED), ("busy", ""), ("busy", ""), ("failed", Reason.WORKER_KILLED))
     (outcome,) = run_jobs([job(tmp_path, "1.1")], engine, CacheLayout(tmp_path))
     assert (outcome.status, outcome.reason) == ("failed", Reason.WORKER_KILLED)
