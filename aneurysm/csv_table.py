@@ -13,6 +13,8 @@ from aneurysm.errors import DataError
 
 MAX_BYTES: Final = 512 * 1024 * 1024
 """Limit of a table's size: a million series take 0.2 GB."""
+MAX_CELL: Final = 1 << 17
+"""Limit of a cell's length in characters, csv's own default: a quote that nobody closed swallows all that follows."""
 _DELIMITERS: Final = ",;\t|"
 _FORMULA_STARTS: Final = tuple("=+-@\t\r")
 """A spreadsheet takes a cell that begins with one of these for a formula, and runs it."""
@@ -49,12 +51,16 @@ def read_csv_rows(path: Path, columns: Sequence[str]) -> list[TableRow]:
     if (size := path.stat().st_size) > MAX_BYTES:
         raise DataError(f"{path} has {size} bytes, at most {MAX_BYTES} are read: it is no table of series")
     text = _decoded(path)
+    # The limit of csv is one for the whole process, and whatever else runs in it (a library, say) may have set it.
+    csv.field_size_limit(MAX_BYTES)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, columns), strict=True)
     rows: list[TableRow] = []
     names: list[str] | None = None
     line = 1
     try:
         for cells in reader:
+            if (longest := max(map(len, cells), default=0)) > MAX_CELL:
+                raise DataError(f"{path} line {line} has a cell of {longest} characters, at most {MAX_CELL} are read")
             cells = [cell.strip(_BLANK) for cell in cells]
             if any(cells):
                 if names is None:

@@ -64,7 +64,7 @@ def test_lines_are_those_of_the_file(tmp_path):
         pytest.param(b"uid,value\n1.2,a\n1.3\n", "line 3 has 1 of 2 cells: is the file cut off", id="too few cells"),
         pytest.param(b'uid,value\n1.2,a\n1.3,"b\n', "line 3 can't be read as CSV", id="cut off in quotes"),
         pytest.param(PLAIN.encode("utf-16")[:-1], "can't be read as UTF-16", id="cut off in a character"),
-        pytest.param(b"uid,value\n1.2," + b"a" * 200_000 + b"\n", "line 2 can't be read as CSV: field", id="long"),
+        pytest.param(b"uid,value\n1.2," + b"a" * 200_000 + b"\n", "line 2 has a cell of 200000 characters", id="long"),
     ],
 )
 def test_what_is_no_table_is_one_clear_line(tmp_path, content, message):
@@ -96,3 +96,15 @@ def test_rows_may_be_mappings_with_more_and_fewer_keys():
 
 def test_a_float_comes_back_to_the_bit():
     assert float(csv_text(["x"], [[0.1 + 0.2]]).splitlines()[1]) == 0.1 + 0.2
+
+
+@pytest.mark.parametrize("limit", [10, 10**9])
+def test_a_limit_that_a_library_set_for_the_whole_process_changes_nothing(tmp_path, limit):
+    before = csv.field_size_limit(limit)
+    try:
+        assert _read(tmp_path, b"uid,value\n1.2," + b"a" * 1000 + b"\n") == [(2, "1.2", "a" * 1000)]
+        csv.field_size_limit(limit)
+        with pytest.raises(DataError, match="at most"):
+            _read(tmp_path, b"uid,value\n1.2," + b"a" * 200_000 + b"\n")
+    finally:
+        csv.field_size_limit(before)
