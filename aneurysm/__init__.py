@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aneurysm._version import __version__
+
 if TYPE_CHECKING:
     from aneurysm.cache.arrays import CacheWriter
     from aneurysm.inference.predictor import load_predictor
 
 __all__ = ["CacheWriter", "__version__", "load_predictor"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

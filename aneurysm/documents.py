@@ -65,3 +65,18 @@ def parse_json(content: bytes | str) -> Any:
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds. Raises as `parse_json` or if it is too long, and `OSError` if it can't be read."""
     return parse_json(read_bounded(path, MOST_JSON))
+
+
+def format_problem(error: dict[str, Any]) -> str:
+    """Return one of pydantic's errors as a user wants to read it: the key first."""
+    key = ".".join(str(part) for part in error["loc"])
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key}"
+        case "missing":
+            return f"key {key} is missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not key:
+        return message
+    given = "" if isinstance(error["input"], dict) else f" (found {error['input']!r})"
+    return f"{key}: {message}{given}"

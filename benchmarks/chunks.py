@@ -25,8 +25,8 @@ import zarr
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.reader import CachedVolume, close_volumes
-from aneurysm.cache.spec import Storage, load_spec
 from aneurysm.cache.writer import write_volume
+from aneurysm.spec import Storage, load_spec
 from aneurysm.threads import limit_threads
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.patch_data import make_cache, random_boxes, size_mb, that_hold
@@ -35,7 +35,7 @@ from benchmarks.table import command_line, machine, write_section
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aneurysm.cache.shard_reader import Triple
+    from aneurysm.types import Triple
     from benchmarks.patch_data import Box
 
 PATCH = (96, 96, 96)

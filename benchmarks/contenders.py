@@ -41,8 +41,8 @@ def ours() -> Run:
     """Do what a precache worker does with one series: the whole volume, hashed, flushed, renamed in."""
     from aneurysm.annotations.tables import SeriesNotes
     from aneurysm.cache.series import SeriesJob, build_series
-    from aneurysm.cache.spec import load_spec
     from aneurysm.dicom.scan import SeriesSource
+    from aneurysm.spec import load_spec
     from aneurysm.threads import limit_threads
 
     limit_threads(1)

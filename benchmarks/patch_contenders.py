@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aneurysm.cache.reader import CachedVolume
-    from aneurysm.cache.shard_reader import Triple
+    from aneurysm.types import Triple
     from benchmarks.patch_data import Box
 
 

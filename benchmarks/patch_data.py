@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from aneurysm.cache.reader import CachedVolume
-    from aneurysm.cache.shard_reader import Triple
+    from aneurysm.types import Triple
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from aneurysm.cache.shard_reader import Triple
+    from aneurysm.types import Triple
 
 
 class NnUNet(OwnFiles):

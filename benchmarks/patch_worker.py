@@ -25,7 +25,7 @@ from benchmarks.patch_data import ROOT, Box, cached_volumes, flush, forget
 from benchmarks.patch_frameworks import Monai, NnUNet, NnUNetInt16, NnUNetOpen, NnUNetScaled, TorchIO
 
 if TYPE_CHECKING:
-    from aneurysm.cache.shard_reader import Triple
+    from aneurysm.types import Triple
     from benchmarks.patch_contenders import Contender
 
 CONTENDERS: dict[str, type[Contender]] = {

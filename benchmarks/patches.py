@@ -23,7 +23,7 @@ from benchmarks.table import Target, aims, command_line, machine, write_section
 
 if TYPE_CHECKING:
     from aneurysm.cache.reader import CachedVolume
-    from aneurysm.cache.shard_reader import Triple
+    from aneurysm.types import Triple
 
     # One patch size, warm or cold: the rounds of each contender, by their numbers.
     Rounds = dict[str, dict[int, Round]]

@@ -22,8 +22,8 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import read_manifest
 from aneurysm.cache.opening import open_cache
 from aneurysm.cache.series import SeriesJob, build_series
-from aneurysm.cache.spec import load_spec
 from aneurysm.dicom.scan import find_series
+from aneurysm.spec import load_spec
 from benchmarks.data import SYNTAXES, write_series
 from benchmarks.makespan import Costs
 

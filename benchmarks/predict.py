@@ -21,13 +21,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from aneurysm.cache.spec import load_spec
 from aneurysm.inference.predictor import load_predictor
 from aneurysm.inference.reading import read_path
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.inference.source import read_windows
 from aneurysm.labels import LABELS
 from aneurysm.models.registry import ARCHITECTURES, build_model
+from aneurysm.spec import load_spec
 from aneurysm.threads import limit_threads
 from aneurysm.training.checkpoint import model_entries, save_atomically
 from aneurysm.training.config_file import parse_config

@@ -91,9 +91,9 @@ def _options() -> argparse.Namespace:
 
 def _make_cache(work: Path, options: argparse.Namespace) -> Path:
     from aneurysm.cache.build import precache
-    from aneurysm.cache.spec import load_spec
     from aneurysm.phantom.dataset import write_plans
     from aneurysm.phantom.plan import plan_series
+    from aneurysm.spec import load_spec
 
     data = work / f"sides-{options.series}-{options.difficulty:g}"
     cache, spec = work / f"{data.name}-cache", work / "sides-2mm.toml"

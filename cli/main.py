@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 from typer.main import get_command
 
-from aneurysm import __version__
+from aneurysm._version import __version__
 from aneurysm.errors import AneurysmError, CacheError, NoSpaceError, UsageError
 from cli import evaluate, info, manifest, phantom, precache, predict, train, verify
 from cli.command import Command, Group, expand_environment

@@ -10,9 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from aneurysm.metrics import Score
 from aneurysm.training.metrics_table import Row
 from aneurysm.training.progress import RunFacts, StepFacts
-from aneurysm.training.score import Score
 from cli.progress import Clock, Display, series_share, series_text
 
 _LINE_EVERY_S: Final = 30.0

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from aneurysm.annotations.frames import SourceFrame, frames_of
 from aneurysm.annotations.tables import Localizer
 from aneurysm.dicom.geometry import plane_axes
+from aneurysm.types import point
 
 # Frames that were left out of the volume, although a point in them is a true point of the patient.
 _SAME_ANATOMY = frozenset(
@@ -85,7 +86,7 @@ def place_lesions(
             at = ", ".join(f"{v:.1f}" for v in zyx)
             unplaced.append(UnplacedLesion(row.location, "outside_volume", f"voxel ({at}) of {tuple(shape)}", row.row))
             continue
-        lesions.append(Lesion(row.location, _triple(zyx), _triple(where), row.row))
+        lesions.append(Lesion(row.location, point(zyx), point(where), row.row))
     return lesions, unplaced
 
 
@@ -117,8 +118,3 @@ def _patient_point(row: Localizer, frames: Sequence[SourceFrame]) -> NDArray[np.
     # PS3.3 C.7.6.2.1.1: columns go along the first axis by the distance between columns, rows along the second.
     place = np.array(frame.position) + axes[0] * row.x * frame.spacing_mm[1] + axes[1] * row.y * frame.spacing_mm[0]
     return np.asarray(place)
-
-
-def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    a, b, c = (float(v) for v in values)
-    return a, b, c

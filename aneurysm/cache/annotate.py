@@ -16,8 +16,8 @@ from aneurysm.annotations.frames import SourceFrame
 from aneurysm.annotations.lesions import UnplacedLesion, place_lesions
 from aneurysm.annotations.tables import Localizer, SeriesNotes
 from aneurysm.annotations.vessels import Grid, resample_mask
-from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.stack import Stack
+from aneurysm.spec import CacheSpec
 from aneurysm.volume.frame import target_grid
 
 

@@ -15,17 +15,16 @@ from numpy.typing import NDArray
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.opening import read_spec
 from aneurysm.cache.reader import CachedVolume
-from aneurysm.cache.spec import CacheSpec
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.labels import LABELS, SITES
 from aneurysm.objects.url import is_url
+from aneurysm.spec import CacheSpec
 
 if TYPE_CHECKING:
     from aneurysm.objects.local_copy import StoredVolume
+from aneurysm.labels import UNKNOWN
 
 _PAUSE_S: Final = 0.2
-UNKNOWN = 255
-"""Stands in `Cache.labels` where a series has no labels."""
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,14 @@ from uuid import uuid4
 
 from distributed import CancelledError, Client, Future, KilledWorker, as_completed
 
-from aneurysm import __version__
+from aneurysm._version import __version__
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.pool import build_in_child
 from aneurysm.cache.series import Outcome, SeriesJob
-from aneurysm.cache.spec import RECIPE_VERSION
 from aneurysm.cache.supervisor import Children, Limits
 from aneurysm.documents import read_json
-from aneurysm.errors import AneurysmError, ClusterError, Reason, UsageError
-from aneurysm.reasons import words_of
+from aneurysm.errors import AneurysmError, ClusterError, Reason, UsageError, words_of
+from aneurysm.spec import RECIPE_VERSION
 
 _GO_ON: Final = "What is cached is complete; run the same command again to go on"
 _CONNECT_S: Final = 10.0

@@ -23,8 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aneurysm.cache.layout import IMAGE, VESSELS, tree_files
 from aneurysm.documents import MOST_JSON, read_bounded
-from aneurysm.errors import CacheError
-from aneurysm.reasons import words_of
+from aneurysm.errors import CacheError, words_of
 
 FORMAT_VERSION: Final = 3
 ANNOTATIONS: Final = frozenset(

@@ -13,7 +13,6 @@ from typing import Final
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.publish import is_disk_full, write_once
-from aneurysm.cache.spec import CacheSpec, parse_spec
 from aneurysm.errors import (
     CacheError,
     CacheNotFoundError,
@@ -24,6 +23,7 @@ from aneurysm.errors import (
 )
 from aneurysm.inputs import Kind, Wanted, describe, mistake
 from aneurysm.shared_folder import describe_denial, make_folder
+from aneurysm.spec import CacheSpec, parse_spec
 
 _KEY: Final = "ANEURYSM_PATIENT_KEY"
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{32}")

@@ -19,8 +19,7 @@ from aneurysm.cache.publish import is_claimed
 from aneurysm.cache.series import Outcome, SeriesJob, build_series, write_outcome
 from aneurysm.cache.supervisor import Limits, LostError, Runner
 from aneurysm.cache.write_errors import write_errors_told
-from aneurysm.errors import Reason
-from aneurysm.reasons import reason_of
+from aneurysm.errors import Reason, reason_of
 
 _TRIED_AGAIN: Final = frozenset({Reason.WORKER_KILLED, Reason.OUT_OF_MEMORY, Reason.TIMED_OUT})
 """Reasons that may lie in what else was going on at the time."""

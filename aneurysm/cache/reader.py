@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from aneurysm.cache.blocks import Blocks, blocks_of
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.open_volume import OpenVolume, ZarrArray, open_volume
-from aneurysm.cache.shard_reader import ShardReader, Triple
+from aneurysm.cache.shard_reader import ShardReader
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
+from aneurysm.types import Triple
 
 if TYPE_CHECKING:
     from aneurysm.objects.local_copy import StoredVolume

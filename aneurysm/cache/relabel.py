@@ -40,14 +40,13 @@ from aneurysm.cache.manifest import ODD, parse_document, read_document, shape_of
 from aneurysm.cache.metadata import Record, annotation_hash, document_bytes, is_mask_decision, read_record
 from aneurysm.cache.place import CachePlace
 from aneurysm.cache.publish import claim, publish_file, publish_tree, write_atomically
-from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.supervisor import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.cache.writer import describe_vessels, write_vessels
-from aneurysm.errors import AneurysmError, CacheError, DamagedCacheError
+from aneurysm.errors import AneurysmError, CacheError, DamagedCacheError, reason_of, words_of
 from aneurysm.objects.scratch import scratch_folder
 from aneurysm.objects.stored_data import brought_mask
-from aneurysm.reasons import reason_of, words_of
+from aneurysm.spec import CacheSpec
 from aneurysm.threads import look_at_each
 
 KINDS: Final = {

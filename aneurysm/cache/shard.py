@@ -20,7 +20,7 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from aneurysm.cache.layout import ABSENT
-from aneurysm.cache.spec import Storage
+from aneurysm.spec import Storage
 
 _SHUFFLES: Final = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 

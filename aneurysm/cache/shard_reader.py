@@ -28,11 +28,10 @@ from numpy.typing import NDArray
 
 from aneurysm.cache.layout import ABSENT
 from aneurysm.errors import DamagedCacheError
+from aneurysm.types import Triple
 
 _ENTRY: Final = 16
 _CRC: Final = 4
-
-Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from aneurysm.cache.layout import CacheLayout, tree_bytes
 from aneurysm.cache.publish import publish
-from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.writer import write_volume
+from aneurysm.spec import CacheSpec
 from aneurysm.volume.normalize import Intensity
 from aneurysm.volume.survey import survey
 

@@ -36,7 +36,6 @@ from aneurysm.cache.opening import read_spec
 from aneurysm.cache.place import CachePlace, cache_place
 from aneurysm.cache.publish import is_claimed
 from aneurysm.cache.relabel import KINDS, Annotations, find_differences
-from aneurysm.cache.spec import CacheSpec, is_as_written
 from aneurysm.cache.supervisor import LostError
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.documents import read_json
@@ -46,6 +45,7 @@ from aneurysm.objects.local_copy import download_volume
 from aneurysm.objects.scratch import scratch_folder
 from aneurysm.objects.store import ObjectStore
 from aneurysm.objects.stored_data import data_place
+from aneurysm.spec import CacheSpec, is_as_written
 from aneurysm.threads import limit_threads
 
 _BATCH: Final = 64

@@ -14,8 +14,8 @@ from aneurysm.cache.blocks import mask_blocks, pack_bits
 from aneurysm.cache.layout import IMAGE, VESSELS
 from aneurysm.cache.metadata import FORMAT_VERSION, document_bytes, files_hash, seal
 from aneurysm.cache.shard import write_shard
-from aneurysm.cache.spec import Storage
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
+from aneurysm.spec import Storage
 
 # Left and right of a vessel share a hue: dark on the left, light on the right.
 _COLOURS: Final = (

@@ -8,7 +8,6 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from aneurysm.cache.spec import SlicePolicy
 from aneurysm.dicom.acquisitions import (
     Groups,
     Places,
@@ -26,6 +25,7 @@ from aneurysm.dicom.acquisitions import (
 from aneurysm.dicom.content import FrameContent, unlikeness
 from aneurysm.dicom.series import DISTINGUISHING_TAGS, Decision, Frame, FrameKey, TagValue
 from aneurysm.errors import Reason, SeriesRejectedError
+from aneurysm.spec import SlicePolicy
 
 _COVERAGE = 0.9
 """A part of the frames is a volume of its own if it has a frame at this share of the positions."""

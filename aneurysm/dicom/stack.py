@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aneurysm.cache.spec import SlicePolicy
 from aneurysm.dicom.content import FrameContent
 from aneurysm.dicom.geometry import SliceGeometry, common_orientation, common_spacing, plane_axes, slice_geometry
 from aneurysm.dicom.image_type import without_projections
@@ -18,6 +17,7 @@ from aneurysm.dicom.series import Decision, Frame, FrameKey, listed
 from aneurysm.dicom.several import one_frame_per_position
 from aneurysm.dicom.tolerances import ORIENTATION_SPREAD, same_orientation, same_spacing, shown
 from aneurysm.errors import Reason, SeriesRejectedError
+from aneurysm.spec import SlicePolicy
 
 MAX_IN_PLANE_MM = 1000.0
 MAX_ALONG_MM = 3000.0

@@ -22,13 +22,12 @@ from typing import Any, Final, Literal
 import torch
 
 from aneurysm.cache.child import start_worker
-from aneurysm.errors import AneurysmError, Reason, UsageError
+from aneurysm.errors import AneurysmError, Reason, UsageError, words_of
 from aneurysm.inference.device import check_devices, checked_device
 from aneurysm.inference.failure import Failure, failure
 from aneurysm.inference.predictor import Prediction, load_predictor
 from aneurysm.inference.series_paths import SeriesPath
 from aneurysm.inference.windows import OnWindows
-from aneurysm.reasons import words_of
 from aneurysm.threads import usable_cpus
 
 _KILLED: Final = "the process that predicted it died twice: out of memory, or a crash in a library"

@@ -15,7 +15,6 @@ from typing import Final
 import torch
 
 from aneurysm.cache.reader import CachedVolume
-from aneurysm.cache.spec import CacheSpec
 from aneurysm.cache.supervisor import NO_LIMITS, Children, Limits, LostError
 from aneurysm.errors import AneurysmError, Reason, SeriesRejectedError, UsageError
 from aneurysm.inference.adjustment import Adjustment
@@ -34,6 +33,7 @@ from aneurysm.inference.series_paths import SeriesPath, find_paths
 from aneurysm.inference.source import MemoryVolume
 from aneurysm.inference.windows import OnWindows, WindowOptions, predict_or_pass, predict_sources
 from aneurysm.labels import LABELS, UNKNOWN_MODALITY
+from aneurysm.spec import CacheSpec
 from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
 
 _NO_NUMBER: Final = "the model's answer is not a number; --precision fp32 may help"

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from aneurysm.cache.reader import CachedVolume
-from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import Decision, read_series
 from aneurysm.dicom.stack import Stack
 from aneurysm.errors import DamagedCacheError, Reason, SeriesRejectedError, SpecMismatchError
 from aneurysm.inference.series_paths import SeriesPath
 from aneurysm.inference.source import MemoryVolume
+from aneurysm.spec import CacheSpec
 from aneurysm.volume.assemble import assemble
 from aneurysm.volume.survey import survey
 

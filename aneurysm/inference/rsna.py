@@ -26,9 +26,8 @@ from typing import Any, Final, Self
 
 import pandas as pd
 
-from aneurysm.errors import AneurysmError, UsageError
+from aneurysm.errors import AneurysmError, UsageError, words_of
 from aneurysm.labels import LABELS
-from aneurysm.reasons import words_of
 
 START_LIMIT_S: Final = 600.0
 """For loading libraries and checkpoints. The host gives a notebook 15 minutes until its server answers."""

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.cache.blocks import Blocks
-from aneurysm.patches.location import Triple
 from aneurysm.patches.samplers import grid_starts
+from aneurysm.types import Triple, triple
 
 
 class Source(Protocol):
@@ -121,13 +121,13 @@ def read_windows(source: Source, patch_shape: Triple, overlap: float) -> Windows
     low, high = _head_box(source)
     shape, patch = np.array(source.shape), np.array(patch_shape)
     grid = []
-    for start in grid_starts(_triple(high - low), patch_shape, overlap):
+    for start in grid_starts(triple(high - low), patch_shape, overlap):
         # A window that is longer than the head shows what lies beside it, not what lies beyond the volume.
         within = np.clip(low + start, 0, np.maximum(shape - patch, 0))
-        grid.append(_triple(np.where(shape <= patch, (shape - patch) // 2, within)))
+        grid.append(triple(np.where(shape <= patch, (shape - patch) // 2, within)))
     starts = [start for start in grid if _touches_head(source.blocks, start, patch_shape)] or grid
     first = np.min(starts, axis=0)
-    corner, size = _triple(first), _triple(np.max(starts, axis=0) - first + patch_shape)
+    corner, size = triple(first), triple(np.max(starts, axis=0) - first + patch_shape)
     # Once, and all of it: windows that overlap by half would decode every chunk eight times.
     return Windows(source, starts, _parts(source.shape, grid, starts, patch_shape), source.read(corner, size), corner)
 
@@ -156,8 +156,3 @@ def _parts(shape: Triple, grid: list[Triple], starts: list[Triple], patch_shape:
         which = np.searchsorted(along, [start[axis] for start in starts])
         parts[:, 0, axis], parts[:, 1, axis] = seams[which], seams[which + 1]
     return parts
-
-
-def _triple(values: NDArray[Any]) -> Triple:
-    z, y, x = values.tolist()
-    return z, y, x

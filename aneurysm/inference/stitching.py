@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aneurysm.patches.location import Triple
+from aneurysm.types import Triple
 
 
 class StitchedMap:

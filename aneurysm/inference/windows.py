@@ -27,8 +27,8 @@ from aneurysm.inference.stitching import StitchedMap
 from aneurysm.models.output import check_output
 from aneurysm.models.pooling import POOLINGS
 from aneurysm.patches.intensity import WindowsHU, model_units
-from aneurysm.patches.location import Triple
 from aneurysm.probability import logit, sigmoid
+from aneurysm.types import Triple
 
 OnWindows = Callable[[int, int], None]
 """Called as windows are done, with how many of the series that is in work, and of how many."""

@@ -15,11 +15,12 @@ from aneurysm.cache.reader import CachedVolume
 from aneurysm.errors import CacheError, DamagedCacheError, LoaderError, NoSpaceError, StoreError
 from aneurysm.labels import LABELS
 from aneurysm.patches.batch import Batch
-from aneurysm.patches.location import PatchLocation, Triple
+from aneurysm.patches.location import PatchLocation
 from aneurysm.patches.plan import Draw, Sampling
 from aneurysm.patches.randomness import Stream, augmentation_seed, generator
 from aneurysm.patches.samplers import block_start, lesion_start, uniform_start
 from aneurysm.patches.targets import MARGIN_MM, inner_places, patch_targets
+from aneurysm.types import Triple
 
 _REPLACEMENTS: Final = 10
 """So many volumes are tried for one sample before the cache is given up."""

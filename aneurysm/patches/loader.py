@@ -21,8 +21,8 @@ from aneurysm.errors import LoaderError, SamplingError
 from aneurysm.objects.fetch_ahead import FetchAhead
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.dataset import PatchDataset
-from aneurysm.patches.location import Triple
 from aneurysm.patches.plan import Draw, Plan, Sampling
+from aneurysm.types import Triple
 
 _log: Final = logging.getLogger(__name__)
 _GRACE_S: Final = 60

@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-Triple = tuple[int, int, int]
+from aneurysm.types import Triple
+
 Kind = Literal["lesion", "vessel", "foreground", "uniform", "grid"]
 
 

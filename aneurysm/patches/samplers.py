@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.cache.blocks import Blocks
-from aneurysm.patches.location import Triple
+from aneurysm.types import Triple
 
 
 def uniform_start(rng: np.random.Generator, volume: Triple, patch: Triple) -> Triple:

@@ -14,7 +14,7 @@ from aneurysm.phantom.plan import SeriesPlan, make_uid
 from aneurysm.phantom.pose import Vector
 from aneurysm.phantom.render import Scene
 from aneurysm.phantom.shots import Shot, copy_uid
-from aneurysm.phantom.truth import LesionTruth, Triple
+from aneurysm.phantom.truth import LesionTruth
 
 LocalizerRow = tuple[str, str, str, str]
 """The columns of train_localizers.csv: SeriesInstanceUID, SOPInstanceUID, coordinates, location."""
@@ -48,10 +48,10 @@ def _mark(plan: SeriesPlan, scene: Scene, acquisition: Acquisition, shots: list[
     truth = LesionTruth(
         site=lesion.site,
         value=lesion.value,
-        center_lps=_triple(center if acquisition.patient_space else _assumed(acquisition, center, index)),
+        center_lps=point(center if acquisition.patient_space else _assumed(acquisition, center, index)),
         radius_mm=radius,
         side_mm=float((center - scene.pose.origin_lps) @ scene.pose.left),
-        point_lps=_triple(told.point(index, x, y)),
+        point_lps=point(told.point(index, x, y)),
         sop_uid=multiframe_uid(plan) if plan.multiframe else shots[order].sop_uid,
         x=x,
         y=y,
@@ -85,8 +85,3 @@ def _coordinates(truth: LesionTruth) -> str:
     if truth.frame is not None:
         point["f"] = truth.frame
     return repr(point)
-
-
-def _triple(vector: Vector) -> Triple:
-    x, y, z = (float(v) for v in vector)
-    return x, y, z

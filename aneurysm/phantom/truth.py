@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Triple = tuple[float, float, float]
+from aneurysm.types import Point, point
 
 TRUTH_CSV = "truth.csv"
 
@@ -31,11 +31,11 @@ class LesionTruth:
 
     site: str
     value: int
-    center_lps: Triple
+    center_lps: Point
     radius_mm: float
     side_mm: float
     mark: str = "exact"
-    point_lps: Triple | None = None
+    point_lps: Point | None = None
     sop_uid: str = ""
     x: float | None = None
     y: float | None = None
@@ -71,8 +71,8 @@ class SeriesTruth:
     gap_mm: float
     patient_space: bool
     mask: bool
-    origin_lps: Triple
-    left_lps: Triple
+    origin_lps: Point
+    left_lps: Point
     features: tuple[str, ...] = ()
     lesions: tuple[LesionTruth, ...] = field(default=())
 
@@ -124,8 +124,8 @@ def read_truth(path: Path) -> list[SeriesTruth]:
                 gap_mm=float(row["gap_mm"]),
                 patient_space=row["patient_space"] == "1",
                 mask=row["mask"] == "1",
-                origin_lps=_triple(row["origin_lps_mm"].split()),
-                left_lps=_triple(row["left_lps"].split()),
+                origin_lps=point(row["origin_lps_mm"].split()),
+                left_lps=point(row["left_lps"].split()),
                 features=tuple(row["features"].split()),
                 lesions=lesions,
             )
@@ -177,18 +177,13 @@ def _lesion(row: dict[str, str]) -> LesionTruth:
     return LesionTruth(
         site=row["location"],
         value=int(row["mask_value"]),
-        center_lps=_triple([row["x_mm"], row["y_mm"], row["z_mm"]]),
+        center_lps=point([row["x_mm"], row["y_mm"], row["z_mm"]]),
         radius_mm=float(row["radius_mm"]),
         side_mm=float(row["side_mm"]),
         mark=row["mark"],
-        point_lps=_triple([row[f"point_{a}_mm"] for a in "xyz"]) if row["point_x_mm"] else None,
+        point_lps=point([row[f"point_{a}_mm"] for a in "xyz"]) if row["point_x_mm"] else None,
         sop_uid=row["sop_uid"],
         x=number("column"),
         y=number("row"),
         frame=int(row["frame"]) if row["frame"] else None,
     )
-
-
-def _triple(texts: list[str]) -> Triple:
-    x, y, z = (float(t) for t in texts)
-    return x, y, z

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.catalog import UNKNOWN
-from aneurysm.labels import LABELS
+from aneurysm.labels import LABELS, UNKNOWN
 from aneurysm.probability import apply_temperature, logit, sigmoid
 from aneurysm.report.intervals import FEWEST, Estimate, error_estimate
 from aneurysm.report.run_tables import Predictions

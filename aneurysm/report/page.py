@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aneurysm import __version__
+from aneurysm._version import __version__
 from aneurysm.cache.publish import is_disk_full, write_atomically
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.labels import LABELS

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.labels import SITES
+from aneurysm.metrics import score_series
 from aneurysm.report.bootstrap import Weights, ranked_samples
 from aneurysm.report.intervals import (
     Estimate,
@@ -23,7 +24,6 @@ from aneurysm.report.intervals import (
     share_influence,
 )
 from aneurysm.report.run_tables import Predictions
-from aneurysm.training.score import score_series
 
 PRESENT = len(SITES)
 """Index of "Aneurysm Present" in `LABELS`."""

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from aneurysm import __version__
+from aneurysm._version import __version__
 from aneurysm.csv_table import csv_text
 from aneurysm.inference import calibration
 from aneurysm.labels import LABELS

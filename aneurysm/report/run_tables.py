@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.errors import DataError
-from aneurysm.labels import LABELS, SITES
+from aneurysm.labels import LABELS, SITES, UNKNOWN
 
 _CANDIDATE_COLUMNS = ("series_uid", "site", "probability", "x_mm", "y_mm", "z_mm")
 

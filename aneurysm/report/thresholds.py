@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.catalog import UNKNOWN
-from aneurysm.labels import LABELS
+from aneurysm.labels import LABELS, UNKNOWN
 from aneurysm.report.intervals import Estimate, Influence, mean_estimate, mean_of, share_estimate, share_influence
 from aneurysm.report.ranking import PRESENT
 from aneurysm.report.run_tables import Predictions

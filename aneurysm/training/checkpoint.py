@@ -29,12 +29,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aneurysm import __version__
+from aneurysm._version import __version__
 from aneurysm.cache.publish import is_disk_full, replaced_file
-from aneurysm.cache.spec import CacheSpec, parse_spec
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.labels import LABELS, UNKNOWN_MODALITY
 from aneurysm.models.registry import build_model, shipped_architecture
+from aneurysm.spec import CacheSpec, parse_spec
 from aneurysm.training.checkpoint_archive import ArchiveError, check_archive
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_table, parse_resolved

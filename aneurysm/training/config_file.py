@@ -8,10 +8,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
+import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from aneurysm.cache.spec import problem_told, toml_lines
-from aneurysm.documents import read_toml
+from aneurysm.documents import format_problem, read_toml
 from aneurysm.errors import UsageError
 from aneurysm.training.config import ResolvedConfig, TrainConfig
 
@@ -61,7 +61,7 @@ def read_resolved(path: Path) -> ResolvedConfig:
 
 def config_toml(config: TrainConfig) -> str:
     """Return the configuration as TOML; `read_resolved` or `load_config` gives it back."""
-    return "\n".join(toml_lines(config_table(config), "")).lstrip() + "\n"
+    return tomli_w.dumps(config_table(config))
 
 
 def config_table(config: TrainConfig) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _by_key(errors: Iterable[dict[str, Any]]) -> dict[str, str]:
 
 
 def _problem(error: dict[str, Any]) -> str:
-    told = problem_told(error)
+    told = format_problem(error)
     if error["type"] != "extra_forbidden":
         return told
     *sections, key = (str(part) for part in error["loc"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from aneurysm.cache.publish import write_atomically
 from aneurysm.csv_table import csv_text
 from aneurysm.labels import LABELS
-from aneurysm.training.score import Score
+from aneurysm.metrics import Score
 
 Row = dict[str, float | int | None]
 """Values by column; None, which stands for what can't be had, is an empty field."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from aneurysm.metrics import Score
 from aneurysm.training.metrics_table import Row
-from aneurysm.training.score import Score
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.catalog import UNKNOWN, Cache
+from aneurysm.cache.catalog import Cache
 from aneurysm.errors import UsageError
+from aneurysm.labels import UNKNOWN
 from aneurysm.training.config import TrainConfig
 from aneurysm.training.folds import assign_folds, read_folds
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from aneurysm.cache.catalog import UNKNOWN, Cache
+from aneurysm.cache.catalog import Cache
 from aneurysm.cache.publish import write_atomically
 from aneurysm.csv_table import csv_text
 from aneurysm.errors import AneurysmError, CacheError, StoreError
-from aneurysm.labels import LABELS, SITES
+from aneurysm.labels import LABELS, SITES, UNKNOWN
+from aneurysm.metrics import Score, score_series
 from aneurysm.training.config import ResolvedConfig
-from aneurysm.training.score import Score, score_series
 from aneurysm.training.stop_signal import gathered
 
 if TYPE_CHECKING:

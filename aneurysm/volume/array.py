@@ -8,9 +8,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.spec import CacheSpec
 from aneurysm.errors import DataError, UsageError
 from aneurysm.labels import MODALITIES
+from aneurysm.spec import CacheSpec
 from aneurysm.volume.frame import TargetGrid, lay_grid
 from aneurysm.volume.normalize import Intensity, array_intensity, ct_intensity, mr_intensity
 from aneurysm.volume.resample import axis_weights

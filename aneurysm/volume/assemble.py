@@ -9,13 +9,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.spec import CacheSpec
 from aneurysm.dicom.content import PixelContent
 from aneurysm.dicom.parts import gap_limit
 from aneurysm.dicom.pixels import PixelReader
 from aneurysm.dicom.series import Decision, Frame, FrameKey, Series
 from aneurysm.dicom.stack import Stack, stack_frames
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
+from aneurysm.spec import CacheSpec
 from aneurysm.volume.agreement import DAMAGED
 from aneurysm.volume.frame import TargetGrid, field_of_view, lay_grid, target_grid
 from aneurysm.volume.modality import dicom_modality

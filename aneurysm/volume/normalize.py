@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.spec import ArrayIntensity, CTIntensity, MRIntensity, Storage
 from aneurysm.errors import Reason, SeriesRejectedError
+from aneurysm.spec import ArrayIntensity, CTIntensity, MRIntensity, Storage
 
 _STATISTICS_VOXELS: Final = 2_000_000
 

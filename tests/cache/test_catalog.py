@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aneurysm.cache.catalog import UNKNOWN, Cache
+from aneurysm.cache.catalog import Cache
 from aneurysm.cache.manifest import COLUMNS, LESION_COLUMNS
-from aneurysm.cache.spec import load_spec
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
-from aneurysm.labels import LABELS, SITES
+from aneurysm.labels import LABELS, SITES, UNKNOWN
+from aneurysm.spec import load_spec
 
 TABLES = ("manifest", "lesions")
 

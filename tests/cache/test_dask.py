@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aneurysm import __version__
+from aneurysm._version import __version__
 from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.cache.dask_engine import build_on_worker, dask_engine
 from aneurysm.cache.series import SeriesJob
-from aneurysm.cache.spec import RECIPE_VERSION, load_spec
 from aneurysm.cache.supervisor import Limits
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import UsageError
+from aneurysm.spec import RECIPE_VERSION, load_spec
 from tests.cache import hooks
 from tests.cache.cluster import Cluster
 from tests.cache.conftest import Built

@@ -15,10 +15,10 @@ import pytest
 
 from aneurysm.cache import estimate
 from aneurysm.cache.build import precache as precache_in_python
-from aneurysm.cache.spec import load_spec
 from aneurysm.cache.supervisor import NO_LIMITS, Children, Limits
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import UsageError
+from aneurysm.spec import load_spec
 from tests.cache import hooks
 from tests.cache.conftest import Built
 from tests.cache.running import precache, precache_here, published

@@ -17,10 +17,10 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.pool import build_in_child, run_jobs
 from aneurysm.cache.publish import claim
 from aneurysm.cache.series import Outcome, SeriesJob
-from aneurysm.cache.spec import load_spec
 from aneurysm.cache.supervisor import Limits
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import NoSpaceError, Reason
+from aneurysm.spec import load_spec
 
 
 class Engine:

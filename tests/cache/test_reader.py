@@ -25,9 +25,9 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.cache.open_volume import ZarrArray, open_volume
 from aneurysm.cache.reader import CachedVolume, close_volumes
 from aneurysm.cache.shard_reader import shard_layout
-from aneurysm.cache.spec import load_spec, shipped_specs
 from aneurysm.cache.writer import write_volume
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
+from aneurysm.spec import load_spec, shipped_specs
 
 
 def make_volume(root: Path, uid: str, shape, spec="rsna-1mm", seed=0, vessels=False) -> np.ndarray:

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 
-from aneurysm.cache.spec import load_spec
 from aneurysm.dicom.content import PixelContent
 from aneurysm.dicom.pixels import PixelReader
 from aneurysm.dicom.series import read_series
 from aneurysm.dicom.stack import Stack, stack_frames
+from aneurysm.spec import load_spec
 from tests.support.acquisition import acquire
 from tests.support.cached import CachedImage, cached, rejected, run
 from tests.support.pattern import anatomy

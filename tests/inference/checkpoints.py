@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from aneurysm.cache.spec import load_spec
 from aneurysm.models.registry import build_model
+from aneurysm.spec import load_spec
 from aneurysm.training.checkpoint import model_entries, save_atomically
 from aneurysm.training.config_file import parse_config
 

@@ -16,10 +16,10 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.cache.reader import close_volumes
-from aneurysm.cache.spec import load_spec
 from aneurysm.cache.writer import write_volume
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput
+from aneurysm.spec import load_spec
 
 SPEC = load_spec("rsna-1mm")
 STRAIGHT = np.array([[0, 0, 1.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])

@@ -14,7 +14,6 @@ import aneurysm
 from aneurysm import CacheWriter
 from aneurysm.cache.build import precache
 from aneurysm.cache.catalog import Cache
-from aneurysm.cache.spec import load_spec
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import AneurysmError, DeviceMemoryError, SeriesRejectedError, UsageError
 from aneurysm.inference.predictor import Failure, Prediction, Predictor, load_predictor
@@ -22,6 +21,7 @@ from aneurysm.inference.series_paths import find_paths
 from aneurysm.inference.windows import WindowOptions, predict_cached
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput
+from aneurysm.spec import load_spec
 from tests.inference.checkpoints import write_checkpoint
 from tests.inference.conftest import Painted
 from tests.support.acquisition import acquire, rotation
@@ -323,7 +323,7 @@ def test_a_truncated_checkpoint_is_told_apart(checkpoints, tmp_path, share):
 
 
 def test_a_spec_of_another_recipe_is_refused(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr("aneurysm.cache.spec.RECIPE_VERSION", 99)
+    monkeypatch.setattr("aneurysm.spec.RECIPE_VERSION", 99)
     with pytest.raises(UsageError, match="digest"):
         load_predictor(checkpoints[:1])
 

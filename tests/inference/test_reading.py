@@ -7,7 +7,6 @@ import pytest
 
 from aneurysm.cache.build import precache
 from aneurysm.cache.catalog import Cache
-from aneurysm.cache.spec import load_spec
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import DataError, SeriesRejectedError, SpecMismatchError, UsageError
 from aneurysm.inference.reading import read_path
@@ -16,6 +15,7 @@ from aneurysm.inference.source_pixel import source_pixel
 from aneurysm.phantom.dataset import write_plans
 from aneurysm.phantom.plan import plan_series
 from aneurysm.phantom.truth import read_truth
+from aneurysm.spec import load_spec
 from tests.support.acquisition import acquire
 from tests.support.pattern import anatomy
 from tests.support.series import write_series

@@ -19,13 +19,13 @@ import psutil
 import pytest
 import torch
 
-from aneurysm.cache.spec import load_spec
 from aneurysm.errors import UsageError
 from aneurysm.inference import rsna
 from aneurysm.inference.predictor import load_predictor
 from aneurysm.inference.rsna import RsnaPredictor
 from aneurysm.inference.rsna_worker import PUBLISHED_RATES, fallback_rates
 from aneurysm.labels import LABELS
+from aneurysm.spec import load_spec
 from aneurysm.training.checkpoint import model_entries, save_atomically
 from aneurysm.training.config_file import parse_config
 from tests.inference import trouble

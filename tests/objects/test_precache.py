@@ -19,11 +19,11 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.cache.merge import merge
 from aneurysm.cache.series import SeriesJob, build_series, patient_key
 from aneurysm.cache.sharding import Shard
-from aneurysm.cache.spec import load_spec
 from aneurysm.cache.verify import verify_cache
 from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError, PatientKeyError
 from aneurysm.objects import store, stored_cache
+from aneurysm.spec import load_spec
 from tests.objects.conftest import SECRET, Bucket, Built
 from tests.support.cache_state import leftovers, manifest, same_cache
 from tests.support.command import Ran, call_cli, environment, start_cli

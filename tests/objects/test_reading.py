@@ -157,7 +157,7 @@ def test_a_volume_built_again_is_not_served_from_the_old_copy(bucket: Bucket, tm
         write_manifest(CacheLayout(folder))
         return bucket.upload(folder, "cache")
 
-    from aneurysm.cache.spec import load_spec
+    from aneurysm.spec import load_spec
 
     spec = load_spec("rsna-1mm").to_toml()
     first = upload(0)

@@ -174,9 +174,9 @@ def test_train_two_steps_and_predict(stored: str, built: Built, tmp_path: Path) 
 
 
 def test_predict_dicom_in_a_store(stored: str, built: Built, bucket: Bucket, tmp_path: Path) -> None:
-    from aneurysm.cache.spec import load_spec
     from aneurysm.inference.reading import read_path
     from aneurysm.inference.series_paths import find_paths
+    from aneurysm.spec import load_spec
 
     url = bucket.upload(built.data / "series" / built.uids[0], "series-folder")
     (path,) = find_paths(url)

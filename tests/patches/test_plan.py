@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aneurysm.cache.catalog import UNKNOWN, Cache
-from aneurysm.cache.spec import load_spec
+from aneurysm.cache.catalog import Cache
 from aneurysm.errors import SamplingError
-from aneurysm.labels import LABELS, MODALITIES
+from aneurysm.labels import LABELS, MODALITIES, UNKNOWN
 from aneurysm.patches.plan import Plan, Sampling
+from aneurysm.spec import load_spec
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from random import Random
 import pytest
 import torch
 
-from aneurysm import __version__
-from aneurysm.cache.spec import load_spec
+from aneurysm._version import __version__
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.labels import LABELS
 from aneurysm.models.registry import build_model
+from aneurysm.spec import load_spec
 from aneurysm.training.checkpoint import (
     load_checkpoint,
     model_entries,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
-from aneurysm.training.score import score_series
+from aneurysm.metrics import score_series
 
 
 def auc(true: np.ndarray, scores: np.ndarray) -> float:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aneurysm.cache.spec import load_spec
 from aneurysm.dicom.geometry import SliceGeometry
+from aneurysm.spec import load_spec
 from aneurysm.volume.frame import lay_grid
 from aneurysm.volume.parts import Coverage, OtherPart, PartMerger
 from tests.support.acquisition import Acquisition, acquire

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aneurysm.cache.spec import RECIPE_VERSION
+from aneurysm.spec import RECIPE_VERSION
 from tests.support.acquisition import acquire, rotation
 from tests.support.cached import cached
 from tests.support.pattern import anatomy

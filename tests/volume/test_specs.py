@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aneurysm.cache.spec import load_spec, parse_spec
 from aneurysm.errors import SpecError, UsageError
+from aneurysm.spec import load_spec, parse_spec
 from tests.support.acquisition import PLANES, acquire
 from tests.support.cached import cached
 from tests.support.pattern import anatomy

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aneurysm.cache.blocks import Survey, mask_blocks
-from aneurysm.cache.spec import load_spec, shipped_specs
+from aneurysm.spec import load_spec, shipped_specs
 from aneurysm.volume.normalize import Intensity, ct_intensity
 from aneurysm.volume.survey import survey
 

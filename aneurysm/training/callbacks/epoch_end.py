@@ -11,6 +11,7 @@ import torch
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.errors import CacheError, InterruptedRunError
+from aneurysm.metrics import Score
 from aneurysm.training.batches import TimedBatches
 from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.callbacks.loss_watch import LossWatch
@@ -20,7 +21,6 @@ from aneurysm.training.metrics_table import Row, score_row
 from aneurysm.training.module import PatchModule
 from aneurysm.training.progress import Progress, StepFacts
 from aneurysm.training.run_folder import RunFolder
-from aneurysm.training.score import Score
 from aneurysm.training.split import Split
 from aneurysm.training.stop_signal import StopSignal, gathered
 from aneurysm.training.validation import (

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from aneurysm.cache.catalog import UNKNOWN
 from aneurysm.errors import UsageError
-from aneurysm.labels import LABELS
+from aneurysm.labels import LABELS, UNKNOWN
 
 
 @dataclass(frozen=True)

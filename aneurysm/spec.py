@@ -7,19 +7,18 @@ import json
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aneurysm.documents import MOST_TOML, parse_toml, read_bounded
+from aneurysm.documents import MOST_TOML, format_problem, parse_toml, read_bounded
 from aneurysm.errors import SpecError
 from aneurysm.objects.url import is_url
 
 RECIPE_VERSION: Final = 3
 """Stands in every digest. Raise it when a change of the arithmetic changes a voxel of some series."""
-
 _HASH_LINE: Final = "# SHA-256 of all lines below: "
-
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Millimetres = Annotated[float, Field(gt=0.05, le=20.0)]
 _Size = Annotated[float, Field(gt=1.0, le=2000.0)]
@@ -157,7 +156,7 @@ class CacheSpec(_Section):
 
     def to_toml(self) -> str:
         """Return the resolved spec as TOML; `parse_spec` gives it back."""
-        body = "\n".join(toml_lines(self.model_dump(mode="json", exclude_none=True), "")) + "\n"
+        body = tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
         lines = [
             f"# Resolved spec of this cache; digest {self.digest}, recipe {RECIPE_VERSION}.",
             "# It describes what is here: editing it changes nothing but the check against it.",
@@ -173,20 +172,6 @@ def is_as_written(text: str) -> bool:
     return hashlib.sha256(body.encode()).hexdigest() == known and all(
         line.startswith("#") for line in comments.splitlines()
     )
-
-
-def toml_lines(table: dict[str, Any], prefix: str) -> list[str]:
-    """Return the lines of a TOML table; its sections, named ``prefix`` and their key, follow the plain values."""
-    lines = [f"{key} = {_toml_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines += ["", f"[{prefix}{key}]", *toml_lines(value, f"{prefix}{key}.")]
-    return lines
-
-
-def _toml_value(value: Any) -> str:
-    # JSON is TOML but for two things: half characters (surrogates), and DEL as it is.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def shipped_specs() -> list[str]:
@@ -243,19 +228,4 @@ def parse_spec(content: str, source: str) -> CacheSpec:
         # An unknown key first: it is often the missing one, misspelt.
         first, *others = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         more = f" ({len(others)} more keys are wrong)" if others else ""
-        raise SpecError(f"{source}: {problem_told(dict(first))}{more}") from error
-
-
-def problem_told(error: dict[str, Any]) -> str:
-    """Return one of pydantic's errors as a user wants to read it: the key first."""
-    key = ".".join(str(part) for part in error["loc"])
-    match error["type"]:
-        case "extra_forbidden":
-            return f"unknown key {key}"
-        case "missing":
-            return f"key {key} is missing"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if not key:
-        return message
-    given = "" if isinstance(error["input"], dict) else f" (found {error['input']!r})"
-    return f"{key}: {message}{given}"
+        raise SpecError(f"{source}: {format_problem(dict(first))}{more}") from error
