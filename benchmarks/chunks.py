@@ -26,8 +26,8 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.reader import CachedVolume, close_volumes
 from aneurysm.cache.writer import write_volume
+from aneurysm.processes.threads import limit_threads
 from aneurysm.spec import Storage, load_spec
-from aneurysm.threads import limit_threads
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.patch_data import make_cache, random_boxes, size_mb, that_hold
 from benchmarks.table import command_line, machine, write_section

@@ -42,8 +42,8 @@ def ours() -> Run:
     from aneurysm.annotations.tables import SeriesNotes
     from aneurysm.cache.series import SeriesJob, build_series
     from aneurysm.dicom.scan import SeriesSource
+    from aneurysm.processes.threads import limit_threads
     from aneurysm.spec import load_spec
-    from aneurysm.threads import limit_threads
 
     limit_threads(1)
     spec = load_spec("rsna-1mm")

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from aneurysm.models.registry import ARCHITECTURES, build_model
-from aneurysm.threads import limit_threads
+from aneurysm.processes.threads import limit_threads
 
 SHAPES = ((96, 96, 96), (64, 128, 128))
 TIMED_SHAPE = (64, 64, 64)

@@ -82,7 +82,7 @@ class Watch:
             with suppress(psutil.Error, OSError, ValueError, IndexError):
                 for child in self._process.children():
                     # Another one's, until it is this program: a fork of the caller.
-                    if "aneurysm.cache.child" not in Path(f"/proc/{child.pid}/cmdline").read_text():
+                    if "aneurysm.processes.child_main" not in Path(f"/proc/{child.pid}/cmdline").read_text():
                         continue
                     status = Path(f"/proc/{child.pid}/status").read_text()
                     self.most_mb = max(self.most_mb, int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6)

@@ -24,7 +24,7 @@ def time_series(modality: str, size: str, quirks: tuple[str, ...], slices_mm: fl
     """Make one series in this process; return its size, seconds and peak memory."""
     from aneurysm.phantom.plan import plan_series
     from aneurysm.phantom.series import write_series
-    from aneurysm.threads import limit_threads
+    from aneurysm.processes.threads import limit_threads
 
     limit_threads(1)
     index = _index_with_gap(modality, size, quirks, slices_mm)

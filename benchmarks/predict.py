@@ -27,8 +27,8 @@ from aneurysm.inference.series_paths import find_paths
 from aneurysm.inference.source import read_windows
 from aneurysm.labels import LABELS
 from aneurysm.models.registry import ARCHITECTURES, build_model
+from aneurysm.processes.threads import limit_threads
 from aneurysm.spec import load_spec
-from aneurysm.threads import limit_threads
 from aneurysm.training.checkpoint import model_entries, save_atomically
 from aneurysm.training.config_file import parse_config
 from benchmarks.data import write_series

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
-from aneurysm.threads import usable_cpus
+from aneurysm.processes.threads import usable_cpus
 from cli.values import number, whole
 
 MOST_WORKERS: Final = 1024

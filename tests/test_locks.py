@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from aneurysm.errors import UsageError
-from aneurysm.locks import is_locked, locked, one_at_a_time, take_lock
+from aneurysm.processes.locks import is_locked, locked, one_at_a_time, take_lock
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from aneurysm.threads import look_at_each
+from aneurysm.processes.threads import look_at_each
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000])

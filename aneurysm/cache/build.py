@@ -25,13 +25,13 @@ from aneurysm.cache.publish import sweep
 from aneurysm.cache.relabel import Annotations, Update, relabel
 from aneurysm.cache.series import Outcome, SeriesJob, write_record
 from aneurysm.cache.sharding import Shard
-from aneurysm.cache.supervisor import NO_LIMITS, Limits, Runner, runner
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.dicom.scan import UNREADABLE, Inventory, SeriesSource, safe_source
 from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, UsageError
 from aneurysm.objects.stored_data import data_place
+from aneurysm.processes.children import NO_LIMITS, Limits, Runner, runner
+from aneurysm.processes.threads import look_at_each
 from aneurysm.spec import CacheSpec, load_spec
-from aneurysm.threads import look_at_each
 
 _MANIFEST_EVERY_S: Final = 60.0
 _MANIFEST_SHARE: Final = 0.03

@@ -22,9 +22,9 @@ from aneurysm._version import __version__
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.pool import build_in_child
 from aneurysm.cache.series import Outcome, SeriesJob
-from aneurysm.cache.supervisor import Children, Limits
 from aneurysm.documents import read_json
 from aneurysm.errors import AneurysmError, ClusterError, Reason, UsageError, words_of
+from aneurysm.processes.children import Children, Limits
 from aneurysm.spec import RECIPE_VERSION
 
 _GO_ON: Final = "What is cached is complete; run the same command again to go on"

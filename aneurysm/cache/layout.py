@@ -17,8 +17,6 @@ CACHE/
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,25 +33,9 @@ ABSENT: Final = 2**64 - 1
 """Stands in a shard's index, as offset and as length, for a chunk that holds only the fill value."""
 
 
-def tree_files(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Yield (path relative to ``folder``, bytes) of all files in it and below, each folder's names in order."""
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda e: e.name)
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from tree_files(entry.path, f"{prefix}{entry.name}/")
-        elif entry.is_file():
-            yield prefix + entry.name, entry.stat().st_size
-
-
 def label_trees(volume: Path) -> set[str]:
     """Return which of `LABEL_TREES` a volume has: more than one while its mask is replaced."""
     return {tree for tree in LABEL_TREES if (volume / tree).is_dir()}
-
-
-def tree_bytes(folder: Path) -> int:
-    """Return the size of all files in ``folder`` and below."""
-    return sum(size for _, size in tree_files(folder))
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from aneurysm.cache.layout import IMAGE, CacheLayout, tree_bytes
+from aneurysm.cache.layout import IMAGE, CacheLayout
 from aneurysm.cache.metadata import read_record
-from aneurysm.cache.publish import write_atomically, write_json
 from aneurysm.csv_table import csv_text
 from aneurysm.documents import MOST_JSON, parse_json, read_bounded, read_json
 from aneurysm.errors import CacheError
 from aneurysm.labels import LABELS
-from aneurysm.locks import one_at_a_time
-from aneurysm.shared_folder import describe_denial
-from aneurysm.threads import look_at_each
+from aneurysm.processes.files import tree_bytes, write_atomically, write_json
+from aneurysm.processes.locks import one_at_a_time
+from aneurysm.processes.shared_folder import describe_denial
+from aneurysm.processes.threads import look_at_each
 
 COLUMNS: Final = (
     "series_uid",

@@ -21,9 +21,10 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aneurysm.cache.layout import IMAGE, VESSELS, tree_files
+from aneurysm.cache.layout import IMAGE, VESSELS
 from aneurysm.documents import MOST_JSON, read_bounded
 from aneurysm.errors import CacheError, words_of
+from aneurysm.processes.files import tree_files
 
 FORMAT_VERSION: Final = 3
 ANNOTATIONS: Final = frozenset(

@@ -21,7 +21,7 @@ from aneurysm.cache.layout import IMAGE, STAGED_VESSELS, VESSELS
 from aneurysm.cache.shard_reader import ShardReader, shard_layout
 from aneurysm.documents import MOST_JSON, parse_json
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError
-from aneurysm.shared_folder import describe_denial
+from aneurysm.processes.shared_folder import describe_denial
 from aneurysm.types import Triple
 
 _TRIES: Final = 20

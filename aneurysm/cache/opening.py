@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.publish import is_disk_full, write_once
 from aneurysm.errors import (
     CacheError,
     CacheNotFoundError,
@@ -22,7 +21,8 @@ from aneurysm.errors import (
     UsageError,
 )
 from aneurysm.inputs import Kind, Wanted, describe, mistake
-from aneurysm.shared_folder import describe_denial, make_folder
+from aneurysm.processes.files import is_disk_full, write_once
+from aneurysm.processes.shared_folder import describe_denial, make_folder
 from aneurysm.spec import CacheSpec, parse_spec
 
 _KEY: Final = "ANEURYSM_PATIENT_KEY"

@@ -13,7 +13,6 @@ that seems to be nobody's is left alone until it is hours old.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import secrets
@@ -23,17 +22,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Final
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.errors import NoSpaceError
-from aneurysm.locks import is_locked, lock_file, take_lock
-from aneurysm.shared_folder import make_folder, share, share_tree
+from aneurysm.processes.files import flush_folder, flush_tree, sweep_temporaries
+from aneurysm.processes.locks import is_locked, take_lock
+from aneurysm.processes.shared_folder import make_folder, share, share_tree
 
-_TEMPORARY: Final = ".tmp"
-_TRIES: Final = 20
-"""Attempts at a file that others remove at the same time."""
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NODE: Final = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64] or "node"
 _FOREIGN_S: Final = 6 * 3600.0
 """So old is another node's work before it counts as abandoned: far longer than any series takes."""
@@ -97,14 +92,6 @@ def sweep(layout: CacheLayout) -> list[str]:
     return sorted(swept)
 
 
-def sweep_temporaries(folder: Path, names: str = "*") -> None:
-    """Remove what processes that are gone began to write in ``folder``, of files of these ``names``, a glob pattern."""
-    for temporary in folder.glob(f".{names}.{'[0-9a-f]' * 8}{_TEMPORARY}"):
-        if not is_locked(temporary):
-            with suppress(PermissionError):  # another user's, in a folder that is not shared
-                temporary.unlink(missing_ok=True)
-
-
 def abandoned(layout: CacheLayout) -> list[str]:
     """Return the series whose unfinished work is nobody's."""
     return sorted({_uid_of(folder) for folder in _folders_of_the_dead(layout)})
@@ -156,7 +143,7 @@ def publish(built: Path, final: Path, claimed: Path | None = None) -> bool:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return False
         raise
-    _flush_folder(final.parent)
+    flush_folder(final.parent)
     return True
 
 
@@ -175,7 +162,7 @@ def publish_file(content: bytes, final: Path, claimed: Path) -> None:
         os.fsync(file.fileno())
     share(prepared, final.parent)
     prepared.replace(final)
-    _flush_folder(final.parent)
+    flush_folder(final.parent)
 
 
 def publish_tree(files: Mapping[str, bytes] | None, final: Path, claimed: Path) -> None:
@@ -191,7 +178,7 @@ def publish_tree(files: Mapping[str, bytes] | None, final: Path, claimed: Path) 
     """
     if files is None:
         set_aside(final, claimed)
-        _flush_folder(final.parent)
+        flush_folder(final.parent)
         return
     prepared = claimed / secrets.token_hex(4)
     for name, content in files.items():
@@ -199,127 +186,3 @@ def publish_tree(files: Mapping[str, bytes] | None, final: Path, claimed: Path) 
         (prepared / name).write_bytes(content)
     if not publish(prepared, final, claimed):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
-
-
-@contextmanager
-def replaced_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """
-    Yield a file to write to; at the end of the block it is flushed, and takes the place of ``path``.
-
-    At every moment either the old or the new one is there, whole. If the block ends by an error, the old one is. Its
-    folder must be there. A sweep (`sweep_temporaries`) leaves it alone as long as this process lives.
-    """
-    temporary, file = _begin_beside(path, mode)
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        with suppress(OSError):  # what went wrong before is what counts
-            temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
-
-
-def _begin_beside(path: Path, mode: int) -> tuple[Path, BinaryIO]:
-    """Return a new file of a name that nobody else uses, on any node, with the lock that says it has an owner."""
-    for _ in range(_TRIES):
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        try:
-            lock_file(descriptor)
-            with suppress(FileNotFoundError):  # swept between its making and its lock
-                share(temporary, path.parent)
-                temporary.stat()
-                return temporary, os.fdopen(descriptor, "wb")
-        except BaseException:
-            os.close(descriptor)
-            temporary.unlink(missing_ok=True)
-            raise
-        os.close(descriptor)
-    raise FileNotFoundError(errno.ENOENT, "files are removed as soon as they are made", str(path.parent))
-
-
-def write_atomically(path: Path, content: str) -> None:
-    """Write a file so that at every moment either the old or the new one is there, whole; its folder may be made."""
-    make_folder(path.parent)
-    for attempt in range(1, _TRIES + 1):
-        try:
-            with replaced_file(path) as file:
-                file.write(content.encode("utf-8"))
-        except FileNotFoundError:  # where there are no locks, another run's sweep may have taken it
-            if attempt == _TRIES or not path.parent.is_dir():
-                raise
-        else:
-            return
-
-
-def write_once(path: Path, content: str, mode: int = 0o666) -> None:
-    """Write a file, whole, unless it is there: of several who do so at once the first counts."""
-    make_folder(path.parent)
-    for _ in range(_TRIES):
-        if path.exists():
-            break
-        temporary, file = _begin_beside(path, mode)
-        try:
-            with file:
-                file.write(content.encode("utf-8"))
-                file.flush()
-                os.fsync(file.fileno())
-                with suppress(FileExistsError):  # another was faster
-                    os.link(temporary, path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-    else:
-        raise FileExistsError(errno.EEXIST, "it is there, but can't be reached: is it a broken link?", str(path))
-    _flush_folder(path.parent)
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write ``record`` as JSON, atomically."""
-    write_atomically(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
-
-
-@contextmanager
-def no_space_told(folder: Path, advice: str) -> Iterator[None]:
-    """Turn the operating system's error of a full disk into a `NoSpaceError` with ``advice`` on what to do."""
-    try:
-        yield
-    except NoSpaceError:
-        raise
-    except Exception as error:  # libraries wrap it, and cleaning up may fail over it
-        if not is_disk_full(error):
-            raise
-        raise NoSpaceError(f"the disk of {folder} is full. {advice}") from error
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Say whether ``error``, or what caused it, is a full disk, quota or file size limit."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, NoSpaceError) or (isinstance(seen, OSError) and seen.errno in _FULL):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
-def flush_tree(folder: Path) -> None:
-    """Flush every file and folder below ``folder`` to the disk, so that a rename can't outlive its content."""
-    for root, _, files in os.walk(folder, topdown=False):
-        for name in files:
-            descriptor = os.open(os.path.join(root, name), os.O_RDONLY)  # noqa: PTH118 - os.walk gives strings
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        _flush_folder(Path(root))
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

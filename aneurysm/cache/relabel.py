@@ -26,28 +26,21 @@ from typing import Any, Final, Protocol
 from aneurysm.annotations.frames import unpack_frames
 from aneurysm.annotations.tables import SeriesNotes, Tables
 from aneurysm.cache.annotate import describe_lesions, describe_modality, describe_uncached, file_hash, place_mask
-from aneurysm.cache.batches import in_batches
-from aneurysm.cache.layout import (
-    LABELS_TREE,
-    STAGED_TREE,
-    STAGED_VESSELS,
-    VESSELS,
-    CacheLayout,
-    label_trees,
-    tree_files,
-)
+from aneurysm.cache.layout import LABELS_TREE, STAGED_TREE, STAGED_VESSELS, VESSELS, CacheLayout, label_trees
 from aneurysm.cache.manifest import ODD, parse_document, read_document, shape_of
 from aneurysm.cache.metadata import Record, annotation_hash, document_bytes, is_mask_decision, read_record
 from aneurysm.cache.place import CachePlace
-from aneurysm.cache.publish import claim, publish_file, publish_tree, write_atomically
-from aneurysm.cache.supervisor import NO_LIMITS, Limits, LostError, Runner
+from aneurysm.cache.publish import claim, publish_file, publish_tree
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.cache.writer import describe_vessels, write_vessels
 from aneurysm.errors import AneurysmError, CacheError, DamagedCacheError, reason_of, words_of
 from aneurysm.objects.scratch import scratch_folder
 from aneurysm.objects.stored_data import brought_mask
+from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
+from aneurysm.processes.files import tree_files, write_atomically
+from aneurysm.processes.map_batches import in_batches
+from aneurysm.processes.threads import look_at_each
 from aneurysm.spec import CacheSpec
-from aneurysm.threads import look_at_each
 
 KINDS: Final = {
     "labels": "labels",

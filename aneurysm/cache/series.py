@@ -23,7 +23,7 @@ from aneurysm.cache.annotate import (
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import Record
 from aneurysm.cache.opening import is_done
-from aneurysm.cache.publish import claim, set_aside, write_atomically
+from aneurysm.cache.publish import claim, set_aside
 from aneurysm.cache.store import store_volume
 from aneurysm.cache.write_errors import ends_the_run, write_errors_told
 from aneurysm.dicom.scan import SeriesSource
@@ -32,6 +32,7 @@ from aneurysm.dicom.stack import Stack
 from aneurysm.errors import FAILURES, Reason, SeriesRejectedError, StoreError, reason_of
 from aneurysm.objects.stored_data import brought_mask
 from aneurysm.objects.volume_sender import VolumeSender, working_folder
+from aneurysm.processes.files import write_atomically
 from aneurysm.spec import CacheSpec
 from aneurysm.volume.assemble import Volume, assemble
 from aneurysm.volume.modality import inferred_modality

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.layout import CacheLayout, tree_bytes
+from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.publish import publish
 from aneurysm.cache.writer import write_volume
+from aneurysm.processes.files import tree_bytes
 from aneurysm.spec import CacheSpec
 from aneurysm.volume.normalize import Intensity
 from aneurysm.volume.survey import survey

@@ -13,9 +13,8 @@ from typing import Any, Final
 import numpy as np
 import zarr
 
-from aneurysm.cache.batches import in_batches
 from aneurysm.cache.blocks import SURVEY_VERSION, blocks_of
-from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout, tree_bytes
+from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout
 from aneurysm.cache.manifest import (
     LESION_COLUMNS,
     ODD,
@@ -36,7 +35,6 @@ from aneurysm.cache.opening import read_spec
 from aneurysm.cache.place import CachePlace, cache_place
 from aneurysm.cache.publish import is_claimed
 from aneurysm.cache.relabel import KINDS, Annotations, find_differences
-from aneurysm.cache.supervisor import LostError
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.documents import read_json
 from aneurysm.errors import CacheError
@@ -45,8 +43,11 @@ from aneurysm.objects.local_copy import download_volume
 from aneurysm.objects.scratch import scratch_folder
 from aneurysm.objects.store import ObjectStore
 from aneurysm.objects.stored_data import data_place
+from aneurysm.processes.children import LostError
+from aneurysm.processes.files import tree_bytes
+from aneurysm.processes.map_batches import in_batches
+from aneurysm.processes.threads import limit_threads
 from aneurysm.spec import CacheSpec, is_as_written
-from aneurysm.threads import limit_threads
 
 _BATCH: Final = 64
 _TRIES: Final = 3

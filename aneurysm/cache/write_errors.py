@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from aneurysm.cache.publish import is_disk_full, no_space_told
 from aneurysm.errors import AneurysmError, CacheError
-from aneurysm.shared_folder import describe_denial
+from aneurysm.processes.files import is_disk_full, no_space_told
+from aneurysm.processes.shared_folder import describe_denial
 
 _FULL: Final = "What is cached is complete; free some space and run the same command again to go on"
 

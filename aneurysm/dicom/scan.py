@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aneurysm.annotations.tables import read_tables
-from aneurysm.cache.supervisor import NO_LIMITS, Limits, Runner
 from aneurysm.dicom.header import DamagedHeaderError, NotDicomError, read_header
 from aneurysm.dicom.series import UID
 from aneurysm.errors import DataError, Reason, SeriesRejectedError
 from aneurysm.inputs import Wanted, describe, folders_inside, hidden_series, mistake
+from aneurysm.processes.children import NO_LIMITS, Limits, Runner
 
 if TYPE_CHECKING:
-    from aneurysm.cache.supervisor import LostError
+    from aneurysm.processes.children import LostError
 
 UNREADABLE: Final = "unreadable"
 """Begins the name of what stands for files of a folder that can't be read, and whose series is not known."""
@@ -237,7 +237,7 @@ def _holds_folders_alone(folder: Path) -> bool:
 
 
 def _free_tree(root: Path, workers: int, limits: Limits, processes: Runner | None) -> Inventory:
-    from aneurysm.cache.batches import in_batches  # joblib, which its processes don't need
+    from aneurysm.processes.map_batches import in_batches  # joblib, which its processes don't need
 
     paths = list(_visible_files(root, recursive=True))
     limits = limits.at_most(SCAN_MEMORY_MB)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from aneurysm.errors import DeviceMemoryError, UsageError
-from aneurysm.threads import usable_cpus
+from aneurysm.processes.threads import usable_cpus
 
 
 def checked_device(name: str) -> str:

@@ -21,14 +21,14 @@ from typing import Any, Final, Literal
 
 import torch
 
-from aneurysm.cache.child import start_worker
 from aneurysm.errors import AneurysmError, Reason, UsageError, words_of
 from aneurysm.inference.device import check_devices, checked_device
 from aneurysm.inference.failure import Failure, failure
 from aneurysm.inference.predictor import Prediction, load_predictor
 from aneurysm.inference.series_paths import SeriesPath
 from aneurysm.inference.windows import OnWindows
-from aneurysm.threads import usable_cpus
+from aneurysm.processes.child_main import start_worker
+from aneurysm.processes.threads import usable_cpus
 
 _KILLED: Final = "the process that predicted it died twice: out of memory, or a crash in a library"
 

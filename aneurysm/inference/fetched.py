@@ -9,7 +9,7 @@ from typing import Final
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.reader import CachedVolume
 from aneurysm.errors import CacheError
-from aneurysm.inference.ahead import ahead
+from aneurysm.processes.ahead import ahead
 
 _AHEAD: Final = 4
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from aneurysm.cache.publish import no_space_told, replaced_file
+from aneurysm.processes.files import no_space_told, replaced_file
 
 LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM's x and y run to Left and Posterior, NIfTI's to Right and Anterior."""

@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from aneurysm.cache.publish import is_disk_full, sweep_temporaries, write_atomically
 from aneurysm.csv_table import csv_text
 from aneurysm.documents import parse_json
 from aneurysm.errors import NoSpaceError, UsageError
@@ -26,7 +25,8 @@ from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.inference.failure import Failure
 from aneurysm.inference.predictor import Prediction
 from aneurysm.labels import LABELS
-from aneurysm.locks import take_lock
+from aneurysm.processes.files import is_disk_full, sweep_temporaries, write_atomically
+from aneurysm.processes.locks import take_lock
 
 _COLUMNS: Final = (
     "series_uid",

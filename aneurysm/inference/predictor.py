@@ -15,7 +15,6 @@ from typing import Final
 import torch
 
 from aneurysm.cache.reader import CachedVolume
-from aneurysm.cache.supervisor import NO_LIMITS, Children, Limits, LostError
 from aneurysm.errors import AneurysmError, Reason, SeriesRejectedError, UsageError
 from aneurysm.inference.adjustment import Adjustment
 from aneurysm.inference.calibration import read_calibration
@@ -33,6 +32,7 @@ from aneurysm.inference.series_paths import SeriesPath, find_paths
 from aneurysm.inference.source import MemoryVolume
 from aneurysm.inference.windows import OnWindows, WindowOptions, predict_or_pass, predict_sources
 from aneurysm.labels import LABELS, UNKNOWN_MODALITY
+from aneurysm.processes.children import NO_LIMITS, Children, Limits, LostError
 from aneurysm.spec import CacheSpec
 from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
 

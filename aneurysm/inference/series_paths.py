@@ -15,7 +15,6 @@ from typing import Any, Final
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.reader import CachedVolume
-from aneurysm.cache.supervisor import NO_LIMITS, Children, LostError
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.dicom.scan import SCAN_MEMORY_MB, SeriesSource, find_series, hashed_name, safe_source
 from aneurysm.dicom.series import UID
@@ -23,6 +22,7 @@ from aneurysm.errors import DataError, UsageError
 from aneurysm.objects.store import ObjectStore
 from aneurysm.objects.stored_data import StoredData, StoredSource, read_errors_told
 from aneurysm.objects.url import checked_url, is_url
+from aneurysm.processes.children import NO_LIMITS, Children, LostError
 
 SeriesPath = SeriesSource | CachedVolume
 _MADE_UP: Final = re.compile(r"(folder|file)-[0-9a-f]{16}")

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from aneurysm.cache.catalog import Cache
 from aneurysm.errors import UsageError
-from aneurysm.inference.ahead import ahead
 from aneurysm.inference.candidates import Candidate, best_candidates, map_peaks, window_peaks
 from aneurysm.inference.device import check_precision
 from aneurysm.inference.fetched import fetched
@@ -28,6 +27,7 @@ from aneurysm.models.output import check_output
 from aneurysm.models.pooling import POOLINGS
 from aneurysm.patches.intensity import WindowsHU, model_units
 from aneurysm.probability import logit, sigmoid
+from aneurysm.processes.ahead import ahead
 from aneurysm.types import Triple
 
 OnWindows = Callable[[int, int], None]

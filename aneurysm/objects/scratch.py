@@ -17,9 +17,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from aneurysm.cache.publish import no_space_told
 from aneurysm.errors import CacheError, NoSpaceError, UsageError
-from aneurysm.locks import lock_file, locked
+from aneurysm.processes.files import no_space_told
+from aneurysm.processes.locks import lock_file, locked
 
 _ADVICE: Final = "TMPDIR can name a folder on another disk"
 

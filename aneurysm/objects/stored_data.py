@@ -12,7 +12,6 @@ from typing import Final
 
 from aneurysm.annotations.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
 from aneurysm.annotations.vessels import MASK_ENDINGS, MASKS, find_masks
-from aneurysm.cache.supervisor import NO_LIMITS, Limits, Runner
 from aneurysm.dicom.encoding import DEFLATED
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.dicom.scan import (
@@ -33,7 +32,8 @@ from aneurysm.errors import AneurysmError, DataError, Reason
 from aneurysm.objects.scratch import scratch_folder, scratch_space_told, told_as
 from aneurysm.objects.store import ObjectStore, StoredObject
 from aneurysm.objects.url import is_url
-from aneurysm.threads import look_at_each
+from aneurysm.processes.children import NO_LIMITS, Limits, Runner
+from aneurysm.processes.threads import look_at_each
 
 _HEAD: Final = 32 * 1024
 """So much of an object is read to learn whose series it is; of most headers that is all."""
@@ -168,7 +168,7 @@ class StoredData(DataPlace):
         return Inventory(self._store.url, "rsna", sources, ignored)
 
     def _free_tree(self, workers: int, limits: Limits, processes: Runner | None) -> Inventory:
-        from aneurysm.cache.batches import in_batches  # joblib, which its processes don't need
+        from aneurysm.processes.map_batches import in_batches  # joblib, which its processes don't need
 
         objects = [o for o in self._store.find() if _is_visible(o.key)]
         # In the order in which a folder is gone through, so that the volumes are the same.

@@ -26,15 +26,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aneurysm.cache.layout import tree_bytes
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.labels import LABELS
 from aneurysm.phantom.acquisition import estimate_bytes
 from aneurysm.phantom.plan import SeriesPlan, plan_dataset
 from aneurysm.phantom.series import write_series
 from aneurysm.phantom.truth import TRUTH_CSV, LesionTruth, SeriesTruth, write_truth
+from aneurysm.processes.files import tree_bytes
+from aneurysm.processes.threads import limit_threads
 from aneurysm.sizes import two_sizes_text
-from aneurysm.threads import limit_threads
 
 _BUILDING = ".building"
 _OWN = ("series", "segmentations", "train.csv", "train_localizers.csv", TRUTH_CSV, _BUILDING)

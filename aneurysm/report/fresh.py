@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 
 from aneurysm.cache.catalog import Cache
-from aneurysm.cache.publish import no_space_told
 from aneurysm.errors import SpecMismatchError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.inference.device import checked_device
 from aneurysm.labels import UNKNOWN_MODALITY
+from aneurysm.processes.files import no_space_told
 from aneurysm.report.run import Run, read_run
 from aneurysm.training.begun import learnt_from
 from aneurysm.training.checkpoint import load_checkpoint

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from aneurysm._version import __version__
-from aneurysm.cache.publish import is_disk_full, write_atomically
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.labels import LABELS
+from aneurysm.processes.files import is_disk_full, write_atomically
 from aneurysm.report.evaluate import Evaluation
 from aneurysm.report.froc import BY_GROUP_RATE, RATES
 from aneurysm.report.gallery import FIELD_MM, KINDS, SLAB_MM, Case, draw_gallery

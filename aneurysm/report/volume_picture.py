@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from aneurysm.cache.blocks import DARK_VESSELS, blocks_of
 from aneurysm.cache.open_volume import ZarrArray, open_volume
-from aneurysm.cache.publish import no_space_told, replaced_file
 from aneurysm.cache.shard_reader import ShardReader
 from aneurysm.errors import DamagedCacheError, NoSpaceError, UsageError
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
+from aneurysm.processes.files import no_space_told, replaced_file
 from aneurysm.report.marks import (
     INK,
     LESION_COLOUR,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aneurysm.cache.publish import write_json
 from aneurysm.documents import read_json
 from aneurysm.errors import DataError
+from aneurysm.processes.files import write_json
 from aneurysm.training.folds import fold_rows
 
 if TYPE_CHECKING:  # evaluating needs this file, but not torch

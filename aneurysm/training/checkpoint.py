@@ -30,10 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from aneurysm._version import __version__
-from aneurysm.cache.publish import is_disk_full, replaced_file
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.labels import LABELS, UNKNOWN_MODALITY
 from aneurysm.models.registry import build_model, shipped_architecture
+from aneurysm.processes.files import is_disk_full, replaced_file
 from aneurysm.spec import CacheSpec, parse_spec
 from aneurysm.training.checkpoint_archive import ArchiveError, check_archive
 from aneurysm.training.config import ResolvedConfig

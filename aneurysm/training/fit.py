@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from aneurysm.cache.catalog import Cache
-from aneurysm.cache.publish import write_atomically
 from aneurysm.errors import SpecMismatchError, UsageError
 from aneurysm.inference.device import check_precision
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader, dead_workers_told
 from aneurysm.patches.plan import Plan
-from aneurysm.threads import usable_cpus
+from aneurysm.processes.files import write_atomically
+from aneurysm.processes.threads import usable_cpus
 from aneurysm.training.balance import positive_weights
 from aneurysm.training.batches import TimedBatches
 from aneurysm.training.begun import Begun, learnt_from, write_begun

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from aneurysm.cache.publish import write_atomically
 from aneurysm.csv_table import csv_text, read_csv_rows
 from aneurysm.errors import DataError, UsageError
 from aneurysm.labels import UNKNOWN
+from aneurysm.processes.files import write_atomically
 
 COLUMNS = ("series_uid", "patient_key", "fold")
 

@@ -6,10 +6,10 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from aneurysm.cache.publish import write_atomically
 from aneurysm.csv_table import csv_text
 from aneurysm.labels import LABELS
 from aneurysm.metrics import Score
+from aneurysm.processes.files import write_atomically
 
 Row = dict[str, float | int | None]
 """Values by column; None, which stands for what can't be had, is an empty field."""

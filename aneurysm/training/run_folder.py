@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from aneurysm.cache.publish import is_disk_full, sweep_temporaries
 from aneurysm.errors import NoSpaceError, UsageError
-from aneurysm.locks import take_lock
-from aneurysm.shared_folder import describe_denial
+from aneurysm.processes.files import is_disk_full, sweep_temporaries
+from aneurysm.processes.locks import take_lock
+from aneurysm.processes.shared_folder import describe_denial
 
 if TYPE_CHECKING:  # it loads torch
     from aneurysm.training.config import TrainConfig

@@ -16,9 +16,9 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 
-from aneurysm.cache.publish import is_disk_full
 from aneurysm.errors import AneurysmError, DeviceMemoryError, UsageError
 from aneurysm.inference.device import check_devices, is_out_of_memory
+from aneurysm.processes.files import is_disk_full
 from aneurysm.training.batches import TimedBatches
 from aneurysm.training.checkpoint import read_file, save_atomically
 from aneurysm.training.config import ResolvedConfig

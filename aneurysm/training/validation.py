@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from aneurysm.cache.catalog import Cache
-from aneurysm.cache.publish import write_atomically
 from aneurysm.csv_table import csv_text
 from aneurysm.errors import AneurysmError, CacheError, StoreError
 from aneurysm.labels import LABELS, SITES, UNKNOWN
 from aneurysm.metrics import Score, score_series
+from aneurysm.processes.files import write_atomically
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.stop_signal import gathered
 

@@ -17,7 +17,7 @@ def misbehave(event, args):
         if "/{uid}/" in name and name.endswith(".dcm"):
             {fault}
 
-if any("aneurysm.cache.child" in given for given in sys.orig_argv):
+if any("aneurysm.processes.child_main" in given for given in sys.orig_argv):
     sys.addaudithook(misbehave)
 """
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from aneurysm.cache.batches import in_batches
-from aneurysm.cache.supervisor import Children, Limits
+from aneurysm.processes.children import Children, Limits
+from aneurysm.processes.map_batches import in_batches
 
 
 def squares(items: list[int]) -> list[object]:

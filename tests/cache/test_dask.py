@@ -16,9 +16,9 @@ from aneurysm._version import __version__
 from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.cache.dask_engine import build_on_worker, dask_engine
 from aneurysm.cache.series import SeriesJob
-from aneurysm.cache.supervisor import Limits
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import UsageError
+from aneurysm.processes.children import Limits
 from aneurysm.spec import RECIPE_VERSION, load_spec
 from tests.cache import hooks
 from tests.cache.cluster import Cluster
@@ -86,7 +86,7 @@ def test_the_same_cache_as_on_one_machine(built: Built, cluster: Callable[..., C
     assert ran.out.startswith("4 cached, 0 rejected, 0 failed, 0 done before")
     assert same_cache(cache, built.cache) == []
     assert leftovers(cache) == []
-    builders = children_of(worker, "aneurysm.cache.child")
+    builders = children_of(worker, "aneurysm.processes.child_main")
     assert 1 <= len(builders) <= 2
     assert all(p.parent().name() != "" and p.environ()["OMP_NUM_THREADS"] == "1" for p in builders)
     again = run_cli(*arguments(built, cache, here))
@@ -230,7 +230,7 @@ def test_a_worker_stops_when_it_is_told(
     first = here.add_worker(nanny)
     process = begin(long_run, cache, here)
     family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
-    assert any("aneurysm.cache.child" in str(p.cmdline()) for p in family)
+    assert any("aneurysm.processes.child_main" in str(p.cmdline()) for p in family)
     first.terminate()
     first.wait(20)
     assert_ends(*family[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aneurysm.cache.layout import tree_bytes, tree_files
+from aneurysm.processes.files import tree_bytes, tree_files
 
 
 def write_tree(root):

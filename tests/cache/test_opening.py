@@ -14,8 +14,8 @@ import pytest
 from aneurysm.cache import merge, publish
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.opening import key_fault, open_cache, patient_secret, read_spec
-from aneurysm.cache.publish import write_once
 from aneurysm.errors import CacheError, PatientKeyError, SpecMismatchError
+from aneurysm.processes.files import write_once
 from aneurysm.spec import load_spec
 from tests.cache.conftest import Built
 from tests.support.cache_state import tree_digest

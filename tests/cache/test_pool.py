@@ -17,9 +17,9 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.pool import build_in_child, run_jobs
 from aneurysm.cache.publish import claim
 from aneurysm.cache.series import Outcome, SeriesJob
-from aneurysm.cache.supervisor import Limits
 from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import NoSpaceError, Reason
+from aneurysm.processes.children import Limits
 from aneurysm.spec import load_spec
 
 

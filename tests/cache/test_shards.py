@@ -101,7 +101,7 @@ def test_a_shard_that_is_none(built: Built, tmp_path: Path, arguments: list[str]
 
 
 def test_no_more_workers_than_slurm_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    from aneurysm.threads import usable_cpus
+    from aneurysm.processes.threads import usable_cpus
 
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
     assert usable_cpus() == 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from aneurysm.cache.verify import verify_cache
-from aneurysm.locks import is_locked, take_lock
+from aneurysm.processes.locks import is_locked, take_lock
 from tests.cache.conftest import Built
 from tests.support.cache_state import leftovers, manifest, same_cache
 from tests.support.command import PATIENT_KEY, Ran, environment
@@ -210,7 +210,7 @@ def test_a_cache_that_is_not_shared_says_to_the_second_user_what_to_set(folder: 
 def test_whoever_may_write_to_a_folder_takes_its_locks(folder: Path) -> None:
     """Also those that a user left in it whose umask hides all that he makes, and while he has them not."""
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom aneurysm.locks import take_lock\n"
+        "import os, sys\nfrom pathlib import Path\nfrom aneurysm.processes.locks import take_lock\n"
         "lock = take_lock(Path(sys.argv[1]))\nprint('taken' if lock is not None else 'busy')"
     )
     path = folder / ".x.lock"

@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aneurysm.cache import child as child_module
-from aneurysm.cache import supervisor
-from aneurysm.cache.supervisor import Child, Children, Limits, LostError, StoppedError, runner
 from aneurysm.errors import AneurysmError, Reason
+from aneurysm.processes import child_main as child_module
+from aneurysm.processes import children as supervisor
+from aneurysm.processes.children import Child, Children, Limits, LostError, StoppedError, runner
 
 
 @pytest.fixture
@@ -233,7 +233,12 @@ def test_children_are_used_again_and_end_together() -> None:
         for thread in threads:
             thread.start()
         while (
-            len(pids := [p.pid for p in psutil.Process().children() if "aneurysm.cache.child" in str(p.cmdline())]) < 2
+            len(
+                pids := [
+                    p.pid for p in psutil.Process().children() if "aneurysm.processes.child_main" in str(p.cmdline())
+                ]
+            )
+            < 2
         ):
             time.sleep(0.05)
         assert first in pids

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import joblib
 
-from aneurysm.cache.supervisor import NO_LIMITS, Limits, LostError, Runner, runner
 from aneurysm.errors import Reason
+from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner, runner
 
 In = TypeVar("In")
 Out = TypeVar("Out")

@@ -24,16 +24,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
-from aneurysm.cache.child import MessageKind
 from aneurysm.errors import AneurysmError, Reason, UsageError
-from aneurysm.threads import limit_threads, single_threaded
+from aneurysm.processes.child_main import MessageKind
+from aneurysm.processes.threads import limit_threads, single_threaded
 
 T = TypeVar("T")
 
 # sys.path is given, as multiprocessing does: what can be imported here can be imported there.
 _START: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from aneurysm.cache.child import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+    "from aneurysm.processes.child_main import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 )
 _START_S: Final = 600.0
 """A hundred nodes that all import from one busy file system take minutes."""

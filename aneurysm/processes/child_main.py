@@ -1,4 +1,4 @@
-"""What runs in the process of a `aneurysm.cache.supervisor.Child`: jobs come through a pipe, answers go back."""
+"""What runs in the process of a `aneurysm.processes.children.Child`: jobs come through a pipe, answers go back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from aneurysm.threads import limit_threads
+from aneurysm.processes.threads import limit_threads
 
 MessageKind = Literal["taken", "answer", "error"]
 """Of a message of the child: it has the job and begins, or what came of it."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from aneurysm.errors import UsageError
-from aneurysm.shared_folder import make_folder
+from aneurysm.processes.shared_folder import make_folder
 
 _TRIES: Final = 40
 _PAUSE_S: Final = 0.01
