@@ -15,6 +15,7 @@ from aneurysm.phantom.pose import Vector
 from aneurysm.phantom.render import Scene
 from aneurysm.phantom.shots import Shot, copy_uid
 from aneurysm.phantom.truth import LesionTruth
+from aneurysm.types import point
 
 LocalizerRow = tuple[str, str, str, str]
 """The columns of train_localizers.csv: SeriesInstanceUID, SOPInstanceUID, coordinates, location."""

@@ -142,7 +142,7 @@ def test_what_is_replaced_is_there_until_the_new_one_is_on_the_disk(tmp_path, mo
     for folder, text in ((final, "old"), (tmp_path / "new", "new")):
         folder.mkdir(parents=True)
         (folder / "content").write_text(text)
-    monkeypatch.setattr("aneurysm.processes.files.flush_tree", lambda _: seen.append((final / "content").read_text()))
+    monkeypatch.setattr("aneurysm.cache.publish.flush_tree", lambda _: seen.append((final / "content").read_text()))
     with claim(layout, "v") as folder:
         assert publish(tmp_path / "new", final, folder)
         assert [path.read_text() for path in folder.glob("replaced-*/content")] == ["old"]
