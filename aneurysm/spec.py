@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from aneurysm.documents import MOST_TOML, format_problem, parse_toml, read_bounded
 from aneurysm.errors import SpecError
-from aneurysm.objects.url import is_url
+from aneurysm.remote.url import is_url
 
 RECIPE_VERSION: Final = 3
 """Stands in every digest. Raise it when a change of the arithmetic changes a voxel of some series."""
@@ -199,7 +199,7 @@ def load_spec(name_or_path: str | Path) -> CacheSpec:
             )
         return parse_spec((resources.files("cache_specs") / f"{text}.toml").read_text("utf-8"), f"{text}.toml")
     if is_url(text):
-        from aneurysm.objects.store import ObjectStore
+        from aneurysm.remote.client import ObjectStore
 
         folder, _, name = text.rpartition("/")
         try:

@@ -39,10 +39,10 @@ class Contender:
 
 def ours() -> Run:
     """Do what a precache worker does with one series: the whole volume, hashed, flushed, renamed in."""
-    from aneurysm.annotations.tables import SeriesNotes
     from aneurysm.cache.series import SeriesJob, build_series
-    from aneurysm.dicom.scan import SeriesSource
     from aneurysm.processes.threads import limit_threads
+    from aneurysm.rawdata.folder import SeriesSource
+    from aneurysm.rawdata.tables import SeriesNotes
     from aneurysm.spec import load_spec
 
     limit_threads(1)

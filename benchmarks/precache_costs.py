@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.cache.build import precache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import read_manifest
 from aneurysm.cache.opening import open_cache
 from aneurysm.cache.series import SeriesJob, build_series
-from aneurysm.dicom.scan import find_series
+from aneurysm.rawdata.folder import find_series
+from aneurysm.rawdata.tables import SeriesNotes
 from aneurysm.spec import load_spec
 from benchmarks.data import SYNTAXES, write_series
 from benchmarks.makespan import Costs
 
 if TYPE_CHECKING:
     from aneurysm.cache.series import Outcome
-    from aneurysm.dicom.scan import Inventory
+    from aneurysm.rawdata.folder import Inventory
 
 ALONE = (
     ("raw", 40), ("raw", 120), ("raw", 240), ("raw", 400),

@@ -25,14 +25,14 @@ from aneurysm.cache.build import precache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.cache.verify import verify_cache
-from aneurysm.dicom.scan import find_series
+from aneurysm.rawdata.folder import find_series
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.table import Target, aims, command_line, machine, write_section
 from benchmarks.tiny import SLICES, clone_volume, series_uid, write_tiny_data
 
 if TYPE_CHECKING:
     from aneurysm.cache.series import Outcome
-    from aneurysm.dicom.scan import Inventory
+    from aneurysm.rawdata.folder import Inventory
 
 _ROOT = Path(__file__).parents[1]
 _NOTES = """\

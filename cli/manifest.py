@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aneurysm.objects.url import joined
+from aneurysm.remote.url import joined
 from cli.exits import Exit
 from cli.options import CachePlace, Workers, chosen_workers
 

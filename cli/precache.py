@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aneurysm.objects.url import joined
+from aneurysm.remote.url import joined
 from cli.exits import Exit, end_on_sigterm
 from cli.options import CachePlace, MemoryMb, TimeoutS, Workers, chosen_workers
 from cli.values import whole

@@ -10,7 +10,7 @@ import typer
 
 from aneurysm.errors import DataError, Reason, UsageError
 from aneurysm.inputs import Kind, Wanted, describe, mistake
-from aneurysm.objects.url import is_url
+from aneurysm.remote.url import is_url
 
 if TYPE_CHECKING:
     from aneurysm.inference.failure import Failure

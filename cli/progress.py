@@ -17,7 +17,7 @@ from aneurysm.sizes import size_text
 
 if TYPE_CHECKING:  # they load pydicom and zarr, which most commands need not wait for
     from aneurysm.cache.series import Outcome
-    from aneurysm.dicom.scan import Inventory
+    from aneurysm.rawdata.folder import Inventory
 
 LINE_EVERY_S: Final = 10.0
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.dicom.series import Frame, FrameKey
+from aneurysm.dicom.frame import Frame, FrameKey
 
 _TYPES: Final = {"sop": "<u8", "index": "<u4", "frames_in_file": "<u4", "rows": "<u4", "columns": "<u4", "code": "<u2"}
 _GEOMETRY: Final = {"position": 3, "orientation": 6, "spacing_mm": 2}
@@ -27,7 +27,7 @@ class SourceFrame:
     One image of a series.
 
     ``sop`` is the key of its SOPInstanceUID (`sop_key`); ``index`` counts from 0 in a file of ``frames_in_file``.
-    ``position``, ``orientation`` and ``spacing_mm`` are as in `aneurysm.dicom.series.Frame`, None where there is none.
+    ``position``, ``orientation`` and ``spacing_mm`` are as in `aneurysm.dicom.frame.Frame`, None where there is none.
     ``left_out`` is the code of the decision by which the image is not in the volume, or empty.
     """
 

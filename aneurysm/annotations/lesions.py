@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.annotations.frames import SourceFrame, frames_of
-from aneurysm.annotations.tables import Localizer
 from aneurysm.dicom.geometry import plane_axes
+from aneurysm.rawdata.tables import Localizer
 from aneurysm.types import point
 
 # Frames that were left out of the volume, although a point in them is a true point of the patient.

@@ -8,35 +8,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.annotations.nifti import read_small_numbers
-from aneurysm.dicom.series import Decision
+from aneurysm.dicom.frame import Decision
 from aneurysm.labels import LEFT_RIGHT_PAIRS, SITES, UNKNOWN_VESSEL, VESSEL_VALUES
+from aneurysm.rawdata.masks import read_small_numbers
 
 MAX_OUTSIDE: Final = 0.02
 """A mask of which a larger share lies outside the volume belongs to another image, or its affine is wrong."""
-MASKS: Final = "segmentations"
-MASK_ENDINGS: Final = ("_cowseg.nii", "_cowseg.nii.gz")
 _MAX_VALUE: Final = max(VESSEL_VALUES)
 _SIDE_TOLERANCE_MM: Final = 3.0
 """So far may the right one of a pair lie left of its twin: stumps of both near the midline, or a turned head."""
-
-
-def find_masks(root: Path) -> dict[str, Path]:
-    """Return by series UID the vessel masks below ``root``/segmentations, flat or each in a folder of its own."""
-    masks: dict[str, Path] = {}
-    folder = root / MASKS
-    if not folder.is_dir():
-        return masks
-    names = sorted(p.name for p in folder.iterdir())
-    for ending in MASK_ENDINGS:
-        flat = ((name.removesuffix(ending), folder / name) for name in names if name.endswith(ending))
-        nested = ((name, folder / name / f"{name}{ending}") for name in names)
-        for uid, path in (*flat, *nested):  # the first found counts
-            if uid not in masks and path.is_file():
-                masks[uid] = path
-    return masks
-
-
 Grid = tuple[NDArray[np.float64], tuple[int, int, int]]
 """An affine ((z, y, x, 1) to LPS mm) and a shape (z, y, x)."""
 

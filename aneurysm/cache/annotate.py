@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from aneurysm.annotations.frames import SourceFrame
 from aneurysm.annotations.lesions import UnplacedLesion, place_lesions
-from aneurysm.annotations.tables import Localizer, SeriesNotes
 from aneurysm.annotations.vessels import Grid, resample_mask
 from aneurysm.dicom.stack import Stack
+from aneurysm.rawdata.tables import Localizer, SeriesNotes
 from aneurysm.spec import CacheSpec
-from aneurysm.volume.frame import target_grid
+from aneurysm.volume.grid import target_grid
 
 
 def describe_modality(named: str, inferred: str) -> dict[str, str]:

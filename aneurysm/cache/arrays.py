@@ -28,12 +28,12 @@ from aneurysm.cache.relabel import LocalFiles, read_sound_document, replace_anno
 from aneurysm.cache.series import patient_key
 from aneurysm.cache.store import store_volume
 from aneurysm.cache.write_errors import write_errors_told
-from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import DamagedCacheError, DataError, SeriesRejectedError, UsageError
 from aneurysm.labels import LABELS, SITES, UNKNOWN_MODALITY, UNKNOWN_VESSEL
-from aneurysm.objects.url import is_url
+from aneurysm.rawdata.folder import safe_source
+from aneurysm.remote.url import is_url
 from aneurysm.spec import CacheSpec, load_spec
-from aneurysm.volume.array import CT_MODALITIES, KNOWN_MODALITIES, grid_array, grid_mask
+from aneurysm.volume.from_array import CT_MODALITIES, KNOWN_MODALITIES, grid_array, grid_mask
 
 _PRESENT = LABELS[-1]
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from aneurysm.annotations.tables import Tables
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import read_record
 from aneurysm.cache.opening import cached_series, done_series
@@ -26,11 +25,12 @@ from aneurysm.cache.relabel import Annotations, Update, relabel
 from aneurysm.cache.series import Outcome, SeriesJob, write_record
 from aneurysm.cache.sharding import Shard
 from aneurysm.cache.write_errors import write_errors_told
-from aneurysm.dicom.scan import UNREADABLE, Inventory, SeriesSource, safe_source
 from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, UsageError
-from aneurysm.objects.stored_data import data_place
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner, runner
 from aneurysm.processes.threads import look_at_each
+from aneurysm.rawdata.bucket import data_place
+from aneurysm.rawdata.folder import UNREADABLE, Inventory, SeriesSource, safe_source
+from aneurysm.rawdata.tables import Tables
 from aneurysm.spec import CacheSpec, load_spec
 
 _MANIFEST_EVERY_S: Final = 60.0

@@ -17,7 +17,7 @@ from aneurysm.cache.opening import read_spec
 from aneurysm.cache.reader import CachedVolume
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.labels import LABELS, SITES
-from aneurysm.objects.url import is_url
+from aneurysm.remote.url import is_url
 from aneurysm.spec import CacheSpec
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from typing import Final
 import numpy as np
 
 from aneurysm.dicom.content import HeadersOnly
-from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import read_series
 from aneurysm.dicom.stack import stack_frames
 from aneurysm.errors import NoSpaceError
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner, StoppedError
+from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.sizes import two_sizes_text
 from aneurysm.spec import CacheSpec
-from aneurysm.volume.frame import target_grid
+from aneurysm.volume.grid import target_grid
 
 _LOOKED_AT: Final = 6
 _PATIENCE_S: Final = 60.0

@@ -9,7 +9,7 @@ from aneurysm.cache.opening import read_spec
 from aneurysm.cache.place import cache_place
 from aneurysm.cache.publish import sweep
 from aneurysm.cache.write_errors import write_errors_told
-from aneurysm.objects.stored_data import data_place
+from aneurysm.rawdata.bucket import data_place
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from aneurysm.cache.blocks import Blocks
 from aneurysm.cache.layout import IMAGE, STAGED_VESSELS, VESSELS
 from aneurysm.cache.shard_reader import ShardReader, shard_layout
 from aneurysm.documents import MOST_JSON, parse_json
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError
 from aneurysm.processes.shared_folder import describe_denial
 from aneurysm.types import Triple
+from aneurysm.volume.blocks import Blocks
 
 _TRIES: Final = 20
 

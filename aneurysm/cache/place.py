@@ -11,9 +11,9 @@ from aneurysm.cache.layout import CacheLayout, label_trees
 from aneurysm.cache.manifest import Row, leave_seconds, write_manifest
 from aneurysm.cache.opening import key_fault, open_cache, patient_secret
 from aneurysm.cache.publish import abandoned
-from aneurysm.dicom.scan import SeriesSource
-from aneurysm.objects.url import is_url
 from aneurysm.processes.children import Limits, Runner
+from aneurysm.rawdata.folder import SeriesSource
+from aneurysm.remote.url import is_url
 from aneurysm.spec import CacheSpec
 
 

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.blocks import Blocks, blocks_of
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.open_volume import OpenVolume, ZarrArray, open_volume
 from aneurysm.cache.shard_reader import ShardReader
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.types import Triple
+from aneurysm.volume.blocks import Blocks, blocks_of
 
 if TYPE_CHECKING:
     from aneurysm.objects.local_copy import StoredVolume

@@ -2,7 +2,7 @@
 
 Voxels stay: what is written are zarr.json, the vessel mask, and the records of series that are not cached. A volume
 keeps what it takes to place lesions again (`aneurysm.annotations.frames`), and of its voxels what tells vessels where
-there is no mask (`aneurysm.cache.blocks.Survey`).
+there is no mask (`aneurysm.volume.blocks.Survey`).
 
 What is guaranteed: zarr.json is replaced in one step, and says where the mask is that belongs to it. A mask that takes
 the place of another one is put beside it first (`labels.next`); then zarr.json names that; then the old one is
@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from aneurysm.annotations.frames import unpack_frames
-from aneurysm.annotations.tables import SeriesNotes, Tables
 from aneurysm.cache.annotate import describe_lesions, describe_modality, describe_uncached, file_hash, place_mask
 from aneurysm.cache.layout import LABELS_TREE, STAGED_TREE, STAGED_VESSELS, VESSELS, CacheLayout, label_trees
 from aneurysm.cache.manifest import ODD, parse_document, read_document, shape_of
@@ -34,12 +33,13 @@ from aneurysm.cache.publish import claim, publish_file, publish_tree
 from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.cache.writer import describe_vessels, write_vessels
 from aneurysm.errors import AneurysmError, CacheError, DamagedCacheError, reason_of, words_of
-from aneurysm.objects.scratch import scratch_folder
-from aneurysm.objects.stored_data import brought_mask
 from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.processes.files import tree_files, write_atomically
 from aneurysm.processes.map_batches import in_batches
 from aneurysm.processes.threads import look_at_each
+from aneurysm.rawdata.bucket import brought_mask
+from aneurysm.rawdata.tables import SeriesNotes, Tables
+from aneurysm.remote.scratch import scratch_folder
 from aneurysm.spec import CacheSpec
 
 KINDS: Final = {

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from aneurysm.annotations.frames import pack_frames, source_frames
-from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.cache.annotate import (
     describe_field_of_view,
     describe_lesions,
@@ -26,16 +25,17 @@ from aneurysm.cache.opening import is_done
 from aneurysm.cache.publish import claim, set_aside
 from aneurysm.cache.store import store_volume
 from aneurysm.cache.write_errors import ends_the_run, write_errors_told
-from aneurysm.dicom.scan import SeriesSource
 from aneurysm.dicom.series import Series, read_series
 from aneurysm.dicom.stack import Stack
 from aneurysm.errors import FAILURES, Reason, SeriesRejectedError, StoreError, reason_of
-from aneurysm.objects.stored_data import brought_mask
 from aneurysm.objects.volume_sender import VolumeSender, working_folder
 from aneurysm.processes.files import write_atomically
+from aneurysm.rawdata.bucket import brought_mask
+from aneurysm.rawdata.folder import SeriesSource
+from aneurysm.rawdata.tables import SeriesNotes
 from aneurysm.spec import CacheSpec
-from aneurysm.volume.assemble import Volume, assemble
 from aneurysm.volume.modality import inferred_modality
+from aneurysm.volume.volume import Volume, assemble
 
 Status = Literal["cached", "rejected", "failed", "skipped", "busy"]
 

@@ -13,8 +13,8 @@ from aneurysm.cache.publish import publish
 from aneurysm.cache.writer import write_volume
 from aneurysm.processes.files import tree_bytes
 from aneurysm.spec import CacheSpec
-from aneurysm.volume.normalize import Intensity
-from aneurysm.volume.survey import survey
+from aneurysm.volume.head_and_vessels import survey
+from aneurysm.volume.intensity import Intensity
 
 
 def store_volume(

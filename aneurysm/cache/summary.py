@@ -14,7 +14,7 @@ from aneurysm.cache.manifest import read_attributes, read_manifest
 from aneurysm.cache.opening import read_spec
 from aneurysm.errors import CacheNotFoundError
 from aneurysm.labels import LABELS
-from aneurysm.objects.url import is_url, joined
+from aneurysm.remote.url import is_url, joined
 
 
 def describe_cache(cache: str | Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any, Final
 import numpy as np
 import zarr
 
-from aneurysm.cache.blocks import SURVEY_VERSION, blocks_of
 from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout
 from aneurysm.cache.manifest import (
     LESION_COLUMNS,
@@ -40,14 +39,15 @@ from aneurysm.documents import read_json
 from aneurysm.errors import CacheError
 from aneurysm.labels import UNKNOWN_VESSEL
 from aneurysm.objects.local_copy import download_volume
-from aneurysm.objects.scratch import scratch_folder
-from aneurysm.objects.store import ObjectStore
-from aneurysm.objects.stored_data import data_place
 from aneurysm.processes.children import LostError
 from aneurysm.processes.files import tree_bytes
 from aneurysm.processes.map_batches import in_batches
 from aneurysm.processes.threads import limit_threads
+from aneurysm.rawdata.bucket import data_place
+from aneurysm.remote.client import ObjectStore
+from aneurysm.remote.scratch import scratch_folder
 from aneurysm.spec import CacheSpec, is_as_written
+from aneurysm.volume.blocks import SURVEY_VERSION, blocks_of
 
 _BATCH: Final = 64
 _TRIES: Final = 3

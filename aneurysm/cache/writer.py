@@ -10,12 +10,12 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from aneurysm.cache.blocks import mask_blocks, pack_bits
 from aneurysm.cache.layout import IMAGE, VESSELS
 from aneurysm.cache.metadata import FORMAT_VERSION, document_bytes, files_hash, seal
 from aneurysm.cache.shard import write_shard
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
 from aneurysm.spec import Storage
+from aneurysm.volume.blocks import mask_blocks, pack_bits
 
 # Left and right of a vessel share a hue: dark on the left, light on the right.
 _COLOURS: Final = (

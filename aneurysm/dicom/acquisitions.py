@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 
 from aneurysm.dicom.content import FrameContent, unlikeness
+from aneurysm.dicom.frame import CONTRAST_TAGS, DISTINGUISHING_TAGS, Frame, FrameKey, TagValue
 from aneurysm.dicom.geometry import slice_geometry
-from aneurysm.dicom.series import CONTRAST_TAGS, DISTINGUISHING_TAGS, Frame, FrameKey, TagValue
 from aneurysm.dicom.tolerances import SAME_PLACE_FRACTION, SAME_PLACE_MM, same_tag
 
 MEASURED_TAGS: Final = ("EchoTime", "DiffusionBValue", "KVP", "InversionTime", "TriggerTime")

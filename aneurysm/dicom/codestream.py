@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Final
 
 from aneurysm.dicom.encoding import JPEG, JPEG_2000, JPEG_LS, RLE, jpeg_segments
-from aneurysm.dicom.series import PixelFormat
+from aneurysm.dicom.frame import PixelFormat
 from aneurysm.errors import PixelError
 
 # Frame headers: baseline, extended and progressive DCT, lossless; JPEG-LS.

@@ -7,8 +7,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from aneurysm.dicom.frame import Frame, FrameKey
 from aneurysm.dicom.pixels import PixelReader
-from aneurysm.dicom.series import Frame, FrameKey
 from aneurysm.errors import PixelError
 
 _COARSE: Final = 32

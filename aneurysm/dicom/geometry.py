@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.dicom.series import Frame
+from aneurysm.dicom.frame import Frame
 
 
 @lru_cache(maxsize=256)

@@ -26,7 +26,7 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
-from aneurysm.dicom.attributes import items_of
+from aneurysm.dicom.attributes import KEYWORDS, WANTED, items_of, take_values
 from aneurysm.dicom.deflated import inflate_head
 from aneurysm.dicom.elements import UNDEFINED, VRS, UnusualError, read_element, read_file_meta, skip_items
 from aneurysm.dicom.encoding import (
@@ -37,7 +37,6 @@ from aneurysm.dicom.encoding import (
     declared_encoding,
     found_encoding,
 )
-from aneurysm.dicom.values import KEYWORDS, WANTED, take_values
 from aneurysm.errors import AneurysmError, system_error
 
 PIXEL_DATA: Final = 0x7FE00010

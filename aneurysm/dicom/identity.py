@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from aneurysm.dicom.frame import MAX_FRAMES, UID, Decision
 from aneurysm.dicom.header import Header
-from aneurysm.dicom.series import MAX_FRAMES, UID, Decision
 from aneurysm.errors import Reason, SeriesRejectedError
 
 MAX_FOREIGN_FRACTION: Final = 0.1

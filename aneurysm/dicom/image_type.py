@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from aneurysm.dicom.series import Decision, Frame
+from aneurysm.dicom.frame import Decision, Frame
 from aneurysm.errors import Reason, SeriesRejectedError
 
 LOCALIZERS: Final = frozenset({"LOCALIZER", "SCOUT", "SCANOGRAM", "TOPOGRAM", "SURVIEW"})

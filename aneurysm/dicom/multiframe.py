@@ -11,15 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from aneurysm.dicom.attributes import first_item, items_of, number_of, value_of
+from aneurysm.dicom.attributes import first_item, items_of, number_of, seconds_of_day, value_of
 from aneurysm.dicom.encoding import DEFLATED
 from aneurysm.dicom.fragments import open_buffered, read_fragments
+from aneurysm.dicom.frame import DISTINGUISHING_TAGS, MAX_FRAMES, Decision, Frame, PixelFormat, TagValue, modality_of
 from aneurysm.dicom.geometry import plane_axes
 from aneurysm.dicom.header import Header, quiet_pydicom
 from aneurysm.dicom.pixel_format import pixel_format
 from aneurysm.dicom.rescale import frame_rescale, header_rescale, is_malformed
-from aneurysm.dicom.series import DISTINGUISHING_TAGS, MAX_FRAMES, Decision, Frame, PixelFormat, TagValue, modality_of
-from aneurysm.dicom.values import seconds_of_day
 from aneurysm.errors import PixelError
 
 # What is assumed of a multi-frame file that was stripped of all geometry: (rows, columns, slices) in mm, by the

@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 
 from aneurysm.dicom.content import Coarse, FrameContent, unlikeness
+from aneurysm.dicom.frame import Frame
 from aneurysm.dicom.geometry import slice_geometry
-from aneurysm.dicom.series import Frame
 
 _ON_LATTICE: Final = 0.1
 """Share of the gap by which slices of an even stack may be off: rounded positions, and jitter of the table."""

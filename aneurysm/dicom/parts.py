@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from aneurysm.dicom.frame import CONTRAST_TAGS, Frame
 from aneurysm.dicom.geometry import common_orientation, common_spacing, plane_axes
-from aneurysm.dicom.series import CONTRAST_TAGS, Frame
 from aneurysm.dicom.tolerances import SAME_PLACE_MM
 from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.spec import SlicePolicy

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from aneurysm.dicom.encoding import NATIVE, RLE, WHOLE_CELLS
+from aneurysm.dicom.frame import MAX_MATRIX, PixelFormat
 from aneurysm.dicom.header import Header
-from aneurysm.dicom.series import MAX_MATRIX, PixelFormat
 
 _MEANING: Final = (
     "BitsStored",

@@ -29,8 +29,8 @@ from aneurysm.dicom.encoding import (
     WHOLE_CELLS,
 )
 from aneurysm.dicom.fragments import Fragment, open_buffered, read_fragments, read_frame
+from aneurysm.dicom.frame import Frame, FrameKey, PixelFormat
 from aneurysm.dicom.header import quiet_pydicom
-from aneurysm.dicom.series import Frame, FrameKey, PixelFormat
 from aneurysm.errors import PixelError, system_error
 
 Pixels = NDArray[Any]

@@ -8,8 +8,8 @@ from typing import Final
 from pydicom.dataset import Dataset
 
 from aneurysm.dicom.attributes import first_item, items_of, number_of, value_of
+from aneurysm.dicom.frame import Rescale, modality_of
 from aneurysm.dicom.header import Header
-from aneurysm.dicom.series import Rescale, modality_of
 
 _NO_UNIT: Final = frozenset({"", "1", "{}", "NO UNITS", "UNSPECIFIED", "US"})
 """What says nothing of what the numbers are."""

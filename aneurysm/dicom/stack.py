@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from aneurysm.dicom.content import FrameContent
+from aneurysm.dicom.duplicates import one_frame_per_position
+from aneurysm.dicom.frame import Decision, Frame, FrameKey, listed
 from aneurysm.dicom.geometry import SliceGeometry, common_orientation, common_spacing, plane_axes, slice_geometry
 from aneurysm.dicom.image_type import without_projections
 from aneurysm.dicom.outsiders import slices_of_other_content
 from aneurysm.dicom.parts import Parts, described_parts, find_parts, gap_limit
-from aneurysm.dicom.series import Decision, Frame, FrameKey, listed
-from aneurysm.dicom.several import one_frame_per_position
 from aneurysm.dicom.tolerances import ORIENTATION_SPREAD, same_orientation, same_spacing, shown
 from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.spec import SlicePolicy

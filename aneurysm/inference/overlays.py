@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.inference.lesion_map import LesionMap, source_affine, source_planes, source_shape
 from aneurysm.inference.nifti import write_nifti
 from aneurysm.processes.files import sweep_temporaries
+from aneurysm.rawdata.folder import safe_source
 
 
 class Overlays:

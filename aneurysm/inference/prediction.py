@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.dicom.series import Decision
+from aneurysm.dicom.frame import Decision
 from aneurysm.dicom.stack import Stack
 from aneurysm.inference.adjustment import Adjustment
 from aneurysm.inference.candidates import Candidate

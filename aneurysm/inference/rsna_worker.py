@@ -14,13 +14,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
-from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import AneurysmError, UsageError, words_of
 from aneurysm.inference.base_rates import base_rates
 from aneurysm.inference.failure import Failure
 from aneurysm.inference.predictor import Predictor, load_predictor
 from aneurysm.inference.read_ahead import read_or_fail
 from aneurysm.labels import LABELS
+from aneurysm.rawdata.folder import safe_source
 
 PUBLISHED_RATES: Final = (0.03,) * 6 + (366 / 4348, 46 / 4348) + (0.03,) * 5 + (1864 / 4348,)
 """

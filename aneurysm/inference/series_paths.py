@@ -15,14 +15,21 @@ from typing import Any, Final
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.reader import CachedVolume
+from aneurysm.dicom.frame import UID
 from aneurysm.dicom.header import NotDicomError, read_header
-from aneurysm.dicom.scan import SCAN_MEMORY_MB, SeriesSource, find_series, hashed_name, safe_source
-from aneurysm.dicom.series import UID
 from aneurysm.errors import DataError, UsageError
-from aneurysm.objects.store import ObjectStore
-from aneurysm.objects.stored_data import StoredData, StoredSource, read_errors_told
-from aneurysm.objects.url import checked_url, is_url
 from aneurysm.processes.children import NO_LIMITS, Children, LostError
+from aneurysm.rawdata.bucket import StoredData, StoredSource
+from aneurysm.rawdata.folder import (
+    SCAN_MEMORY_MB,
+    SeriesSource,
+    find_series,
+    hashed_name,
+    read_errors_told,
+    safe_source,
+)
+from aneurysm.remote.client import ObjectStore
+from aneurysm.remote.url import checked_url, is_url
 
 SeriesPath = SeriesSource | CachedVolume
 _MADE_UP: Final = re.compile(r"(folder|file)-[0-9a-f]{16}")

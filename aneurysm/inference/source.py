@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.blocks import Blocks
 from aneurysm.patches.samplers import grid_starts
 from aneurysm.types import Triple, triple
+from aneurysm.volume.blocks import Blocks
 
 
 class Source(Protocol):

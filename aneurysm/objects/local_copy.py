@@ -25,10 +25,10 @@ from typing import Final
 from aneurysm.cache.manifest import ODD, parse_document, read_metadata
 from aneurysm.cache.metadata import find_damage
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, UsageError
-from aneurysm.objects.store import ObjectStore
 from aneurysm.processes.files import flush_tree, no_space_told
 from aneurysm.processes.locks import is_locked, locked
 from aneurysm.processes.shared_folder import make_folder, share_tree
+from aneurysm.remote.client import ObjectStore
 
 DEFAULT_GB: Final = 100.0
 _SHARE: Final = 0.9

@@ -26,11 +26,11 @@ from aneurysm.cache.layout import IMAGE, LABEL_TREES
 from aneurysm.cache.manifest import Row
 from aneurysm.cache.opening import open_cache
 from aneurysm.cache.place import CachePlace
-from aneurysm.dicom.scan import SeriesSource
-from aneurysm.objects.scratch import scratch_folder, told_as
-from aneurysm.objects.store import ObjectStore, StoredObject
 from aneurysm.objects.volume_sender import mark_of, prefix_of, record_of
 from aneurysm.processes.children import Limits, Runner
+from aneurysm.rawdata.folder import SeriesSource
+from aneurysm.remote.client import ObjectStore, StoredObject
+from aneurysm.remote.scratch import scratch_folder, told_as
 from aneurysm.spec import CacheSpec
 
 ABANDONED_AFTER: Final = timedelta(hours=6)

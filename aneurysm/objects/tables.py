@@ -14,9 +14,9 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import parse_document, read_manifest
 from aneurysm.errors import CacheError, DamagedCacheError
 from aneurysm.objects.local_copy import LocalCopy, StoredVolume
-from aneurysm.objects.scratch import scratch_folder, told_as
-from aneurysm.objects.store import ObjectStore
-from aneurysm.objects.url import checked_url
+from aneurysm.remote.client import ObjectStore
+from aneurysm.remote.scratch import scratch_folder, told_as
+from aneurysm.remote.url import checked_url
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout
 from aneurysm.cache.manifest import parse_shape
 from aneurysm.errors import StoreError
-from aneurysm.objects.scratch import held, scratch_folder
-from aneurysm.objects.store import ObjectStore
+from aneurysm.remote.client import ObjectStore
+from aneurysm.remote.scratch import held, scratch_folder
 
 
 def prefix_of(uid: str) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.blocks import Blocks
 from aneurysm.types import Triple
+from aneurysm.volume.blocks import Blocks
 
 
 def uniform_start(rng: np.random.Generator, volume: Triple, patch: Triple) -> Triple:

@@ -11,7 +11,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from aneurysm.cache.blocks import DARK_VESSELS
 from aneurysm.errors import CacheError
 from aneurysm.labels import SITES
 from aneurysm.report.evaluate import Evaluation
@@ -20,6 +19,7 @@ from aneurysm.report.plot_style import jpeg, styled
 from aneurysm.report.ranking import PRESENT
 from aneurysm.report.results import NOTICE
 from aneurysm.report.views import CT_PROJECTION_HU, View, ViewName, mr_projection_window, view
+from aneurysm.volume.blocks import DARK_VESSELS
 
 KINDS: tuple[tuple[str, str, int, int], ...] = (
     ("found", "Found: an aneurysm, and called so", 1, 1),

@@ -15,7 +15,6 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
-from aneurysm.cache.blocks import DARK_VESSELS, blocks_of
 from aneurysm.cache.open_volume import ZarrArray, open_volume
 from aneurysm.cache.shard_reader import ShardReader
 from aneurysm.errors import DamagedCacheError, NoSpaceError, UsageError
@@ -33,6 +32,7 @@ from aneurysm.report.marks import (
     write,
 )
 from aneurysm.report.views import CT_PROJECTION_HU, View, ViewName, mr_projection_window, view
+from aneurysm.volume.blocks import DARK_VESSELS, blocks_of
 
 _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
 SLAB_MM = 24.0

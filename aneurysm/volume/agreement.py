@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from aneurysm.dicom.frame import Decision, Frame, FrameKey, Rescale, listed
 from aneurysm.dicom.pixels import PixelReader
-from aneurysm.dicom.series import Decision, Frame, FrameKey, Rescale, listed
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
 from aneurysm.volume.hounsfield import Levels, Rescaling, level_difference, level_ratio, slice_levels
 from aneurysm.volume.padding import trusted_padding

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from aneurysm.dicom.frame import PixelFormat
 from aneurysm.dicom.pixels import Pixels
-from aneurysm.dicom.series import PixelFormat
 
 
 def trusted_padding(

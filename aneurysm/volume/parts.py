@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from aneurysm.dicom.geometry import SliceGeometry
 from aneurysm.dicom.stack import Stack
-from aneurysm.volume.frame import TargetGrid
+from aneurysm.volume.grid import TargetGrid
 
 _ROUNDING_MM = 1e-6
 _Places = NDArray[np.float64] | np.float64

@@ -15,8 +15,8 @@ from typing import Any, Final, NoReturn
 import numpy as np
 
 from aneurysm.dicom.encoding import WHOLE_CELLS
+from aneurysm.dicom.frame import Decision, Frame, PixelFormat
 from aneurysm.dicom.pixels import PixelReader, Pixels, inverted, used_bits
-from aneurysm.dicom.series import Decision, Frame, PixelFormat
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
 from aneurysm.volume.agreement import agree
 from aneurysm.volume.hounsfield import (

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aneurysm.annotations.nifti import MOST_VOXELS, read_small_numbers
-from aneurysm.dicom.series import Decision
+from aneurysm.dicom.frame import Decision
 from aneurysm.processes.children import Child, Limits
+from aneurysm.rawdata.masks import MOST_VOXELS, read_small_numbers
 
 VALUES = (np.arange(4 * 3 * 2) % 14).reshape(4, 3, 2)
 KINDS = {"u1": 2, "i2": 4, "i4": 8, "f4": 16, "f8": 64, "i1": 256, "u2": 512, "u4": 768, "i8": 1024, "u8": 1280}

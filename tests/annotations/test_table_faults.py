@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from aneurysm.annotations.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
 from aneurysm.errors import DataError
 from aneurysm.labels import LABELS
+from aneurysm.rawdata.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
 from tests.support.acquisition import acquire
 from tests.support.cached import run
 from tests.support.pattern import anatomy

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from aneurysm.annotations.vessels import find_masks
-from aneurysm.cache.blocks import blocks_of
 from aneurysm.labels import UNKNOWN_VESSEL
+from aneurysm.rawdata.masks import find_masks
+from aneurysm.volume.blocks import blocks_of
 from tests.support.acquisition import Acquisition, acquire, rotation
 from tests.support.cached import CachedImage, Outcome, run
 from tests.support.pattern import anatomy

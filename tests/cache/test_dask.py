@@ -13,12 +13,12 @@ import psutil
 import pytest
 
 from aneurysm._version import __version__
-from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.cache.dask_engine import build_on_worker, dask_engine
 from aneurysm.cache.series import SeriesJob
-from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import UsageError
 from aneurysm.processes.children import Limits
+from aneurysm.rawdata.folder import SeriesSource
+from aneurysm.rawdata.tables import SeriesNotes
 from aneurysm.spec import RECIPE_VERSION, load_spec
 from tests.cache import hooks
 from tests.cache.cluster import Cluster

@@ -10,9 +10,9 @@ import pytest
 
 from aneurysm.cache import estimate
 from aneurysm.cache.estimate import check_space
-from aneurysm.dicom.scan import find_series
 from aneurysm.errors import NoSpaceError
 from aneurysm.processes.children import InProcess
+from aneurysm.rawdata.folder import find_series
 from aneurysm.spec import load_spec
 from tests.support.run_data import write_rsna_data
 

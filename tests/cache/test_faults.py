@@ -15,9 +15,9 @@ import pytest
 
 from aneurysm.cache import estimate
 from aneurysm.cache.build import precache as precache_in_python
-from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import UsageError
 from aneurysm.processes.children import NO_LIMITS, Children, Limits
+from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import load_spec
 from tests.cache import hooks
 from tests.cache.conftest import Built

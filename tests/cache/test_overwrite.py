@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.cache import build, pool, publish, series
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.opening import read_spec
 from aneurysm.cache.publish import claim
 from aneurysm.cache.series import write_record
 from aneurysm.errors import Reason, SeriesRejectedError
+from aneurysm.rawdata.tables import SeriesNotes
 from tests.cache.conftest import Built
 from tests.cache.running import precache_here
 from tests.support.cache_state import leftovers, manifest, same_cache, tree_digest

@@ -11,15 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.cache import pool, series
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.pool import build_in_child, run_jobs
 from aneurysm.cache.publish import claim
 from aneurysm.cache.series import Outcome, SeriesJob
-from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import NoSpaceError, Reason
 from aneurysm.processes.children import Limits
+from aneurysm.rawdata.folder import SeriesSource
+from aneurysm.rawdata.tables import SeriesNotes
 from aneurysm.spec import load_spec
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aneurysm.annotations.tables import SeriesNotes
 from aneurysm.cache import verify
 from aneurysm.cache.build import precache
 from aneurysm.cache.layout import CacheLayout
@@ -24,6 +23,7 @@ from aneurysm.cache.publish import claim
 from aneurysm.cache.series import write_record
 from aneurysm.cache.verify import verify_cache
 from aneurysm.errors import CacheError, Reason
+from aneurysm.rawdata.tables import SeriesNotes
 from tests.cache.conftest import Built
 from tests.support.cache_state import manifest, same_cache, tree_digest
 from tests.support.command import call_cli

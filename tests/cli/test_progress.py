@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from aneurysm.cache.series import Outcome
-from aneurysm.dicom.scan import Inventory
+from aneurysm.rawdata.folder import Inventory
 from aneurysm.training.progress import RunFacts, StepFacts
 from cli import progress
 from cli.progress import Clock, Display, PrecacheProgress, series_share, series_text

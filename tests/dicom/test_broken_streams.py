@@ -8,8 +8,8 @@ import imagecodecs
 import numpy as np
 import pytest
 
+from aneurysm.dicom.frame import Frame, PixelFormat
 from aneurysm.dicom.pixels import PixelReader
-from aneurysm.dicom.series import Frame, PixelFormat
 from aneurysm.errors import PixelError
 from tests.support.pixels import compressed_frame
 

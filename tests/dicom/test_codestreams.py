@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from aneurysm.dicom.codestream import check_stream, unpacked_size
+from aneurysm.dicom.frame import PixelFormat
 from aneurysm.dicom.pixels import PixelReader
-from aneurysm.dicom.series import PixelFormat
 from aneurysm.errors import PixelError
 from tests.support.pixels import compressed_frame
 

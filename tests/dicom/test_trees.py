@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from aneurysm.cache.build import precache
-from aneurysm.dicom import scan
 from aneurysm.dicom.header import Header
 from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.processes.children import LostError
+from aneurysm.rawdata import folder as scan
 from cli.progress import PrecacheProgress
 from tests.support.acquisition import acquire
 from tests.support.cached import run

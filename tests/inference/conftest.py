@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn.functional import max_pool3d
 
-from aneurysm.cache.blocks import Survey
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
@@ -20,6 +19,7 @@ from aneurysm.cache.writer import write_volume
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput
 from aneurysm.spec import load_spec
+from aneurysm.volume.blocks import Survey
 
 SPEC = load_spec("rsna-1mm")
 STRAIGHT = np.array([[0, 0, 1.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])

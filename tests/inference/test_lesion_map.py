@@ -12,7 +12,6 @@ import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import NoSpaceError
 from aneurysm.inference.lesion_map import LesionMap, source_affine, source_planes
 from aneurysm.inference.overlays import Overlays
@@ -20,6 +19,7 @@ from aneurysm.inference.predictor import Predictor
 from aneurysm.inference.reading import read_path
 from aneurysm.inference.windows import WindowOptions
 from aneurysm.labels import LABELS
+from aneurysm.rawdata.folder import SeriesSource
 from tests.inference.test_predictor import SPEC, Brightest
 from tests.support.acquisition import acquire, rotation
 from tests.support.pattern import level_but_one, lone_blob

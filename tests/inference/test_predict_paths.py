@@ -7,10 +7,10 @@ import shutil
 import pytest
 
 from aneurysm.cache.build import precache
-from aneurysm.dicom.scan import find_series
 from aneurysm.errors import DataError, UsageError
 from aneurysm.inference.series_paths import find_paths, unnamed_place
-from aneurysm.objects.stored_data import StoredSource
+from aneurysm.rawdata.bucket import StoredSource
+from aneurysm.rawdata.folder import find_series
 from cli.predict_input import find, split
 from tests.support.acquisition import acquire
 from tests.support.pattern import lone_blob

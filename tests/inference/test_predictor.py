@@ -14,13 +14,13 @@ import aneurysm
 from aneurysm import CacheWriter
 from aneurysm.cache.build import precache
 from aneurysm.cache.catalog import Cache
-from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import AneurysmError, DeviceMemoryError, SeriesRejectedError, UsageError
 from aneurysm.inference.predictor import Failure, Prediction, Predictor, load_predictor
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.inference.windows import WindowOptions, predict_cached
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput
+from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import load_spec
 from tests.inference.checkpoints import write_checkpoint
 from tests.inference.conftest import Painted

@@ -7,7 +7,6 @@ import pytest
 
 from aneurysm.cache.build import precache
 from aneurysm.cache.catalog import Cache
-from aneurysm.dicom.scan import SeriesSource
 from aneurysm.errors import DataError, SeriesRejectedError, SpecMismatchError, UsageError
 from aneurysm.inference.reading import read_path
 from aneurysm.inference.series_paths import find_paths
@@ -15,6 +14,7 @@ from aneurysm.inference.source_pixel import source_pixel
 from aneurysm.phantom.dataset import write_plans
 from aneurysm.phantom.plan import plan_series
 from aneurysm.phantom.truth import read_truth
+from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import load_spec
 from tests.support.acquisition import acquire
 from tests.support.pattern import anatomy

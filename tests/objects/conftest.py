@@ -17,7 +17,7 @@ import boto3
 import pytest
 
 from aneurysm.cache.reader import close_volumes
-from aneurysm.objects import store
+from aneurysm.remote import client as store
 from tests.cache.conftest import Built as Built
 from tests.cache.conftest import _no_process_is_left as _no_process_is_left
 from tests.cache.conftest import built as built

@@ -15,9 +15,9 @@ import pytest
 from aneurysm.cache.arrays import CacheWriter
 from aneurysm.cache.catalog import Cache
 from aneurysm.errors import StoreError, StoreRefusedError, UsageError
-from aneurysm.objects import store
-from aneurysm.objects.store import ObjectStore
-from aneurysm.objects.url import checked_url, is_url
+from aneurysm.remote import client as store
+from aneurysm.remote.client import ObjectStore
+from aneurysm.remote.url import checked_url, is_url
 from tests.objects.conftest import SECRET, Bucket, Built
 from tests.support.command import Ran, call_cli
 

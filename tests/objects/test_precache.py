@@ -13,16 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.annotations.tables import read_tables
 from aneurysm.cache import build, series
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.merge import merge
 from aneurysm.cache.series import SeriesJob, build_series, patient_key
 from aneurysm.cache.sharding import Shard
 from aneurysm.cache.verify import verify_cache
-from aneurysm.dicom.scan import safe_source
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError, PatientKeyError
-from aneurysm.objects import store, stored_cache
+from aneurysm.objects import stored_cache
+from aneurysm.rawdata.folder import safe_source
+from aneurysm.rawdata.tables import read_tables
+from aneurysm.remote import client as store
 from aneurysm.spec import load_spec
 from tests.objects.conftest import SECRET, Bucket, Built
 from tests.support.cache_state import leftovers, manifest, same_cache
@@ -106,7 +107,7 @@ def _with_long_header(path: Path) -> bytes:
 
 DIES = """
 import os, signal
-from aneurysm.objects.store import ObjectStore
+from aneurysm.remote.client import ObjectStore
 
 write = ObjectStore.write
 

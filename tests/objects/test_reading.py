@@ -21,7 +21,7 @@ from aneurysm.cache.reader import CachedVolume, close_volumes
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError, StoreError, UsageError
 from aneurysm.objects import local_copy
 from aneurysm.objects.local_copy import LocalCopy
-from aneurysm.objects.store import ObjectStore
+from aneurysm.remote.client import ObjectStore
 from tests.objects.conftest import Bucket, Built
 from tests.patches.conftest import add_volume
 from tests.support.command import call_cli

@@ -14,8 +14,8 @@ from aneurysm.cache.catalog import Cache
 from aneurysm.cache.reader import close_volumes
 from aneurysm.cache.sharding import Shard
 from aneurysm.cache.verify import verify_cache
-from aneurysm.objects.store import ObjectStore
 from aneurysm.objects.volume_sender import StoredFiles
+from aneurysm.remote.client import ObjectStore
 from tests.cache.test_relabel import CORRECTIONS, edit_train, to_no_image, turn_mask, two_labels
 from tests.objects.conftest import Bucket, Built
 from tests.support.cache_state import leftovers, same_cache, tree_digest

@@ -11,7 +11,7 @@ from aneurysm.cache import build
 from aneurysm.cache.merge import merge
 from aneurysm.cache.sharding import Shard
 from aneurysm.cache.verify import verify_cache
-from aneurysm.objects.store import ObjectStore
+from aneurysm.remote.client import ObjectStore
 from tests.objects.conftest import Bucket, Built
 from tests.support.cache_state import manifest
 

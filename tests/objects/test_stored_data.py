@@ -9,7 +9,7 @@ import pytest
 
 from aneurysm.cache import build
 from aneurysm.errors import NoSpaceError
-from aneurysm.objects.store import ObjectStore
+from aneurysm.remote.client import ObjectStore
 from tests.objects.conftest import Bucket, Built
 
 

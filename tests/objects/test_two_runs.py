@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.annotations.tables import read_tables
 from aneurysm.cache import build
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.pool import Local, run_jobs
 from aneurysm.cache.series import Outcome, SeriesJob, build_series
 from aneurysm.cache.verify import verify_cache
-from aneurysm.dicom.scan import Inventory, safe_source
 from aneurysm.errors import Reason
 from aneurysm.objects import stored_cache
-from aneurysm.objects.store import ObjectStore
 from aneurysm.objects.volume_sender import VolumeSender
 from aneurysm.processes.children import NO_LIMITS, InProcess
+from aneurysm.rawdata.folder import Inventory, safe_source
+from aneurysm.rawdata.tables import read_tables
+from aneurysm.remote.client import ObjectStore
 from aneurysm.spec import load_spec
 from tests.objects.conftest import Bucket, Built
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aneurysm.cache.blocks import Survey
 from aneurysm.cache.catalog import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
@@ -15,6 +14,7 @@ from aneurysm.cache.reader import close_volumes
 from aneurysm.cache.writer import write_volume
 from aneurysm.labels import LABELS, MODALITIES, SITES
 from aneurysm.spec import load_spec
+from aneurysm.volume.blocks import Survey
 
 AFFINE = np.array([[0, 0, 1.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
 

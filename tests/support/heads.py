@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from aneurysm.dicom.frame import Frame, PixelFormat, Rescale
 from aneurysm.dicom.pixels import inverted, used_bits
-from aneurysm.dicom.series import Frame, PixelFormat, Rescale
 
 AIR, BRAIN, CSF, FAT, BONE = -1000.0, 35.0, 8.0, -100.0, 1100.0
 

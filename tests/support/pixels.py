@@ -21,7 +21,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from aneurysm.dicom.series import Frame, PixelFormat, Rescale
+from aneurysm.dicom.frame import Frame, PixelFormat, Rescale
 
 JPEG_BASELINE = UID("1.2.840.10008.1.2.4.50")
 JPEG_EXTENDED = UID("1.2.840.10008.1.2.4.51")

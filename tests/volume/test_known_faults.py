@@ -15,7 +15,7 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
-from aneurysm.dicom.series import Rescale
+from aneurysm.dicom.frame import Rescale
 from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.volume.stored_values import stored_values
 from tests.support.acquisition import acquire

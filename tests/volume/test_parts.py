@@ -9,7 +9,7 @@ import pytest
 
 from aneurysm.dicom.geometry import SliceGeometry
 from aneurysm.spec import load_spec
-from aneurysm.volume.frame import lay_grid
+from aneurysm.volume.grid import lay_grid
 from aneurysm.volume.parts import Coverage, OtherPart, PartMerger
 from tests.support.acquisition import Acquisition, acquire
 from tests.support.cached import CachedImage, cached

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aneurysm.cache.blocks import Survey, mask_blocks
 from aneurysm.spec import load_spec, shipped_specs
-from aneurysm.volume.normalize import Intensity, ct_intensity
-from aneurysm.volume.survey import survey
+from aneurysm.volume.blocks import Survey, mask_blocks
+from aneurysm.volume.head_and_vessels import survey
+from aneurysm.volume.intensity import Intensity, ct_intensity
 
 HU = Intensity("HU", 1.0, 0.0, (-1000, 2000), (-100, 900), -1000, "int16", {})
 MR = Intensity("arbitrary", 0.5, 10.0, (0, 1000), (50, 1000), -20, "int16", {})

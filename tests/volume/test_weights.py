@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aneurysm.volume.resample import InPlane, axis_weights, target_axis
+from aneurysm.volume.weights import InPlane, axis_weights, target_axis
 
 gaps = st.lists(st.floats(0.2, 6.0), min_size=3, max_size=40)
 

@@ -11,17 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from aneurysm.annotations.tables import read_tables
+from aneurysm.dicom.frame import UID
 from aneurysm.dicom.header import DamagedHeaderError, NotDicomError, read_header
-from aneurysm.dicom.series import UID
-from aneurysm.errors import DataError, Reason, SeriesRejectedError
+from aneurysm.errors import AneurysmError, DataError, Reason, SeriesRejectedError
 from aneurysm.inputs import Wanted, describe, folders_inside, hidden_series, mistake
-from aneurysm.processes.children import NO_LIMITS, Limits, Runner
-
-if TYPE_CHECKING:
-    from aneurysm.processes.children import LostError
+from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
+from aneurysm.processes.threads import look_at_each
+from aneurysm.rawdata.masks import MASKS, find_masks
+from aneurysm.rawdata.tables import Tables, read_tables
 
 UNREADABLE: Final = "unreadable"
 """Begins the name of what stands for files of a folder that can't be read, and whose series is not known."""
@@ -373,3 +372,53 @@ def _visible_files(
             yield entry.path
         elif is_folder:
             yield from _visible_files(entry.path, recursive=True, above=above | {here})
+
+
+class DataPlace:
+    """Data in a folder."""
+
+    path: Path | None = None
+    """The folder; None if it is none, but a URL."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = self._root = root
+
+    def find_series(self, workers: int, limits: Limits = NO_LIMITS, processes: Runner | None = None) -> Inventory:
+        """Find the series; see `aneurysm.rawdata.folder.check_level` and `aneurysm.rawdata.folder.find_series`."""
+        with read_errors_told(self._root):
+            check_level(self._root)
+            return find_series(self._root, workers, limits, processes)
+
+    def tables(self) -> Tables:
+        """Read the tables; see `aneurysm.rawdata.tables.read_tables`."""
+        with read_errors_told(self._root):
+            return read_tables(self._root)
+
+    def find_masks(self) -> Mapping[str, Path | str] | None:
+        """Return where the vessel masks are, by series UID; None if there is no folder of masks."""
+        with read_errors_told(self._root):
+            return find_masks(self._root) if (self._root / MASKS).is_dir() else None
+
+    def sizes(self, sources: Sequence[SeriesSource]) -> dict[str, int]:
+        """Return about how many bytes each series has, by UID."""
+        return dict(zip((s.uid for s in sources), look_at_each(sources, _approximate_size), strict=True))
+
+
+@contextmanager
+def read_errors_told(root: str | Path) -> Iterator[None]:
+    """Turn the operating system's error into a `DataError`, which does not name what is in ``root``."""
+    try:
+        yield
+    except AneurysmError:
+        raise
+    except OSError as error:
+        # Not by its name: of what lies below, that may be a patient's.
+        within = "" if os.path.realpath(root) == os.path.realpath(error.filename or root) else ", or something in it,"
+        raise DataError(f"{root}{within} can't be read: {error.strerror or type(error).__name__}") from error
+
+
+def _approximate_size(source: SeriesSource) -> int:
+    try:
+        return source.approximate_size()
+    except OSError:
+        return 0

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from aneurysm.cache.blocks import EDGE_MM, Survey
-from aneurysm.volume.normalize import Intensity
+from aneurysm.volume.blocks import EDGE_MM, Survey
+from aneurysm.volume.intensity import Intensity
 
 _AIR_BELOW_HU: Final = -500.0
 _ABOVE_CLIP_HU: Final = 50.0

@@ -10,19 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.dicom.content import PixelContent
+from aneurysm.dicom.frame import Decision, Frame, FrameKey
 from aneurysm.dicom.parts import gap_limit
 from aneurysm.dicom.pixels import PixelReader
-from aneurysm.dicom.series import Decision, Frame, FrameKey, Series
+from aneurysm.dicom.series import Series
 from aneurysm.dicom.stack import Stack, stack_frames
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
 from aneurysm.spec import CacheSpec
 from aneurysm.volume.agreement import DAMAGED
-from aneurysm.volume.frame import TargetGrid, field_of_view, lay_grid, target_grid
+from aneurysm.volume.grid import TargetGrid, field_of_view, lay_grid, target_grid
+from aneurysm.volume.intensity import Intensity, ct_intensity, mr_intensity
 from aneurysm.volume.modality import dicom_modality
-from aneurysm.volume.normalize import Intensity, ct_intensity, mr_intensity
 from aneurysm.volume.parts import Coverage, OtherPart, PartMerger
-from aneurysm.volume.resample import InPlane, axis_weights
 from aneurysm.volume.stored_values import Meaning, StoredValues, stored_values
+from aneurysm.volume.weights import InPlane, axis_weights
 
 _ALL_AIR_HU: Final = -900.0
 _UNREADABLE: Final = "unreadable_slice"

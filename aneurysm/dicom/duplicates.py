@@ -23,7 +23,7 @@ from aneurysm.dicom.acquisitions import (
     positions,
 )
 from aneurysm.dicom.content import FrameContent, unlikeness
-from aneurysm.dicom.series import DISTINGUISHING_TAGS, Decision, Frame, FrameKey, TagValue
+from aneurysm.dicom.frame import DISTINGUISHING_TAGS, Decision, Frame, FrameKey, TagValue
 from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.spec import SlicePolicy
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aneurysm.dicom.frame import PixelFormat
 from aneurysm.dicom.geometry import SliceGeometry
-from aneurysm.dicom.series import PixelFormat
 from aneurysm.dicom.stack import Stack
 from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.spec import CacheSpec
-from aneurysm.volume.resample import TargetAxis, target_axis
+from aneurysm.volume.weights import TargetAxis, target_axis
 
 _SLICE, _ROW, _COLUMN = 0, 1, 2
 

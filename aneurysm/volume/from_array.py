@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from aneurysm.errors import DataError, UsageError
 from aneurysm.labels import MODALITIES
 from aneurysm.spec import CacheSpec
-from aneurysm.volume.frame import TargetGrid, lay_grid
-from aneurysm.volume.normalize import Intensity, array_intensity, ct_intensity, mr_intensity
-from aneurysm.volume.resample import axis_weights
+from aneurysm.volume.grid import TargetGrid, lay_grid
+from aneurysm.volume.intensity import Intensity, array_intensity, ct_intensity, mr_intensity
+from aneurysm.volume.weights import axis_weights
 
 CT_MODALITIES: Final = ("CT", "CTA")
 """Modalities whose arrays are in HU; of the others in `KNOWN_MODALITIES` they are MR's, of any scale."""

@@ -1,4 +1,4 @@
-"""NIfTI file -> ITK image of small whole numbers; its header, which says what will be allocated, is checked first."""
+"""Vessel masks of a data folder: where they lie, and their voxels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,27 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.dicom.series import Decision
+from aneurysm.dicom.frame import Decision
+
+MASKS: Final = "segmentations"
+MASK_ENDINGS: Final = ("_cowseg.nii", "_cowseg.nii.gz")
+
+
+def find_masks(root: Path) -> dict[str, Path]:
+    """Return by series UID the vessel masks below ``root``/segmentations, flat or each in a folder of its own."""
+    masks: dict[str, Path] = {}
+    folder = root / MASKS
+    if not folder.is_dir():
+        return masks
+    names = sorted(p.name for p in folder.iterdir())
+    for ending in MASK_ENDINGS:
+        flat = ((name.removesuffix(ending), folder / name) for name in names if name.endswith(ending))
+        nested = ((name, folder / name / f"{name}{ending}") for name in names)
+        for uid, path in (*flat, *nested):  # the first found counts
+            if uid not in masks and path.is_file():
+                masks[uid] = path
+    return masks
+
 
 MOST_VOXELS: Final = 2**29
 """512 x 512 x 2,048: more slices than any head has."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,30 +9,28 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from aneurysm.annotations.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
-from aneurysm.annotations.vessels import MASK_ENDINGS, MASKS, find_masks
 from aneurysm.dicom.encoding import DEFLATED
 from aneurysm.dicom.header import NotDicomError, read_header
-from aneurysm.dicom.scan import (
+from aneurysm.errors import DataError, Reason
+from aneurysm.processes.children import NO_LIMITS, Limits, Runner
+from aneurysm.rawdata.folder import (
     SCAN_MEMORY_MB,
+    DataPlace,
     FileFacts,
     Ignored,
     Inventory,
     SeriesSource,
-    check_level,
     file_facts,
-    find_series,
     group_by_series,
     lost_facts,
     named_folders,
     safe_source,
 )
-from aneurysm.errors import AneurysmError, DataError, Reason
-from aneurysm.objects.scratch import scratch_folder, scratch_space_told, told_as
-from aneurysm.objects.store import ObjectStore, StoredObject
-from aneurysm.objects.url import is_url
-from aneurysm.processes.children import NO_LIMITS, Limits, Runner
-from aneurysm.processes.threads import look_at_each
+from aneurysm.rawdata.masks import MASK_ENDINGS, MASKS
+from aneurysm.rawdata.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
+from aneurysm.remote.client import ObjectStore, StoredObject
+from aneurysm.remote.scratch import scratch_folder, scratch_space_told, told_as
+from aneurysm.remote.url import is_url
 
 _HEAD: Final = 32 * 1024
 """So much of an object is read to learn whose series it is; of most headers that is all."""
@@ -79,36 +76,6 @@ class StoredSource(SeriesSource):
         return {o.key: o.size for o in found if _is_direct(o.key, self.prefix)}
 
 
-class DataPlace:
-    """Data in a folder."""
-
-    path: Path | None = None
-    """The folder; None if it is none, but a URL."""
-
-    def __init__(self, root: Path) -> None:
-        self.path = self._root = root
-
-    def find_series(self, workers: int, limits: Limits = NO_LIMITS, processes: Runner | None = None) -> Inventory:
-        """Find the series; see `aneurysm.dicom.scan.check_level` and `aneurysm.dicom.scan.find_series`."""
-        with read_errors_told(self._root):
-            check_level(self._root)
-            return find_series(self._root, workers, limits, processes)
-
-    def tables(self) -> Tables:
-        """Read the tables; see `aneurysm.annotations.tables.read_tables`."""
-        with read_errors_told(self._root):
-            return read_tables(self._root)
-
-    def find_masks(self) -> Mapping[str, Path | str] | None:
-        """Return where the vessel masks are, by series UID; None if there is no folder of masks."""
-        with read_errors_told(self._root):
-            return find_masks(self._root) if (self._root / MASKS).is_dir() else None
-
-    def sizes(self, sources: Sequence[SeriesSource]) -> dict[str, int]:
-        """Return about how many bytes each series has, by UID."""
-        return dict(zip((s.uid for s in sources), look_at_each(sources, _approximate_size), strict=True))
-
-
 class StoredData(DataPlace):
     """Data below a URL."""
 
@@ -131,7 +98,7 @@ class StoredData(DataPlace):
         return inventory
 
     def tables(self) -> Tables:
-        """Read the tables; see `aneurysm.annotations.tables.read_tables`."""
+        """Read the tables; see `aneurysm.rawdata.tables.read_tables`."""
         with scratch_folder() as folder, told_as(folder, self._store.url), scratch_space_told(folder):
             for name in (TRAIN_CSV, LOCALIZERS_CSV):
                 try:
@@ -189,19 +156,6 @@ class StoredData(DataPlace):
         return Inventory(self._store.url, "tree", sources, ignored)
 
 
-@contextmanager
-def read_errors_told(root: str | Path) -> Iterator[None]:
-    """Turn the operating system's error into a `DataError`, which does not name what is in ``root``."""
-    try:
-        yield
-    except AneurysmError:
-        raise
-    except OSError as error:
-        # Not by its name: of what lies below, that may be a patient's.
-        within = "" if os.path.realpath(root) == os.path.realpath(error.filename or root) else ", or something in it,"
-        raise DataError(f"{root}{within} can't be read: {error.strerror or type(error).__name__}") from error
-
-
 def data_place(data: str | Path) -> DataPlace:
     """Return where the data are, a folder or a URL."""
     return StoredData(str(data)) if is_url(data) else DataPlace(Path(data).absolute())
@@ -218,13 +172,6 @@ def brought_mask(mask: Path | str | None) -> Iterator[Path | None]:
         with scratch_space_told(folder):
             ObjectStore(folder_url).download(name, folder / name)
         yield folder / name
-
-
-def _approximate_size(source: SeriesSource) -> int:
-    try:
-        return source.approximate_size()
-    except OSError:
-        return 0
 
 
 def _file_of(key: str, folder: Path) -> Path:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 EDGE_MM: Final = 8.0
 SURVEY_VERSION: Final = 2
-"""Of what finds them (`aneurysm.volume.survey`). Raise it when other blocks come out: patches are drawn by them."""
+"""Of `aneurysm.volume.head_and_vessels`. Raise it when other blocks come out: patches are drawn by them."""
 DARK_VESSELS: Final = "MRI T2"
 """The modality in which flowing blood is dark: the least signal of a slab shows vessels, and the most hides them."""
 
