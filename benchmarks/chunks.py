@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.reader import CachedVolume, close_volumes
+from aneurysm.cache.volume import CachedVolume, close_volumes
 from aneurysm.cache.writer import write_volume
 from aneurysm.processes.threads import limit_threads
 from aneurysm.spec import Storage, load_spec

@@ -153,7 +153,7 @@ def _use(batch: Any, name: str) -> int:
 
 
 def _ours(name: str, cache: Path, workers: int) -> Any:
-    from aneurysm.cache.catalog import Cache
+    from aneurysm.cache.cache import Cache
     from aneurysm.patches.loader import PatchLoader
 
     cache = _many(cache, 5000) if name == "ours-5000" else cache

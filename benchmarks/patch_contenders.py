@@ -18,7 +18,7 @@ from benchmarks.patch_data import size_mb
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from aneurysm.cache.reader import CachedVolume
+    from aneurysm.cache.volume import CachedVolume
     from aneurysm.types import Triple
     from benchmarks.patch_data import Box
 

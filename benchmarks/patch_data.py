@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aneurysm.cache.reader import CachedVolume
+    from aneurysm.cache.volume import CachedVolume
     from aneurysm.types import Triple
 
 ROOT = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ from benchmarks.patch_worker import CONTENDERS, Round, Worker, digest_of
 from benchmarks.table import Target, aims, command_line, machine, write_section
 
 if TYPE_CHECKING:
-    from aneurysm.cache.reader import CachedVolume
+    from aneurysm.cache.volume import CachedVolume
     from aneurysm.types import Triple
 
     # One patch size, warm or cold: the rounds of each contender, by their numbers.

@@ -18,7 +18,7 @@ from benchmarks.patch_data import make_cache
 from benchmarks.table import Target, aims, command_line, machine, write_section
 
 if TYPE_CHECKING:
-    from aneurysm.cache.catalog import Cache
+    from aneurysm.cache.cache import Cache
 
 EDGE = 32
 _PRESENT = 13
@@ -40,7 +40,7 @@ def main() -> int:
     options = parser.parse_args()
     work = work_folder(options)
 
-    from aneurysm.cache.catalog import Cache
+    from aneurysm.cache.cache import Cache
 
     cache = Cache.open(make_cache(work, options.series, "small"))
     rows = [_one_seed(cache, seed, options) for seed in range(options.seeds)]

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aneurysm.cache.build import precache
+from aneurysm.cache.folder import open_cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import read_manifest
-from aneurysm.cache.opening import open_cache
-from aneurysm.cache.series import SeriesJob, build_series
+from aneurysm.precache.build_series import SeriesJob, build_series
+from aneurysm.precache.run import precache
 from aneurysm.rawdata.folder import find_series
 from aneurysm.rawdata.tables import SeriesNotes
 from aneurysm.spec import load_spec
@@ -28,7 +28,7 @@ from benchmarks.data import SYNTAXES, write_series
 from benchmarks.makespan import Costs
 
 if TYPE_CHECKING:
-    from aneurysm.cache.series import Outcome
+    from aneurysm.precache.build_series import Outcome
     from aneurysm.rawdata.folder import Inventory
 
 ALONE = (

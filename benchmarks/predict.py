@@ -22,15 +22,15 @@ import torch
 from torch import nn
 
 from aneurysm.inference.predictor import load_predictor
-from aneurysm.inference.reading import read_path
+from aneurysm.inference.read_series import read_path
 from aneurysm.inference.series_paths import find_paths
-from aneurysm.inference.source import read_windows
 from aneurysm.labels import LABELS
 from aneurysm.models.registry import ARCHITECTURES, build_model
 from aneurysm.processes.threads import limit_threads
 from aneurysm.spec import load_spec
 from aneurysm.training.checkpoint import model_entries, save_atomically
 from aneurysm.training.config_file import parse_config
+from aneurysm.windows.grid import read_windows
 from benchmarks.data import write_series
 from benchmarks.table import command_line, machine, write_section
 

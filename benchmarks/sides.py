@@ -90,9 +90,9 @@ def _options() -> argparse.Namespace:
 
 
 def _make_cache(work: Path, options: argparse.Namespace) -> Path:
-    from aneurysm.cache.build import precache
     from aneurysm.phantom.dataset import write_plans
     from aneurysm.phantom.plan import plan_series
+    from aneurysm.precache.run import precache
     from aneurysm.spec import load_spec
 
     data = work / f"sides-{options.series}-{options.difficulty:g}"
@@ -120,7 +120,7 @@ def _auc(name: str, root: Path, work: Path, seed: int, options: argparse.Namespa
     import torch
     from sklearn.metrics import roc_auc_score
 
-    from aneurysm.cache.catalog import Cache
+    from aneurysm.cache.cache import Cache
     from aneurysm.patches.loader import PatchLoader
     from aneurysm.training.checkpoint import load_checkpoint
     from aneurysm.training.config import TrainConfig

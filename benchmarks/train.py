@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader
-from aneurysm.training.batches import MicroBatch, TimedBatches
 from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.config import TrainConfig
 from aneurysm.training.fit import for_machine, usual_workers
 from aneurysm.training.module import PatchModule
+from aneurysm.training.timed_loader import MicroBatch, TimedBatches
 from aneurysm.training.trainer import make_trainer, run_trainer
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.patch_data import make_cache

@@ -29,7 +29,7 @@ from benchmarks.table import Target, aims, command_line, machine, write_section
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aneurysm.cache.catalog import Cache
+    from aneurysm.cache.cache import Cache
 
 TITLES = {
     "ours": "ours: `aneurysm train`'s own loop",
@@ -109,14 +109,14 @@ def _ours(name: str, root: Path, options: argparse.Namespace) -> tuple[float, fl
     del name
     import lightning.pytorch as pl
 
-    from aneurysm.cache.catalog import Cache
+    from aneurysm.cache.cache import Cache
     from aneurysm.models.registry import build_model
     from aneurysm.patches.loader import PatchLoader
-    from aneurysm.training.batches import TimedBatches
     from aneurysm.training.callbacks.ema import Ema
     from aneurysm.training.config import TrainConfig
     from aneurysm.training.fit import for_machine
     from aneurysm.training.module import PatchModule
+    from aneurysm.training.timed_loader import TimedBatches
     from aneurysm.training.trainer import make_trainer, run_trainer
 
     edge = options.patch
@@ -272,7 +272,7 @@ def _write_nifti(root: Path) -> None:
     import numpy as np
     import SimpleITK as sitk
 
-    from aneurysm.cache.catalog import Cache
+    from aneurysm.cache.cache import Cache
 
     if _nifti(root).exists():
         return

@@ -144,7 +144,7 @@ def _predicted(
     model: str | None,
 ) -> list[Run]:
     """Predict anew, and say how it goes on stderr."""
-    from aneurysm.report.fresh import FreshOptions, predict_fresh
+    from aneurysm.report.repredict import FreshOptions, predict_fresh
 
     options = FreshOptions(given.cache, fold, device, model, given.local_cache, given.local_cache_gb)
     with Display("predict") as display:

@@ -147,11 +147,11 @@ def predict(
     # Before what follows is imported, which takes seconds: a mistyped path is answered at once.
     checkpoints, series = split(paths)
     from aneurysm.inference.base_rates import base_rates
-    from aneurysm.inference.device import usual_precision
-    from aneurysm.inference.devices import device_names, predict_on
+    from aneurysm.inference.multi_device import device_names, predict_on
     from aneurysm.inference.overlays import Overlays
     from aneurysm.inference.prediction_table import model_key, open_table
     from aneurysm.inference.predictor import load_predictor
+    from aneurysm.models.device import usual_precision
 
     end_on_sigterm()
     started = time.perf_counter()

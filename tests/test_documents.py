@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aneurysm.cache.manifest import read_attributes
-from aneurysm.cache.open_volume import _read_json
+from aneurysm.cache.volume import _read_json
 from aneurysm.documents import MOST_JSON, MOST_TOML, parse_json, parse_toml, read_json, read_toml
 from aneurysm.errors import CacheError, DamagedCacheError, SpecError, UsageError
 from aneurysm.inference.calibration import read_calibration

@@ -10,7 +10,7 @@ import pytest
 KEPT_OUT = ("pydicom", "SimpleITK", "joblib", "dask", "distributed")
 
 
-@pytest.mark.parametrize("package", ["aneurysm.cache.catalog", "aneurysm.patches"])
+@pytest.mark.parametrize("package", ["aneurysm.cache.cache", "aneurysm.patches"])
 def test_the_training_side_loads_nothing_of_stage_1(package):
     code = f"""
 import importlib, pkgutil, sys

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
+from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import read_attributes, read_manifest
-from aneurysm.cache.opening import read_spec
 from aneurysm.errors import CacheNotFoundError
 from aneurysm.labels import LABELS
 from aneurysm.remote.url import is_url, joined
@@ -77,7 +77,7 @@ def _voxels(row: dict[str, str]) -> int:
 def tables_of(cache: str | Path) -> Iterator[CacheLayout]:
     """Yield where the tables of a cache are: its folder, or one to which they were fetched."""
     if is_url(cache):
-        from aneurysm.objects.tables import fetched_tables
+        from aneurysm.cache.local_copy import fetched_tables
 
         with fetched_tables(str(cache)) as folder:
             yield CacheLayout(folder)

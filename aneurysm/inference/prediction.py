@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from aneurysm.dicom.frame import Decision
 from aneurysm.dicom.stack import Stack
 from aneurysm.inference.adjustment import Adjustment
-from aneurysm.inference.candidates import Candidate
 from aneurysm.inference.lesion_map import LesionMap
-from aneurysm.inference.reading import ReadSeries
+from aneurysm.inference.read_series import ReadSeries
 from aneurysm.inference.source_pixel import SourcePixel, source_pixel
-from aneurysm.inference.windows import SeriesPrediction
 from aneurysm.labels import LABELS, SITES
+from aneurysm.windows.candidates import Candidate
+from aneurysm.windows.predict import SeriesPrediction
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from typing import Final
 
 import torch
 
-from aneurysm.cache.reader import CachedVolume
+from aneurysm.cache.volume import CachedVolume
 from aneurysm.errors import AneurysmError, Reason, SeriesRejectedError, UsageError
 from aneurysm.inference.adjustment import Adjustment
 from aneurysm.inference.calibration import read_calibration
-from aneurysm.inference.device import checked_device, memory_told, usual_precision
 from aneurysm.inference.ensemble import Ensemble
 from aneurysm.inference.failure import Failure as Failure
 from aneurysm.inference.failure import failure
@@ -27,14 +26,15 @@ from aneurysm.inference.prediction import LocatedCandidate as LocatedCandidate
 from aneurysm.inference.prediction import Prediction as Prediction
 from aneurysm.inference.prediction import is_finite, prediction_of
 from aneurysm.inference.read_ahead import read_ahead
-from aneurysm.inference.reading import ReadSeries, read_path
+from aneurysm.inference.read_series import ReadSeries, read_path
 from aneurysm.inference.series_paths import SeriesPath, find_paths
-from aneurysm.inference.source import MemoryVolume
-from aneurysm.inference.windows import OnWindows, WindowOptions, predict_or_pass, predict_sources
 from aneurysm.labels import LABELS, UNKNOWN_MODALITY
+from aneurysm.models.device import checked_device, memory_told, usual_precision
 from aneurysm.processes.children import NO_LIMITS, Children, Limits, LostError
 from aneurysm.spec import CacheSpec
 from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
+from aneurysm.windows.grid import MemoryVolume
+from aneurysm.windows.predict import OnWindows, WindowOptions, predict_or_pass, predict_sources
 
 _NO_NUMBER: Final = "the model's answer is not a number; --precision fp32 may help"
 

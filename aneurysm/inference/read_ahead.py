@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from aneurysm.cache.reader import CachedVolume
+from aneurysm.cache.volume import CachedVolume
 from aneurysm.errors import SpecMismatchError, StoreError, reason_of
 from aneurysm.inference.failure import Failure, failure
-from aneurysm.inference.reading import ReadSeries, read_path
+from aneurysm.inference.read_series import ReadSeries, read_path
 from aneurysm.inference.series_paths import SeriesPath
 from aneurysm.processes.ahead import ahead
 from aneurysm.processes.children import NO_LIMITS, Children, Limits, LostError

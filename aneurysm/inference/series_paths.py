@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.reader import CachedVolume
+from aneurysm.cache.volume import CachedVolume
 from aneurysm.dicom.frame import UID
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.errors import DataError, UsageError

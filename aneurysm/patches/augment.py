@@ -9,8 +9,8 @@ from torch import Tensor
 
 from aneurysm.errors import UsageError
 from aneurysm.patches.augment_config import AugmentConfig
+from aneurysm.patches.augment_draws import Draw, draw
 from aneurysm.patches.batch import Batch
-from aneurysm.patches.draws import Draw, draw
 from aneurysm.patches.elastic import controls_shape
 from aneurysm.patches.geometry import Geometry
 from aneurysm.patches.intensity import WindowsHU, add_noise, change_tones, model_units

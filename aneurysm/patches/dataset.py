@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
-from aneurysm.cache.catalog import Cache
-from aneurysm.cache.reader import CachedVolume
+from aneurysm.cache.cache import Cache
+from aneurysm.cache.volume import CachedVolume
 from aneurysm.errors import CacheError, DamagedCacheError, LoaderError, NoSpaceError, StoreError
 from aneurysm.labels import LABELS
 from aneurysm.patches.batch import Batch

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from aneurysm.patches.draws import Draw
+from aneurysm.patches.augment_draws import Draw
 from aneurysm.patches.elastic import displacement_at, displacement_on_grid
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aneurysm.errors import UsageError
-from aneurysm.patches.draws import Draw
+from aneurysm.patches.augment_draws import Draw
 
 WindowsHU = Sequence[tuple[float, float]]
 """(low, high) in HU of each channel of CT; none: one channel, in the cache's own window."""

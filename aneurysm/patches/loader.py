@@ -16,9 +16,9 @@ from typing import Any, Final
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
+from aneurysm.cache.fetch_ahead import FetchAhead
 from aneurysm.errors import LoaderError, SamplingError
-from aneurysm.objects.fetch_ahead import FetchAhead
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.dataset import PatchDataset
 from aneurysm.patches.plan import Draw, Plan, Sampling

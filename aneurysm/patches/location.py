@@ -21,7 +21,7 @@ class PatchLocation:
     Attributes
     ----------
     volume
-        Index of the volume in its `aneurysm.cache.catalog.Cache`.
+        Index of the volume in its `aneurysm.cache.cache.Cache`.
     start, shape
         First voxel, and lengths, along (z, y, x). A start is negative where the volume is smaller than the patch.
     why

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import SamplingError
 from aneurysm.labels import LABELS
 from aneurysm.patches.location import Kind

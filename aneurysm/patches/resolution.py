@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aneurysm.patches.draws import Draw
+from aneurysm.patches.augment_draws import Draw
 
 
 def lower_resolution(image: Tensor, draws: Sequence[Draw], spacing_mm: tuple[float, float, float]) -> Tensor:

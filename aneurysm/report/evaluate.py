@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import UsageError
 from aneurysm.report.bootstrap import FEWEST_SAMPLES, Weights, patient_weights
 from aneurysm.report.calibration import Calibration, calibrate
-from aneurysm.report.combine import Ensemble, combine, combine_candidates, group_runs
+from aneurysm.report.ensemble_runs import Ensemble, combine, combine_candidates, group_runs
 from aneurysm.report.froc import Froc, froc
 from aneurysm.report.intervals import Estimate, difference_estimate
 from aneurysm.report.ranking import Ranking, rank, rank_by

@@ -13,7 +13,7 @@ from aneurysm.errors import DataError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.inputs import Wanted, describe, mistake
 from aneurysm.report.run_tables import Candidates, Predictions, checked_predictions, read_candidates, read_table
-from aneurysm.training.begun import read_begun
+from aneurysm.training.lineage import read_begun
 
 PARTS = {"val": "held-out series", "test": "series of a test fold", "external": "external series"}
 """Of which series predictions are, and how the report calls them; see `aneurysm.training.validation.Part`."""
@@ -39,7 +39,7 @@ class Run:
     checkpoint
         SHA-256 of checkpoints/best.ckpt, whose predictions these are; None if it is not there.
     fresh
-        What was predicted anew (see `aneurysm.report.fresh`); empty if these are the predictions of training.
+        What was predicted anew (see `aneurysm.report.repredict`); empty if these are the predictions of training.
     remark
         What the weights that it began with may have learnt from; empty if it began with none.
     part

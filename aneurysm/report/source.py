@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.csv_table import read_csv_rows
 from aneurysm.errors import CacheError, CacheNotFoundError, DataError, SpecMismatchError
 from aneurysm.labels import SITES
@@ -206,7 +206,7 @@ def localisation(predictions: Predictions, found: Lesions, candidates: Candidate
 def _attributes(cache: Cache, uids: Sequence[str]) -> list[dict[str, Any] | CacheError]:
     """Return what volumes say of themselves, or what is wrong with them; of a stored cache no voxels are brought."""
     if isinstance(cache.root, str):
-        from aneurysm.objects.tables import read_stored_attributes
+        from aneurysm.cache.local_copy import read_stored_attributes
 
         return read_stored_attributes(cache.root, uids)
     found: list[dict[str, Any] | CacheError] = []

@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
-from aneurysm.cache.open_volume import ZarrArray, open_volume
-from aneurysm.cache.shard_reader import ShardReader
+from aneurysm.cache.shard import ShardReader
+from aneurysm.cache.volume import ZarrArray, open_volume
 from aneurysm.errors import DamagedCacheError, NoSpaceError, UsageError
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
 from aneurysm.processes.files import no_space_told, replaced_file

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.labels import LABELS
 from aneurysm.patches.plan import Plan
 

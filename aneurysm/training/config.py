@@ -81,7 +81,7 @@ class TrainConfig(_Section):
         Folder of the cache, or its URL in an object store.
     local_cache, local_cache_gb
         Where volumes of a cache at a URL are copied to, and how many GB they may take there; see
-        `aneurysm.objects.local_copy.LocalCopy.of`.
+        `aneurysm.cache.local_copy.LocalCopy.of`.
     model, model_options
         A name of `aneurysm.models.registry`, or ``module:function``; and the options of its builder.
     patch

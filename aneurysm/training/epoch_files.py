@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.training.metrics_table import MetricsTable, Row
 from aneurysm.training.run_folder import RunFolder
 from aneurysm.training.split import Split

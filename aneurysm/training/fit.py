@@ -13,17 +13,15 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import SpecMismatchError, UsageError
-from aneurysm.inference.device import check_precision
+from aneurysm.models.device import check_precision
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader, dead_workers_told
 from aneurysm.patches.plan import Plan
 from aneurysm.processes.files import write_atomically
 from aneurysm.processes.threads import usable_cpus
 from aneurysm.training.balance import positive_weights
-from aneurysm.training.batches import TimedBatches
-from aneurysm.training.begun import Begun, learnt_from, write_begun
 from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.callbacks.epoch_end import EpochEnd
 from aneurysm.training.callbacks.loss_watch import LossWatch
@@ -31,11 +29,13 @@ from aneurysm.training.checkpoint import load_checkpoint, parse_checkpoint, read
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import fold_rows, write_folds
+from aneurysm.training.lineage import Begun, learnt_from, write_begun
 from aneurysm.training.module import PatchModule
 from aneurysm.training.progress import Progress, RunFacts, Silent
 from aneurysm.training.run_folder import RunFolder, full_disk_told, is_first_process, locked_run, log_file
 from aneurysm.training.split import Split, split_series
 from aneurysm.training.stop_signal import StopSignal
+from aneurysm.training.timed_loader import TimedBatches
 from aneurysm.training.trainer import make_trainer, memory_told, run_trainer
 
 READ_EVERY: Final = 20

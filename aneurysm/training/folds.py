@@ -40,7 +40,7 @@ def assign_folds(
     Parameters
     ----------
     uids, patient_keys, modalities
-        n of each, as in `aneurysm.cache.catalog.Cache`; an empty key is a patient of its own.
+        n of each, as in `aneurysm.cache.cache.Cache`; an empty key is a patient of its own.
     present
         (n,): 0, 1, or 255 if not known.
     n_folds

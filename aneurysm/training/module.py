@@ -16,10 +16,10 @@ from aneurysm.models.output import ModelOutput, check_output
 from aneurysm.patches.augment import ModelInput, augment
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.dense import lesion_map
-from aneurysm.training.batches import MicroBatch
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.objective import Counts, Objective
 from aneurysm.training.schedule import make_optimizer, rate_factor
+from aneurysm.training.timed_loader import MicroBatch
 
 
 class PatchModule(pl.LightningModule):

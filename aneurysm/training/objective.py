@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from aneurysm.errors import UsageError
 from aneurysm.models.output import ModelOutput
-from aneurysm.training.loss import asymmetric, bce, consistency, focal, kept, without_pair
-from aneurysm.training.map_loss import is_empty, shrink, top_k_bce, tversky_bce, unknown_vessels, vessel_channels
+from aneurysm.training.dense_losses import is_empty, shrink, top_k_bce, tversky_bce, unknown_vessels, vessel_channels
+from aneurysm.training.losses import asymmetric, bce, consistency, focal, kept, without_pair
 
 TERMS = {
     "bce": "binary cross-entropy of the patch's logits",

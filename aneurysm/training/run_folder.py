@@ -62,7 +62,7 @@ class RunFolder:
 
     @property
     def init(self) -> Path:
-        """What the run began with, if not with random weights; see `aneurysm.training.begun`."""
+        """What the run began with, if not with random weights; see `aneurysm.training.lineage`."""
         return self.root / "init.json"
 
     @property

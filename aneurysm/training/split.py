@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import UsageError
 from aneurysm.labels import UNKNOWN
 from aneurysm.training.config import TrainConfig

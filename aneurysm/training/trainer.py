@@ -17,13 +17,13 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 
 from aneurysm.errors import AneurysmError, DeviceMemoryError, UsageError
-from aneurysm.inference.device import check_devices, is_out_of_memory
+from aneurysm.models.device import check_devices, is_out_of_memory
 from aneurysm.processes.files import is_disk_full
-from aneurysm.training.batches import TimedBatches
 from aneurysm.training.checkpoint import read_file, save_atomically
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.module import PatchModule
 from aneurysm.training.run_folder import is_launched
+from aneurysm.training.timed_loader import TimedBatches
 
 _LIGHTNINGS: Final = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's names of precisions."""

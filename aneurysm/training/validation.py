@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.csv_table import csv_text
 from aneurysm.errors import AneurysmError, CacheError, StoreError
 from aneurysm.labels import LABELS, SITES, UNKNOWN
@@ -20,7 +20,7 @@ from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.stop_signal import gathered
 
 if TYPE_CHECKING:
-    from aneurysm.inference.windows import SeriesPrediction
+    from aneurysm.windows.predict import SeriesPrediction
 
 CANDIDATES: Final = 10
 """Places a series, at most: enough for a FROC curve up to 8 false positives a scan."""
@@ -66,7 +66,7 @@ def predict_series(
     CacheError
         On all ranks, if one found a damaged volume: a score without it would be of other series.
     """
-    from aneurysm.inference.windows import WindowOptions, predict_cached
+    from aneurysm.windows.predict import WindowOptions, predict_cached
 
     found: Predictions = {}
     stop, error = False, None

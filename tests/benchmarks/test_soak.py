@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache.build import precache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
-from aneurysm.cache.verify import verify_cache
+from aneurysm.precache.run import precache
+from aneurysm.precache.verify import verify_cache
 from benchmarks.soak import Soak, differences
 from benchmarks.tiny import clone_volume, series_uid, write_tiny_data
 

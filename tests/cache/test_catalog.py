@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.cache.manifest import COLUMNS, LESION_COLUMNS
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.labels import LABELS, SITES, UNKNOWN

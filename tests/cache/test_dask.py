@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from aneurysm._version import __version__
-from aneurysm.cache.dask_engine import build_on_worker, dask_engine
-from aneurysm.cache.series import SeriesJob
 from aneurysm.errors import UsageError
+from aneurysm.precache.build_series import SeriesJob
+from aneurysm.precache.dask_engine import build_on_worker, dask_engine
 from aneurysm.processes.children import Limits
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.rawdata.tables import SeriesNotes
@@ -281,7 +281,7 @@ def test_workers_that_see_other_files_end_the_run(
         pytest.raises(UsageError, match=r"elsewhere: --data must be"),
     ):
         list(engine.build([job]))
-    monkeypatch.setattr("aneurysm.cache.dask_engine._VISIBLE_S", 0.0)
+    monkeypatch.setattr("aneurysm.precache.dask_engine._VISIBLE_S", 0.0)
     version = (__version__, RECIPE_VERSION)
     with pytest.raises(UsageError, match=r"spec\.toml: --cache must be"):
         build_on_worker(replace(job, cache=tmp_path / "nowhere"), built.data, version, Limits())

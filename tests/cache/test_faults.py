@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache import estimate
-from aneurysm.cache.build import precache as precache_in_python
 from aneurysm.errors import UsageError
+from aneurysm.precache import disk_space as estimate
+from aneurysm.precache.run import precache as precache_in_python
 from aneurysm.processes.children import NO_LIMITS, Children, Limits
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import load_spec

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from aneurysm.cache import build
+from aneurysm.cache.folder import done_series, is_done, read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
-from aneurysm.cache.opening import done_series, is_done, read_spec
-from aneurysm.cache.series import Outcome, write_record
 from aneurysm.errors import CacheError, Reason
+from aneurysm.precache import run as build
+from aneurysm.precache.build_series import Outcome, write_record
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.cache.conftest import Built
 from tests.support.cache_state import manifest, same_cache

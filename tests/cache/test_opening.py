@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache import merge, publish
+from aneurysm.cache.folder import key_fault, open_cache, patient_secret, read_spec
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.opening import key_fault, open_cache, patient_secret, read_spec
 from aneurysm.errors import CacheError, PatientKeyError, SpecMismatchError
+from aneurysm.precache import finish as merge
+from aneurysm.precache import publish
 from aneurysm.processes.files import write_once
 from aneurysm.spec import load_spec
 from tests.cache.conftest import Built

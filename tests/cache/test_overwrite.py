@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache import build, pool, publish, series
+from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.opening import read_spec
-from aneurysm.cache.publish import claim
-from aneurysm.cache.series import write_record
 from aneurysm.errors import Reason, SeriesRejectedError
+from aneurysm.precache import build_series as series
+from aneurysm.precache import engines as pool
+from aneurysm.precache import publish
+from aneurysm.precache import run as build
+from aneurysm.precache.build_series import write_record
+from aneurysm.precache.publish import claim
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.cache.conftest import Built
 from tests.cache.running import precache_here

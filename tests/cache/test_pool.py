@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from aneurysm.cache import pool, series
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.pool import build_in_child, run_jobs
-from aneurysm.cache.publish import claim
-from aneurysm.cache.series import Outcome, SeriesJob
 from aneurysm.errors import NoSpaceError, Reason
+from aneurysm.precache import build_series as series
+from aneurysm.precache import engines as pool
+from aneurysm.precache.build_series import Outcome, SeriesJob
+from aneurysm.precache.engines import build_in_child, run_jobs
+from aneurysm.precache.publish import claim
 from aneurysm.processes.children import Limits
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.rawdata.tables import SeriesNotes

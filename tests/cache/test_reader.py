@@ -19,12 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aneurysm import CacheWriter
-from aneurysm.cache import open_volume as open_module
-from aneurysm.cache import reader
-from aneurysm.cache.catalog import Cache
-from aneurysm.cache.open_volume import ZarrArray, open_volume
-from aneurysm.cache.reader import CachedVolume, close_volumes
-from aneurysm.cache.shard_reader import shard_layout
+from aneurysm.cache import volume as open_module
+from aneurysm.cache import volume as reader
+from aneurysm.cache.cache import Cache
+from aneurysm.cache.shard import shard_layout
+from aneurysm.cache.volume import CachedVolume, ZarrArray, close_volumes, open_volume
 from aneurysm.cache.writer import write_volume
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.spec import load_spec, shipped_specs

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from aneurysm.cache import relabel, series
-from aneurysm.cache.build import Summary, precache
-from aneurysm.cache.reader import CachedVolume, close_volumes
-from aneurysm.cache.verify import verify_cache
+from aneurysm.cache.volume import CachedVolume, close_volumes
+from aneurysm.precache import build_series as series
+from aneurysm.precache import relabel
+from aneurysm.precache.run import Summary, precache
+from aneurysm.precache.verify import verify_cache
 from tests.cache.conftest import Built
 from tests.support.cache_state import attributes, leftovers, manifest, same_cache, tree_digest
 from tests.support.command import call_cli, environment, start_cli
@@ -408,7 +409,7 @@ def test_whoever_has_a_volume_open_reads_on(copied: Built) -> None:
 
 def test_what_another_run_holds_is_left_to_it(copied: Built) -> None:
     from aneurysm.cache.layout import CacheLayout
-    from aneurysm.cache.publish import claim
+    from aneurysm.precache.publish import claim
 
     two_labels(copied.data, copied.uids)
     before = tree_digest(copied.cache / "volumes")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aneurysm.cache.sharding import Shard, find_shard
 from aneurysm.errors import UsageError
+from aneurysm.precache.partition import Shard, find_shard
 
 ARRAY = {
     "SLURM_ARRAY_TASK_ID": "2",

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aneurysm.cache import verify
-from aneurysm.cache.build import precache
+from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import leave_seconds, write_manifest
-from aneurysm.cache.opening import read_spec
-from aneurysm.cache.publish import claim
-from aneurysm.cache.series import write_record
-from aneurysm.cache.verify import verify_cache
 from aneurysm.errors import CacheError, Reason
+from aneurysm.precache import verify
+from aneurysm.precache.build_series import write_record
+from aneurysm.precache.publish import claim
+from aneurysm.precache.run import precache
+from aneurysm.precache.verify import verify_cache
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.cache.conftest import Built
 from tests.support.cache_state import manifest, same_cache, tree_digest

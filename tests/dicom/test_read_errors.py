@@ -11,11 +11,11 @@ import pytest
 from pydicom.pixels.decoders import pylibjpeg
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from aneurysm.cache import series as building
 from aneurysm.dicom.header import read_header
 from aneurysm.dicom.pixels import PixelReader
 from aneurysm.dicom.series import read_series
 from aneurysm.errors import system_error
+from aneurysm.precache import build_series as building
 from tests.support.acquisition import acquire
 from tests.support.cached import run
 from tests.support.pattern import anatomy

@@ -12,9 +12,9 @@ import pydicom
 import pytest
 from rich.console import Console
 
-from aneurysm.cache.build import precache
 from aneurysm.dicom.header import Header
 from aneurysm.errors import Reason, SeriesRejectedError
+from aneurysm.precache.run import precache
 from aneurysm.processes.children import LostError
 from aneurysm.rawdata import folder as scan
 from cli.progress import PrecacheProgress

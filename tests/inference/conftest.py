@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn.functional import max_pool3d
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
-from aneurysm.cache.reader import close_volumes
+from aneurysm.cache.volume import close_volumes
 from aneurysm.cache.writer import write_volume
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aneurysm.inference.candidates import RADIUS_MM, best_candidates, map_peaks, window_peaks
+from aneurysm.windows.candidates import RADIUS_MM, best_candidates, map_peaks, window_peaks
 
 
 def whole(dense, stride=(1, 1, 1)):

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from aneurysm.cache.build import precache
 from aneurysm.errors import UsageError
-from aneurysm.inference import device as inference_device
-from aneurysm.inference.devices import device_names, predict_on
 from aneurysm.inference.failure import Failure
+from aneurysm.inference.multi_device import device_names, predict_on
 from aneurysm.inference.predictor import Prediction, load_predictor
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.labels import LABELS
+from aneurysm.models import device as inference_device
+from aneurysm.precache.run import precache
 from tests.cache import hooks
 from tests.cache.running import assert_group_ends, wait_until
 from tests.inference.checkpoints import write_checkpoint

@@ -6,7 +6,7 @@ import shlex
 import numpy as np
 import pytest
 
-from aneurysm.cache.build import precache
+from aneurysm.precache.run import precache
 from tests.inference.calibrations import write_calibration
 from tests.inference.checkpoints import write_checkpoint
 from tests.support.acquisition import acquire

@@ -8,8 +8,8 @@ from torch import nn
 
 from aneurysm.errors import UsageError
 from aneurysm.inference.ensemble import Ensemble
-from aneurysm.inference.windows import WindowOptions, predict_cached
 from aneurysm.models.output import ModelOutput
+from aneurysm.windows.predict import WindowOptions, predict_cached
 from tests.inference.conftest import Painted
 
 

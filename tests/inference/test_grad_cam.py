@@ -10,9 +10,9 @@ from torch import nn
 from aneurysm.errors import UsageError
 from aneurysm.inference.ensemble import Ensemble
 from aneurysm.inference.grad_cam import GradCam
-from aneurysm.inference.windows import WindowOptions, predict_sources
 from aneurysm.models.output import ModelOutput
 from aneurysm.models.registry import build_model
+from aneurysm.windows.predict import WindowOptions, predict_sources
 from tests.inference.conftest import STEP, WINDOW, Painted
 
 LEFT, RIGHT, PRESENT = 4, 5, 13

@@ -7,7 +7,7 @@ import sys
 def test_windows_load_nothing_of_stage_1():
     code = """
 import sys
-import aneurysm.inference.windows
+import aneurysm.windows.predict
 print(*sorted({"pydicom", "SimpleITK", "joblib", "dask", "scipy", "monai"} & set(sys.modules)))
 """
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -16,10 +16,10 @@ from aneurysm.errors import NoSpaceError
 from aneurysm.inference.lesion_map import LesionMap, source_affine, source_planes
 from aneurysm.inference.overlays import Overlays
 from aneurysm.inference.predictor import Predictor
-from aneurysm.inference.reading import read_path
-from aneurysm.inference.windows import WindowOptions
+from aneurysm.inference.read_series import read_path
 from aneurysm.labels import LABELS
 from aneurysm.rawdata.folder import SeriesSource
+from aneurysm.windows.predict import WindowOptions
 from tests.inference.test_predictor import SPEC, Brightest
 from tests.support.acquisition import acquire, rotation
 from tests.support.pattern import level_but_one, lone_blob

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from aneurysm.cache.build import precache
+from aneurysm.precache.run import precache
 from tests.inference.checkpoints import write_checkpoint
 from tests.support.acquisition import acquire
 from tests.support.command import call_cli

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from aneurysm.cache.build import precache
 from aneurysm.errors import DataError, UsageError
 from aneurysm.inference.series_paths import find_paths, unnamed_place
+from aneurysm.precache.run import precache
 from aneurysm.rawdata.bucket import StoredSource
 from aneurysm.rawdata.folder import find_series
 from cli.predict_input import find, split

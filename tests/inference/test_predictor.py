@@ -12,16 +12,16 @@ from torch import nn
 
 import aneurysm
 from aneurysm import CacheWriter
-from aneurysm.cache.build import precache
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import AneurysmError, DeviceMemoryError, SeriesRejectedError, UsageError
 from aneurysm.inference.predictor import Failure, Prediction, Predictor, load_predictor
 from aneurysm.inference.series_paths import find_paths
-from aneurysm.inference.windows import WindowOptions, predict_cached
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput
+from aneurysm.precache.run import precache
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import load_spec
+from aneurysm.windows.predict import WindowOptions, predict_cached
 from tests.inference.checkpoints import write_checkpoint
 from tests.inference.conftest import Painted
 from tests.support.acquisition import acquire, rotation

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aneurysm.cache.build import precache
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import DataError, SeriesRejectedError, SpecMismatchError, UsageError
-from aneurysm.inference.reading import read_path
+from aneurysm.inference.read_series import read_path
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.inference.source_pixel import source_pixel
 from aneurysm.phantom.dataset import write_plans
 from aneurysm.phantom.plan import plan_series
 from aneurysm.phantom.truth import read_truth
+from aneurysm.precache.run import precache
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import load_spec
 from tests.support.acquisition import acquire

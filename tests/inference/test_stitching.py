@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from aneurysm.errors import UsageError
-from aneurysm.inference.source import read_windows
-from aneurysm.inference.stitching import StitchedMap
-from aneurysm.inference.windows import WindowOptions, predict_sources
 from aneurysm.models.output import ModelOutput
+from aneurysm.windows.grid import read_windows
+from aneurysm.windows.predict import WindowOptions, predict_sources
+from aneurysm.windows.stitching import StitchedMap
 from tests.inference.conftest import SURE, Finds, Painted
 
 SHAPE = (37, 50, 61)

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from aneurysm.errors import DamagedCacheError, UsageError
-from aneurysm.inference.source import read_windows
-from aneurysm.inference.windows import WindowOptions, predict_cached, predict_or_pass
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput
 from aneurysm.models.pooling import POOLINGS
 from aneurysm.patches.augment import augment
 from aneurysm.patches.augment_config import AugmentConfig
 from aneurysm.volume.blocks import Blocks
+from aneurysm.windows.grid import read_windows
+from aneurysm.windows.predict import WindowOptions, predict_cached, predict_or_pass
 from tests.inference.conftest import AIR, STRAIGHT, SURE, Finds, Painted, sites_of
 from tests.support.batches import make_batch
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 import boto3
 import pytest
 
-from aneurysm.cache.reader import close_volumes
+from aneurysm.cache.volume import close_volumes
 from aneurysm.remote import client as store
 from tests.cache.conftest import Built as Built
 from tests.cache.conftest import _no_process_is_left as _no_process_is_left

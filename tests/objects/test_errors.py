@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache.arrays import CacheWriter
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import StoreError, StoreRefusedError, UsageError
+from aneurysm.precache.array_writer import CacheWriter
 from aneurysm.remote import client as store
 from aneurysm.remote.client import ObjectStore
 from aneurysm.remote.url import checked_url, is_url

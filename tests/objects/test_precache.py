@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache import build, series
-from aneurysm.cache.catalog import Cache
-from aneurysm.cache.merge import merge
-from aneurysm.cache.series import SeriesJob, build_series, patient_key
-from aneurysm.cache.sharding import Shard
-from aneurysm.cache.verify import verify_cache
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError, PatientKeyError
-from aneurysm.objects import stored_cache
+from aneurysm.precache import build_series as series
+from aneurysm.precache import remote_destination as stored_cache
+from aneurysm.precache import run as build
+from aneurysm.precache.build_series import SeriesJob, build_series, patient_key
+from aneurysm.precache.finish import merge
+from aneurysm.precache.partition import Shard
+from aneurysm.precache.verify import verify_cache
 from aneurysm.rawdata.folder import safe_source
 from aneurysm.rawdata.tables import read_tables
 from aneurysm.remote import client as store

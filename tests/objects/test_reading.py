@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aneurysm.cache import reader
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache import local_copy
+from aneurysm.cache import volume as reader
+from aneurysm.cache.cache import Cache
 from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.local_copy import LocalCopy
 from aneurysm.cache.manifest import write_manifest
-from aneurysm.cache.reader import CachedVolume, close_volumes
+from aneurysm.cache.volume import CachedVolume, close_volumes
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError, StoreError, UsageError
-from aneurysm.objects import local_copy
-from aneurysm.objects.local_copy import LocalCopy
 from aneurysm.remote.client import ObjectStore
 from tests.objects.conftest import Bucket, Built
 from tests.patches.conftest import add_volume

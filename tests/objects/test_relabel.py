@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aneurysm.cache import verify
-from aneurysm.cache.build import precache
-from aneurysm.cache.catalog import Cache
-from aneurysm.cache.reader import close_volumes
-from aneurysm.cache.sharding import Shard
-from aneurysm.cache.verify import verify_cache
-from aneurysm.objects.volume_sender import StoredFiles
+from aneurysm.cache.cache import Cache
+from aneurysm.cache.volume import close_volumes
+from aneurysm.precache import verify
+from aneurysm.precache.partition import Shard
+from aneurysm.precache.remote_destination import StoredFiles
+from aneurysm.precache.run import precache
+from aneurysm.precache.verify import verify_cache
 from aneurysm.remote.client import ObjectStore
 from tests.cache.test_relabel import CORRECTIONS, edit_train, to_no_image, turn_mask, two_labels
 from tests.objects.conftest import Bucket, Built

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.report.run import read_run
 from aneurysm.report.source import NOT_KNOWN, acquisitions, lesions
 from tests.objects.conftest import Bucket, Built

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache import build
-from aneurysm.cache.merge import merge
-from aneurysm.cache.sharding import Shard
-from aneurysm.cache.verify import verify_cache
+from aneurysm.precache import run as build
+from aneurysm.precache.finish import merge
+from aneurysm.precache.partition import Shard
+from aneurysm.precache.verify import verify_cache
 from aneurysm.remote.client import ObjectStore
 from tests.objects.conftest import Bucket, Built
 from tests.support.cache_state import manifest

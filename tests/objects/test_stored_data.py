@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache import build
 from aneurysm.errors import NoSpaceError
+from aneurysm.precache import run as build
 from aneurysm.remote.client import ObjectStore
 from tests.objects.conftest import Bucket, Built
 

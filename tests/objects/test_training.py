@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from aneurysm.cache.catalog import Cache
-from aneurysm.cache.reader import close_volumes
+from aneurysm.cache.cache import Cache
+from aneurysm.cache.fetch_ahead import FetchAhead
+from aneurysm.cache.local_copy import LocalCopy
+from aneurysm.cache.volume import close_volumes
 from aneurysm.errors import LoaderError
-from aneurysm.objects.fetch_ahead import FetchAhead
-from aneurysm.objects.local_copy import LocalCopy
 from aneurysm.patches.loader import PatchLoader
-from aneurysm.report.fresh import FreshOptions, predict_fresh
+from aneurysm.report.repredict import FreshOptions, predict_fresh
 from tests.objects.conftest import SECRET, Bucket, Built
 from tests.objects.test_reading import copied
 from tests.support.command import call_cli
@@ -174,7 +174,7 @@ def test_train_two_steps_and_predict(stored: str, built: Built, tmp_path: Path) 
 
 
 def test_predict_dicom_in_a_store(stored: str, built: Built, bucket: Bucket, tmp_path: Path) -> None:
-    from aneurysm.inference.reading import read_path
+    from aneurysm.inference.read_series import read_path
     from aneurysm.inference.series_paths import find_paths
     from aneurysm.spec import load_spec
 

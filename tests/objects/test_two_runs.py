@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache import build
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.pool import Local, run_jobs
-from aneurysm.cache.series import Outcome, SeriesJob, build_series
-from aneurysm.cache.verify import verify_cache
 from aneurysm.errors import Reason
-from aneurysm.objects import stored_cache
-from aneurysm.objects.volume_sender import VolumeSender
+from aneurysm.precache import remote_destination as stored_cache
+from aneurysm.precache import run as build
+from aneurysm.precache.build_series import Outcome, SeriesJob, build_series
+from aneurysm.precache.engines import Local, run_jobs
+from aneurysm.precache.remote_destination import VolumeSender
+from aneurysm.precache.verify import verify_cache
 from aneurysm.processes.children import NO_LIMITS, InProcess
 from aneurysm.rawdata.folder import Inventory, safe_source
 from aneurysm.rawdata.tables import read_tables

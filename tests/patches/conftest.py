@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
-from aneurysm.cache.reader import close_volumes
+from aneurysm.cache.volume import close_volumes
 from aneurysm.cache.writer import write_volume
 from aneurysm.labels import LABELS, MODALITIES, SITES
 from aneurysm.spec import load_spec

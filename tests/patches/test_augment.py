@@ -13,8 +13,8 @@ from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS, LEFT_RIGHT_PAIRS, SITES, VESSEL_VALUES
 from aneurysm.patches.augment import augment
 from aneurysm.patches.augment_config import Affine, AugmentConfig, Flip
+from aneurysm.patches.augment_draws import draw
 from aneurysm.patches.dense import lesion_map
-from aneurysm.patches.draws import draw
 from aneurysm.patches.mirror import mirrored_labels, mirrored_vessels
 from tests.support.batches import make_batch, one_of
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from aneurysm.patches.augment_config import Affine, AugmentConfig, Elastic, Flip
-from aneurysm.patches.draws import draw
+from aneurysm.patches.augment_draws import draw
 
 OFF = AugmentConfig.off()
 CONTROLS = (4, 4, 4)

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from aneurysm.patches.augment_config import Affine, AugmentConfig, Elastic, Flip
-from aneurysm.patches.draws import draw, rotation_zyx
+from aneurysm.patches.augment_draws import draw, rotation_zyx
 from aneurysm.patches.elastic import controls_shape, displacement_at, displacement_on_grid
 from aneurysm.patches.geometry import Geometry
 from tests.support.draws import still

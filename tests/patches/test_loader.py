@@ -17,7 +17,7 @@ import pytest
 import torch
 import zarr
 
-from aneurysm.cache.reader import close_volumes
+from aneurysm.cache.volume import close_volumes
 from aneurysm.errors import LoaderError, SamplingError
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.loader import PatchLoader
@@ -279,7 +279,7 @@ DYING = """
 import sys, time
 from contextlib import closing
 import psutil
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import LoaderError
 from aneurysm.patches.loader import PatchLoader, dead_workers_told
 

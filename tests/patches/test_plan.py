@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import SamplingError
 from aneurysm.labels import LABELS, MODALITIES, UNKNOWN
 from aneurysm.patches.plan import Plan, Sampling

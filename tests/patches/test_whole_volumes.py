@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aneurysm import CacheWriter
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.labels import LABELS, SITES
 from aneurysm.patches.augment import augment
 from aneurysm.patches.augment_config import AugmentConfig, Flip

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache.build import precache
 from aneurysm.phantom.dataset import write_dataset, write_plans
 from aneurysm.phantom.plan import COVERED_FROM, plan_series
 from aneurysm.phantom.quirks import QUIRKS
 from aneurysm.phantom.truth import read_truth
+from aneurysm.precache.run import precache
 
 _spec = importlib.util.spec_from_file_location("phantom_comparison", Path(__file__).with_name("comparison.py"))
 assert _spec is not None

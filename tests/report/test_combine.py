@@ -10,7 +10,7 @@ from aneurysm.errors import DataError, SpecMismatchError
 from aneurysm.inference.calibration import read_calibration
 from aneurysm.labels import LABELS
 from aneurysm.probability import logit, sigmoid
-from aneurysm.report.combine import combine, combine_candidates, group_runs
+from aneurysm.report.ensemble_runs import combine, combine_candidates, group_runs
 from aneurysm.report.evaluate import EvaluateOptions, evaluate
 from aneurysm.report.results import calibration_json
 from aneurysm.report.run import read_run

@@ -11,7 +11,7 @@ import pytest
 
 from aneurysm.errors import SpecMismatchError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
-from aneurysm.report.fresh import FreshOptions, predict_fresh
+from aneurysm.report.repredict import FreshOptions, predict_fresh
 from aneurysm.report.run import read_run
 from aneurysm.training.fit import fit
 from aneurysm.training.run_folder import RunFolder

@@ -95,7 +95,7 @@ def test_a_damaged_volume_costs_its_picture_only(report_cache, cached_run):
     whole = shard.read_bytes()
     try:
         shard.write_bytes(whole[: len(whole) // 2])
-        from aneurysm.cache.reader import close_volumes
+        from aneurysm.cache.volume import close_volumes
 
         close_volumes()
         case = draw_gallery(found, 1)["found"][0]

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from aneurysm.errors import DataError
-from aneurysm.inference.windows import SeriesPrediction
 from aneurysm.labels import LABELS, SITES
 from aneurysm.metrics import score_series
 from aneurysm.report.run import read_run
 from aneurysm.training.folds import write_folds
 from aneurysm.training.validation import score_predictions, write_predictions
+from aneurysm.windows.predict import SeriesPrediction
 from tests.inference.checkpoints import write_checkpoint
 from tests.report.fake_runs import fake_series, folds_of, say, write_run
 

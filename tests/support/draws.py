@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aneurysm.patches.draws import Draw
+from aneurysm.patches.augment_draws import Draw
 
 
 def still(**changes: Any) -> Draw:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import load_config
 from aneurysm.training.fit import fit

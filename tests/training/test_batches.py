@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aneurysm.patches.loader import PatchLoader
-from aneurysm.training.batches import TimedBatches
+from aneurysm.training.timed_loader import TimedBatches
 
 
 def loader_of(cache, steps=7):

@@ -8,12 +8,12 @@ import pytest
 
 from aneurysm.errors import DataError, UsageError
 from aneurysm.report.evaluate import EvaluateOptions, evaluate
-from aneurysm.report.fresh import FreshOptions, predict_fresh
 from aneurysm.report.page import render
+from aneurysm.report.repredict import FreshOptions, predict_fresh
 from aneurysm.report.results import metrics_table
 from aneurysm.report.run import read_run
-from aneurysm.training.begun import Begun, read_begun, write_begun
 from aneurysm.training.fit import fit
+from aneurysm.training.lineage import Begun, read_begun, write_begun
 from aneurysm.training.run_folder import RunFolder
 from tests.training.conftest import quick
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from aneurysm.patches.loader import PatchLoader
-from aneurysm.training.batches import TimedBatches
 from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.stop_signal import StopSignal, gathered
+from aneurysm.training.timed_loader import TimedBatches
 from tests.training.tiny import classifier
 
 

@@ -9,7 +9,6 @@ import torch
 from aneurysm.errors import (
     UsageError,
 )
-from aneurysm.inference.windows import WindowOptions, predict_cached
 from aneurysm.labels import LABELS
 from aneurysm.report.evaluate import EvaluateOptions, evaluate
 from aneurysm.report.run import read_run
@@ -19,6 +18,7 @@ from aneurysm.training.fit import fit
 from aneurysm.training.folds import read_folds
 from aneurysm.training.progress import Silent
 from aneurysm.training.run_folder import RunFolder
+from aneurysm.windows.predict import WindowOptions, predict_cached
 from tests.patches.conftest import add_volume, open_cache
 from tests.training.conftest import assert_same, make_cache, quick, table, timeless
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aneurysm.training.loss import asymmetric, bce, consistency, focal
+from aneurysm.training.losses import asymmetric, bce, consistency, focal
 
 NONE = torch.zeros(1, 1, dtype=torch.bool)
 

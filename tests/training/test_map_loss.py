@@ -8,7 +8,7 @@ import torch
 
 from aneurysm.errors import UsageError
 from aneurysm.labels import SITES, VESSEL_VALUES
-from aneurysm.training.map_loss import shrink, top_k_bce, tversky_bce, vessel_channels
+from aneurysm.training.dense_losses import shrink, top_k_bce, tversky_bce, vessel_channels
 
 LOSSES = [top_k_bce, tversky_bce]
 

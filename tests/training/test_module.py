@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from aneurysm.inference import device
+from aneurysm.models import device
 from aneurysm.patches.batch import Batch
-from aneurysm.training.batches import MicroBatch
 from aneurysm.training.module import PatchModule
 from aneurysm.training.objective import TERMS
+from aneurysm.training.timed_loader import MicroBatch
 from aneurysm.training.trainer import make_trainer
 from tests.support.batches import make_batch, part_of
 from tests.training.conftest import quick

@@ -5,8 +5,8 @@ from aneurysm.errors import UsageError
 from aneurysm.labels import UNKNOWN_VESSEL
 from aneurysm.models.output import ModelOutput
 from aneurysm.models.registry import build_model
-from aneurysm.training.loss import bce, consistency
-from aneurysm.training.map_loss import top_k_bce, tversky_bce, vessel_channels
+from aneurysm.training.dense_losses import top_k_bce, tversky_bce, vessel_channels
+from aneurysm.training.losses import bce, consistency
 from aneurysm.training.objective import TERMS, Objective
 
 TARGETS = torch.zeros(2, 14)

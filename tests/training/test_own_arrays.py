@@ -17,14 +17,14 @@ import pytest
 import torch
 
 from aneurysm import CacheWriter
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.labels import LABELS
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader
 from aneurysm.report import evaluate, page
 from aneurysm.report.bootstrap import patient_weights
-from aneurysm.training.batches import MicroBatch
 from aneurysm.training.module import PatchModule
+from aneurysm.training.timed_loader import MicroBatch
 from tests.support.acquisition import acquire
 from tests.support.command import call_cli, environment
 from tests.support.pattern import lone_blob

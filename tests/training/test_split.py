@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aneurysm import CacheWriter
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.errors import DataError, UsageError
 from aneurysm.training.split import split_series

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aneurysm.errors import UsageError
-from aneurysm.inference import device
+from aneurysm.models import device
 from aneurysm.training import fit
 from aneurysm.training.trainer import make_trainer
 from tests.training.conftest import quick

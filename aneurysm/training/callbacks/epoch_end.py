@@ -9,10 +9,9 @@ from typing import Any, Final
 import lightning.pytorch as pl
 import torch
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import CacheError, InterruptedRunError
 from aneurysm.metrics import Score
-from aneurysm.training.batches import TimedBatches
 from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.callbacks.loss_watch import LossWatch
 from aneurysm.training.checkpoint import model_entries, read_file, save_atomically
@@ -23,6 +22,7 @@ from aneurysm.training.progress import Progress, StepFacts
 from aneurysm.training.run_folder import RunFolder
 from aneurysm.training.split import Split
 from aneurysm.training.stop_signal import StopSignal, gathered
+from aneurysm.training.timed_loader import TimedBatches
 from aneurysm.training.validation import (
     Predictions,
     StoppedError,

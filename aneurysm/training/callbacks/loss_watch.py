@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from aneurysm.errors import DivergedError
-from aneurysm.training.batches import MicroBatch
 from aneurysm.training.module import PatchModule
+from aneurysm.training.timed_loader import MicroBatch
 
 
 @dataclass(frozen=True)

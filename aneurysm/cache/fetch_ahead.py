@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from aneurysm.cache.local_copy import StoredVolume
 from aneurysm.errors import AneurysmError, CacheError
-from aneurysm.objects.local_copy import StoredVolume
 
 _THREADS: Final = 4
 _SHARE: Final = 0.8

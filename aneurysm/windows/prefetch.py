@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from aneurysm.cache.catalog import Cache
-from aneurysm.cache.reader import CachedVolume
+from aneurysm.cache.cache import Cache
+from aneurysm.cache.volume import CachedVolume
 from aneurysm.errors import CacheError
 from aneurysm.processes.ahead import ahead
 

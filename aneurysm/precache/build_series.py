@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from aneurysm.annotations.frames import pack_frames, source_frames
-from aneurysm.cache.annotate import (
+from aneurysm.annotations.describe import (
     describe_field_of_view,
     describe_lesions,
     describe_modality,
@@ -19,16 +18,17 @@ from aneurysm.cache.annotate import (
     file_hash,
     place_mask,
 )
+from aneurysm.annotations.frames import pack_frames, source_frames
+from aneurysm.cache.folder import is_done
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import Record
-from aneurysm.cache.opening import is_done
-from aneurysm.cache.publish import claim, set_aside
-from aneurysm.cache.store import store_volume
-from aneurysm.cache.write_errors import ends_the_run, write_errors_told
 from aneurysm.dicom.series import Series, read_series
 from aneurysm.dicom.stack import Stack
 from aneurysm.errors import FAILURES, Reason, SeriesRejectedError, StoreError, reason_of
-from aneurysm.objects.volume_sender import VolumeSender, working_folder
+from aneurysm.precache.publish import claim, set_aside
+from aneurysm.precache.remote_destination import VolumeSender, working_folder
+from aneurysm.precache.store import store_volume
+from aneurysm.precache.write_errors import ends_the_run, write_errors_told
 from aneurysm.processes.files import write_atomically
 from aneurysm.rawdata.bucket import brought_mask
 from aneurysm.rawdata.folder import SeriesSource

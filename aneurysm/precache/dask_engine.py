@@ -20,10 +20,10 @@ from distributed import CancelledError, Client, Future, KilledWorker, as_complet
 
 from aneurysm._version import __version__
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.pool import build_in_child
-from aneurysm.cache.series import Outcome, SeriesJob
 from aneurysm.documents import read_json
 from aneurysm.errors import AneurysmError, ClusterError, Reason, UsageError, words_of
+from aneurysm.precache.build_series import Outcome, SeriesJob
+from aneurysm.precache.engines import build_in_child
 from aneurysm.processes.children import Children, Limits
 from aneurysm.spec import RECIPE_VERSION
 

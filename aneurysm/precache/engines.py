@@ -15,10 +15,10 @@ from typing import Final, Protocol
 import joblib
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.publish import is_claimed
-from aneurysm.cache.series import Outcome, SeriesJob, build_series, write_outcome
-from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.errors import Reason, reason_of
+from aneurysm.precache.build_series import Outcome, SeriesJob, build_series, write_outcome
+from aneurysm.precache.publish import is_claimed
+from aneurysm.precache.write_errors import write_errors_told
 from aneurysm.processes.children import Limits, LostError, Runner
 
 _TRIED_AGAIN: Final = frozenset({Reason.WORKER_KILLED, Reason.OUT_OF_MEMORY, Reason.TIMED_OUT})

@@ -16,19 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import UsageError
-from aneurysm.inference.candidates import Candidate, best_candidates, map_peaks, window_peaks
-from aneurysm.inference.device import check_precision
-from aneurysm.inference.fetched import fetched
-from aneurysm.inference.source import Source, Windows, read_windows
-from aneurysm.inference.stitching import StitchedMap
+from aneurysm.models.device import check_precision
 from aneurysm.models.output import check_output
 from aneurysm.models.pooling import POOLINGS
 from aneurysm.patches.intensity import WindowsHU, model_units
 from aneurysm.probability import logit, sigmoid
 from aneurysm.processes.ahead import ahead
 from aneurysm.types import Triple
+from aneurysm.windows.candidates import Candidate, best_candidates, map_peaks, window_peaks
+from aneurysm.windows.grid import Source, Windows, read_windows
+from aneurysm.windows.prefetch import fetched
+from aneurysm.windows.stitching import StitchedMap
 
 OnWindows = Callable[[int, int], None]
 """Called as windows are done, with how many of the series that is in work, and of how many."""

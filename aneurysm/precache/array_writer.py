@@ -20,16 +20,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from aneurysm.annotations.lesions import Lesion, UnplacedLesion
+from aneurysm.cache.folder import is_done, open_cache, patient_secret
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
-from aneurysm.cache.opening import is_done, open_cache, patient_secret
-from aneurysm.cache.publish import claim, sweep
-from aneurysm.cache.relabel import LocalFiles, read_sound_document, replace_annotations, replace_vessels, settle
-from aneurysm.cache.series import patient_key
-from aneurysm.cache.store import store_volume
-from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.errors import DamagedCacheError, DataError, SeriesRejectedError, UsageError
 from aneurysm.labels import LABELS, SITES, UNKNOWN_MODALITY, UNKNOWN_VESSEL
+from aneurysm.precache.build_series import patient_key
+from aneurysm.precache.publish import claim, sweep
+from aneurysm.precache.relabel import LocalFiles, read_sound_document, replace_annotations, replace_vessels, settle
+from aneurysm.precache.store import store_volume
+from aneurysm.precache.write_errors import write_errors_told
 from aneurysm.rawdata.folder import safe_source
 from aneurysm.remote.url import is_url
 from aneurysm.spec import CacheSpec, load_spec

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.publish import publish
 from aneurysm.cache.writer import write_volume
+from aneurysm.precache.publish import publish
 from aneurysm.processes.files import tree_bytes
 from aneurysm.spec import CacheSpec
 from aneurysm.volume.head_and_vessels import survey

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,17 +13,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.opening import read_spec
-from aneurysm.cache.reader import CachedVolume
+from aneurysm.cache.local_copy import LocalCopy, StoredVolume, _fetch, fetched_tables
+from aneurysm.cache.manifest import read_manifest
+from aneurysm.cache.volume import CachedVolume
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
-from aneurysm.labels import LABELS, SITES
-from aneurysm.remote.url import is_url
+from aneurysm.labels import LABELS, SITES, UNKNOWN
+from aneurysm.remote.url import checked_url, is_url
 from aneurysm.spec import CacheSpec
 
 if TYPE_CHECKING:
-    from aneurysm.objects.local_copy import StoredVolume
-from aneurysm.labels import UNKNOWN
+    from aneurysm.cache.local_copy import StoredVolume
 
 _PAUSE_S: Final = 0.2
 
@@ -90,7 +92,7 @@ class Cache:
             Its folder, or the URL of an object store (``s3://bucket/cache``).
         local_cache, local_cache_gb
             For a URL: the folder to which its volumes are copied when they are read, and how many GB they may take
-            there. What is not given is as `aneurysm.objects.local_copy.LocalCopy.of` says.
+            there. What is not given is as `aneurysm.cache.local_copy.LocalCopy.of` says.
 
         Raises
         ------
@@ -104,7 +106,7 @@ class Cache:
             The object store can't be read.
         """
         if is_url(path):
-            from aneurysm.objects.tables import open_stored
+            from aneurysm.cache.cache import open_stored
 
             return open_stored(str(path), local_cache, local_cache_gb)
         return cls.of_tables(CacheLayout(Path(path).absolute()))
@@ -233,3 +235,28 @@ def _lesions(
     unlocated[known[lost & (site_of < 0)]] = True
     beyond = np.stack([known, site_of], axis=1)[outside & (site_of >= 0)].astype(np.int32)
     return volumes[order], sites[order], places[order], beyond
+
+
+def open_stored(url: str, local_cache: str | Path | None, local_cache_gb: float | None) -> Cache:
+    """Open the cache at ``url``, whose volumes are to be copied to ``local_cache``; see `Cache.open`."""
+    url = checked_url(url)
+    with fetched_tables(url) as folder:
+        cache = Cache.of_tables(CacheLayout(folder), partial(_fetch, url, folder))
+        # After that, which may have fetched them again.
+        rows = {row["series_uid"]: row for row in read_manifest(CacheLayout(folder).manifest)}
+        if strange := [uid for uid in rows if "/" in uid or uid.startswith(".")]:
+            # It becomes a path on this machine, and came from elsewhere.
+            raise DamagedCacheError(f"{url}/manifest.csv is damaged: {strange[0]!a} can't name a volume")
+    copy = LocalCopy.of(local_cache, local_cache_gb)
+    try:
+        stored = {
+            uid: StoredVolume(
+                url, uid, rows[uid]["voxel_hash"], rows[uid]["annotation_hash"], int(rows[uid]["bytes_out"]), copy
+            )
+            for uid in cache.uids
+        }
+    except ValueError as error:
+        raise DamagedCacheError(f"{url}/manifest.csv is damaged: {error}. Run aneurysm precache") from error
+    for largest in sorted(stored.values(), key=lambda v: v.size)[-1:]:
+        largest.check_bound()
+    return replace(cache, root=url, voxel_hashes={}, stored=stored)

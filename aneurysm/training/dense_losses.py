@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aneurysm.errors import UsageError
 from aneurysm.labels import UNKNOWN_VESSEL, VESSEL_VALUES
-from aneurysm.training.loss import mean_of_kept, without_ignored
+from aneurysm.training.losses import mean_of_kept, without_ignored
 
 
 def top_k_bce(

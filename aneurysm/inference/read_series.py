@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aneurysm.cache.reader import CachedVolume
+from aneurysm.cache.volume import CachedVolume
 from aneurysm.dicom.frame import Decision
 from aneurysm.dicom.series import read_series
 from aneurysm.dicom.stack import Stack
 from aneurysm.errors import DamagedCacheError, Reason, SeriesRejectedError, SpecMismatchError
 from aneurysm.inference.series_paths import SeriesPath
-from aneurysm.inference.source import MemoryVolume
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import CacheSpec
 from aneurysm.volume.head_and_vessels import survey
 from aneurysm.volume.volume import assemble
+from aneurysm.windows.grid import MemoryVolume
 
 
 @dataclass(frozen=True)

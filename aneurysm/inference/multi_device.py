@@ -22,13 +22,13 @@ from typing import Any, Final, Literal
 import torch
 
 from aneurysm.errors import AneurysmError, Reason, UsageError, words_of
-from aneurysm.inference.device import check_devices, checked_device
 from aneurysm.inference.failure import Failure, failure
 from aneurysm.inference.predictor import Prediction, load_predictor
 from aneurysm.inference.series_paths import SeriesPath
-from aneurysm.inference.windows import OnWindows
+from aneurysm.models.device import check_devices, checked_device
 from aneurysm.processes.child_main import start_worker
 from aneurysm.processes.threads import usable_cpus
+from aneurysm.windows.predict import OnWindows
 
 _KILLED: Final = "the process that predicted it died twice: out of memory, or a crash in a library"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aneurysm.cache.opening import read_spec
-from aneurysm.cache.place import cache_place
-from aneurysm.cache.publish import sweep
-from aneurysm.cache.write_errors import write_errors_told
+from aneurysm.cache.folder import read_spec
+from aneurysm.precache.destination import cache_place
+from aneurysm.precache.publish import sweep
+from aneurysm.precache.write_errors import write_errors_told
 from aneurysm.rawdata.bucket import data_place
 
 

@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+from aneurysm.cache.folder import cached_series, done_series
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import read_record
-from aneurysm.cache.opening import cached_series, done_series
-from aneurysm.cache.place import CachePlace, cache_place
-from aneurysm.cache.pool import Engine, Local, run_jobs
-from aneurysm.cache.publish import sweep
-from aneurysm.cache.relabel import Annotations, Update, relabel
-from aneurysm.cache.series import Outcome, SeriesJob, write_record
-from aneurysm.cache.sharding import Shard
-from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, UsageError
+from aneurysm.precache.build_series import Outcome, SeriesJob, write_record
+from aneurysm.precache.destination import CachePlace, cache_place
+from aneurysm.precache.engines import Engine, Local, run_jobs
+from aneurysm.precache.partition import Shard
+from aneurysm.precache.publish import sweep
+from aneurysm.precache.relabel import Annotations, Update, relabel
+from aneurysm.precache.write_errors import write_errors_told
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner, runner
 from aneurysm.processes.threads import look_at_each
 from aneurysm.rawdata.bucket import data_place
@@ -72,7 +72,7 @@ class Summary:
     updated: int = 0
     """Volumes, and records of series that are not cached, whose annotations were brought up to the tables and masks."""
     updates: Counter[str] = field(default_factory=Counter)
-    """How many of each kind these were; see `aneurysm.cache.relabel.Update`."""
+    """How many of each kind these were; see `aneurysm.precache.relabel.Update`."""
     not_updated: dict[str, str] = field(default_factory=dict)
     """Why the annotations of a series could not be, by UID."""
     has_labels: bool = True
@@ -241,7 +241,7 @@ def _engine(
     processes: Runner, workers: int, data: Path | None, limits: Limits, dask: str | None, scheduler_file: Path | None
 ) -> Iterator[Engine]:
     if dask is not None or scheduler_file is not None:
-        from aneurysm.cache.dask_engine import dask_engine
+        from aneurysm.precache.dask_engine import dask_engine
 
         with dask_engine(dask, scheduler_file, data, limits) as cluster:
             yield cluster

@@ -23,16 +23,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from aneurysm.annotations.describe import describe_lesions, describe_modality, describe_uncached, file_hash, place_mask
 from aneurysm.annotations.frames import unpack_frames
-from aneurysm.cache.annotate import describe_lesions, describe_modality, describe_uncached, file_hash, place_mask
 from aneurysm.cache.layout import LABELS_TREE, STAGED_TREE, STAGED_VESSELS, VESSELS, CacheLayout, label_trees
 from aneurysm.cache.manifest import ODD, parse_document, read_document, shape_of
 from aneurysm.cache.metadata import Record, annotation_hash, document_bytes, is_mask_decision, read_record
-from aneurysm.cache.place import CachePlace
-from aneurysm.cache.publish import claim, publish_file, publish_tree
-from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.cache.writer import describe_vessels, write_vessels
 from aneurysm.errors import AneurysmError, CacheError, DamagedCacheError, reason_of, words_of
+from aneurysm.precache.destination import CachePlace
+from aneurysm.precache.publish import claim, publish_file, publish_tree
+from aneurysm.precache.write_errors import write_errors_told
 from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.processes.files import tree_files, write_atomically
 from aneurysm.processes.map_batches import in_batches
@@ -363,7 +363,7 @@ def _opened(job: _Job) -> Iterator[tuple[VolumeFiles | None, Path]]:
         They can't be written.
     """
     if job.url:
-        from aneurysm.objects.volume_sender import StoredFiles, VolumeSender
+        from aneurysm.precache.remote_destination import StoredFiles, VolumeSender
 
         with (
             write_errors_told(job.cache),

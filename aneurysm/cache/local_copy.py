@@ -16,12 +16,13 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import ODD, parse_document, read_metadata
 from aneurysm.cache.metadata import find_damage
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, UsageError
@@ -29,6 +30,8 @@ from aneurysm.processes.files import flush_tree, no_space_told
 from aneurysm.processes.locks import is_locked, locked
 from aneurysm.processes.shared_folder import make_folder, share_tree
 from aneurysm.remote.client import ObjectStore
+from aneurysm.remote.scratch import scratch_folder, told_as
+from aneurysm.remote.url import checked_url
 
 DEFAULT_GB: Final = 100.0
 _SHARE: Final = 0.9
@@ -239,3 +242,37 @@ def _entries(folder: Path) -> Iterator[tuple[int, float, Path]]:
             if size.isdigit():
                 with suppress(FileNotFoundError):
                     yield int(size), entry.stat().st_mtime, Path(entry.path)
+
+
+@contextmanager
+def fetched_tables(url: str) -> Iterator[Path]:
+    """Yield a folder with spec.toml, manifest.csv and lesions.csv of the cache at ``url``, as far as there are any."""
+    url = checked_url(url)
+    with scratch_folder() as folder:
+        _fetch(url, folder)
+        with told_as(folder, url):
+            yield folder
+
+
+def _fetch(url: str, folder: Path) -> None:
+    store, layout = ObjectStore(url), CacheLayout(folder)
+    tables = (layout.spec, layout.manifest, layout.lesions)
+    store.each(lambda path: store.download_if_there(path.name, path), tables)
+
+
+def read_stored_attributes(url: str, uids: Sequence[str]) -> list[dict[str, Any] | CacheError]:
+    """Return what volumes say of themselves, or what is wrong with them; no voxels are brought."""
+    store = ObjectStore(url)
+
+    def read(uid: str) -> dict[str, Any] | CacheError:
+        key = f"volumes/{uid}.zarr/zarr.json"
+        try:
+            document = parse_document(store.read(key), f"{url}/{key}")
+        except FileNotFoundError:
+            return CacheError(f"{url}/{key} is missing")
+        except CacheError as error:
+            return error
+        attributes: dict[str, Any] = document["attributes"]["aneurysm"]
+        return attributes
+
+    return store.each(read, uids)

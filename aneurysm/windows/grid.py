@@ -16,7 +16,7 @@ from aneurysm.volume.blocks import Blocks
 
 class Source(Protocol):
     """
-    One volume: an `aneurysm.cache.reader.CachedVolume`, or a `MemoryVolume`.
+    One volume: an `aneurysm.cache.volume.CachedVolume`, or a `MemoryVolume`.
 
     ``attributes["intensity"]`` has ``unit``, ``scale``, ``offset`` and ``window``, as docs/cache.md explains them.
     ``read(start, shape)`` returns the stored integers of a box (z, y, x), padded with air outside the volume.
@@ -68,7 +68,7 @@ class MemoryVolume:
         return z, y, x
 
     def read(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[Any]:
-        """Return the stored integers of a box, as `aneurysm.cache.reader.CachedVolume.read` does."""
+        """Return the stored integers of a box, as `aneurysm.cache.volume.CachedVolume.read` does."""
         out = np.full(shape_zyx, self.fill, self.voxels.dtype)
         inside, box = [], []
         for start, length, size in zip(start_zyx, shape_zyx, self.shape, strict=True):

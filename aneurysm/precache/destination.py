@@ -1,4 +1,4 @@
-"""CachePlace: where a cache that is being built is. A folder here; a URL in aneurysm.objects.stored_cache."""
+"""CachePlace: where a cache that is being built is. A folder here; a URL in aneurysm.precache.remote_destination."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from aneurysm.cache.estimate import check_space
+from aneurysm.cache.folder import key_fault, open_cache, patient_secret
 from aneurysm.cache.layout import CacheLayout, label_trees
 from aneurysm.cache.manifest import Row, leave_seconds, write_manifest
-from aneurysm.cache.opening import key_fault, open_cache, patient_secret
-from aneurysm.cache.publish import abandoned
+from aneurysm.precache.disk_space import check_space
+from aneurysm.precache.publish import abandoned
 from aneurysm.processes.children import Limits, Runner
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.remote.url import is_url
@@ -79,7 +79,7 @@ class CachePlace:
 def cache_place(cache: str | Path) -> Iterator[CachePlace]:
     """Yield where the cache is, a folder or a URL."""
     if is_url(cache):
-        from aneurysm.objects.stored_cache import stored_cache
+        from aneurysm.precache.remote_destination import stored_cache
 
         with stored_cache(str(cache)) as place:
             yield place

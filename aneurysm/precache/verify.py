@@ -13,7 +13,9 @@ from typing import Any, Final
 import numpy as np
 import zarr
 
+from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout
+from aneurysm.cache.local_copy import download_volume
 from aneurysm.cache.manifest import (
     LESION_COLUMNS,
     ODD,
@@ -30,15 +32,13 @@ from aneurysm.cache.manifest import (
     with_seconds,
 )
 from aneurysm.cache.metadata import FORMAT_VERSION, find_damage, find_strays
-from aneurysm.cache.opening import read_spec
-from aneurysm.cache.place import CachePlace, cache_place
-from aneurysm.cache.publish import is_claimed
-from aneurysm.cache.relabel import KINDS, Annotations, find_differences
-from aneurysm.cache.write_errors import write_errors_told
 from aneurysm.documents import read_json
 from aneurysm.errors import CacheError
 from aneurysm.labels import UNKNOWN_VESSEL
-from aneurysm.objects.local_copy import download_volume
+from aneurysm.precache.destination import CachePlace, cache_place
+from aneurysm.precache.publish import is_claimed
+from aneurysm.precache.relabel import KINDS, Annotations, find_differences
+from aneurysm.precache.write_errors import write_errors_told
 from aneurysm.processes.children import LostError
 from aneurysm.processes.files import tree_bytes
 from aneurysm.processes.map_batches import in_batches

@@ -13,18 +13,18 @@ from typing import Literal
 
 import torch
 
-from aneurysm.cache.catalog import Cache
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import SpecMismatchError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
-from aneurysm.inference.device import checked_device
 from aneurysm.labels import UNKNOWN_MODALITY
+from aneurysm.models.device import checked_device
 from aneurysm.processes.files import no_space_told
 from aneurysm.report.run import Run, read_run
-from aneurysm.training.begun import learnt_from
 from aneurysm.training.checkpoint import load_checkpoint
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import fold_rows, write_folds
+from aneurysm.training.lineage import learnt_from
 from aneurysm.training.run_folder import RunFolder
 from aneurysm.training.validation import Part, predict_series, write_candidates, write_predictions
 

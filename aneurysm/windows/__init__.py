@@ -1,0 +1,1 @@
+"""Model, volume -> the answer of a series: windows, stitching, candidates; for validation and prediction."""
