@@ -36,7 +36,7 @@ _UNPACK: Final = "unpack it, and name the folder"
 _ARRAYS: Final = "only DICOM is read; arrays become a cache through CacheWriter (docs/own_arrays.md)"
 
 
-class Kind(StrEnum):
+class InputKind(StrEnum):
     """What a path can lead to."""
 
     MISSING = "missing"
@@ -82,7 +82,7 @@ class Found:
     """
 
     path: Path
-    kind: Kind
+    kind: InputKind
     words: str
     better: Path | None = None
 
@@ -96,18 +96,18 @@ def describe(path: str | Path) -> Found:
         if path.is_file():
             return _file(path)
         if path.exists():  # a pipe would be waited for
-            return Found(path, Kind.UNREADABLE, "is neither a file nor a folder, but a pipe or a device")
+            return Found(path, InputKind.UNREADABLE, "is neither a file nor a folder, but a pipe or a device")
         return _missing(path)
     except OSError as error:
-        return Found(path, Kind.UNREADABLE, f"can't be read: {error.strerror or error}")
+        return Found(path, InputKind.UNREADABLE, f"can't be read: {error.strerror or error}")
 
 
 def mistake(found: Found, wanted: Wanted) -> str | None:
     """Return what is wrong with a path where something else is wanted, and what to do; None if it may be right."""
     path = found.path
-    if found.kind == Kind.MISSING:
+    if found.kind == InputKind.MISSING:
         return found.words
-    if found.kind == Kind.UNREADABLE:
+    if found.kind == InputKind.UNREADABLE:
         return f"{path} {found.words}"
     advice = _advice(found, wanted)
     return None if advice is None else f"{path} is {found.words}: {advice}"
@@ -118,46 +118,49 @@ def _advice(found: Found, wanted: Wanted) -> str | None:  # noqa: C901 - a table
     match wanted, kind:
         # What is right, or can only be told by reading it.
         case (
-            (Wanted.DATA | Wanted.SERIES, Kind.DATA_SET | Kind.FOLDER)
-            | (Wanted.SERIES, Kind.CACHE | Kind.CACHE_VOLUME | Kind.EMPTY | Kind.DICOM | Kind.FILE)
-            | (Wanted.CACHE, Kind.CACHE)
-            | (Wanted.RUN, Kind.RUN)
-            | (Wanted.CHECKPOINT, Kind.CHECKPOINT | Kind.FILE)
+            (Wanted.DATA | Wanted.SERIES, InputKind.DATA_SET | InputKind.FOLDER)
+            | (
+                Wanted.SERIES,
+                InputKind.CACHE | InputKind.CACHE_VOLUME | InputKind.EMPTY | InputKind.DICOM | InputKind.FILE,
+            )
+            | (Wanted.CACHE, InputKind.CACHE)
+            | (Wanted.RUN, InputKind.RUN)
+            | (Wanted.CHECKPOINT, InputKind.CHECKPOINT | InputKind.FILE)
         ):
             return None
-        case (Wanted.DATA | Wanted.SERIES, Kind.ARCHIVE):
+        case (Wanted.DATA | Wanted.SERIES, InputKind.ARCHIVE):
             return _UNPACK
-        case (Wanted.DATA | Wanted.SERIES, Kind.COMPRESSED_DICOM):
+        case (Wanted.DATA | Wanted.SERIES, InputKind.COMPRESSED_DICOM):
             return "unpack it (gunzip), with all of its series, and name their folder"
-        case (Wanted.DATA | Wanted.SERIES, Kind.NIFTI):
+        case (Wanted.DATA | Wanted.SERIES, InputKind.NIFTI):
             return _ARRAYS
-        case (Wanted.DATA, Kind.DICOM | Kind.FILE):
+        case (Wanted.DATA, InputKind.DICOM | InputKind.FILE):
             return "name the folder above all series"
-        case (Wanted.DATA, Kind.EMPTY):
+        case (Wanted.DATA, InputKind.EMPTY):
             return "name the folder that holds the DICOM series"
-        case (Wanted.DATA, Kind.CACHE | Kind.CACHE_VOLUME | Kind.CACHE_VOLUMES):
+        case (Wanted.DATA, InputKind.CACHE | InputKind.CACHE_VOLUME | InputKind.CACHE_VOLUMES):
             return "a cache is named with --cache, and --data is the folder of DICOM series that it is built from"
-        case (Wanted.DATA | Wanted.SERIES, Kind.RUN | Kind.RUN_PART | Kind.CHECKPOINT):
+        case (Wanted.DATA | Wanted.SERIES, InputKind.RUN | InputKind.RUN_PART | InputKind.CHECKPOINT):
             return "there are no series in it"
-        case (Wanted.DATA | Wanted.SERIES, Kind.RUNS):
+        case (Wanted.DATA | Wanted.SERIES, InputKind.RUNS):
             return f"there are no series in it; a run is named by its own folder, as {better}"
-        case (Wanted.SERIES, Kind.CACHE_VOLUMES):
+        case (Wanted.SERIES, InputKind.CACHE_VOLUMES):
             return f"name the cache, {better}, or one of the volumes"
-        case (Wanted.CACHE, Kind.CACHE_VOLUME | Kind.CACHE_VOLUMES):
+        case (Wanted.CACHE, InputKind.CACHE_VOLUME | InputKind.CACHE_VOLUMES):
             return f"the cache is {better}"
-        case (Wanted.CACHE, Kind.RUN | Kind.RUN_PART | Kind.RUNS | Kind.CHECKPOINT):
+        case (Wanted.CACHE, InputKind.RUN | InputKind.RUN_PART | InputKind.RUNS | InputKind.CHECKPOINT):
             return "the cache that a run was trained on is named in its config.toml"
-        case (Wanted.CACHE, Kind.DATA_SET):
+        case (Wanted.CACHE, InputKind.DATA_SET):
             return "`aneurysm precache --data` builds a cache from it, in a folder of its own"
-        case (Wanted.CACHE, Kind.EMPTY | Kind.FOLDER):
+        case (Wanted.CACHE, InputKind.EMPTY | InputKind.FOLDER):
             return "it has no spec.toml"
         case (Wanted.CACHE, _):
             return "a cache is a folder"
-        case (Wanted.RUN, Kind.CHECKPOINT | Kind.RUN_PART) if better is not None:
+        case (Wanted.RUN, InputKind.CHECKPOINT | InputKind.RUN_PART) if better is not None:
             return f"the run is {better}"
-        case (Wanted.RUN, Kind.RUNS) | (Wanted.CHECKPOINT, Kind.RUNS):
+        case (Wanted.RUN, InputKind.RUNS) | (Wanted.CHECKPOINT, InputKind.RUNS):
             return f"name one of the runs in it, as {better}"
-        case (Wanted.CHECKPOINT, Kind.RUN | Kind.RUN_PART) if better is not None:
+        case (Wanted.CHECKPOINT, InputKind.RUN | InputKind.RUN_PART) if better is not None:
             return f"name its checkpoint, {better}"
         case (Wanted.RUN, _):
             return "a run is a folder that `aneurysm train` wrote, with config.toml and predictions_val.csv"
@@ -168,25 +171,25 @@ def _advice(found: Found, wanted: Wanted) -> str | None:  # noqa: C901 - a table
 def _folder(path: Path) -> Found:
     names = [e.name for e in _visible_entries(path)]
     if not names:
-        return Found(path, Kind.EMPTY, "an empty folder")
+        return Found(path, InputKind.EMPTY, "an empty folder")
     if "spec.toml" in names:
-        return Found(path, Kind.CACHE, "a cache")
+        return Found(path, InputKind.CACHE, "a cache")
     if "zarr.json" in names:
         place = path.absolute().parent
         words = "a volume of a cache" if _is_cache(place.parent) and place.name == "volumes" else "a Zarr group"
-        return Found(path, Kind.CACHE_VOLUME, words, path.parent.parent)
+        return Found(path, InputKind.CACHE_VOLUME, words, path.parent.parent)
     if path.absolute().name == "volumes" and _is_cache(path.absolute().parent):
-        return Found(path, Kind.CACHE_VOLUMES, "the folder of a cache's volumes", path.parent)
+        return Found(path, InputKind.CACHE_VOLUMES, "the folder of a cache's volumes", path.parent)
     if _is_run(path):
         best = path / "checkpoints" / "best.ckpt"
-        return Found(path, Kind.RUN, "a run of `aneurysm train`", best if best.is_file() else None)
+        return Found(path, InputKind.RUN, "a run of `aneurysm train`", best if best.is_file() else None)
     if path.absolute().name in _RUN_PARTS and _is_run(path.absolute().parent):
-        return Found(path, Kind.RUN_PART, "a folder within a run", path.parent)
+        return Found(path, InputKind.RUN_PART, "a folder within a run", path.parent)
     if "series" in names and (path / "series").is_dir():
-        return Found(path, Kind.DATA_SET, "a data set in the RSNA layout")
+        return Found(path, InputKind.DATA_SET, "a data set in the RSNA layout")
     if runs := list(islice(filter(_is_run, folders_inside(path)), 3)):
-        return Found(path, Kind.RUNS, f"a folder of runs ({', '.join(run.name for run in runs)})", runs[0])
-    return Found(path, Kind.FOLDER, "a folder")
+        return Found(path, InputKind.RUNS, f"a folder of runs ({', '.join(run.name for run in runs)})", runs[0])
+    return Found(path, InputKind.FOLDER, "a folder")
 
 
 def folders_inside(path: Path) -> list[Path]:
@@ -215,27 +218,27 @@ def _is_run(path: Path) -> bool:
 def _file(path: Path) -> Found:
     with path.open("rb") as file:
         head = file.read(_HEAD)
-    return _known(path, head) or Found(path, Kind.FILE, "an empty file" if not head else "a file")
+    return _known(path, head) or Found(path, InputKind.FILE, "an empty file" if not head else "a file")
 
 
 def _known(path: Path, head: bytes) -> Found | None:
     name = path.name.lower()
     if head[128:132] == b"DICM":
-        return Found(path, Kind.DICOM, "a DICOM file")
+        return Found(path, InputKind.DICOM, "a DICOM file")
     if name.endswith((".ckpt", ".pt", ".pth")) or (head.startswith(b"PK\x03\x04") and b"/data.pkl" in head):
         place = path.parent.parent if path.absolute().parent.name == "checkpoints" else None
-        return Found(path, Kind.CHECKPOINT, "a checkpoint", place)
+        return Found(path, InputKind.CHECKPOINT, "a checkpoint", place)
     if name.endswith((".nii", ".nii.gz")) or head[344:348] in (b"n+1\0", b"ni1\0") or head[4:7] == b"n+2":
-        return Found(path, Kind.NIFTI, "a NIfTI file")
+        return Found(path, InputKind.NIFTI, "a NIfTI file")
     if head.startswith(b"NRRD000"):
-        return Found(path, Kind.NIFTI, "an NRRD file")
+        return Found(path, InputKind.NIFTI, "an NRRD file")
     if head[257:262] == b"ustar":
-        return Found(path, Kind.ARCHIVE, "a tar archive")
+        return Found(path, InputKind.ARCHIVE, "a tar archive")
     if head.startswith(b"\x1f\x8b"):
         return _gzip(path, head)
     for magic, words in _ARCHIVES:
         if head.startswith(magic):
-            return Found(path, Kind.ARCHIVE, words)
+            return Found(path, InputKind.ARCHIVE, words)
     return None
 
 
@@ -246,11 +249,11 @@ def _gzip(path: Path, head: bytes) -> Found:
         inner = b""
     name = path.name.lower().removesuffix(".gz")
     if inner[128:132] == b"DICM" or name.endswith(".dcm"):
-        return Found(path, Kind.COMPRESSED_DICOM, "a DICOM file compressed with gzip")
+        return Found(path, InputKind.COMPRESSED_DICOM, "a DICOM file compressed with gzip")
     if inner[344:348] in (b"n+1\0", b"ni1\0"):
-        return Found(path, Kind.NIFTI, "a NIfTI file")
+        return Found(path, InputKind.NIFTI, "a NIfTI file")
     tar = inner[257:262] == b"ustar" or name.endswith((".tar", ".tgz"))
-    return Found(path, Kind.ARCHIVE, "a tar archive" if tar else "a file compressed with gzip")
+    return Found(path, InputKind.ARCHIVE, "a tar archive" if tar else "a file compressed with gzip")
 
 
 def _missing(path: Path) -> Found:
@@ -276,7 +279,7 @@ def _missing(path: Path) -> Found:
             why += f", and no {above / lacking}"
         elif not above.is_dir():
             why += f": {above} is no folder"
-    return Found(path, Kind.MISSING, why)
+    return Found(path, InputKind.MISSING, why)
 
 
 def hidden_series(folder: Path) -> str:

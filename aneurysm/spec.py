@@ -81,7 +81,7 @@ class ArrayIntensity(_Section):
         return self
 
 
-class Intensity(_Section):
+class IntensitySpec(_Section):
     """
     One entry for each value of DICOM's Modality, the only kind that is known at inference.
 
@@ -93,7 +93,7 @@ class Intensity(_Section):
     array: ArrayIntensity | None = None
 
 
-class Storage(_Section):
+class StorageSpec(_Section):
     """How the array lies on disk. ``chunk`` is the inner chunk (z, y, x); one shard holds the whole volume."""
 
     dtype: Literal["int16", "uint8"]
@@ -133,8 +133,8 @@ class CacheSpec(_Section):
     frame: Literal["closest"]
     region: Box | None = None
     max_voxels: int = Field(ge=1000)
-    intensity: Intensity
-    storage: Storage
+    intensity: IntensitySpec
+    storage: StorageSpec
     slices: SlicePolicy
 
     @model_validator(mode="after")

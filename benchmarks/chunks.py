@@ -27,7 +27,7 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.volume import CachedVolume, close_volumes
 from aneurysm.cache.writer import write_volume
 from aneurysm.processes.threads import limit_threads
-from aneurysm.spec import Storage, load_spec
+from aneurysm.spec import StorageSpec, load_spec
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.patch_data import make_cache, random_boxes, size_mb, that_hold
 from benchmarks.table import command_line, machine, write_section
@@ -57,7 +57,7 @@ both median "x" and bytes, within its type, is marked *.
 class Choice:
     """One storage, and what was found."""
 
-    storage: Storage
+    storage: StorageSpec
     wall_ms: list[float]
     ratio: float
     of_raw: float
@@ -110,7 +110,7 @@ def _try_all(cache: Cache, folder: Path, options: argparse.Namespace) -> Iterato
     own = cache.spec.storage
     reference, _ = _write(sources, own, folder / "own")
     choices = product(options.chunks, CODECS, options.levels, SHUFFLES)
-    storages = [Storage(dtype=own.dtype, chunk=c, codec=n, level=k, shuffle=s) for c, n, k, s in choices]
+    storages = [StorageSpec(dtype=own.dtype, chunk=c, codec=n, level=k, shuffle=s) for c, n, k, s in choices]
     for i, storage in enumerate(storages):
         # A folder of its own for each: open volumes are known by their path.
         at = folder / str(i)
@@ -127,7 +127,7 @@ def _try_all(cache: Cache, folder: Path, options: argparse.Namespace) -> Iterato
     close_volumes()
 
 
-def _write(sources: list[CachedVolume], storage: Storage, root: Path) -> tuple[list[CachedVolume], float]:
+def _write(sources: list[CachedVolume], storage: StorageSpec, root: Path) -> tuple[list[CachedVolume], float]:
     """Return the same voxels stored so, and the seconds that the writing took."""
     seconds, written = 0.0, []
     for source in sources:
@@ -169,7 +169,7 @@ def _read(volumes: list[CachedVolume], boxes: list[Box], patch: Triple = PATCH) 
     return (time.perf_counter() - started) / len(boxes) * 1e3
 
 
-def _name(storage: Storage) -> str:
+def _name(storage: StorageSpec) -> str:
     return f"{'x'.join(map(str, storage.chunk))} {storage.codec} {storage.level} {storage.shuffle}"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aneurysm.cache.folder import open_cache
+from aneurysm.cache.folder import prepare_cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import read_manifest
 from aneurysm.precache.build_series import SeriesJob, build_series
@@ -84,7 +84,7 @@ def measured_costs(work: Path, repeats: int) -> Measured:
     spec = load_spec("rsna-1mm")
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        open_cache(CacheLayout(Path(folder)), spec)
+        prepare_cache(CacheLayout(Path(folder)), spec)
         for _ in range(repeats + 1):  # the first warms up
             for syntax, slices in ALONE:
                 ending = f".{slices}.{list(SYNTAXES).index(syntax) + 1}"

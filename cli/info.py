@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from aneurysm.errors import UsageError
-from aneurysm.inputs import Kind, describe
+from aneurysm.inputs import InputKind, describe
 from aneurysm.sizes import size_text
-from cli.options import CachePlace
+from cli.options import CacheOption
 
 
 def info(
     uid: Annotated[str | None, typer.Argument(metavar="UID", help="A series; the whole cache if not given.")] = None,
-    cache: CachePlace = "cache",
+    cache: CacheOption = "cache",
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     png: Annotated[
         Path | None,
@@ -29,9 +29,9 @@ def info(
     """Show what is in the cache, or in one of its volumes."""
     from aneurysm.cache.summary import describe_cache, describe_volume, find_volume
 
-    if uid is not None and (found := describe(uid)).kind in (Kind.CACHE, Kind.CACHE_VOLUME):
+    if uid is not None and (found := describe(uid)).kind in (InputKind.CACHE, InputKind.CACHE_VOLUME):
         name = found.path.name.removesuffix(".zarr")
-        command = f"--cache {uid}" if found.kind == Kind.CACHE else f"{name} --cache {found.better}"
+        command = f"--cache {uid}" if found.kind == InputKind.CACHE else f"{name} --cache {found.better}"
         raise UsageError(f"{uid} is {found.words}, and no UID: aneurysm info {command}")
     if png is not None:
         if uid is None:

@@ -8,13 +8,13 @@ import typer
 
 from aneurysm.remote.url import joined
 from cli.exits import Exit
-from cli.options import CachePlace, Workers, chosen_workers
+from cli.options import CacheOption, Workers, chosen_workers
 
 _NAMED = 20
 
 
 def manifest(
-    cache: CachePlace = "cache",
+    cache: CacheOption = "cache",
     data: Annotated[
         str | None,
         typer.Option(

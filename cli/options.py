@@ -11,7 +11,7 @@ from cli.values import number, whole
 
 MOST_WORKERS: Final = 1024
 
-CachePlace = Annotated[
+CacheOption = Annotated[
     str, typer.Option(metavar="DIR|URL", envvar="ANEURYSM_CACHE", help="Folder or URL of the cache.")
 ]
 LocalCache = Annotated[

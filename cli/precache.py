@@ -11,11 +11,11 @@ import typer
 
 from aneurysm.remote.url import joined
 from cli.exits import Exit, end_on_sigterm
-from cli.options import CachePlace, MemoryMb, TimeoutS, Workers, chosen_workers
+from cli.options import CacheOption, MemoryMb, TimeoutS, Workers, chosen_workers
 from cli.values import whole
 
 if TYPE_CHECKING:
-    from aneurysm.precache.run import Summary
+    from aneurysm.precache.run import RunSummary
 
 
 def precache(
@@ -27,7 +27,7 @@ def precache(
             help="Folder or URL of DICOM series: the RSNA layout, or any tree.",
         ),
     ] = "data",
-    cache: CachePlace = "cache",
+    cache: CacheOption = "cache",
     spec: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="Name of a shipped cache spec, or path of a TOML file.")
     ] = "rsna-1mm",
@@ -102,7 +102,7 @@ def precache(
         + (f"Shard {part} has" if part else f"{cache} holds")
         + f" {summary.total_cached} volumes."
     )
-    for line in _annotations_told(summary, data):
+    for line in _annotation_lines(summary, data):
         typer.echo(line)
     if part:
         typer.echo(f"When all shards are done: aneurysm manifest --data {data} --cache {cache}")
@@ -118,14 +118,14 @@ def precache(
         raise typer.Exit(Exit.OK if exit_zero else Exit.SOME_FAILED)
 
 
-def _annotations_told(summary: Summary, data: str) -> Iterator[str]:
-    from aneurysm.precache.relabel import KINDS
+def _annotation_lines(summary: RunSummary, data: str) -> Iterator[str]:
+    from aneurysm.precache.relabel import ANNOTATION_KINDS
 
     if not summary.has_labels:
         kept = " Those of volumes that were there stay." if summary.skipped else ""
         yield f"There is no train.csv in {data}, so what is built has no labels.{kept}"
     if summary.updated:
-        kinds = ", ".join(f"{text} of {n}" for kind, text in KINDS.items() if (n := summary.updates[kind]))
+        kinds = ", ".join(f"{text} of {n}" for kind, text in ANNOTATION_KINDS.items() if (n := summary.updates[kind]))
         yield f"{summary.updated} of {summary.skipped} volumes: labels updated ({kinds})."
     for uid, problem in sorted(summary.not_updated.items()):
         yield f"the labels of {uid} were not updated: {problem}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from aneurysm.errors import DataError, Reason, UsageError
-from aneurysm.inputs import Kind, Wanted, describe, mistake
+from aneurysm.inputs import InputKind, Wanted, describe, mistake
 from aneurysm.remote.url import is_url
 
 if TYPE_CHECKING:
@@ -43,15 +43,15 @@ def split(paths: list[str]) -> tuple[list[Path], list[str]]:
 def _checkpoint(text: str) -> Path | None:
     """Return the checkpoint that a path means; None if it means series."""
     found = describe(text)
-    if found.kind == Kind.RUN or (found.kind == Kind.FOLDER and (found.path / "config.toml").is_file()):
+    if found.kind == InputKind.RUN or (found.kind == InputKind.FOLDER and (found.path / "config.toml").is_file()):
         if found.better is None:
             raise UsageError(
                 f"{text} is a run's folder that has no best checkpoint yet: name another of its checkpoints"
             )
         return found.better
-    if found.kind == Kind.CHECKPOINT:
+    if found.kind == InputKind.CHECKPOINT:
         return found.path
-    if found.kind == Kind.MISSING and text.endswith(".ckpt"):
+    if found.kind == InputKind.MISSING and text.endswith(".ckpt"):
         raise UsageError(f"there is no checkpoint {text}")
     if problem := mistake(found, Wanted.SERIES):
         raise UsageError(problem)

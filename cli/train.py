@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from aneurysm.errors import InterruptedRunError, UsageError
-from aneurysm.inputs import Kind, Wanted, describe, mistake
+from aneurysm.inputs import InputKind, Wanted, describe, mistake
 from cli.options import MOST_WORKERS, LocalCache, LocalCacheGb, chosen_workers
 from cli.values import choice, number, parse_devices, patch_edges, whole
 
@@ -17,7 +17,7 @@ _FOLDER = "ANEURYSM_RUN_FOLDER"
 """Tells the processes that Lightning starts for further devices which folder the first one chose."""
 _MAY_CHANGE = {"cache", "local_cache", "local_cache_gb", "workers", "devices", "epochs"}
 """What a run that goes on may be given anew: it draws the same patches in the same order."""
-_NO_RUN: Final = (Kind.RUNS, Kind.RUN_PART, Kind.CHECKPOINT, Kind.CACHE, Kind.DATA_SET)
+_NO_RUN: Final = (InputKind.RUNS, InputKind.RUN_PART, InputKind.CHECKPOINT, InputKind.CACHE, InputKind.DATA_SET)
 """What is named in place of a run that is to be resumed."""
 _LOSSES: Final = ("bce", "focal", "asl")
 """Of a patch's labels; others are set in the section losses of --config."""
@@ -240,7 +240,7 @@ def _run(
 
 def _check_init(init: Path) -> None:
     found = describe(init)
-    problem = mistake(found, Wanted.CHECKPOINT) if found.kind != Kind.MISSING else f"there is no checkpoint {init}"
+    problem = mistake(found, Wanted.CHECKPOINT) if found.kind != InputKind.MISSING else f"there is no checkpoint {init}"
     if problem:
         raise UsageError(f"--init: {problem}")
 

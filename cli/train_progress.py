@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aneurysm.metrics import Score
-from aneurysm.training.metrics_table import Row
+from aneurysm.training.metrics_table import EpochRow
 from aneurysm.training.progress import RunFacts, StepFacts
 from cli.progress import Clock, Display, series_share, series_text
 
@@ -79,7 +79,7 @@ class TrainProgress(Display):
         counts = (done, total, window, windows)
         self.show(series_text(*counts), series_share(*counts), clock=self._validation, name="validation")
 
-    def epoch(self, row: Row, score: Score | None, *, best: bool) -> None:
+    def epoch(self, row: EpochRow, score: Score | None, *, best: bool) -> None:
         """Print the table of an epoch."""
         seconds = sum(float(row.get(name) or 0.0) for name in ("train_s", "val_s"))
         mark = ", the best so far" if best else ""

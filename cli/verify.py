@@ -8,11 +8,11 @@ import typer
 
 from aneurysm.sizes import size_text
 from cli.exits import Exit
-from cli.options import CachePlace, Workers, chosen_workers
+from cli.options import CacheOption, Workers, chosen_workers
 
 
 def verify(
-    cache: CachePlace = "cache",
+    cache: CacheOption = "cache",
     data: Annotated[
         str | None,
         typer.Option(

@@ -15,7 +15,7 @@ import torch
 
 from aneurysm.errors import DataError, UsageError
 from aneurysm.inference.series_paths import find_paths
-from aneurysm.inputs import Kind, Wanted, describe, folders_inside, mistake
+from aneurysm.inputs import InputKind, Wanted, describe, folders_inside, mistake
 from aneurysm.rawdata.folder import check_level, find_series
 from aneurysm.report.run import read_run
 from cli.predict_input import find, split
@@ -63,25 +63,25 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize(
     "name, kind, words",
     [
-        ("one.dcm", Kind.DICOM, "a DICOM file"),
-        ("one.dcm.gz", Kind.COMPRESSED_DICOM, "a DICOM file compressed with gzip"),
-        ("data.zip", Kind.ARCHIVE, "a ZIP archive"),
-        ("data.tar", Kind.ARCHIVE, "a tar archive"),
-        ("data.tgz", Kind.ARCHIVE, "a tar archive"),
-        ("scan.nii", Kind.NIFTI, "a NIfTI file"),
-        ("scan.nii.gz", Kind.NIFTI, "a NIfTI file"),
-        ("notes.txt", Kind.FILE, "a file"),
-        ("empty", Kind.EMPTY, "an empty folder"),
-        ("scan", Kind.FOLDER, "a folder"),
-        ("cache", Kind.CACHE, "a cache"),
-        ("cache/volumes", Kind.CACHE_VOLUMES, "the folder of a cache's volumes"),
-        ("cache/volumes/1.2.zarr", Kind.CACHE_VOLUME, "a volume of a cache"),
-        ("runs", Kind.RUNS, "a folder of runs (a)"),
-        ("runs/a", Kind.RUN, "a run of `aneurysm train`"),
-        ("runs/a/evaluation", Kind.RUN_PART, "a folder within a run"),
-        ("runs/a/checkpoints/best.ckpt", Kind.CHECKPOINT, "a checkpoint"),
-        ("weights", Kind.CHECKPOINT, "a checkpoint"),
-        ("set", Kind.DATA_SET, "a data set in the RSNA layout"),
+        ("one.dcm", InputKind.DICOM, "a DICOM file"),
+        ("one.dcm.gz", InputKind.COMPRESSED_DICOM, "a DICOM file compressed with gzip"),
+        ("data.zip", InputKind.ARCHIVE, "a ZIP archive"),
+        ("data.tar", InputKind.ARCHIVE, "a tar archive"),
+        ("data.tgz", InputKind.ARCHIVE, "a tar archive"),
+        ("scan.nii", InputKind.NIFTI, "a NIfTI file"),
+        ("scan.nii.gz", InputKind.NIFTI, "a NIfTI file"),
+        ("notes.txt", InputKind.FILE, "a file"),
+        ("empty", InputKind.EMPTY, "an empty folder"),
+        ("scan", InputKind.FOLDER, "a folder"),
+        ("cache", InputKind.CACHE, "a cache"),
+        ("cache/volumes", InputKind.CACHE_VOLUMES, "the folder of a cache's volumes"),
+        ("cache/volumes/1.2.zarr", InputKind.CACHE_VOLUME, "a volume of a cache"),
+        ("runs", InputKind.RUNS, "a folder of runs (a)"),
+        ("runs/a", InputKind.RUN, "a run of `aneurysm train`"),
+        ("runs/a/evaluation", InputKind.RUN_PART, "a folder within a run"),
+        ("runs/a/checkpoints/best.ckpt", InputKind.CHECKPOINT, "a checkpoint"),
+        ("weights", InputKind.CHECKPOINT, "a checkpoint"),
+        ("set", InputKind.DATA_SET, "a data set in the RSNA layout"),
     ],
 )
 def test_it_is_known_whatever_way_it_is_named(place, monkeypatch, name, kind, words):

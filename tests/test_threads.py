@@ -6,20 +6,20 @@ import threading
 
 import pytest
 
-from aneurysm.processes.threads import look_at_each
+from aneurysm.processes.threads import map_io
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000])
 def test_results_come_in_the_order_of_the_items(count):
-    assert list(look_at_each(range(count), lambda n: n * n)) == [n * n for n in range(count)]
+    assert list(map_io(range(count), lambda n: n * n)) == [n * n for n in range(count)]
 
 
 def test_several_looks_run_at_once():
     """Each of the first two batches waits for the other: one after the other would wait for ever."""
     both = threading.Barrier(2, timeout=30)
-    assert len(list(look_at_each(range(128), lambda n: both.wait() if n in (0, 64) else 0))) == 128
+    assert len(list(map_io(range(128), lambda n: both.wait() if n in (0, 64) else 0))) == 128
 
 
 def test_an_error_of_one_look_comes_out():
     with pytest.raises(ZeroDivisionError):
-        list(look_at_each([1, 0], lambda n: 1 / n))
+        list(map_io([1, 0], lambda n: 1 / n))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from aneurysm.annotations.frames import SourceFrame
 from aneurysm.annotations.lesions import UnplacedLesion, place_lesions
-from aneurysm.annotations.vessels import Grid, resample_mask
+from aneurysm.annotations.vessels import PlacedGrid, resample_mask
 from aneurysm.dicom.stack import Stack
 from aneurysm.rawdata.tables import Localizer, SeriesNotes
 from aneurysm.spec import CacheSpec
@@ -65,7 +65,7 @@ def place_mask(
     return vessels, asdict(decision)
 
 
-def _grid(affine_lps: Any, shape: Sequence[int]) -> Grid:
+def _grid(affine_lps: Any, shape: Sequence[int]) -> PlacedGrid:
     z, y, x = shape
     return np.asarray(affine_lps, np.float64), (z, y, x)
 

@@ -17,11 +17,13 @@ MAX_OUTSIDE: Final = 0.02
 _MAX_VALUE: Final = max(VESSEL_VALUES)
 _SIDE_TOLERANCE_MM: Final = 3.0
 """So far may the right one of a pair lie left of its twin: stumps of both near the midline, or a turned head."""
-Grid = tuple[NDArray[np.float64], tuple[int, int, int]]
+PlacedGrid = tuple[NDArray[np.float64], tuple[int, int, int]]
 """An affine ((z, y, x, 1) to LPS mm) and a shape (z, y, x)."""
 
 
-def resample_mask(path: Path, volume: Grid, field_of_view: Grid) -> tuple[NDArray[np.uint8] | None, Decision]:
+def resample_mask(
+    path: Path, volume: PlacedGrid, field_of_view: PlacedGrid
+) -> tuple[NDArray[np.uint8] | None, Decision]:
     """
     Return the mask at ``path`` on the grid of a volume, nearest neighbour, and what was decided.
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.local_copy import LocalCopy, StoredVolume, _fetch, fetched_tables
+from aneurysm.cache.local_copy import LocalCopy, RemoteVolume, _fetch, download_tables
 from aneurysm.cache.manifest import read_manifest
 from aneurysm.cache.volume import CachedVolume
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
@@ -24,7 +24,7 @@ from aneurysm.remote.url import checked_url, is_url
 from aneurysm.spec import CacheSpec
 
 if TYPE_CHECKING:
-    from aneurysm.cache.local_copy import StoredVolume
+    from aneurysm.cache.local_copy import RemoteVolume
 
 _PAUSE_S: Final = 0.2
 
@@ -76,7 +76,7 @@ class Cache:
     """(k, 2): volume and site of each lesion that lies beyond the volume's faces, as of one that was cropped."""
     voxel_hashes: dict[str, str] = field(default_factory=dict)
     """Of a cache in a folder, by UID: what is read is what these tables are of, or an error."""
-    stored: dict[str, StoredVolume] = field(default_factory=dict)
+    stored: dict[str, RemoteVolume] = field(default_factory=dict)
     """Of a cache in an object store, its volumes by UID."""
 
     @classmethod
@@ -106,9 +106,9 @@ class Cache:
             The object store can't be read.
         """
         if is_url(path):
-            from aneurysm.cache.cache import open_stored
+            from aneurysm.cache.cache import open_remote
 
-            return open_stored(str(path), local_cache, local_cache_gb)
+            return open_remote(str(path), local_cache, local_cache_gb)
         return cls.of_tables(CacheLayout(Path(path).absolute()))
 
     @classmethod
@@ -237,10 +237,10 @@ def _lesions(
     return volumes[order], sites[order], places[order], beyond
 
 
-def open_stored(url: str, local_cache: str | Path | None, local_cache_gb: float | None) -> Cache:
+def open_remote(url: str, local_cache: str | Path | None, local_cache_gb: float | None) -> Cache:
     """Open the cache at ``url``, whose volumes are to be copied to ``local_cache``; see `Cache.open`."""
     url = checked_url(url)
-    with fetched_tables(url) as folder:
+    with download_tables(url) as folder:
         cache = Cache.of_tables(CacheLayout(folder), partial(_fetch, url, folder))
         # After that, which may have fetched them again.
         rows = {row["series_uid"]: row for row in read_manifest(CacheLayout(folder).manifest)}
@@ -250,7 +250,7 @@ def open_stored(url: str, local_cache: str | Path | None, local_cache_gb: float 
     copy = LocalCopy.of(local_cache, local_cache_gb)
     try:
         stored = {
-            uid: StoredVolume(
+            uid: RemoteVolume(
                 url, uid, rows[uid]["voxel_hash"], rows[uid]["annotation_hash"], int(rows[uid]["bytes_out"]), copy
             )
             for uid in cache.uids

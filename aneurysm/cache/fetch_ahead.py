@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from aneurysm.cache.local_copy import StoredVolume
+from aneurysm.cache.local_copy import RemoteVolume
 from aneurysm.errors import AneurysmError, CacheError
 
 _THREADS: Final = 4
@@ -41,7 +41,7 @@ class FetchAhead:
     """
 
     def __init__(
-        self, volumes: Mapping[int, StoredVolume], walk: Iterator[tuple[int, Sequence[int]]], ranks: int, *, start: int
+        self, volumes: Mapping[int, RemoteVolume], walk: Iterator[tuple[int, Sequence[int]]], ranks: int, *, start: int
     ) -> None:
         self.start = start
         self._volumes, self._walk = volumes, walk

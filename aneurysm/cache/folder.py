@@ -20,7 +20,7 @@ from aneurysm.errors import (
     SpecMismatchError,
     UsageError,
 )
-from aneurysm.inputs import Kind, Wanted, describe, mistake
+from aneurysm.inputs import InputKind, Wanted, describe, mistake
 from aneurysm.processes.files import is_disk_full, write_once
 from aneurysm.processes.shared_folder import describe_denial, make_folder
 from aneurysm.spec import CacheSpec, parse_spec
@@ -30,7 +30,7 @@ _FINGERPRINT: Final = re.compile(r"[0-9a-f]{32}")
 
 
 def is_done(layout: CacheLayout, uid: str) -> bool:
-    """Say whether a series is cached, or recorded as one that can't be."""
+    """Return True if a series is cached, or recorded as one that can't be."""
     return layout.volume(uid).exists() or layout.record(uid).exists()
 
 
@@ -52,12 +52,17 @@ def _listed(folder: Path, ending: str) -> set[str]:
     return {n.removesuffix(ending) for n in names if n.endswith(ending)}
 
 
-def open_cache(layout: CacheLayout, spec: CacheSpec) -> None:
+def prepare_cache(layout: CacheLayout, spec: CacheSpec) -> None:
     """Make the cache, or make sure that it is of ``spec``."""
     if layout.root.exists() and not layout.root.is_dir():
         raise UsageError(f"{layout.root} is a file; --cache names a folder")
     # A folder that is something else already stays what it is.
-    if (found := describe(layout.root)).kind in (Kind.CACHE_VOLUME, Kind.CACHE_VOLUMES, Kind.RUN, Kind.DATA_SET):
+    if (found := describe(layout.root)).kind in (
+        InputKind.CACHE_VOLUME,
+        InputKind.CACHE_VOLUMES,
+        InputKind.RUN,
+        InputKind.DATA_SET,
+    ):
         raise UsageError(f"{mistake(found, Wanted.CACHE)}. Name another folder with --cache")
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
@@ -95,7 +100,7 @@ def read_spec(layout: CacheLayout) -> CacheSpec:
 
 def _no_cache(root: Path) -> CacheNotFoundError:
     found = describe(root)
-    if found.kind in (Kind.EMPTY, Kind.FOLDER):
+    if found.kind in (InputKind.EMPTY, InputKind.FOLDER):
         return CacheNotFoundError(f"there is no cache at {root}: it has no spec.toml")
     return CacheNotFoundError(f"there is no cache at {root}: {mistake(found, Wanted.CACHE)}")
 

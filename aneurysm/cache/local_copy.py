@@ -1,4 +1,4 @@
-"""StoredVolume: one volume of a cache in an object store, and its bounded copy on this machine's disk.
+"""RemoteVolume: one volume of a cache in an object store, and its bounded copy on this machine's disk.
 
     DIR/
       .lock                               held while room is made, so that the bound holds for all processes together
@@ -26,11 +26,11 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import ODD, parse_document, read_metadata
 from aneurysm.cache.metadata import find_damage
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, UsageError
-from aneurysm.processes.files import flush_tree, no_space_told
+from aneurysm.processes.files import flush_tree, raise_no_space
 from aneurysm.processes.locks import is_locked, locked
 from aneurysm.processes.shared_folder import make_folder, share_tree
 from aneurysm.remote.client import ObjectStore
-from aneurysm.remote.scratch import scratch_folder, told_as
+from aneurysm.remote.scratch import renaming_paths, scratch_folder
 from aneurysm.remote.url import checked_url
 
 DEFAULT_GB: Final = 100.0
@@ -88,7 +88,7 @@ class LocalCopy:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredVolume:
+class RemoteVolume:
     """A volume in an object store. ``size`` is in bytes; it and the hashes are what the manifest says."""
 
     url: str
@@ -135,7 +135,7 @@ class StoredVolume:
             return self.path
         with (
             locked(self.copy.folder / "fetching" / f"{self._entry}.lock"),
-            no_space_told(self.copy.folder, "Free some, or name another folder with --local-cache"),
+            raise_no_space(self.copy.folder, "Free some, or name another folder with --local-cache"),
         ):
             # Another process may have fetched it meanwhile.
             if not self._mark_used():
@@ -245,12 +245,12 @@ def _entries(folder: Path) -> Iterator[tuple[int, float, Path]]:
 
 
 @contextmanager
-def fetched_tables(url: str) -> Iterator[Path]:
+def download_tables(url: str) -> Iterator[Path]:
     """Yield a folder with spec.toml, manifest.csv and lesions.csv of the cache at ``url``, as far as there are any."""
     url = checked_url(url)
     with scratch_folder() as folder:
         _fetch(url, folder)
-        with told_as(folder, url):
+        with renaming_paths(folder, url):
             yield folder
 
 
@@ -260,7 +260,7 @@ def _fetch(url: str, folder: Path) -> None:
     store.each(lambda path: store.download_if_there(path.name, path), tables)
 
 
-def read_stored_attributes(url: str, uids: Sequence[str]) -> list[dict[str, Any] | CacheError]:
+def read_remote_attributes(url: str, uids: Sequence[str]) -> list[dict[str, Any] | CacheError]:
     """Return what volumes say of themselves, or what is wrong with them; no voxels are brought."""
     store = ObjectStore(url)
 

@@ -19,9 +19,9 @@ from aneurysm.labels import LABELS
 from aneurysm.processes.files import tree_bytes, write_atomically, write_json
 from aneurysm.processes.locks import one_at_a_time
 from aneurysm.processes.shared_folder import describe_denial
-from aneurysm.processes.threads import look_at_each
+from aneurysm.processes.threads import map_io
 
-COLUMNS: Final = (
+MANIFEST_COLUMNS: Final = (
     "series_uid",
     "status",
     "reason",
@@ -56,7 +56,7 @@ LESION_COLUMNS: Final = (
     "lps_z_mm",
 )
 
-Row = dict[str, str]
+ManifestRow = dict[str, str]
 
 ODD: Final = (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 """What comes of metadata that are damaged, or that vanish while they are read."""
@@ -107,7 +107,7 @@ def parse_document(content: bytes, name: str) -> dict[str, Any]:
     return document
 
 
-def read_manifest(path: Path) -> list[Row]:
+def read_manifest(path: Path) -> list[ManifestRow]:
     """
     Return the rows of manifest.csv; all values are text.
 
@@ -120,7 +120,7 @@ def read_manifest(path: Path) -> list[Row]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
-            missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
+            missing = [c for c in MANIFEST_COLUMNS if c not in (reader.fieldnames or ())]
     except FileNotFoundError as error:
         raise CacheError(f"{path} is missing") from error
     except OSError as error:
@@ -132,7 +132,7 @@ def read_manifest(path: Path) -> list[Row]:
     return rows
 
 
-def write_manifest(layout: CacheLayout, seconds: Mapping[str, float] | None = None) -> list[Row]:
+def write_manifest(layout: CacheLayout, seconds: Mapping[str, float] | None = None) -> list[ManifestRow]:
     """
     Derive manifest.csv and lesions.csv from what is on disk; return the manifest's rows.
 
@@ -194,10 +194,10 @@ def left_seconds(path: Path) -> dict[str, str]:
     raise CacheError(f"{path} was changed or damaged since it was written")
 
 
-def _rows(layout: CacheLayout, seconds: Mapping[str, str]) -> tuple[list[Row], list[Row]]:
+def _rows(layout: CacheLayout, seconds: Mapping[str, str]) -> tuple[list[ManifestRow], list[ManifestRow]]:
     """Return the rows of all volumes and records, and those of their lesions; a volume counts before a record."""
 
-    def look(path: Path) -> tuple[Row, list[Row]] | None:
+    def look(path: Path) -> tuple[ManifestRow, list[ManifestRow]] | None:
         # Only rows are kept: the metadata of 100,000 volumes would take gigabytes.
         try:
             entry = read_entry(path)
@@ -205,10 +205,10 @@ def _rows(layout: CacheLayout, seconds: Mapping[str, str]) -> tuple[list[Row], l
         except (CacheError, *ODD):
             return None
 
-    rows: dict[str, Row] = {}
-    lesions: list[Row] = []
+    rows: dict[str, ManifestRow] = {}
+    lesions: list[ManifestRow] = []
     paths = [*layout.volumes.glob("*.zarr"), *layout.rejected.glob("*.json")]
-    for row, of_lesions in filter(None, look_at_each(paths, look)):
+    for row, of_lesions in filter(None, map_io(paths, look)):
         if row["series_uid"] not in rows:
             rows[row["series_uid"]] = row
             lesions += of_lesions
@@ -232,7 +232,7 @@ def read_entry(path: Path) -> dict[str, Any]:
     return read_record(path).model_dump()
 
 
-def manifest_row(entry: Mapping[str, Any], seconds: str) -> Row:
+def manifest_row(entry: Mapping[str, Any], seconds: str) -> ManifestRow:
     """Return the manifest's row of an entry, as `read_entry` gives it."""
     cached = entry["status"] == "cached"
     labels = entry.get("labels") or {}
@@ -259,12 +259,12 @@ def manifest_row(entry: Mapping[str, Any], seconds: str) -> Row:
     return with_seconds({k: " ".join(str(v).split()) for k, v in row.items()}, seconds)
 
 
-def with_seconds(row: Row, seconds: str) -> Row:
+def with_seconds(row: ManifestRow, seconds: str) -> ManifestRow:
     """Return a row with another time, and the check of it: how long a series took stands nowhere else."""
     return row | {"seconds": seconds, "seconds_check": _check_of(row["series_uid"], seconds)}
 
 
-def known_seconds(row: Row) -> str:
+def known_seconds(row: ManifestRow) -> str:
     """Return how long a series of the manifest took; empty if that is unknown, or was changed or damaged."""
     fits = row["seconds_check"] == _check_of(row["series_uid"], row["seconds"])
     return row["seconds"] if fits else ""
@@ -274,19 +274,19 @@ def _check_of(uid: str, seconds: str) -> str:
     return hashlib.sha256(f"{uid}\0{seconds}".encode()).hexdigest()[:8] if seconds else ""
 
 
-def manifest_text(rows: Iterable[Row]) -> str:
+def manifest_text(rows: Iterable[ManifestRow]) -> str:
     """Return manifest.csv."""
-    ordered: list[Row] = sorted(rows, key=_uid)
-    return csv_text(COLUMNS, ordered)
+    ordered: list[ManifestRow] = sorted(rows, key=_uid)
+    return csv_text(MANIFEST_COLUMNS, ordered)
 
 
-def lesions_text(rows: Iterable[Row]) -> str:
+def lesions_text(rows: Iterable[ManifestRow]) -> str:
     """Return lesions.csv."""
-    ordered: list[Row] = sorted(rows, key=_uid)
+    ordered: list[ManifestRow] = sorted(rows, key=_uid)
     return csv_text(LESION_COLUMNS, ordered)
 
 
-def _uid(row: Row) -> str:
+def _uid(row: ManifestRow) -> str:
     return row["series_uid"]
 
 
@@ -303,7 +303,7 @@ def parse_shape(content: bytes) -> list[int]:
     return [int(n) for n in parse_json(content)["shape"]]
 
 
-def lesion_rows(entry: Mapping[str, Any]) -> list[Row]:
+def lesion_rows(entry: Mapping[str, Any]) -> list[ManifestRow]:
     """Return the rows of lesions.csv of an entry, as `read_entry` gives it."""
     uid = str(entry["series_uid"])
     rows = []

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from aneurysm.cache.layout import ABSENT
 from aneurysm.errors import DamagedCacheError
-from aneurysm.spec import Storage
+from aneurysm.spec import StorageSpec
 from aneurysm.types import Triple
 
 _ENTRY: Final = 16
@@ -236,7 +236,7 @@ def _spans(start: int, length: int, chunk: int) -> list[tuple[int, slice, slice]
 _SHUFFLES: Final = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 
 
-def write_shard(path: Path, volume: NDArray[Any], storage: Storage, fill: int) -> None:
+def write_shard(path: Path, volume: NDArray[Any], storage: StorageSpec, fill: int) -> None:
     """
     Write ``volume`` (z, y, x) to ``path`` as one shard of chunks of ``storage.chunk``.
 

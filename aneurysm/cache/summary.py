@@ -77,9 +77,9 @@ def _voxels(row: dict[str, str]) -> int:
 def tables_of(cache: str | Path) -> Iterator[CacheLayout]:
     """Yield where the tables of a cache are: its folder, or one to which they were fetched."""
     if is_url(cache):
-        from aneurysm.cache.local_copy import fetched_tables
+        from aneurysm.cache.local_copy import download_tables
 
-        with fetched_tables(str(cache)) as folder:
+        with download_tables(str(cache)) as folder:
             yield CacheLayout(folder)
     else:
         yield CacheLayout(Path(cache))

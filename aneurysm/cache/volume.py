@@ -32,27 +32,27 @@ from aneurysm.types import Triple
 from aneurysm.volume.blocks import Blocks, blocks_of
 
 if TYPE_CHECKING:
-    from aneurysm.cache.local_copy import StoredVolume
+    from aneurysm.cache.local_copy import RemoteVolume
 
 
 class _Handles:
     """Open volumes, the least recently used let go beyond a bound; what is in use stays open until it is done."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Path | str, OpenVolume] = OrderedDict()
+        self._open: OrderedDict[Path | str, VolumeHandle] = OrderedDict()
         self._lock = threading.Lock()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Two files a volume; the process needs descriptors for other things, too.
         self.most = max(4, min(512, (soft if soft > 0 else 1024) // 8))
 
-    def get(self, volume: CachedVolume) -> OpenVolume:
+    def get(self, volume: CachedVolume) -> VolumeHandle:
         path = volume._path  # noqa: SLF001
         with self._lock:
             found = self._open.get(path)
             if found is not None and _has_voxels(found, volume.voxel_hash):
                 self._open.move_to_end(path)
                 return found
-        opened = open_volume(path) if volume.stored is None else self._open_stored(volume.stored)
+        opened = open_volume(path) if volume.stored is None else self._open_remote_copy(volume.stored)
         if not _has_voxels(opened, volume.voxel_hash):
             raise DamagedCacheError(
                 f"volume {volume.uid} is not the one that the cache's manifest.csv named when it was opened: it was "
@@ -65,7 +65,7 @@ class _Handles:
                 self._open.popitem(last=False)
         return opened
 
-    def _open_stored(self, stored: StoredVolume) -> OpenVolume:
+    def _open_remote_copy(self, stored: RemoteVolume) -> VolumeHandle:
         # What others removed from the local copy to make room takes its room until it is closed.
         with self._lock:
             for path in [p for p in self._open if isinstance(p, Path) and not p.exists()]:
@@ -84,7 +84,7 @@ class _Handles:
         self._lock = threading.Lock()
 
 
-def _has_voxels(opened: OpenVolume, voxel_hash: str | None) -> bool:
+def _has_voxels(opened: VolumeHandle, voxel_hash: str | None) -> bool:
     return voxel_hash is None or opened.attributes.get("voxel_hash") == voxel_hash
 
 
@@ -120,7 +120,7 @@ class CachedVolume:
     __slots__ = ("_path", "stored", "uid", "voxel_hash")
 
     def __init__(
-        self, root: str | Path, uid: str, stored: StoredVolume | None = None, *, voxel_hash: str | None = None
+        self, root: str | Path, uid: str, stored: RemoteVolume | None = None, *, voxel_hash: str | None = None
     ) -> None:
         self.uid, self.stored, self.voxel_hash = uid, stored, voxel_hash
         self._path: Path | str
@@ -276,7 +276,7 @@ class ZarrArray:
 
 
 @dataclass
-class OpenVolume:
+class VolumeHandle:
     """An open volume: its metadata, its voxels, its vessel mask if it has one, and its blocks once asked for."""
 
     attributes: dict[str, Any]
@@ -285,7 +285,7 @@ class OpenVolume:
     blocks: Blocks | None = None
 
 
-def open_volume(path: Path | str) -> OpenVolume:
+def open_volume(path: Path | str) -> VolumeHandle:
     """
     Open the volume in a folder, or at a URL that fsspec knows.
 
@@ -338,13 +338,13 @@ def _version(folder: int) -> tuple[int, ...] | None:
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _open_local(path: Path, folder: int, name: str) -> OpenVolume:
+def _open_local(path: Path, folder: int, name: str) -> VolumeHandle:
     attributes = _read_json(folder, "zarr.json", name).get("attributes", {}).get("aneurysm")
     if not isinstance(attributes, dict):
         raise DamagedCacheError(f"volume {name}: zarr.json lacks the attribute aneurysm")
     image = _open_array(path, folder, IMAGE, name)
     vessels = vessel_path(attributes)
-    return OpenVolume(attributes, image, None if vessels is None else _open_array(path, folder, vessels, name))
+    return VolumeHandle(attributes, image, None if vessels is None else _open_array(path, folder, vessels, name))
 
 
 def vessel_path(attributes: Mapping[str, Any]) -> str | None:
@@ -368,7 +368,7 @@ def _open_array(path: Path, folder: int, array: str, name: str) -> ShardReader |
     return ZarrArray(zarr.open_array(path / array, mode="r"), called)
 
 
-def _open_remote(url: str) -> OpenVolume:
+def _open_remote(url: str) -> VolumeHandle:
     import zarr
 
     name = url.rsplit("/", 1)[-1].removesuffix(".zarr")
@@ -384,7 +384,7 @@ def _open_remote(url: str) -> OpenVolume:
         masked = None if vessels is None else ZarrArray(group[vessels], called + VESSELS)
     except KeyError as error:
         raise DamagedCacheError(f"volume {name} has lost its vessel mask") from error
-    return OpenVolume(attributes, ZarrArray(image, called + IMAGE), masked)
+    return VolumeHandle(attributes, ZarrArray(image, called + IMAGE), masked)
 
 
 def _read_json(folder: int, path: str, name: str) -> dict[str, Any]:

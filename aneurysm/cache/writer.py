@@ -14,7 +14,7 @@ from aneurysm.cache.layout import IMAGE, VESSELS
 from aneurysm.cache.metadata import FORMAT_VERSION, document_bytes, files_hash, seal
 from aneurysm.cache.shard import write_shard
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
-from aneurysm.spec import Storage
+from aneurysm.spec import StorageSpec
 from aneurysm.volume.blocks import mask_blocks, pack_bits
 
 # Left and right of a vessel share a hue: dark on the left, light on the right.
@@ -29,7 +29,7 @@ def write_volume(
     folder: Path,
     voxels: NDArray[Any],
     affine_lps: NDArray[np.float64],
-    storage: Storage,
+    storage: StorageSpec,
     fill: int,
     attributes: dict[str, Any],
     vessels: NDArray[np.uint8] | None = None,
@@ -56,7 +56,9 @@ def write_volume(
     return content
 
 
-def write_vessels(array: Path, vessels: NDArray[np.uint8], affine_lps: NDArray[np.float64], storage: Storage) -> None:
+def write_vessels(
+    array: Path, vessels: NDArray[np.uint8], affine_lps: NDArray[np.float64], storage: StorageSpec
+) -> None:
     """Write a vessel mask (z, y, x) as ``array``, and the OME metadata of the two folders above it."""
     # Few values in large areas: whatever the image's codec, these bytes shrink to almost nothing.
     _write_array(array, vessels, storage.model_copy(update={"dtype": "uint8", "shuffle": "noshuffle"}), 0)
@@ -86,7 +88,7 @@ def describe_vessels(
     }
 
 
-def _write_array(folder: Path, voxels: NDArray[Any], storage: Storage, fill: int) -> None:
+def _write_array(folder: Path, voxels: NDArray[Any], storage: StorageSpec, fill: int) -> None:
     shard = [-(-n // e) * e for n, e in zip(voxels.shape, storage.chunk, strict=True)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     zarr.create_array(

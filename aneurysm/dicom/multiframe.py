@@ -90,7 +90,7 @@ def _frames_stored(header: Header, fmt: PixelFormat) -> int | None:
 
 
 def _is_stripped(header: Header) -> bool:
-    """Say whether the file may have frames that nothing counts: it has no place of its own, as a slice would have."""
+    """Return True if the file may have frames that nothing counts: it has no position of its own, as a slice has."""
     return "ImagePositionPatient" not in header.values and "NumberOfFrames" not in header.values
 
 

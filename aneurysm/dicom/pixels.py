@@ -99,7 +99,7 @@ class PixelReader:
         return inverted(stored, fmt) if fmt.photometric == "MONOCHROME1" else stored
 
     def same_pixels(self, a: Frame, b: Frame) -> bool:
-        """Say whether two frames hold the same values; frames that can't be read hold none."""
+        """Return True if two frames hold the same values; frames that can't be read hold none."""
         try:
             return a.rescale == b.rescale and np.array_equal(self.read(a).copy(), self.read(b))
         except PixelError:

@@ -21,7 +21,7 @@ from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
 from aneurysm.probability import apply_temperature
 
-FORMAT_VERSION: Final = 2
+CALIBRATION_FORMAT: Final = 2
 """Of calibration.json. Version 1 did not name the checkpoints."""
 FILE_NAME: Final = "calibration.json"
 _REPORT: Final = "evaluation"
@@ -116,9 +116,9 @@ def read_calibration(path: str | Path) -> Calibration:
     try:
         text = read_bounded(path, MOST_JSON)
         content = parse_json(text)
-        if content["format_version"] != FORMAT_VERSION:
+        if content["format_version"] != CALIBRATION_FORMAT:
             raise UsageError(
-                f"{path} is of format version {content['format_version']}, not {FORMAT_VERSION}: evaluate again"
+                f"{path} is of format version {content['format_version']}, not {CALIBRATION_FORMAT}: evaluate again"
             )
         if set(content["labels"]) != set(LABELS):
             strange = sorted(set(content["labels"]) ^ set(LABELS))

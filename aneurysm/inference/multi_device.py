@@ -176,7 +176,7 @@ class _Lane:
         self._send(path)
 
     def go_on(self, more: bool) -> bool:
-        """Say whether another round follows, for what has come up since; without one the process ends."""
+        """Return True if another round follows, for what has come up since; without one the process ends."""
         self.alone = self._given = False
         self._send(more)
         if not more:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from aneurysm.processes.files import no_space_told, replaced_file
+from aneurysm.processes.files import raise_no_space, replaced_file
 
 LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM's x and y run to Left and Posterior, NIfTI's to Right and Anterior."""
@@ -52,7 +52,7 @@ def write_nifti(
         The disk is full.
     """
     with (
-        no_space_told(path.parent, "Free some space, and the same command writes what is missing"),
+        raise_no_space(path.parent, "Free some space, and the same command writes what is missing"),
         replaced_file(path) as file,
         # Level 1: most of it is zeros anyway. No time in the file: the same answer has the same bytes.
         gzip.GzipFile("", "wb", 1, file, mtime=0) as packed,

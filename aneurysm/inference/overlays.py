@@ -48,7 +48,7 @@ class Overlays:
             raise self._unwritable(error) from error
 
     def has(self, series_uid: str) -> bool:
-        """Say whether the map of a series is there; it is written last on the cache's grid."""
+        """Return True if the map of a series is there; it is written last on the cache's grid."""
         return self._path(series_uid, "cached").is_file()
 
     def write(self, series_uid: str, lesions: LesionMap) -> None:

@@ -86,7 +86,7 @@ def prediction_of(answer: SeriesPrediction, read: ReadSeries, adjust: Adjustment
 
 
 def is_finite(prediction: Prediction) -> bool:
-    """Say whether all is a number: with fp16, or weights that training has spoilt, it may not be."""
+    """Return True if all is a number: with fp16, or weights that training has spoilt, it may not be."""
     return bool(np.isfinite([*prediction.probabilities.values(), *prediction.logits]).all())
 
 

@@ -116,7 +116,7 @@ class PredictionTable:
             )
 
     def has(self, uid: str, *, retry_failed: bool = False) -> bool:
-        """Say whether there is an answer for a series, or, unless ``retry_failed``, the reason why there is none."""
+        """Return True if there is an answer for a series, or, unless ``retry_failed``, the reason why there is none."""
         row = self.rows.get(uid)
         return row is not None and not (retry_failed and row["status"] != "predicted")
 

@@ -29,7 +29,7 @@ from aneurysm.inference.read_ahead import read_ahead
 from aneurysm.inference.read_series import ReadSeries, read_path
 from aneurysm.inference.series_paths import SeriesPath, find_paths
 from aneurysm.labels import LABELS, UNKNOWN_MODALITY
-from aneurysm.models.device import checked_device, memory_told, usual_precision
+from aneurysm.models.device import checked_device, raise_device_memory, usual_precision
 from aneurysm.processes.children import NO_LIMITS, Children, Limits, LostError
 from aneurysm.spec import CacheSpec
 from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
@@ -68,7 +68,7 @@ class Predictor:
         takes_dicom: bool = True,
         takes_plain_arrays: bool = True,
     ) -> None:
-        with memory_told(str(options.device), options.batch_size):
+        with raise_device_memory(str(options.device), options.batch_size):
             self._model = model.eval().to(options.device)
         self.spec, self.options = spec, options
         self.adjustment = adjustment or Adjustment()
@@ -123,7 +123,7 @@ class Predictor:
             It has values of a kind that the model has never seen; see `check`.
         """
         self._check_kind(read)
-        with memory_told(str(self.options.device), self.options.batch_size):
+        with raise_device_memory(str(self.options.device), self.options.batch_size):
             (answer,) = predict_sources(self._model, [read.volume], self.options)
         return prediction_of(answer, read, self.adjustment)
 
@@ -163,7 +163,7 @@ class Predictor:
                 self._check_kind(read)
                 yield read.volume
 
-        with memory_told(str(self.options.device), self.options.batch_size):
+        with raise_device_memory(str(self.options.device), self.options.batch_size):
             for answer in predict_or_pass(self._model, readable(), self.options, on_windows):
                 read = order.popleft()
                 if isinstance(read, Failure):

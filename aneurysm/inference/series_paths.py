@@ -19,14 +19,14 @@ from aneurysm.dicom.frame import UID
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.errors import DataError, UsageError
 from aneurysm.processes.children import NO_LIMITS, Children, LostError
-from aneurysm.rawdata.bucket import StoredData, StoredSource
+from aneurysm.rawdata.bucket import BucketSource, DataBucket
 from aneurysm.rawdata.folder import (
     SCAN_MEMORY_MB,
     SeriesSource,
     find_series,
     hashed_name,
-    read_errors_told,
     safe_source,
+    translate_read_errors,
 )
 from aneurysm.remote.client import ObjectStore
 from aneurysm.remote.url import checked_url, is_url
@@ -57,7 +57,7 @@ def find_paths(
     """
     if is_url(path):
         return _stored_paths(str(path), local_cache, local_cache_gb)
-    with read_errors_told(path):
+    with translate_read_errors(path):
         return _local_paths(Path(path).absolute())
 
 
@@ -73,7 +73,7 @@ def unnamed_place(path: SeriesPath) -> str | None:
     made_up = _MADE_UP.fullmatch(path.uid)
     if isinstance(path, CachedVolume) or made_up is None:
         return None
-    if isinstance(path, StoredSource):
+    if isinstance(path, BucketSource):
         return f"{path.url}/{path.keys[0]}".rpartition("/")[0] if path.keys else None
     if path.folder is not None:  # of the RSNA layout, which may happen to be called so
         return None if path.folder.name == path.uid else os.path.realpath(path.folder)
@@ -82,14 +82,14 @@ def unnamed_place(path: SeriesPath) -> str | None:
 
 
 def is_same(one: SeriesPath, other: SeriesPath) -> bool:
-    """Say whether two paths of one UID are the same files or the same volume."""
+    """Return True if two paths of one UID are the same files or the same volume."""
     return _content(one) == _content(other)
 
 
 def _content(path: SeriesPath) -> object:
     if isinstance(path, CachedVolume):
         return path.name if path.stored is not None else os.path.realpath(path.name)
-    if isinstance(path, StoredSource):
+    if isinstance(path, BucketSource):
         return path
     return sorted(os.path.realpath(file) for file in path.list_files())
 
@@ -143,4 +143,4 @@ def _stored_paths(url: str, local_cache: str | Path | None, local_cache_gb: floa
         return [cache.volume(name.removesuffix(".zarr"))]
     if ObjectStore(url).exists("spec.toml"):
         return list(Cache.open(url, local_cache=local_cache, local_cache_gb=local_cache_gb))
-    return [_named_by_place(source) for source in StoredData(url).find_series(1).sources]
+    return [_named_by_place(source) for source in DataBucket(url).find_series(1).sources]

@@ -71,12 +71,12 @@ def check_precision(precision: str, device: str | torch.device) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Say whether an error is a lack of memory, here or on a device; of a CPU's torch says so in words alone."""
+    """Return True if an error is a lack of memory, here or on a device; of a CPU's torch says so in words alone."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 @contextmanager
-def memory_told(device: str, batch_size: int) -> Iterator[None]:
+def raise_device_memory(device: str, batch_size: int) -> Iterator[None]:
     """Turn a lack of memory into a `DeviceMemoryError`, which says what to lower."""
     try:
         yield

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aneurysm.errors import UsageError
 from aneurysm.patches.augment_config import AugmentConfig
-from aneurysm.patches.augment_draws import Draw, draw
+from aneurysm.patches.augment_draws import AugmentDraw, draw_augmentation
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.elastic import controls_shape
 from aneurysm.patches.geometry import Geometry
@@ -101,11 +101,13 @@ def augment(
     with torch.autocast(device.type, enabled=False):
         distance_mm = config.elastic.spacing_mm
         controls = controls_shape(out_shape_zyx, batch.spacing_mm, distance_mm)
-        draws = [draw(seed, config, controls) for seed in batch.seeds.tolist()]
+        draws = [draw_augmentation(seed, config, controls) for seed in batch.seeds.tolist()]
         geometry = Geometry(draws, shape_zyx, out_shape_zyx, batch.spacing_mm, distance_mm, device)
 
         lesion_zyx = geometry.points(batch.lesion_sample, batch.lesion_zyx)
-        mirrored = torch.tensor([draw.flips[2] for draw in draws]).to(device, non_blocking=True)
+        mirrored = torch.tensor([draw_augmentation.flips[2] for draw_augmentation in draws]).to(
+            device, non_blocking=True
+        )
         labels = mirrored_labels(device)
         lesion_site = torch.where(mirrored[batch.lesion_sample], labels[batch.lesion_site], batch.lesion_site)
         unknown, certain = (
@@ -143,7 +145,7 @@ def augment(
         )
 
 
-def _image(batch: Batch, geometry: Geometry, draws: list[Draw], ct_windows_hu: WindowsHU) -> Tensor:
+def _image(batch: Batch, geometry: Geometry, draws: list[AugmentDraw], ct_windows_hu: WindowsHU) -> Tensor:
     stored = geometry.image(batch.image, batch.fill)
     physical = stored.mul_(batch.scale[:, None, None, None, None]).add_(batch.offset[:, None, None, None, None])
     physical = lower_resolution(physical, draws, batch.spacing_mm)
@@ -152,9 +154,9 @@ def _image(batch: Batch, geometry: Geometry, draws: list[Draw], ct_windows_hu: W
     return change_tones(image, batch.is_ct, draws)
 
 
-def _vessels(vessels: Tensor, geometry: Geometry, draws: list[Draw]) -> Tensor:
+def _vessels(vessels: Tensor, geometry: Geometry, draws: list[AugmentDraw]) -> Tensor:
     moved = geometry.mask(vessels)
-    mirrored = [row for row, draw in enumerate(draws) if draw.flips[2]]
+    mirrored = [row for row, draw_augmentation in enumerate(draws) if draw_augmentation.flips[2]]
     if mirrored:
         rows = torch.tensor(mirrored).to(moved.device, non_blocking=True)
         moved[rows] = mirrored_vessels(moved[rows])

@@ -16,7 +16,7 @@ _STREAM: Final = 0xA06
 
 
 @dataclass(frozen=True)
-class Draw:
+class AugmentDraw:
     """
     What is done to one patch. Values of which nothing was drawn change nothing.
 
@@ -64,7 +64,7 @@ class Draw:
         return self.affine_mm is not None or self.controls_mm is not None
 
 
-def draw(seed: int, config: AugmentConfig, controls_shape: tuple[int, int, int]) -> Draw:
+def draw_augmentation(seed: int, config: AugmentConfig, controls_shape: tuple[int, int, int]) -> AugmentDraw:
     """
     Return what ``seed`` decides. It depends on nothing else: not on the batch, nor on the device.
 
@@ -100,7 +100,7 @@ def draw(seed: int, config: AugmentConfig, controls_shape: tuple[int, int, int])
     if dice.happens(config.elastic.p):
         moved = dice.rng.uniform(-config.elastic.max_mm, config.elastic.max_mm, (3, *controls_shape))
         controls = moved.astype(np.float32)
-    return Draw(
+    return AugmentDraw(
         flips=flips,
         affine_mm=affine[1] if affine[0] else None,
         controls_mm=controls,

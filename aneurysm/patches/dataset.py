@@ -16,7 +16,7 @@ from aneurysm.errors import CacheError, DamagedCacheError, LoaderError, NoSpaceE
 from aneurysm.labels import LABELS
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.location import PatchLocation
-from aneurysm.patches.plan import Draw, Sampling
+from aneurysm.patches.plan import PlannedPatch, Sampling
 from aneurysm.patches.randomness import Stream, augmentation_seed, generator
 from aneurysm.patches.samplers import block_start, lesion_start, uniform_start
 from aneurysm.patches.targets import MARGIN_MM, inner_places, patch_targets
@@ -72,7 +72,7 @@ class PatchDataset(Dataset[Batch]):
         self._margin: Triple = (z, y, x)
         self._dtype = np.dtype(cache.spec.storage.dtype)
 
-    def locate(self, draw: Draw, volume: CachedVolume | None = None) -> PatchLocation:
+    def locate(self, draw: PlannedPatch, volume: CachedVolume | None = None) -> PatchLocation:
         """
         Return where the patch of ``draw`` lies: a matter of the draw, the seed, and the volume's metadata.
 
@@ -99,10 +99,10 @@ class PatchDataset(Dataset[Batch]):
                 start = block_start(rng, shape, self.shape_zyx, blocks, chosen)
         return PatchLocation(draw.volume, start, self.shape_zyx, draw.kind)
 
-    def __getitem__(self, draw: Draw) -> Batch:
+    def __getitem__(self, draw: PlannedPatch) -> Batch:
         return self.__getitems__([draw])
 
-    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
+    def __getitems__(self, draws: Sequence[PlannedPatch]) -> Batch:
         """
         Return the patches of ``draws`` in one batch.
 
@@ -123,7 +123,9 @@ class PatchDataset(Dataset[Batch]):
         ]
         return self._batch(draws, read, image, vessels, damaged)
 
-    def _read(self, draw: Draw, image: NDArray[Any], vessels: NDArray[Any] | None, damaged: list[str]) -> _Patch:
+    def _read(
+        self, draw: PlannedPatch, image: NDArray[Any], vessels: NDArray[Any] | None, damaged: list[str]
+    ) -> _Patch:
         for attempt in range(_REPLACEMENTS):
             volume = self.cache[draw.volume]
             try:
@@ -144,14 +146,14 @@ class PatchDataset(Dataset[Batch]):
             except (CacheError, OSError, LookupError, TypeError) as error:
                 damaged.append(f"{volume.uid}: {error}")
                 rng = generator(self.seed, draw.epoch, draw.index * _REPLACEMENTS + attempt, Stream.REPLACE)
-                draw = Draw(draw.epoch, draw.index, int(rng.choice(self.volumes)), "foreground", -1)
+                draw = PlannedPatch(draw.epoch, draw.index, int(rng.choice(self.volumes)), "foreground", -1)
             else:
                 return patch
         raise LoaderError(f"{_REPLACEMENTS} volumes one after the other can't be read; the last: {damaged[-1]}")
 
     def _batch(
         self,
-        draws: Sequence[Draw],
+        draws: Sequence[PlannedPatch],
         patches: Sequence[_Patch],
         image: torch.Tensor,
         vessels: torch.Tensor | None,
@@ -231,7 +233,7 @@ class PatchDataset(Dataset[Batch]):
 
 
 def _siteless(labels: NDArray[np.uint8]) -> bool:
-    """Say whether there is an aneurysm, and no site is named."""
+    """Return True if there is an aneurysm, and no site is named."""
     return bool(labels[_PRESENT] == 1 and not (labels[:_PRESENT] == 1).any())
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from aneurysm.patches.augment_draws import Draw
+from aneurysm.patches.augment_draws import AugmentDraw
 from aneurysm.patches.elastic import displacement_at, displacement_on_grid
 
 
@@ -43,7 +43,7 @@ class Geometry:
 
     def __init__(
         self,
-        draws: Sequence[Draw],
+        draws: Sequence[AugmentDraw],
         shape_zyx: tuple[int, int, int],
         out_shape_zyx: tuple[int, int, int],
         spacing_mm: tuple[float, float, float],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aneurysm.errors import UsageError
-from aneurysm.patches.augment_draws import Draw
+from aneurysm.patches.augment_draws import AugmentDraw
 
 WindowsHU = Sequence[tuple[float, float]]
 """(low, high) in HU of each channel of CT; none: one channel, in the cache's own window."""
@@ -21,7 +21,7 @@ def model_units(
     window: Tensor,
     is_ct: Tensor,
     ct_windows_hu: WindowsHU = (),
-    draws: Sequence[Draw] | None = None,
+    draws: Sequence[AugmentDraw] | None = None,
 ) -> Tensor:
     """
     Map a window's low and high values to 0 and 1, and clip.
@@ -64,7 +64,7 @@ def model_units(
     return (physical - low[..., None, None, None]).div_(width[..., None, None, None]).clamp_(0, 1)
 
 
-def add_noise(physical: Tensor, window: Tensor, is_ct: Tensor, draws: Sequence[Draw]) -> Tensor:
+def add_noise(physical: Tensor, window: Tensor, is_ct: Tensor, draws: Sequence[AugmentDraw]) -> Tensor:
     """Add noise to (B, 1, Z, Y, X) physical values where it was drawn, in place: Gaussian to CT, Rician to MR."""
     rows = [row for row, draw in enumerate(draws) if draw.noise_sigma]
     for row in rows:
@@ -79,7 +79,7 @@ def add_noise(physical: Tensor, window: Tensor, is_ct: Tensor, draws: Sequence[D
     return physical
 
 
-def change_tones(image: Tensor, is_ct: Tensor, draws: Sequence[Draw]) -> Tensor:
+def change_tones(image: Tensor, is_ct: Tensor, draws: Sequence[AugmentDraw]) -> Tensor:
     """Raise (B, C, Z, Y, X) model units to the power drawn, and invert MR where that was drawn, in place."""
     rows = [row for row, draw in enumerate(draws) if draw.gamma != 1]
     if rows:

@@ -21,7 +21,7 @@ from aneurysm.cache.fetch_ahead import FetchAhead
 from aneurysm.errors import LoaderError, SamplingError
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.dataset import PatchDataset
-from aneurysm.patches.plan import Draw, Plan, Sampling
+from aneurysm.patches.plan import Plan, PlannedPatch, Sampling
 from aneurysm.types import Triple
 
 _log: Final = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _GRACE_S: Final = 60
 """So long a worker goes on after SIGTERM."""
 
 
-class DrawSampler(Sampler[list[Draw]]):
+class DrawSampler(Sampler[list[PlannedPatch]]):
     """
     Yields the draws of each batch of one epoch, for one rank of several.
 
@@ -47,7 +47,7 @@ class DrawSampler(Sampler[list[Draw]]):
     def __len__(self) -> int:
         return -(-self._plan.samples // self._plan.batch_size) - self.first_step
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[PlannedPatch]]:
         draws = islice(self._plan.epoch(self.epoch), self.first_step * self._plan.batch_size, None)
         while batch := list(islice(draws, self._plan.batch_size)):
             yield batch[self._offset : self._offset + self._size]
@@ -194,7 +194,7 @@ class PatchLoader:
         self._goes_on = False
         self._sampler.first_step = self._step
         self._fetch_ahead()
-        with dead_workers_told():
+        with raise_loader_errors():
             batches = iter(self._loader)
             while (batch := _next(batches)) is not None:
                 self._note_damage(batch)
@@ -265,7 +265,7 @@ def _next(batches: Iterator[Batch]) -> Batch | None:
 
 
 @contextmanager
-def dead_workers_told() -> Iterator[None]:
+def raise_loader_errors() -> Iterator[None]:
     """
     Turn what torch raises when a worker fails into a `LoaderError`.
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from aneurysm.types import Triple
 
-Kind = Literal["lesion", "vessel", "foreground", "uniform", "grid"]
+PatchKind = Literal["lesion", "vessel", "foreground", "uniform", "grid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class PatchLocation:
     volume: int
     start: Triple
     shape: Triple
-    why: Kind
+    why: PatchKind
 
     def holds(self, volume_shape: ArrayLike) -> bool:
-        """Say whether all of a volume of this shape lies in the patch."""
+        """Return True if all of a volume of this shape lies in the patch."""
         start, volume = np.array(self.start), np.asarray(volume_shape)
         return bool(((start <= 0) & (start + self.shape >= volume)).all())

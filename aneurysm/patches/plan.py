@@ -12,7 +12,7 @@ import numpy as np
 from aneurysm.cache.cache import Cache
 from aneurysm.errors import SamplingError
 from aneurysm.labels import LABELS
-from aneurysm.patches.location import Kind
+from aneurysm.patches.location import PatchKind
 from aneurysm.patches.randomness import Stream, generator
 
 Balance = Literal["natural", "label", "stratified"]
@@ -43,9 +43,9 @@ class Sampling:
     balance: Balance = "natural"
     lesion_margin_mm: float = 6.0
 
-    def weights(self) -> dict[Kind, float]:
+    def weights(self) -> dict[PatchKind, float]:
         """Return the samplers' shares, which sum to 1. Raises `SamplingError` if no weight is above 0."""
-        weights: dict[Kind, float] = {
+        weights: dict[PatchKind, float] = {
             "lesion": self.lesion, "vessel": self.vessel, "foreground": self.foreground, "uniform": self.uniform
         }  # fmt: skip
         total = sum(weights.values())
@@ -55,13 +55,13 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class PlannedPatch:
     """One sample of an epoch: its number, the series, the sampler, and the row of the lesion (-1: none)."""
 
     epoch: int
     index: int
     volume: int
-    kind: Kind
+    kind: PatchKind
     lesion: int
 
 
@@ -153,7 +153,7 @@ class Plan:
             key = (int(cache.labels[volume, _PRESENT] == 1), cache.modalities[volume] if by_modality else "")
             self._series[key if sampling.balance != "natural" else ""].append((volume, -1))
 
-    def epoch(self, epoch: int) -> Iterator[Draw]:
+    def epoch(self, epoch: int) -> Iterator[PlannedPatch]:
         """Yield the samples of ``epoch``, in order."""
         rng = generator(self.seed, epoch, 0, Stream.PLAN)
         series, about = _Strata(self._series, rng), _Strata(self._about, rng)
@@ -171,17 +171,17 @@ class Plan:
                 kind = _pick(rng, self._weights)
                 volume, lesion = (about if kind == "lesion" else series).draw(seen)
             seen[volume] += 1
-            yield Draw(epoch, index, volume, kind, lesion)
+            yield PlannedPatch(epoch, index, volume, kind, lesion)
 
 
-def _without_lesion(weights: dict[Kind, float]) -> dict[Kind, float]:
+def _without_lesion(weights: dict[PatchKind, float]) -> dict[PatchKind, float]:
     """Return the shares where there is no lesion to draw about; anywhere, if nothing else was asked for."""
     rest = {kind: w for kind, w in weights.items() if kind != "lesion"}
     total = sum(rest.values())
     return {kind: w / total for kind, w in rest.items()} if rest else {"uniform": 1.0}
 
 
-def _pick(rng: np.random.Generator, weights: dict[Kind, float]) -> Kind:
+def _pick(rng: np.random.Generator, weights: dict[PatchKind, float]) -> PatchKind:
     at = rng.random()
     for kind, weight in weights.items():
         at -= weight

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aneurysm.patches.augment_draws import Draw
+from aneurysm.patches.augment_draws import AugmentDraw
 
 
-def lower_resolution(image: Tensor, draws: Sequence[Draw], spacing_mm: tuple[float, float, float]) -> Tensor:
+def lower_resolution(image: Tensor, draws: Sequence[AugmentDraw], spacing_mm: tuple[float, float, float]) -> Tensor:
     """
     Return (B, 1, Z, Y, X) blurred, and as if scanned in thick slices, where that was drawn; in place.
 
@@ -35,7 +35,7 @@ def lower_resolution(image: Tensor, draws: Sequence[Draw], spacing_mm: tuple[flo
     return image
 
 
-def _along(draw: Draw, axis: int, n: int, spacing_mm: float) -> NDArray[Any]:
+def _along(draw: AugmentDraw, axis: int, n: int, spacing_mm: float) -> NDArray[Any]:
     """Return the (n, n) matrix of all that a draw does along one axis: blur, then slices."""
     matrix = np.eye(n)
     if draw.blur_sigma_mm:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from aneurysm.phantom.plan import SeriesPlan
 from aneurysm.phantom.pose import Points, Pose
-from aneurysm.phantom.scanner import Protocol, Stack, draw_protocol, plan_stack
+from aneurysm.phantom.scanner import Protocol, SliceStack, draw_protocol, plan_stack
 
 ASSUMED_THIN_MM = (0.5, 0.5, 0.55)
 ASSUMED_THICK_MM = (0.5, 0.5, 5.0)
@@ -26,8 +26,8 @@ class Acquisition:
     ``true`` but for the two quirks of missing and of default geometry.
     """
 
-    true: Stack
-    told: Stack
+    true: SliceStack
+    told: SliceStack
     spacing_tag_mm: float | None
 
     @property
@@ -104,7 +104,7 @@ def _assumed_protocol(plan: SeriesPlan) -> Protocol:
     return Protocol((pixels, pixels), (row, column), gap, gap, 30.0, 30.0)
 
 
-def _choose_slices(plan: SeriesPlan, stack: Stack, cover_lps: Points, rng: np.random.Generator) -> Stack:
+def _choose_slices(plan: SeriesPlan, stack: SliceStack, cover_lps: Points, rng: np.random.Generator) -> SliceStack:
     """Move or leave out slices as the quirks say, but none in which an aneurysm would be marked."""
     n = len(stack)
     marked = [stack.locate(p)[0] for p in cover_lps]
@@ -160,19 +160,19 @@ def _hole(gap_mm: float) -> int:
     return int(min(4 * gap_mm, 20.0) / gap_mm + 1e-6) + 1
 
 
-def _travel(stack: Stack) -> Points:
+def _travel(stack: SliceStack) -> Points:
     """Return the unit vector from slice to slice."""
     step = stack.positions_lps[-1] - stack.positions_lps[0]
     return np.asarray(step / np.linalg.norm(step))
 
 
-def _as_told(plan: SeriesPlan, stack: Stack, protocol: Protocol) -> Acquisition:
+def _as_told(plan: SeriesPlan, stack: SliceStack, protocol: Protocol) -> Acquisition:
     n = len(stack)
     steps = np.arange(n)[:, None]
     if plan.has("stripped_multiframe"):
         thin = n > ASSUMED_THIN_ABOVE
         row, column, gap = ASSUMED_THIN_MM if thin else ASSUMED_THICK_MM
-        told = Stack(
+        told = SliceStack(
             steps * gap * np.array([0.0, 0.0, 1.0]),
             np.array([1.0, 0, 0]),
             np.array([0.0, 1, 0]),
@@ -183,7 +183,7 @@ def _as_told(plan: SeriesPlan, stack: Stack, protocol: Protocol) -> Acquisition:
         # Of the 25 tags this one is there, and its two values are the assumed ones.
         return Acquisition(stack, told, gap)
     if plan.has("default_geometry"):
-        told = Stack(
+        told = SliceStack(
             steps * protocol.gap_mm * np.array([0.0, 0.0, 1.0]),
             np.array([1.0, 0, 0]),
             np.array([0.0, 1, 0]),

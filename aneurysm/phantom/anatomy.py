@@ -14,9 +14,9 @@ import numpy as np
 from scipy import ndimage
 
 from aneurysm.phantom.branches import Tree
-from aneurysm.phantom.shapes import Array, Ellipsoid, Grid, HalfSpace, Shape, Solid, tube
+from aneurysm.phantom.shapes import Array, Ellipsoid, HalfSpace, SampleGrid, Shape, Solid, tube
+from aneurysm.types import Point
 
-Point = tuple[float, float, float]
 Radii = tuple[float, float, float]
 
 
@@ -64,7 +64,7 @@ def both_tubes(points: list[Point], radii: list[float] | float) -> list[Shape]:
     return made
 
 
-def build_layers(grid: Grid, tree: Tree, rng: np.random.Generator, step_mm: float, *, ct: bool) -> Layers:
+def build_layers(grid: SampleGrid, tree: Tree, rng: np.random.Generator, step_mm: float, *, ct: bool) -> Layers:
     """Build every layer of one head on the given grid; the large arteries get a cistern, CT a headrest."""
     cranium = _cranium(grid, rng)
     orbit = Solid(grid).add(*both((30, -50, -13), (16.5, 29, 16), rng))
@@ -107,7 +107,7 @@ _ORBIT_CONES: list[tuple[Point, Radii]] = [
 ]
 
 
-def _cranium(grid: Grid, rng: np.random.Generator) -> Solid:
+def _cranium(grid: SampleGrid, rng: np.random.Generator) -> Solid:
     """Build the inside of the skull: a vault over three fossae, and the canal of the spinal cord."""
     vault = Solid(grid).add(Ellipsoid((0, 20, 27), (66, 86, 70)))
     vault.cut(HalfSpace((0, 0, -2.5), (0, 0.02, 1)), blend_mm=7)
@@ -119,7 +119,7 @@ def _cranium(grid: Grid, rng: np.random.Generator) -> Solid:
     return vault
 
 
-def _skin(grid: Grid, rng: np.random.Generator) -> Solid:
+def _skin(grid: SampleGrid, rng: np.random.Generator) -> Solid:
     thickness = float(rng.normal(12.5, 1.0))
     skin = Solid(grid).add(Ellipsoid((0, 20, 24), (66 + thickness, 86 + thickness, 73 + thickness)))
     skin.add(Ellipsoid((0, 42, -22), (61, 62, 46)), blend_mm=20)
@@ -174,7 +174,7 @@ def _add_spine(bone: Solid) -> None:
         bone.add(*tube(arch, 3.4), *tube([(0, y + 26, z - 3), (0, y + 38, z - 8)], [3.2, 2.5]), blend_mm=2)
 
 
-def _air(grid: Grid, texture: Array, rng: np.random.Generator) -> Solid:
+def _air(grid: SampleGrid, texture: Array, rng: np.random.Generator) -> Solid:
     air = Solid(grid)
     air.add(*both((6, -62, -38), (4, 26, 19), rng), *both((6, -50, -12), (5.0, 23, 9), rng))
     air.add(*both((24, -58, -38), (10.5, 14, 14), rng, 1.5))
@@ -190,7 +190,7 @@ def _air(grid: Grid, texture: Array, rng: np.random.Generator) -> Solid:
     return air
 
 
-def _brain(grid: Grid, cranium: Solid, tree: Tree) -> Solid:
+def _brain(grid: SampleGrid, cranium: Solid, tree: Tree) -> Solid:
     """Brain, cerebellum and cord, with the tentorium between them and cisterns around the large arteries."""
     brain = cranium.copy(-2.6)
     brain.cut(Ellipsoid((0, -4, 6), (12, 10, 7)), Ellipsoid((0, 11, 4), (10, 5, 8)), blend_mm=3)
@@ -219,11 +219,11 @@ def _brain(grid: Grid, cranium: Solid, tree: Tree) -> Solid:
 FAR_OUT = np.float32(30.0)
 
 
-def _below(grid: Grid, z_mm: float) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def _below(grid: SampleGrid, z_mm: float) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     return np.asarray(grid.coordinates(grid.everywhere())[2] < z_mm)
 
 
-def _folds(grid: Grid, deep: Solid, rng: np.random.Generator, step_mm: float) -> tuple[Array, float]:
+def _folds(grid: SampleGrid, deep: Solid, rng: np.random.Generator, step_mm: float) -> tuple[Array, float]:
     """Noise whose zero set looks like sulci, and turns into the mid-plane where the hemispheres meet."""
     wide = _smooth_noise(grid.shape, rng, 3.1 / step_mm)
     slope = 0.30  # 1/mm: the root mean square gradient of that noise, so |fold| / slope is a distance.
@@ -246,7 +246,7 @@ def _smooth_noise(shape: tuple[int, int, int], rng: np.random.Generator, sigma: 
     return np.asarray(band / np.float32(band.std() + 1e-9), dtype=np.float32)
 
 
-def _ventricles(grid: Grid, rng: np.random.Generator) -> Solid:
+def _ventricles(grid: SampleGrid, rng: np.random.Generator) -> Solid:
     wide = float(np.clip(rng.normal(1.0, 0.25), 0.6, 1.8))
     v = Solid(grid)
     front: list[Point] = [(11, -24, 26), (7.5, -12, 29), (8, 4, 31.5), (12, 20, 32), (21, 36, 28)]
@@ -258,7 +258,7 @@ def _ventricles(grid: Grid, rng: np.random.Generator) -> Solid:
     return v
 
 
-def _nuclei(grid: Grid, rng: np.random.Generator) -> Solid:
+def _nuclei(grid: SampleGrid, rng: np.random.Generator) -> Solid:
     nuclei = Solid(grid).add(*both((10, 16, 21), (8, 13, 8.5), rng))
     nuclei.add(*both((13, -10, 25), (4.5, 9, 7), rng), *both((25, 0, 19), (5, 16, 9), rng))
     return nuclei
@@ -281,7 +281,7 @@ def _muscle(cranium: Solid, rng: np.random.Generator) -> Solid:
     return muscle.cut(Ellipsoid((0, -22, -92), (22, 12, 8)), blend_mm=4)
 
 
-def _headrest(grid: Grid) -> Solid:
+def _headrest(grid: SampleGrid) -> Solid:
     """Build the shell that the head lies in: seen in CT only."""
     rest = Solid(grid).add(Ellipsoid((0, 30, 10), (106, 104, 400)))
     rest.cut(Ellipsoid((0, 30, 10), (103, 101, 410)), HalfSpace((0, 62, 0), (0, 1, 0)))

@@ -17,7 +17,7 @@ _SPREAD = 0.42
 
 
 @dataclass(frozen=True)
-class Lesion:
+class Sac:
     """
     One sac, in template millimetres.
 
@@ -100,7 +100,7 @@ def draw_diameter_mm(rng: np.random.Generator, difficulty: float) -> float:
     return float(np.clip(size, SMALLEST_MM, LARGEST_MM))
 
 
-def grow_lesions(tree: Tree, sites: tuple[str, ...], rng: np.random.Generator, difficulty: float) -> list[Lesion]:
+def grow_lesions(tree: Tree, sites: tuple[str, ...], rng: np.random.Generator, difficulty: float) -> list[Sac]:
     """
     One sac for each site, none of them touching another.
 
@@ -109,7 +109,7 @@ def grow_lesions(tree: Tree, sites: tuple[str, ...], rng: np.random.Generator, d
     UsageError
         If a site is none of the 13, or there is no room for so many sacs.
     """
-    lesions: list[Lesion] = []
+    lesions: list[Sac] = []
     for site in sites:
         if site not in SITES:
             raise UsageError(f"unknown aneurysm site {site!r}: one of {', '.join(SITES)}")
@@ -130,8 +130,8 @@ def grow_lesions(tree: Tree, sites: tuple[str, ...], rng: np.random.Generator, d
     return lesions
 
 
-def _stands_out(tree: Tree, sac: Lesion) -> bool:
-    """Say whether the middle of the sac lies outside of every artery: in a bend it might else be lost in its parent."""
+def _stands_out(tree: Tree, sac: Sac) -> bool:
+    """Return True if the middle of the sac lies outside of every artery: in a bend its parent might swallow it."""
     for branch in tree.branches.values():
         if not branch.vein:
             clearance = np.linalg.norm(branch.points - sac.center, axis=1) - branch.radii
@@ -140,13 +140,13 @@ def _stands_out(tree: Tree, sac: Lesion) -> bool:
     return True
 
 
-def _on_its_side(sac: Lesion) -> bool:
-    """Say whether the sac of a sided site lies clear of the mid-plane: the A2s of both sides nearly touch there."""
+def _on_its_side(sac: Sac) -> bool:
+    """Return True if the sac of a sided site lies clear of the mid-plane: the A2s of both sides nearly touch there."""
     sign = {"Left": 1.0, "Right": -1.0}.get(sac.site.split()[0])
     return sign is None or sign * float(sac.center[0]) > 1.0
 
 
-def _grow(tree: Tree, site: str, diameter_mm: float, rng: np.random.Generator) -> Lesion:
+def _grow(tree: Tree, site: str, diameter_mm: float, rng: np.random.Generator) -> Sac:
     seats = _seats(site)
     weights = np.array([s.weight for s in seats])
     seat = seats[int(rng.choice(len(seats), p=weights / weights.sum()))]
@@ -172,7 +172,7 @@ def _grow(tree: Tree, site: str, diameter_mm: float, rng: np.random.Generator) -
             blebs.append((center + aim * reach * 0.9, float(radius * rng.uniform(0.2, 0.42))))
     neck = float(np.clip(radius * rng.uniform(0.45, 0.85), 0.6, 2.5))
     value = mask_value(site)
-    return Lesion(site, seat.branch, center, radii, axes, foot, (min(neck, parent_radius), neck), tuple(blebs), value)
+    return Sac(site, seat.branch, center, radii, axes, foot, (min(neck, parent_radius), neck), tuple(blebs), value)
 
 
 def _outward(seat: _Seat, along: Floats, rng: np.random.Generator) -> Floats:

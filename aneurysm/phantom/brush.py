@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aneurysm.phantom.pose import Points
-from aneurysm.phantom.scanner import Stack
-from aneurysm.phantom.shapes import Array, Grid
+from aneurysm.phantom.scanner import SliceStack
+from aneurysm.phantom.shapes import Array, SampleGrid
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Part:
 class Brush:
     """Interpolates layers to one slice and paints with them."""
 
-    def __init__(self, image: Array, stack: Stack, start: Points, step: float, edge: float) -> None:
+    def __init__(self, image: Array, stack: SliceStack, start: Points, step: float, edge: float) -> None:
         self._image = image
         self._level = int(np.floor(start[2]))
         self._rise = np.float32(start[2] - self._level)
@@ -71,7 +71,7 @@ class Brush:
         """Another layer on the same part."""
         return self._enlarge(self._plane(layer), part.rows, part.columns)
 
-    def midline(self, grid: Grid, part: Part) -> Array:
+    def midline(self, grid: SampleGrid, part: Part) -> Array:
         """Return the template's x on a part, (rows, columns): linear in the indices, so computed rather than stored."""
         m = np.linalg.inv(grid.to_index)[0]
         base = -m @ grid.offset + m[0] * (self._level + float(self._rise))

@@ -44,7 +44,7 @@ _SPARE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Summary:
+class DatasetSummary:
     """What a run did: series in the data set, how many of them were there already, bytes written, seconds."""
 
     series: int
@@ -64,7 +64,7 @@ def write_dataset(
     workers: int = 1,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Summary:
+) -> DatasetSummary:
     """
     Write a data set of ``series`` series under ``out``, entirely from ``seed``.
 
@@ -104,7 +104,7 @@ def write_plans(
     workers: int = 1,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Summary:
+) -> DatasetSummary:
     """Write the given series as a data set; ``settings`` are what must agree for a run to be resumed."""
     import joblib
 
@@ -130,7 +130,7 @@ def write_plans(
     _write_tables(out, plans)
     shutil.rmtree(building)
     total = tree_bytes(out)
-    return Summary(len(plans), len(plans) - len(todo), total, time.monotonic() - started)
+    return DatasetSummary(len(plans), len(plans) - len(todo), total, time.monotonic() - started)
 
 
 def _claim(out: Path, settings: dict[str, Any], *, overwrite: bool) -> list[Path]:

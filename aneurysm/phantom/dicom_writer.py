@@ -26,9 +26,9 @@ from pydicom.uid import (
 
 from aneurysm.phantom.plan import SeriesPlan, make_uid
 from aneurysm.phantom.shots import Shot
-from aneurysm.phantom.storage import PADDING, Storage
+from aneurysm.phantom.storage import PADDING, PixelStorage
 
-Pixels = npt.NDArray[Any]
+SlicePixels = npt.NDArray[Any]
 
 _SYNTAX: dict[str, UID] = {
     "implicit": ImplicitVRLittleEndian,
@@ -89,7 +89,7 @@ class SeriesWriter:
     """Writes the files of one series into ``folder``; ``spacing_tag_mm`` is SpacingBetweenSlices, or None."""
 
     def __init__(
-        self, plan: SeriesPlan, storage: Storage, folder: Path, thickness_mm: float, spacing_tag_mm: float | None
+        self, plan: SeriesPlan, storage: PixelStorage, folder: Path, thickness_mm: float, spacing_tag_mm: float | None
     ) -> None:
         self._plan = plan
         self._storage = storage
@@ -98,7 +98,7 @@ class SeriesWriter:
         self._spacing = spacing_tag_mm
         self._syntax = transfer_syntax(plan)
 
-    def write(self, shot: Shot, stored: Pixels, slope: float) -> None:
+    def write(self, shot: Shot, stored: SlicePixels, slope: float) -> None:
         """Write one single-frame file; ``stored`` is (rows, columns), or (rows, columns, 3) for RGB."""
         ds = self._common(shot.sop_uid, shot.shape)
         ds.InstanceNumber = shot.number
@@ -124,7 +124,7 @@ class SeriesWriter:
             ds.HighBit, ds.PixelRepresentation = 7, 0
         self._finish(ds, stored, broken=shot.broken)
 
-    def write_frames(self, shots: Sequence[Shot], stored: Pixels, slopes: Sequence[float]) -> None:
+    def write_frames(self, shots: Sequence[Shot], stored: SlicePixels, slopes: Sequence[float]) -> None:
         """Write the one multi-frame file; ``stored`` is (frames, rows, columns)."""
         ds = self._common(multiframe_uid(self._plan), shots[0].shape)
         ds.SOPClassUID = _ENHANCED_MR
@@ -173,7 +173,7 @@ class SeriesWriter:
         report.ValueType, report.ContinuityOfContent = "CONTAINER", "SEPARATE"
         _save(report, self._folder / f"{report.SOPInstanceUID}.dcm", ExplicitVRLittleEndian)
 
-    def write_foreign(self, shot: Shot, stored: Pixels) -> None:
+    def write_foreign(self, shot: Shot, stored: SlicePixels) -> None:
         """Write an image of another series."""
         ds = self._common(make_uid(self._plan.seed, self._plan.index, "foreign"), shot.shape)
         ds.SeriesInstanceUID = make_uid(self._plan.seed, self._plan.index, "foreign series")
@@ -212,7 +212,7 @@ class SeriesWriter:
             ds.add_new("PixelPaddingValue", "SS", PADDING)
         return ds
 
-    def _finish(self, ds: Dataset, stored: Pixels, *, broken: bool = False) -> None:
+    def _finish(self, ds: Dataset, stored: SlicePixels, *, broken: bool = False) -> None:
         """Add the pixels in the transfer syntax, take out what the plan does not want told, and write."""
         _set_pixels(ds, stored, self._syntax, broken=broken)
         if self._plan.has("test_tags", "stripped_multiframe"):
@@ -227,7 +227,7 @@ def multiframe_uid(plan: SeriesPlan) -> str:
     return make_uid(plan.seed, plan.index, "multiframe")
 
 
-def _set_pixels(ds: Dataset, stored: Pixels, syntax: UID, *, broken: bool) -> None:
+def _set_pixels(ds: Dataset, stored: SlicePixels, syntax: UID, *, broken: bool) -> None:
     vr = "OB" if stored.dtype.itemsize == 1 else "OW"
     if syntax == JPEGLosslessSV1:
         frames = stored if stored.ndim == 3 and ds.SamplesPerPixel == 1 else stored[None]
@@ -250,7 +250,7 @@ def _set_pixels(ds: Dataset, stored: Pixels, syntax: UID, *, broken: bool) -> No
         ds.add_new("PixelData", "OB", encapsulate([b"\x00\x01" * 20]))
 
 
-def _jpeg_lossless(frame: Pixels, ds: Dataset) -> bytes:
+def _jpeg_lossless(frame: SlicePixels, ds: Dataset) -> bytes:
     """One frame as a JPEG lossless stream, first-order prediction; pydicom has no encoder for it."""
     import gdcm
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aneurysm.phantom.scanner import Stack
+from aneurysm.phantom.scanner import SliceStack
 from aneurysm.phantom.truth import LesionTruth
 
 
-def is_regular(stack: Stack) -> bool:
+def is_regular(stack: SliceStack) -> bool:
     """Whether a NIfTI file can hold the stack: even slices, along the normal."""
     if len(stack) < 2:
         return False
@@ -22,7 +22,7 @@ def is_regular(stack: Stack) -> bool:
     return even and bool(np.linalg.norm(sideways) < 1e-3)
 
 
-def touch_up(labels: npt.NDArray[np.uint8], stack: Stack, lesions: list[LesionTruth]) -> None:
+def touch_up(labels: npt.NDArray[np.uint8], stack: SliceStack, lesions: list[LesionTruth]) -> None:
     """Give the voxel of each marked aneurysm its value, however coarse the grid: annotators leave none out."""
     for lesion in lesions:
         if lesion.point_lps is not None:
@@ -32,7 +32,7 @@ def touch_up(labels: npt.NDArray[np.uint8], stack: Stack, lesions: list[LesionTr
                 labels[k, i, j] = lesion.value
 
 
-def write_nifti(path: Path, values: npt.NDArray[Any], stack: Stack, rng: np.random.Generator) -> None:
+def write_mask(path: Path, values: npt.NDArray[Any], stack: SliceStack, rng: np.random.Generator) -> None:
     """
     Write (slices, rows, columns) of a regular stack as uncompressed NIfTI, flipped and permuted by ``rng``.
 

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from aneurysm.phantom.anatomy import Layers, build_layers
-from aneurysm.phantom.aneurysms import Lesion
+from aneurysm.phantom.aneurysms import Sac
 from aneurysm.phantom.branches import STEP_MM, Branch, Tree
 from aneurysm.phantom.brush import Brush
 from aneurysm.phantom.contrast import Flow, Shading, Tissues
 from aneurysm.phantom.pose import Points, Pose
-from aneurysm.phantom.scanner import Stack
-from aneurysm.phantom.shapes import Array, Grid
+from aneurysm.phantom.scanner import SliceStack
+from aneurysm.phantom.shapes import Array, SampleGrid
 from aneurysm.phantom.tubes import Canvas, to_sac, to_segments
 
 _CHUNK_VOXELS = 4_000_000
@@ -38,7 +38,7 @@ class Scene:
     modality: str
     pose: Pose
     tree: Tree
-    lesions: list[Lesion]
+    lesions: list[Sac]
     plaques: list[Branch]
     tissues: Tissues
     flow: Flow
@@ -59,7 +59,7 @@ class Renderer:
         For the head's convolutions and texture.
     """
 
-    def __init__(self, scene: Scene, stack: Stack, rng: np.random.Generator) -> None:
+    def __init__(self, scene: Scene, stack: SliceStack, rng: np.random.Generator) -> None:
         self.scene = scene
         self._frame = stack.frame
         self._step = float(np.clip(2.5 * min(stack.spacing_mm), 2.0, 4.0))
@@ -86,12 +86,12 @@ class Renderer:
         self._values = np.concatenate([self._arteries.value, np.array([s.value for s in self._sacs], np.uint8)])
         self._brightness = self._blood(_lowest_mm(stack))
 
-    def _template_grid(self, shape: tuple[int, int, int]) -> Grid:
+    def _template_grid(self, shape: tuple[int, int, int]) -> SampleGrid:
         # Template -> LPS -> (u, v, w) -> index, and the axes in the order (w, v, u).
         pose = self.scene.pose
         to_uvw = self._frame @ pose.matrix / self._step
         offset = (self._frame @ pose.origin_lps - self._low) / self._step
-        return Grid(shape, to_uvw[::-1].copy(), offset[::-1].copy())
+        return SampleGrid(shape, to_uvw[::-1].copy(), offset[::-1].copy())
 
     def _blood(self, floor_mm: float) -> npt.NDArray[np.float32]:
         """(arteries + sacs,): the signal of the blood in each, by its height above the lowest slice."""
@@ -101,7 +101,7 @@ class Renderer:
         height = (middle @ self._frame)[:, 2] - floor_mm
         return self.scene.tissues.artery * self.scene.flow.factor(height, self._radius)
 
-    def slices(self, stack: Stack) -> Iterator[tuple[int, Array, npt.NDArray[np.uint8]]]:
+    def slices(self, stack: SliceStack) -> Iterator[tuple[int, Array, npt.NDArray[np.uint8]]]:
         """
         Yield (slice index, image (rows, columns) without noise, vessel mask values), in ascending w.
 
@@ -127,7 +127,7 @@ class Renderer:
                 self._shade(image, stack, corners[k])
                 yield int(k), image, labels[mine[parts // 2]]
 
-    def _draw(self, stack: Stack, planes: Points) -> tuple[Array, npt.NDArray[np.uint8]]:
+    def _draw(self, stack: SliceStack, planes: Points) -> tuple[Array, npt.NDArray[np.uint8]]:
         edge = max(1.1 * max(stack.spacing_mm), 0.55)
         images = np.empty((len(planes), *stack.shape), dtype=np.float32)
         for k, corner in enumerate(planes):
@@ -149,7 +149,7 @@ class Renderer:
             _blend(images, canvas, calcium, self._plaques.radius, edge)
         return images, owners
 
-    def _shade(self, image: Array, stack: Stack, corner: Points) -> None:
+    def _shade(self, image: Array, stack: SliceStack, corner: Points) -> None:
         shading = self.scene.shading
         if shading is None:
             return
@@ -159,7 +159,7 @@ class Renderer:
         image *= shading.along(0, u)
         image *= (shading.along(1, v) * shading.along(2, corner[2:3] - center[2]))[:, None]
 
-    def _tissue(self, image: Array, stack: Stack, corner: Points, edge: float) -> None:
+    def _tissue(self, image: Array, stack: SliceStack, corner: Points, edge: float) -> None:
         """Paint everything but the vessels on one thin slice."""
         t, layers = self.scene.tissues, self._layers
         brush = Brush(image, stack, (corner - self._low) / self._step, self._step, edge)
@@ -220,7 +220,7 @@ def _blend(images: Array, canvas: Canvas, value: npt.NDArray[Any], radius: npt.N
     images[near] += cover * (value.astype(np.float32)[owner] - images[near])
 
 
-def _lowest_mm(stack: Stack) -> float:
+def _lowest_mm(stack: SliceStack) -> float:
     """LPS z of the lowest corner of a stack."""
     rows, columns = stack.shape
     right = stack.row * ((columns - 1) * stack.spacing_mm[1])

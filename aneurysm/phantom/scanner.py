@@ -19,7 +19,7 @@ SIZES = ("tiny", "small", "full")
 
 
 @dataclass(frozen=True)
-class Stack:
+class SliceStack:
     """
     Parallel slices in patient space.
 
@@ -76,7 +76,7 @@ class Stack:
             self.positions_lps[k] + self.row * (x * self.spacing_mm[1]) + self.column * (y * self.spacing_mm[0])
         )
 
-    def keep(self, indices: npt.ArrayLike) -> Stack:
+    def keep(self, indices: npt.ArrayLike) -> SliceStack:
         """Return the given slices, in the given order."""
         return replace(self, positions_lps=self.positions_lps[np.asarray(indices)])
 
@@ -172,7 +172,7 @@ def plan_stack(
     tilt_deg: float = 0.0,
     oblique_deg: float = 0.0,
     cover_lps: Points | None = None,
-) -> Stack:
+) -> SliceStack:
     """
     Lay the slices of a protocol over a head.
 
@@ -217,7 +217,7 @@ def plan_stack(
     rows, columns = protocol.shape
     half = row * ((columns - 1) / 2 * protocol.pixel_mm[1]) + column * ((rows - 1) / 2 * protocol.pixel_mm[0])
     positions = middle + steps[:, None] * travel - half
-    return Stack(positions, row, column, protocol.pixel_mm, protocol.shape, protocol.thickness_mm)
+    return SliceStack(positions, row, column, protocol.pixel_mm, protocol.shape, protocol.thickness_mm)
 
 
 def _aim(plane: str, pose: Pose, rng: np.random.Generator) -> Vector:
@@ -226,7 +226,7 @@ def _aim(plane: str, pose: Pose, rng: np.random.Generator) -> Vector:
     return np.asarray(pose.turn @ np.array(ahead) + rng.normal(0, 2.0, 3))
 
 
-def regular_grid(stack: Stack, step_mm: float) -> Stack:
+def regular_grid(stack: SliceStack, step_mm: float) -> SliceStack:
     """Return a stack of even, unsheared slices over the same room: what a NIfTI file can hold."""
     corners = stack.corners_uvw
     low, high = corners.min(axis=0), corners.max(axis=0)
@@ -238,4 +238,4 @@ def regular_grid(stack: Stack, step_mm: float) -> Stack:
     n = int((high[2] - low[2]) / step_mm) + 1
     start = stack.frame.T @ low
     positions = start + np.arange(n)[:, None] * step_mm * stack.normal
-    return Stack(positions, stack.row, stack.column, (step_mm, step_mm), (rows, columns), step_mm)
+    return SliceStack(positions, stack.row, stack.column, (step_mm, step_mm), (rows, columns), step_mm)

@@ -14,14 +14,14 @@ from aneurysm.phantom.acquisition import acquire
 from aneurysm.phantom.contrast import ct_noise, noise_level, rician
 from aneurysm.phantom.dicom_writer import SeriesWriter
 from aneurysm.phantom.marks import LocalizerRow, mark_lesions
-from aneurysm.phantom.masks import is_regular, touch_up, write_nifti
+from aneurysm.phantom.masks import is_regular, touch_up, write_mask
 from aneurysm.phantom.plan import SeriesPlan
 from aneurysm.phantom.render import Renderer
-from aneurysm.phantom.scanner import Stack, regular_grid
+from aneurysm.phantom.scanner import SliceStack, regular_grid
 from aneurysm.phantom.scene import draw_scene
 from aneurysm.phantom.shapes import Array
 from aneurysm.phantom.shots import Shot, list_shots
-from aneurysm.phantom.storage import Storage, draw_storage, slice_slope
+from aneurysm.phantom.storage import PixelStorage, draw_storage, slice_slope
 from aneurysm.phantom.truth import SeriesTruth
 
 
@@ -106,7 +106,7 @@ _Volume = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]
 class _Photographer:
     """Renders slice by slice and writes each image at once, so that memory is bounded by a few slices."""
 
-    def __init__(self, plan: SeriesPlan, stack: Stack, shots: list[Shot], writer: SeriesWriter) -> None:
+    def __init__(self, plan: SeriesPlan, stack: SliceStack, shots: list[Shot], writer: SeriesWriter) -> None:
         self._plan = plan
         self._stack = stack
         self._shots = shots
@@ -169,7 +169,7 @@ class _Photographer:
                 foreign = next(s for s in self._shots if s.slice is not None)
                 self._writer.write_foreign(foreign, storage.store(_other_image(self._plan, foreign), storage.slope))
 
-    def masked(self, renderer: Renderer, volume: _Volume) -> tuple[Stack, _Volume]:
+    def masked(self, renderer: Renderer, volume: _Volume) -> tuple[SliceStack, _Volume]:
         """Return image and labels on the series' own grid, or on an even one where that is asked or needed."""
         if is_regular(self._stack) and not self._plan.has("regridded_mask"):
             return self._stack, volume
@@ -200,15 +200,15 @@ def _rgb(image: Array) -> npt.NDArray[np.uint8]:
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def _rounded(image: Array, storage: Storage) -> npt.NDArray[np.int16]:
+def _rounded(image: Array, storage: PixelStorage) -> npt.NDArray[np.int16]:
     return np.asarray(np.clip(np.rint(image * np.float32(storage.gain)), -2000, 32767), dtype=np.int16)
 
 
-def _write_masks(plan: SeriesPlan, root: Path, grid: Stack, volume: _Volume) -> None:
+def _write_masks(plan: SeriesPlan, root: Path, grid: SliceStack, volume: _Volume) -> None:
     folder = root / "segmentations"
     if plan.has("nested_mask"):
         folder = folder / plan.uid
     folder.mkdir(parents=True, exist_ok=True)
     for name, values in ((f"{plan.uid}.nii", volume[0]), (f"{plan.uid}_cowseg.nii", volume[1])):
         # The same flips for both: the image is what the mask was drawn on.
-        write_nifti(folder / name, values, grid, plan.streams("mask order"))
+        write_mask(folder / name, values, grid, plan.streams("mask order"))

@@ -117,7 +117,7 @@ def tube(points: npt.ArrayLike, radii: npt.ArrayLike) -> list[Shape]:
     ]
 
 
-class Grid:
+class SampleGrid:
     """
     A regular grid over the scanner's axes (w, v, u) whose points know their place in the template.
 
@@ -165,7 +165,7 @@ class Grid:
 class Solid:
     """A distance field on a grid, put together from shapes."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: SampleGrid) -> None:
         self.grid = grid
         self.distance: Array = np.full(grid.shape, FAR, dtype=np.float32)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from aneurysm.phantom.plan import SeriesPlan, make_uid
 from aneurysm.phantom.pose import Vector
-from aneurysm.phantom.scanner import Stack
+from aneurysm.phantom.scanner import SliceStack
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Shot:
     tags: dict[str, Any] = field(default_factory=dict)
 
 
-def list_shots(plan: SeriesPlan, stack: Stack, marked: list[int]) -> list[Shot]:
+def list_shots(plan: SeriesPlan, stack: SliceStack, marked: list[int]) -> list[Shot]:
     """
     Return the images of a series in the order of their InstanceNumber; ``marked`` are slices with an aneurysm.
 
@@ -61,7 +61,7 @@ def list_shots(plan: SeriesPlan, stack: Stack, marked: list[int]) -> list[Shot]:
     return _numbered(plan, shots, rng)
 
 
-def _of_slice(plan: SeriesPlan, stack: Stack, k: int) -> Shot:
+def _of_slice(plan: SeriesPlan, stack: SliceStack, k: int) -> Shot:
     return Shot(
         sop_uid=make_uid(plan.seed, plan.index, "slice", k),
         slice=k,
@@ -121,7 +121,7 @@ def _with_second_volume(plan: SeriesPlan, shots: list[Shot]) -> list[Shot]:
     return one + two
 
 
-def _with_others(plan: SeriesPlan, stack: Stack, shots: list[Shot], rng: np.random.Generator) -> list[Shot]:
+def _with_others(plan: SeriesPlan, stack: SliceStack, shots: list[Shot], rng: np.random.Generator) -> list[Shot]:
     """Scouts, small and coloured images, among the slices."""
     others: list[Shot] = []
     middle = stack.positions_lps.mean(axis=0)

@@ -16,7 +16,7 @@ PADDING = -2000
 
 
 @dataclass(frozen=True)
-class Storage:
+class PixelStorage:
     """
     How one series stores its pixels.
 
@@ -65,7 +65,7 @@ def _outside_circle(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     return np.asarray(y[:, None] ** 2 + x**2 > 1.0)
 
 
-def draw_storage(plan: SeriesPlan) -> Storage:
+def draw_storage(plan: SeriesPlan) -> PixelStorage:
     """Draw the storage of a series: vendors differ, and quirks overrule."""
     rng = plan.streams("storage")
     inverted = plan.has("monochrome1")
@@ -73,21 +73,21 @@ def draw_storage(plan: SeriesPlan) -> Storage:
         gain = float(np.exp(rng.uniform(np.log(250), np.log(3000))))
         bits = 12 if gain < 2400 and rng.random() < 0.7 else 16
         signed = bits == 16 and rng.random() < 0.4
-        return Storage(signed, bits, 1.0, 0.0, 0.0, gain, padding=False, inverted=inverted)
+        return PixelStorage(signed, bits, 1.0, 0.0, 0.0, gain, padding=False, inverted=inverted)
     if plan.has("padding"):
-        return Storage(True, 16, 1.0, -1024.0, -1024.0, 1.0, padding=True, inverted=False)
+        return PixelStorage(True, 16, 1.0, -1024.0, -1024.0, 1.0, padding=True, inverted=False)
     if plan.has("already_hu"):
-        return Storage(True, 16, 1.0, -1024.0, 0.0, 1.0, padding=False, inverted=False)
+        return PixelStorage(True, 16, 1.0, -1024.0, 0.0, 1.0, padding=False, inverted=False)
     styles = [
-        Storage(False, 12, 1.0, -1024.0, -1024.0, 1.0, padding=False, inverted=inverted),
-        Storage(False, 16, 1.0, -1024.0, -1024.0, 1.0, padding=False, inverted=inverted),
-        Storage(True, 16, 1.0, -1024.0, -1024.0, 1.0, padding=False, inverted=inverted),
-        Storage(True, 16, 1.0, 0.0, 0.0, 1.0, padding=False, inverted=inverted),
+        PixelStorage(False, 12, 1.0, -1024.0, -1024.0, 1.0, padding=False, inverted=inverted),
+        PixelStorage(False, 16, 1.0, -1024.0, -1024.0, 1.0, padding=False, inverted=inverted),
+        PixelStorage(True, 16, 1.0, -1024.0, -1024.0, 1.0, padding=False, inverted=inverted),
+        PixelStorage(True, 16, 1.0, 0.0, 0.0, 1.0, padding=False, inverted=inverted),
     ]
     return styles[int(rng.integers(len(styles)))]
 
 
-def slice_slope(plan: SeriesPlan, storage: Storage, k: int) -> float:
+def slice_slope(plan: SeriesPlan, storage: PixelStorage, k: int) -> float:
     """RescaleSlope of a slice, as it stands in the header (16 characters at most)."""
     if not plan.has("slice_rescale"):
         return storage.slope

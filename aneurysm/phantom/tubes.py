@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aneurysm.phantom.aneurysms import Lesion
+from aneurysm.phantom.aneurysms import Sac
 from aneurysm.phantom.branches import Branch
 from aneurysm.phantom.pose import Points, Pose, Vector
 from aneurysm.phantom.shapes import FAR, Array, smooth_minimum
@@ -41,7 +41,7 @@ class Segments:
 
 
 @dataclass(frozen=True)
-class Sac:
+class ScannerSac:
     """A lesion on the scanner's axes, in mm."""
 
     center: Vector
@@ -85,7 +85,7 @@ def to_segments(branches: list[Branch], pose: Pose, frame: Floats, stride: int =
     )
 
 
-def to_sac(lesion: Lesion, pose: Pose, frame: Floats) -> Sac:
+def to_sac(lesion: Sac, pose: Pose, frame: Floats) -> ScannerSac:
     """Return a lesion on the scanner's axes; its shape is scaled as a whole, so that it stays what the truth says."""
     size = float(np.cbrt(np.prod(pose.scale)))
 
@@ -95,7 +95,7 @@ def to_sac(lesion: Lesion, pose: Pose, frame: Floats) -> Sac:
     center = place(lesion.center)
     turn = frame @ pose.turn
     blebs = tuple((center + turn @ (at - lesion.center) * size, r * size) for at, r in lesion.blebs)
-    return Sac(
+    return ScannerSac(
         center=center,
         axes=turn @ lesion.axes,
         radii=lesion.radii * size,
@@ -184,7 +184,7 @@ class Canvas:
             r0, r1 = np.float32(segments.radius_start[n]), np.float32(segments.radius_stop[n])
             self._take(box, _cone(u, v, w, axes[n], r0, r1), n)
 
-    def draw_sac(self, sac: Sac, owner: int, margin_mm: float) -> None:
+    def draw_sac(self, sac: ScannerSac, owner: int, margin_mm: float) -> None:
         """Draw a sac; inside of it every voxel is its own, whatever vessel also passes there."""
         reach = sac.reach + margin_mm
         k0, k1, i0, i1, j0, j1 = self._boxes(sac.center[None] - reach, sac.center[None] + reach)[0].tolist()

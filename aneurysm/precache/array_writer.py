@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from aneurysm.annotations.lesions import Lesion, UnplacedLesion
-from aneurysm.cache.folder import is_done, open_cache, patient_secret
+from aneurysm.cache.folder import is_done, patient_secret, prepare_cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.errors import DamagedCacheError, DataError, SeriesRejectedError, UsageError
@@ -29,7 +29,7 @@ from aneurysm.precache.build_series import patient_key
 from aneurysm.precache.publish import claim, sweep
 from aneurysm.precache.relabel import LocalFiles, read_sound_document, replace_annotations, replace_vessels, settle
 from aneurysm.precache.store import store_volume
-from aneurysm.precache.write_errors import write_errors_told
+from aneurysm.precache.write_errors import translate_write_errors
 from aneurysm.rawdata.folder import safe_source
 from aneurysm.remote.url import is_url
 from aneurysm.spec import CacheSpec, load_spec
@@ -99,8 +99,8 @@ class CacheWriter:
         self._overwrite = overwrite
         self._seconds: dict[str, float] = {}
         self._given: set[str] = set()
-        with write_errors_told(self._layout.root):
-            open_cache(self._layout, self.spec)
+        with translate_write_errors(self._layout.root):
+            prepare_cache(self._layout, self.spec)
             sweep(self._layout)
             self._secret = patient_secret(self._layout)
 
@@ -114,7 +114,7 @@ class CacheWriter:
 
     def close(self) -> None:
         """Write the manifest of all that is in the cache. What is added afterwards needs another call."""
-        with write_errors_told(self._layout.root):
+        with translate_write_errors(self._layout.root):
             sweep(self._layout)
             write_manifest(self._layout, self._seconds)
 
@@ -182,7 +182,7 @@ class CacheWriter:
             raise UsageError(f"{problem}: letters, digits, '.', '-' and '_', at most 128, can name a volume")
         if uid in self._given:
             raise UsageError(f"volume {uid} is given twice")
-        with write_errors_told(self._layout.root), claim(self._layout, uid) as folder:
+        with translate_write_errors(self._layout.root), claim(self._layout, uid) as folder:
             if folder is None:
                 return "busy"
             given = self._given_array(uid, voxels, spacing_mm, affine_lps, modality, lesions, labels or {}, vessels)

@@ -28,9 +28,9 @@ from aneurysm.errors import FAILURES, Reason, SeriesRejectedError, StoreError, r
 from aneurysm.precache.publish import claim, set_aside
 from aneurysm.precache.remote_destination import VolumeSender, working_folder
 from aneurysm.precache.store import store_volume
-from aneurysm.precache.write_errors import ends_the_run, write_errors_told
+from aneurysm.precache.write_errors import ends_the_run, translate_write_errors
 from aneurysm.processes.files import write_atomically
-from aneurysm.rawdata.bucket import brought_mask
+from aneurysm.rawdata.bucket import local_mask
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.rawdata.tables import SeriesNotes
 from aneurysm.spec import CacheSpec
@@ -76,7 +76,7 @@ class SeriesJob:
     insist: bool = False
 
     def is_done(self, layout: CacheLayout) -> bool:
-        """Say whether there is nothing to do: somebody else has built the series, or found that it can't be."""
+        """Return True if there is nothing to do: somebody else has built the series, or found that it can't be."""
         if self.overwrite:
             return False
         uid = self.source.uid
@@ -114,7 +114,7 @@ def build_series(job: SeriesJob) -> Outcome:
     working = working_folder(job.cache) if job.url else nullcontext(job.cache)
     with (
         working as root,
-        write_errors_told(root),
+        translate_write_errors(root),
         claim(layout := CacheLayout(root), uid) as folder,
         ExitStack() as stack,
     ):
@@ -154,7 +154,7 @@ def _cache(job: SeriesJob, layout: CacheLayout, folder: Path) -> tuple[int, int]
     if job.source.problem:
         raise SeriesRejectedError(Reason.INVALID_UID, job.source.problem)
     job.source.check_complete()
-    with job.source.brought() as source, brought_mask(job.mask) as mask:
+    with job.source.brought() as source, local_mask(job.mask) as mask:
         return _cache_files(job, source.list_files(), mask, layout, folder)
 
 

@@ -1,4 +1,4 @@
-"""CachePlace: where a cache that is being built is. A folder here; a URL in aneurysm.precache.remote_destination."""
+"""Destination: where a cache that is being built is. A folder here; a URL in aneurysm.precache.remote_destination."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from aneurysm.cache.folder import key_fault, open_cache, patient_secret
+from aneurysm.cache.folder import key_fault, patient_secret, prepare_cache
 from aneurysm.cache.layout import CacheLayout, label_trees
-from aneurysm.cache.manifest import Row, leave_seconds, write_manifest
+from aneurysm.cache.manifest import ManifestRow, leave_seconds, write_manifest
 from aneurysm.precache.disk_space import check_space
 from aneurysm.precache.publish import abandoned
 from aneurysm.processes.children import Limits, Runner
@@ -17,7 +17,7 @@ from aneurysm.remote.url import is_url
 from aneurysm.spec import CacheSpec
 
 
-class CachePlace:
+class Destination:
     """
     A cache in a folder.
 
@@ -36,7 +36,7 @@ class CachePlace:
 
     def open(self, spec: CacheSpec) -> None:
         """Make the cache, or make sure that it is of ``spec``."""
-        open_cache(self.layout, spec)
+        prepare_cache(self.layout, spec)
 
     def refresh(self, *, metadata: Container[str] | None = ()) -> None:
         """Bring ``layout`` up to what is there, and the ``metadata`` of these volumes; None is all of them."""
@@ -70,18 +70,18 @@ class CachePlace:
         """Leave for the next `write_manifest` how long series took."""
         leave_seconds(self.layout, seconds)
 
-    def write_manifest(self, seconds: Mapping[str, float]) -> list[Row]:
+    def write_manifest(self, seconds: Mapping[str, float]) -> list[ManifestRow]:
         """Derive manifest.csv and lesions.csv from what is there; return the manifest's rows."""
         return write_manifest(self.layout, seconds)
 
 
 @contextmanager
-def cache_place(cache: str | Path) -> Iterator[CachePlace]:
+def open_destination(cache: str | Path) -> Iterator[Destination]:
     """Yield where the cache is, a folder or a URL."""
     if is_url(cache):
-        from aneurysm.precache.remote_destination import stored_cache
+        from aneurysm.precache.remote_destination import remote_destination
 
-        with stored_cache(str(cache)) as place:
+        with remote_destination(str(cache)) as place:
             yield place
     else:
-        yield CachePlace(Path(cache).absolute())
+        yield Destination(Path(cache).absolute())

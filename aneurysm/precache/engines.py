@@ -18,7 +18,7 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import Reason, reason_of
 from aneurysm.precache.build_series import Outcome, SeriesJob, build_series, write_outcome
 from aneurysm.precache.publish import is_claimed
-from aneurysm.precache.write_errors import write_errors_told
+from aneurysm.precache.write_errors import translate_write_errors
 from aneurysm.processes.children import Limits, LostError, Runner
 
 _TRIED_AGAIN: Final = frozenset({Reason.WORKER_KILLED, Reason.OUT_OF_MEMORY, Reason.TIMED_OUT})
@@ -100,7 +100,7 @@ def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout) 
         last, tried = first, "not tried again: its process could not be ended, or another run is at it"
     if last.reason not in _TRIED_AGAIN:
         return last
-    with write_errors_told(layout.root):
+    with translate_write_errors(layout.root):
         status, _, detail = write_outcome(job, layout, Reason(last.reason), f"{last.detail} ({tried})")
     return replace(last, status=status, detail=detail)
 

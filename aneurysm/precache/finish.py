@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aneurysm.cache.folder import read_spec
-from aneurysm.precache.destination import cache_place
+from aneurysm.precache.destination import open_destination
 from aneurysm.precache.publish import sweep
-from aneurysm.precache.write_errors import write_errors_told
-from aneurysm.rawdata.bucket import data_place
+from aneurysm.precache.write_errors import translate_write_errors
+from aneurysm.rawdata.bucket import open_data
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ def merge(cache: str | Path, data: str | Path | None = None, *, workers: int = 1
     CacheError
         There is no cache, its spec can't be read, or it can't be written.
     """
-    with cache_place(cache) as place:
+    with open_destination(cache) as place:
         place.refresh()
         read_spec(place.layout)
-        sources = data_place(data).find_series(workers).sources if data else []
-        with write_errors_told(place.layout.root):
+        sources = open_data(data).find_series(workers).sources if data else []
+        with translate_write_errors(place.layout.root):
             sweep(place.layout)
             rows = place.write_manifest({})
     known = {row["series_uid"] for row in rows}

@@ -61,7 +61,7 @@ def claim(layout: CacheLayout, uid: str) -> Iterator[Path | None]:
 
 
 def is_claimed(layout: CacheLayout, uid: str) -> bool:
-    """Say whether a process holds the claim on a series."""
+    """Return True if a process holds the claim on a series."""
     return is_locked(layout.building / f"{uid}.lock")
 
 
@@ -114,12 +114,12 @@ def _uid_of(folder: Path) -> str:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Say whether a folder is of this node; those of older versions of this program name none."""
+    """Return True if a folder is of this node; those of older versions of this program name none."""
     return f"@{_NODE}~" in folder.name or "@" not in folder.name
 
 
 def _is_old(folder: Path) -> bool:
-    """Say whether a folder of another node has not changed for hours."""
+    """Return True if a folder of another node has not changed for hours."""
     try:
         return time.time() - folder.stat().st_mtime > _FOREIGN_S
     except FileNotFoundError:

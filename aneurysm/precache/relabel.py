@@ -30,19 +30,19 @@ from aneurysm.cache.manifest import ODD, parse_document, read_document, shape_of
 from aneurysm.cache.metadata import Record, annotation_hash, document_bytes, is_mask_decision, read_record
 from aneurysm.cache.writer import describe_vessels, write_vessels
 from aneurysm.errors import AneurysmError, CacheError, DamagedCacheError, reason_of, words_of
-from aneurysm.precache.destination import CachePlace
+from aneurysm.precache.destination import Destination
 from aneurysm.precache.publish import claim, publish_file, publish_tree
-from aneurysm.precache.write_errors import write_errors_told
+from aneurysm.precache.write_errors import translate_write_errors
 from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.processes.files import tree_files, write_atomically
-from aneurysm.processes.map_batches import in_batches
-from aneurysm.processes.threads import look_at_each
-from aneurysm.rawdata.bucket import brought_mask
+from aneurysm.processes.map_batches import map_batches
+from aneurysm.processes.threads import map_io
+from aneurysm.rawdata.bucket import local_mask
 from aneurysm.rawdata.tables import SeriesNotes, Tables
 from aneurysm.remote.scratch import scratch_folder
 from aneurysm.spec import CacheSpec
 
-KINDS: Final = {
+ANNOTATION_KINDS: Final = {
     "labels": "labels",
     "modality": "modality",
     "lesions": "lesions",
@@ -80,7 +80,8 @@ class Update:
     """
     What came of one volume or record.
 
-    ``changes`` are those of `KINDS` that differed. ``problem`` says why nothing was written; ``busy`` is what another
+    ``changes`` are those of `ANNOTATION_KINDS` that differed. ``problem`` says why nothing was written; ``busy`` is
+    what another
     run holds.
     """
 
@@ -165,7 +166,7 @@ class _Job:
     spec: CacheSpec
 
 
-def find_differences(place: CachePlace, uids: Iterable[str], given: Annotations) -> Iterator[Update]:
+def find_differences(place: Destination, uids: Iterable[str], given: Annotations) -> Iterator[Update]:
     """
     Yield for each of ``uids`` that holds other annotations than ``given`` what differs.
 
@@ -183,7 +184,7 @@ def find_differences(place: CachePlace, uids: Iterable[str], given: Annotations)
 
 
 def relabel(
-    place: CachePlace,
+    place: Destination,
     uids: Sequence[str],
     given: Annotations,
     spec: CacheSpec,
@@ -196,7 +197,7 @@ def relabel(
     Bring the annotations of those of ``uids`` that are cached, or recorded as not cached, up to ``given``.
 
     Masks, which strangers wrote, are read within ``limits`` by ``workers`` of ``processes``, which are started if none
-    are given; see `in_batches`. Return what changed, could not be changed, or is busy, in no order.
+    are given; see `map_batches`. Return what changed, could not be changed, or is busy, in no order.
 
     Raises
     ------
@@ -212,10 +213,10 @@ def relabel(
             (masked if "vessels" in difference.changes and expected.mask is not None else jobs).append(job)
         elif difference.problem:
             updates.append(difference)
-    updates += look_at_each(jobs, _update)
-    updates += in_batches(_update_all, masked, 1, workers, _lost, limits, processes)
-    with write_errors_told(place.layout.root):
-        updates += look_at_each(uids, partial(_update_record, place.layout, given))
+    updates += map_io(jobs, _update)
+    updates += map_batches(_update_all, masked, 1, workers, _lost, limits, processes)
+    with translate_write_errors(place.layout.root):
+        updates += map_io(uids, partial(_update_record, place.layout, given))
     return [u for u in updates if u.changes or u.problem or u.busy]
 
 
@@ -227,7 +228,7 @@ def _update_all(jobs: Sequence[_Job]) -> list[Update]:
     return [_update(job) for job in jobs]
 
 
-def _compared(place: CachePlace, uids: Sequence[str], given: Annotations) -> Iterator[tuple[Update, Expected | None]]:
+def _compared(place: Destination, uids: Sequence[str], given: Annotations) -> Iterator[tuple[Update, Expected | None]]:
     """Yield what differs of each volume, and what it should hold: None if it does, or if that can't be told."""
 
     def look(uid: str) -> tuple[Update, Expected | None]:
@@ -243,7 +244,7 @@ def _compared(place: CachePlace, uids: Sequence[str], given: Annotations) -> Ite
             return Update(uid), None  # absent, or damaged, of which `aneurysm verify` speaks
         return Update(uid, changes), None if settled and not changes else expected
 
-    yield from look_at_each(uids, look)
+    yield from map_io(uids, look)
 
 
 class _MaskReadError(AneurysmError):
@@ -254,7 +255,7 @@ class _MaskReadError(AneurysmError):
 def _local_mask(mask: Path | str) -> Iterator[Path]:
     """Yield a vessel mask as a local file, to be read in the block. Raises `_MaskReadError`."""
     try:
-        with brought_mask(mask) as path:
+        with local_mask(mask) as path:
             assert path is not None
             yield path
     except OSError as error:
@@ -312,7 +313,7 @@ def _update(job: _Job) -> Update:
             return Update(job.uid, busy=True) if files is None else _update_held(job, files, scratch)
     except _MaskReadError as error:
         return Update(job.uid, problem=str(error))
-    except (AneurysmError, MemoryError):  # none of this volume alone; or one for `in_batches`, which knows the limit
+    except (AneurysmError, MemoryError):  # none of this volume alone; or one for `map_batches`, which knows the limit
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the other volumes are none the worse for it
         return Update(job.uid, problem=reason_of(error)[1])
@@ -363,17 +364,17 @@ def _opened(job: _Job) -> Iterator[tuple[VolumeFiles | None, Path]]:
         They can't be written.
     """
     if job.url:
-        from aneurysm.precache.remote_destination import StoredFiles, VolumeSender
+        from aneurysm.precache.remote_destination import RemoteFiles, VolumeSender
 
         with (
-            write_errors_told(job.cache),
+            translate_write_errors(job.cache),
             scratch_folder() as scratch,
             VolumeSender(job.url, job.uid, scratch).marked(insist=False) as ours,
         ):
-            yield StoredFiles(job.url, job.uid) if ours else None, scratch
+            yield RemoteFiles(job.url, job.uid) if ours else None, scratch
         return
     layout = CacheLayout(job.cache)
-    with write_errors_told(job.cache), claim(layout, job.uid) as claimed:
+    with translate_write_errors(job.cache), claim(layout, job.uid) as claimed:
         if claimed is None:
             yield None, Path()
         else:

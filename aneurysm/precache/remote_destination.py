@@ -1,4 +1,4 @@
-"""StoredCache: a cache that is built in an object store.
+"""RemoteDestination: a cache that is built in an object store.
 
 The run keeps a shadow of it in a scratch folder: the tables, the records, and of each volume an empty folder; for the
 manifest also its metadata, with a hole as large as the rest. All that reads a local cache reads the shadow. Workers
@@ -22,15 +22,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from aneurysm.cache.folder import open_cache
+from aneurysm.cache.folder import prepare_cache
 from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout
-from aneurysm.cache.manifest import Row, parse_shape
+from aneurysm.cache.manifest import ManifestRow, parse_shape
 from aneurysm.errors import StoreError
-from aneurysm.precache.destination import CachePlace
+from aneurysm.precache.destination import Destination
 from aneurysm.processes.children import Limits, Runner
 from aneurysm.rawdata.folder import SeriesSource
-from aneurysm.remote.client import ObjectStore, StoredObject
-from aneurysm.remote.scratch import held, scratch_folder, told_as
+from aneurysm.remote.client import ObjectStore, RemoteObject
+from aneurysm.remote.scratch import held, renaming_paths, scratch_folder
 from aneurysm.spec import CacheSpec
 
 ABANDONED_AFTER: Final = timedelta(hours=6)
@@ -40,14 +40,14 @@ _HOLE: Final = "rest"
 
 
 @contextmanager
-def stored_cache(url: str) -> Iterator[StoredCache]:
+def remote_destination(url: str) -> Iterator[RemoteDestination]:
     """Yield the cache at ``url``, with a shadow that is gone afterwards."""
     store = ObjectStore(url)
-    with scratch_folder() as folder, told_as(folder / "cache", store.url):
-        yield StoredCache(store, folder / "cache")
+    with scratch_folder() as folder, renaming_paths(folder / "cache", store.url):
+        yield RemoteDestination(store, folder / "cache")
 
 
-class StoredCache(CachePlace):
+class RemoteDestination(Destination):
     """A cache in an object store, and its shadow."""
 
     def __init__(self, store: ObjectStore, shadow: Path) -> None:
@@ -57,8 +57,8 @@ class StoredCache(CachePlace):
         """Versions of the volumes in the shadow, by UID; None for an empty folder."""
         self._trees: dict[str, set[str]] = {}
         """Folders of labels of the volumes that have some, by UID."""
-        self._incomplete: dict[str, list[StoredObject]] = {}
-        self._marks: list[StoredObject] = []
+        self._incomplete: dict[str, list[RemoteObject]] = {}
+        self._marks: list[RemoteObject] = []
         self._records: dict[str, tuple[str, bytes]] = {}
         """ETags and content of the records in the shadow, by UID."""
 
@@ -66,11 +66,11 @@ class StoredCache(CachePlace):
         """Make the cache, or make sure that it is of ``spec``; remove what dead runs left."""
         self.refresh()
         there = self.layout.spec.exists()
-        open_cache(self.layout, spec)
+        prepare_cache(self.layout, spec)
         if not there and not self._store.create(self.layout.spec.name, self.layout.spec.read_bytes()):
             # Another run was faster, whose spec counts.
             self._store.download_if_there(self.layout.spec.name, self.layout.spec)
-            open_cache(self.layout, spec)
+            prepare_cache(self.layout, spec)
         self._store.delete(o.key for o in self._marks if _is_old(o))
         for prefix in self.abandoned():
             # Listed once more, and deleted at once: another run may have begun to send it.
@@ -82,7 +82,7 @@ class StoredCache(CachePlace):
         """Do nothing: an object store has no end."""
 
     def patient_secret(self) -> bytes:
-        """Return the key of patient_key, which the first run makes. Raises as `CachePlace.patient_secret` does."""
+        """Return the key of patient_key, which the first run makes. Raises as `Destination.patient_secret` does."""
         while True:
             missing = [path for path in self._key_files() if not path.exists()]
             secret = super().patient_secret()
@@ -102,7 +102,7 @@ class StoredCache(CachePlace):
             self._store.download_if_there(path.name, path)
         return files
 
-    def write_manifest(self, seconds: Mapping[str, float]) -> list[Row]:
+    def write_manifest(self, seconds: Mapping[str, float]) -> list[ManifestRow]:
         """Derive manifest.csv and lesions.csv from what is in the store by now; return the manifest's rows."""
         self.refresh(metadata=None)
         left = [_left(path) for path in self.layout.seconds.glob("*.json")]
@@ -180,7 +180,7 @@ class StoredCache(CachePlace):
             if self._records.get(uid, ("", b""))[1] != content:
                 self._records[uid] = (self._store.write(record_of(uid), content), content)
 
-    def _show(self, uid: str, objects: Sequence[StoredObject]) -> None:
+    def _show(self, uid: str, objects: Sequence[RemoteObject]) -> None:
         """Make the shadow of a volume."""
         folder, rest = self.layout.volume(uid), 0
         shutil.rmtree(folder)
@@ -199,7 +199,7 @@ class StoredCache(CachePlace):
             file.truncate(rest)
         self._shown[uid] = _version(objects, uid)
 
-    def _fetch_record(self, record: StoredObject) -> None:
+    def _fetch_record(self, record: RemoteObject) -> None:
         uid = record.key.rsplit("/", 1)[-1].removesuffix(".json")
         try:
             content = self._store.read(record.key)
@@ -214,7 +214,7 @@ def _left(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def _by_volume(objects: Iterable[StoredObject]) -> dict[str, list[StoredObject]]:
+def _by_volume(objects: Iterable[RemoteObject]) -> dict[str, list[RemoteObject]]:
     found = defaultdict(list)
     for o in objects:
         top, _, rest = o.key.partition("/")
@@ -224,29 +224,29 @@ def _by_volume(objects: Iterable[StoredObject]) -> dict[str, list[StoredObject]]
     return found
 
 
-def _root(objects: Sequence[StoredObject], uid: str) -> StoredObject | None:
+def _root(objects: Sequence[RemoteObject], uid: str) -> RemoteObject | None:
     return next((o for o in objects if o.key == f"{prefix_of(uid)}/zarr.json"), None)
 
 
-def _label_trees(objects: Sequence[StoredObject], uid: str) -> set[str]:
+def _label_trees(objects: Sequence[RemoteObject], uid: str) -> set[str]:
     tops = {o.key.removeprefix(f"{prefix_of(uid)}/").split("/", 1)[0] for o in objects}
     return tops & set(LABEL_TREES)
 
 
-def _version(objects: Sequence[StoredObject], uid: str) -> str:
+def _version(objects: Sequence[RemoteObject], uid: str) -> str:
     """Return what differs if a volume's metadata or size do."""
     root = _root(objects, uid)
     return "" if root is None else f"{root.e_tag} {sum(o.size for o in objects)}"
 
 
-def _is_abandoned(objects: Sequence[StoredObject], prefix: str) -> bool:
-    """Say whether there are objects of a volume, without its root metadata, and all of them old."""
+def _is_abandoned(objects: Sequence[RemoteObject], prefix: str) -> bool:
+    """Return True if there are objects of a volume, without its root metadata, and all of them old."""
     if not objects or any(o.key == f"{prefix}/zarr.json" for o in objects):
         return False
     return all(_is_old(o) for o in objects)
 
 
-def _is_old(found: StoredObject) -> bool:
+def _is_old(found: RemoteObject) -> bool:
     return found.modified < datetime.now(UTC) - ABANDONED_AFTER
 
 
@@ -277,7 +277,7 @@ def working_folder(shadow: Path) -> Iterator[Path]:
             yield root
 
 
-class StoredFiles:
+class RemoteFiles:
     """The files of a volume that may be changed, in a store; see `aneurysm.precache.relabel.VolumeFiles`."""
 
     def __init__(self, url: str, uid: str) -> None:
@@ -342,11 +342,11 @@ class VolumeSender:
                 self._store.delete([mark])
 
     def is_done(self) -> bool:
-        """Say whether another run has built the volume meanwhile."""
+        """Return True if another run has built the volume meanwhile."""
         return self._store.exists(f"{prefix_of(self._uid)}/zarr.json")
 
     def is_recorded(self) -> bool:
-        """Say whether another run has recorded meanwhile why there is no volume."""
+        """Return True if another run has recorded meanwhile why there is no volume."""
         return self._store.exists(record_of(self._uid))
 
     def send_volume(self, *, overwrite: bool) -> None:

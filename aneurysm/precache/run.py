@@ -20,15 +20,15 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import read_record
 from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, UsageError
 from aneurysm.precache.build_series import Outcome, SeriesJob, write_record
-from aneurysm.precache.destination import CachePlace, cache_place
+from aneurysm.precache.destination import Destination, open_destination
 from aneurysm.precache.engines import Engine, Local, run_jobs
 from aneurysm.precache.partition import Shard
 from aneurysm.precache.publish import sweep
 from aneurysm.precache.relabel import Annotations, Update, relabel
-from aneurysm.precache.write_errors import write_errors_told
+from aneurysm.precache.write_errors import translate_write_errors
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner, runner
-from aneurysm.processes.threads import look_at_each
-from aneurysm.rawdata.bucket import data_place
+from aneurysm.processes.threads import map_io
+from aneurysm.rawdata.bucket import open_data
 from aneurysm.rawdata.folder import UNREADABLE, Inventory, SeriesSource, safe_source
 from aneurysm.rawdata.tables import Tables
 from aneurysm.spec import CacheSpec, load_spec
@@ -42,7 +42,7 @@ _NAMED_IN: Final = "named in "
 """So the record of a series begins that only a table knows."""
 
 
-class Progress(Protocol):
+class RunProgress(Protocol):
     """What `precache` tells as it goes along. All in the calling thread, in this order."""
 
     def started(self, inventory: Inventory, todo: int, there: int, bytes_in: int) -> None:
@@ -53,7 +53,7 @@ class Progress(Protocol):
 
 
 @dataclass
-class Summary:
+class RunSummary:
     """
     What came of a run.
 
@@ -109,8 +109,8 @@ def precache(
     memory_mb: int | None = None,
     dask: str | None = None,
     scheduler_file: Path | None = None,
-    progress: Progress | None = None,
-) -> Summary:
+    progress: RunProgress | None = None,
+) -> RunSummary:
     """
     Build what is missing of the cache of ``data``.
 
@@ -164,9 +164,9 @@ def precache(
         raise UsageError("timeout_s and memory_mb hold for processes; workers is 0, which is none but this one")
     started = time.perf_counter()
     resolved = load_spec(spec)
-    given = data_place(data)
+    given = open_data(data)
     with (
-        cache_place(cache) as place,
+        open_destination(cache) as place,
         runner(workers) as processes,
         _engine(processes, workers, given.path, limits, dask, scheduler_file) as engine,
     ):
@@ -179,7 +179,7 @@ def precache(
             sizes = given.sizes(sources)
             mine = shard.of(sizes)
             sources = [s for s in sources if s.uid in mine]
-        with write_errors_told(layout.root):
+        with translate_write_errors(layout.root):
             place.open(resolved)
             sweep(layout)
             there = done_series(layout)
@@ -201,9 +201,9 @@ def precache(
             SeriesJob(s, tables.of(s.uid), masks.get(s.uid), root, resolved, secret, overwrite, place.url, retry_failed)
             for s in todo
         ]
-        summary = Summary(skipped=len(done - building), has_labels=tables.has_labels)
+        summary = RunSummary(skipped=len(done - building), has_labels=tables.has_labels)
         if stale:
-            with write_errors_told(layout.root):
+            with translate_write_errors(layout.root):
                 place.refresh(metadata=set(stale))
             updates = relabel(place, stale, known, resolved, workers=workers, limits=limits, processes=processes)
             summary.count_updates(updates)
@@ -251,10 +251,10 @@ def _engine(
 
 def _run(
     outcomes: Iterable[Outcome],
-    place: CachePlace,
-    summary: Summary,
+    place: Destination,
+    summary: RunSummary,
     seconds: dict[str, float],
-    progress: Progress | None,
+    progress: RunProgress | None,
     shard: Shard | None,
 ) -> None:
     next_manifest = time.monotonic() + _MANIFEST_EVERY_S
@@ -272,7 +272,7 @@ def _run(
         if progress:
             progress.finished(outcome)
         if shard is None and (now := time.monotonic()) > next_manifest:
-            with write_errors_told(place.layout.root):
+            with translate_write_errors(place.layout.root):
                 place.write_manifest(seconds)
             # It looks at every volume there is: of a large cache that takes minutes, so it is done the more seldom.
             taken = time.monotonic() - now
@@ -280,10 +280,14 @@ def _run(
 
 
 def _finish(
-    place: CachePlace, sources: Sequence[SeriesSource], seconds: dict[str, float], summary: Summary, shard: Shard | None
+    place: Destination,
+    sources: Sequence[SeriesSource],
+    seconds: dict[str, float],
+    summary: RunSummary,
+    shard: Shard | None,
 ) -> None:
     layout = place.layout
-    with write_errors_told(layout.root):
+    with translate_write_errors(layout.root):
         if shard:
             place.leave_seconds(seconds)
             place.refresh()
@@ -309,7 +313,7 @@ def _chosen(inventory: Inventory, uids: Sequence[str]) -> list[SeriesSource]:
 
 
 def _record_missing(
-    place: CachePlace, spec: CacheSpec, tables: Tables, inventory: Inventory, done: set[str]
+    place: Destination, spec: CacheSpec, tables: Tables, inventory: Inventory, done: set[str]
 ) -> list[str]:
     """
     Give series that the tables name and the folder lacks a row of their own; return those that had one before.
@@ -327,7 +331,7 @@ def _record_missing(
     named = {safe_source(uid).uid: uid for uid in sorted(tables.notes.keys() - there)}
     missing = [uid for name, uid in named.items() if name not in done]
     # Each waits for the disk: of 100,000, as where a part of the data is tried, that would be minutes.
-    deque(look_at_each(missing, record), maxlen=0)
+    deque(map_io(missing, record), maxlen=0)
     if tables.has_labels and tables.has_localizers:
         unnamed = sorted(done - there - named.keys() - cached_series(place.layout))
         place.remove_records([uid for uid in unnamed if _is_of_no_series(place.layout, uid)])

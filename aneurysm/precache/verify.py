@@ -19,7 +19,7 @@ from aneurysm.cache.local_copy import download_volume
 from aneurysm.cache.manifest import (
     LESION_COLUMNS,
     ODD,
-    Row,
+    ManifestRow,
     left_seconds,
     lesion_rows,
     lesions_text,
@@ -35,15 +35,15 @@ from aneurysm.cache.metadata import FORMAT_VERSION, find_damage, find_strays
 from aneurysm.documents import read_json
 from aneurysm.errors import CacheError
 from aneurysm.labels import UNKNOWN_VESSEL
-from aneurysm.precache.destination import CachePlace, cache_place
+from aneurysm.precache.destination import Destination, open_destination
 from aneurysm.precache.publish import is_claimed
-from aneurysm.precache.relabel import KINDS, Annotations, find_differences
-from aneurysm.precache.write_errors import write_errors_told
+from aneurysm.precache.relabel import ANNOTATION_KINDS, Annotations, find_differences
+from aneurysm.precache.write_errors import translate_write_errors
 from aneurysm.processes.children import LostError
 from aneurysm.processes.files import tree_bytes
-from aneurysm.processes.map_batches import in_batches
+from aneurysm.processes.map_batches import map_batches
 from aneurysm.processes.threads import limit_threads
-from aneurysm.rawdata.bucket import data_place
+from aneurysm.rawdata.bucket import open_data
 from aneurysm.remote.client import ObjectStore
 from aneurysm.remote.scratch import scratch_folder
 from aneurysm.spec import CacheSpec, is_as_written
@@ -77,7 +77,7 @@ class Fault:
     derived: bool = False
 
 
-_Rows = tuple[Row, list[Row]]
+_Rows = tuple[ManifestRow, list[ManifestRow]]
 """What a volume or record gives for manifest.csv, and for lesions.csv."""
 _Checked = tuple[list[Fault], _Rows | None, int]
 
@@ -121,7 +121,7 @@ def verify_cache(
     DataError
         There is nothing to compare with at ``data``.
     """
-    with cache_place(cache) as place:
+    with open_destination(cache) as place:
         place.refresh(metadata=() if data is None else None)
         layout = place.layout
         spec = read_spec(layout)
@@ -130,7 +130,7 @@ def verify_cache(
         # Checking a small volume takes less time than handing it over.
         size = max(1, min(_BATCH, len(folders) // (8 * max(1, workers))))
         check = partial(_check_volumes, url=place.url, spec=spec, deep=deep)
-        checks = in_batches(check, folders, size, workers, _lost)
+        checks = map_batches(check, folders, size, workers, _lost)
         rows: dict[str, _Rows] = {}
         for folder, (faults, found, bytes_read) in zip(folders, checks, strict=True):
             report.faults.extend(faults)
@@ -143,7 +143,7 @@ def verify_cache(
         report.faults.extend(_check_records(layout, spec, rows))
         tables = list(check_tables(layout, rows, volumes))
         if fix and any(fault.derived for fault in tables):
-            with write_errors_told(layout.root):
+            with translate_write_errors(layout.root):
                 place.write_manifest({})
             report.fixed = [layout.manifest.name, layout.lesions.name]
             # What was lost is in no table any more, so that is told once more.
@@ -348,8 +348,8 @@ def _check_records(layout: CacheLayout, spec: CacheSpec, rows: dict[str, _Rows])
         rows.setdefault(uid, rows_of(entry))
 
 
-def _check_annotations(place: CachePlace, data: str | Path, volumes: set[str], workers: int) -> Iterator[Fault]:
-    given = data_place(data)
+def _check_annotations(place: Destination, data: str | Path, volumes: set[str], workers: int) -> Iterator[Fault]:
+    given = open_data(data)
     sources = {s.uid for s in given.find_series(workers).sources}
     records = {path.name.removesuffix(".json") for path in place.layout.rejected.glob("*.json")} - volumes
     uids = sorted((volumes | records) & sources)
@@ -357,7 +357,7 @@ def _check_annotations(place: CachePlace, data: str | Path, volumes: set[str], w
         if difference.problem:
             yield Fault(difference.uid, difference.problem, _COMPARE)
             continue
-        what = ", ".join(f"the {text}" for kind, text in KINDS.items() if kind in difference.changes)
+        what = ", ".join(f"the {text}" for kind, text in ANNOTATION_KINDS.items() if kind in difference.changes)
         yield Fault(difference.uid, f"{what} in the cache and in {data} differ", _RELABEL)
 
 
@@ -379,7 +379,7 @@ def check_tables(layout: CacheLayout, rows: Mapping[str, _Rows], volumes: set[st
 
 
 def _check_manifest(
-    layout: CacheLayout, rows: dict[str, Row], volumes: set[str], records: set[str], complete: bool
+    layout: CacheLayout, rows: dict[str, ManifestRow], volumes: set[str], records: set[str], complete: bool
 ) -> Iterator[Fault]:
     def wrong(where: str, what: str) -> Fault:
         return Fault(where, what, _RERUN, derived=True)
@@ -402,8 +402,8 @@ def _check_manifest(
 
 
 def _compare_manifest(
-    manifest: dict[str, Row],
-    rows: dict[str, Row],
+    manifest: dict[str, ManifestRow],
+    rows: dict[str, ManifestRow],
     volumes: set[str],
     records: set[str],
     wrong: Callable[[str, str], Fault],
@@ -424,7 +424,7 @@ def _compare_manifest(
         yield wrong(uid, "there is a record of why it is not cached, but no row in the manifest")
 
 
-def _check_lesions(layout: CacheLayout, rows: dict[str, list[Row]], complete: bool) -> Iterator[Fault]:
+def _check_lesions(layout: CacheLayout, rows: dict[str, list[ManifestRow]], complete: bool) -> Iterator[Fault]:
     def wrong(where: str, what: str) -> Fault:
         return Fault(where, what, _RERUN, derived=True)
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from aneurysm.errors import AneurysmError, CacheError
-from aneurysm.processes.files import is_disk_full, no_space_told
+from aneurysm.processes.files import is_disk_full, raise_no_space
 from aneurysm.processes.shared_folder import describe_denial
 
 _FULL: Final = "What is cached is complete; free some space and run the same command again to go on"
 
 
 @contextmanager
-def write_errors_told(cache: Path) -> Iterator[None]:
+def translate_write_errors(cache: Path) -> Iterator[None]:
     """
     Turn an OSError on work in ``cache`` into `NoSpaceError` or `CacheError`.
 
@@ -28,7 +28,7 @@ def write_errors_told(cache: Path) -> Iterator[None]:
         The file system has turned read-only, or whatever else keeps us from writing.
     """
     try:
-        with no_space_told(cache, _FULL):
+        with raise_no_space(cache, _FULL):
             yield
     except AneurysmError:
         raise
@@ -46,12 +46,12 @@ def write_errors_told(cache: Path) -> Iterator[None]:
 
 
 def ends_the_run(error: BaseException) -> bool:
-    """Say whether ``error``, or what caused it, is none of one series: a full disk, or one that can't be written."""
+    """Return True if ``error``, or what caused it, is none of one series: a full disk, or one that can't be written."""
     return is_disk_full(error) or is_read_only(error)
 
 
 def is_read_only(error: BaseException) -> bool:
-    """Say whether ``error``, or what caused it, is a read-only file system: the cache's, the one that is written to."""
+    """Return True if ``error``, or what caused it, is a read-only file system: the one that is written to."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno == errno.EROFS:

@@ -111,7 +111,7 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 
 @contextmanager
-def no_space_told(folder: Path, advice: str) -> Iterator[None]:
+def raise_no_space(folder: Path, advice: str) -> Iterator[None]:
     """Turn the operating system's error of a full disk into a `NoSpaceError` with ``advice`` on what to do."""
     try:
         yield
@@ -124,7 +124,7 @@ def no_space_told(folder: Path, advice: str) -> Iterator[None]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Say whether ``error``, or what caused it, is a full disk, quota or file size limit."""
+    """Return True if ``error``, or what caused it, is a full disk, quota or file size limit."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, NoSpaceError) or (isinstance(seen, OSError) and seen.errno in _FULL):

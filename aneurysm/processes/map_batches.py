@@ -1,4 +1,4 @@
-"""in_batches(): items -> answers, by processes that may die; what takes its process with it is known, and told."""
+"""map_batches(): items -> answers, by processes that may die; what takes its process with it is known, and told."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import joblib
 from aneurysm.errors import Reason
 from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner, runner
 
-In = TypeVar("In")
-Out = TypeVar("Out")
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
-def in_batches(
-    function: Callable[[Sequence[In]], list[Out]],
-    items: Sequence[In],
+def map_batches(
+    function: Callable[[Sequence[_In]], list[_Out]],
+    items: Sequence[_In],
     size: int,
     workers: int,
-    lost: Callable[[In, LostError], Out],
+    lost: Callable[[_In, LostError], _Out],
     limits: Limits = NO_LIMITS,
     processes: Runner | None = None,
-) -> Iterator[Out]:
+) -> Iterator[_Out]:
     """
     Yield for each of ``items`` what ``function`` answers, in order; it gets ``size`` of them at once.
 
@@ -35,7 +35,7 @@ def in_batches(
         return
     batches = [items[i : i + size] for i in range(0, len(items), size)]
 
-    def answers(batch: Sequence[In]) -> list[Out]:
+    def answers(batch: Sequence[_In]) -> list[_Out]:
         try:
             return run(function, batch, limits=limits)
         except (LostError, MemoryError) as error:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
-In = TypeVar("In")
-Out = TypeVar("Out")
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 _LOOKS_AT_ONCE: Final = 16
 _BATCH: Final = 64
@@ -60,14 +60,14 @@ def usable_cpus() -> int:
     return min(int(joblib.cpu_count()), max(int(given), 1) if given.isdecimal() else sys.maxsize)
 
 
-def look_at_each(items: Sequence[In], look: Callable[[In], Out]) -> Iterator[Out]:
+def map_io(items: Sequence[_In], look: Callable[[_In], _Out]) -> Iterator[_Out]:
     """
     Yield ``look(item)`` of each item, in order, several at a time: for folders and small files.
 
     On a network disk that is waiting and nothing else; on one's own it costs some ten microseconds an item more.
     """
 
-    def batch(first: int) -> list[Out]:
+    def batch(first: int) -> list[_Out]:
         return [look(item) for item in items[first : first + _BATCH]]
 
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:

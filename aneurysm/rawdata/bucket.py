@@ -15,7 +15,7 @@ from aneurysm.errors import DataError, Reason
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner
 from aneurysm.rawdata.folder import (
     SCAN_MEMORY_MB,
-    DataPlace,
+    DataFolder,
     FileFacts,
     Ignored,
     Inventory,
@@ -28,8 +28,8 @@ from aneurysm.rawdata.folder import (
 )
 from aneurysm.rawdata.masks import MASK_ENDINGS, MASKS
 from aneurysm.rawdata.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
-from aneurysm.remote.client import ObjectStore, StoredObject
-from aneurysm.remote.scratch import scratch_folder, scratch_space_told, told_as
+from aneurysm.remote.client import ObjectStore, RemoteObject
+from aneurysm.remote.scratch import raise_no_scratch_space, renaming_paths, scratch_folder
 from aneurysm.remote.url import is_url
 
 _HEAD: Final = 32 * 1024
@@ -38,7 +38,7 @@ _BATCH: Final = 256
 
 
 @dataclass(frozen=True)
-class StoredSource(SeriesSource):
+class BucketSource(SeriesSource):
     """A series in an object store: all objects of a folder (RSNA layout), or those of ``keys``, of ``sizes``."""
 
     url: str = ""
@@ -60,7 +60,7 @@ class StoredSource(SeriesSource):
         store, objects = ObjectStore(self.url), self._objects()
         with scratch_folder() as folder:
             paths = {key: _file_of(key, folder / str(i)) for i, key in enumerate(objects)}
-            with scratch_space_told(folder):
+            with raise_no_scratch_space(folder):
                 if headers_only:
                     store.each(lambda key: _bring_header(store, key, objects[key], paths[key]), objects)
                 else:
@@ -76,7 +76,7 @@ class StoredSource(SeriesSource):
         return {o.key: o.size for o in found if _is_direct(o.key, self.prefix)}
 
 
-class StoredData(DataPlace):
+class DataBucket(DataFolder):
     """Data below a URL."""
 
     def __init__(self, url: str) -> None:
@@ -99,7 +99,7 @@ class StoredData(DataPlace):
 
     def tables(self) -> Tables:
         """Read the tables; see `aneurysm.rawdata.tables.read_tables`."""
-        with scratch_folder() as folder, told_as(folder, self._store.url), scratch_space_told(folder):
+        with scratch_folder() as folder, renaming_paths(folder, self._store.url), raise_no_scratch_space(folder):
             for name in (TRAIN_CSV, LOCALIZERS_CSV):
                 try:
                     self._store.download(name, folder / name)
@@ -131,18 +131,18 @@ class StoredData(DataPlace):
         sources: list[SeriesSource] = []
         for name, uid in named_folders(folders, lambda: self.tables().notes):
             s = safe_source(uid)
-            sources.append(StoredSource(s.uid, problem=s.problem, url=self._store.url, prefix=f"series/{name}"))
+            sources.append(BucketSource(s.uid, problem=s.problem, url=self._store.url, prefix=f"series/{name}"))
         return Inventory(self._store.url, "rsna", sources, ignored)
 
     def _free_tree(self, workers: int, limits: Limits, processes: Runner | None) -> Inventory:
-        from aneurysm.processes.map_batches import in_batches  # joblib, which its processes don't need
+        from aneurysm.processes.map_batches import map_batches  # joblib, which its processes don't need
 
         objects = [o for o in self._store.find() if _is_visible(o.key)]
         # In the order in which a folder is gone through, so that the volumes are the same.
         objects.sort(key=lambda o: o.key.split("/"))
         read = partial(_file_facts, self._store.url)
         limits = Limits(None, limits.memory_mb).at_most(SCAN_MEMORY_MB)  # requests have limits of time of their own
-        facts = in_batches(read, objects, _BATCH, workers, lost_facts, limits, processes)
+        facts = map_batches(read, objects, _BATCH, workers, lost_facts, limits, processes)
         names = [f"/{o.key}" for o in objects]
         local, ignored = group_by_series(Path("/"), names, list(facts))
         sizes = {o.key: o.size for o in objects}
@@ -151,25 +151,25 @@ class StoredData(DataPlace):
             keys = tuple(name[1:] for name in s.files)
             size_of = tuple(sizes[key] for key in keys)
             sources.append(
-                StoredSource(s.uid, problem=s.problem, lost=s.lost, url=self._store.url, keys=keys, sizes=size_of)
+                BucketSource(s.uid, problem=s.problem, lost=s.lost, url=self._store.url, keys=keys, sizes=size_of)
             )
         return Inventory(self._store.url, "tree", sources, ignored)
 
 
-def data_place(data: str | Path) -> DataPlace:
+def open_data(data: str | Path) -> DataFolder:
     """Return where the data are, a folder or a URL."""
-    return StoredData(str(data)) if is_url(data) else DataPlace(Path(data).absolute())
+    return DataBucket(str(data)) if is_url(data) else DataFolder(Path(data).absolute())
 
 
 @contextmanager
-def brought_mask(mask: Path | str | None) -> Iterator[Path | None]:
+def local_mask(mask: Path | str | None) -> Iterator[Path | None]:
     """Yield a vessel mask as a local file."""
     if not isinstance(mask, str):
         yield mask
         return
     folder_url, name = mask.rsplit("/", 1)
     with scratch_folder() as folder:
-        with scratch_space_told(folder):
+        with raise_no_scratch_space(folder):
             ObjectStore(folder_url).download(name, folder / name)
         yield folder / name
 
@@ -179,14 +179,14 @@ def _file_of(key: str, folder: Path) -> Path:
     return folder / key.rsplit("/", 1)[-1][-60:]
 
 
-def _file_facts(url: str, objects: Sequence[StoredObject]) -> list[FileFacts]:
+def _file_facts(url: str, objects: Sequence[RemoteObject]) -> list[FileFacts]:
     """Return what each object is."""
     store = ObjectStore(url)
-    with scratch_folder() as folder, scratch_space_told(folder):
+    with scratch_folder() as folder, raise_no_scratch_space(folder):
         # Not by their keys: a store may have a and a/b at once, and names that are too long for a disk.
         paths = {o.key: folder / str(i) for i, o in enumerate(objects)}
 
-        def bring(o: StoredObject) -> bool:
+        def bring(o: RemoteObject) -> bool:
             try:
                 _bring_header(store, o.key, o.size, paths[o.key])
             except FileNotFoundError:

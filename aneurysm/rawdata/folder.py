@@ -18,7 +18,7 @@ from aneurysm.dicom.header import DamagedHeaderError, NotDicomError, read_header
 from aneurysm.errors import AneurysmError, DataError, Reason, SeriesRejectedError
 from aneurysm.inputs import Wanted, describe, folders_inside, hidden_series, mistake
 from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
-from aneurysm.processes.threads import look_at_each
+from aneurysm.processes.threads import map_io
 from aneurysm.rawdata.masks import MASKS, find_masks
 from aneurysm.rawdata.tables import Tables, read_tables
 
@@ -236,11 +236,11 @@ def _holds_folders_alone(folder: Path) -> bool:
 
 
 def _free_tree(root: Path, workers: int, limits: Limits, processes: Runner | None) -> Inventory:
-    from aneurysm.processes.map_batches import in_batches  # joblib, which its processes don't need
+    from aneurysm.processes.map_batches import map_batches  # joblib, which its processes don't need
 
     paths = list(_visible_files(root, recursive=True))
     limits = limits.at_most(SCAN_MEMORY_MB)
-    facts = in_batches(file_facts, paths, _BATCH, workers, lost_facts, limits, processes)
+    facts = map_batches(file_facts, paths, _BATCH, workers, lost_facts, limits, processes)
     sources, ignored = group_by_series(root, paths, list(facts))
     return Inventory(root, "tree", sources, ignored)
 
@@ -374,7 +374,7 @@ def _visible_files(
             yield from _visible_files(entry.path, recursive=True, above=above | {here})
 
 
-class DataPlace:
+class DataFolder:
     """Data in a folder."""
 
     path: Path | None = None
@@ -385,27 +385,27 @@ class DataPlace:
 
     def find_series(self, workers: int, limits: Limits = NO_LIMITS, processes: Runner | None = None) -> Inventory:
         """Find the series; see `aneurysm.rawdata.folder.check_level` and `aneurysm.rawdata.folder.find_series`."""
-        with read_errors_told(self._root):
+        with translate_read_errors(self._root):
             check_level(self._root)
             return find_series(self._root, workers, limits, processes)
 
     def tables(self) -> Tables:
         """Read the tables; see `aneurysm.rawdata.tables.read_tables`."""
-        with read_errors_told(self._root):
+        with translate_read_errors(self._root):
             return read_tables(self._root)
 
     def find_masks(self) -> Mapping[str, Path | str] | None:
         """Return where the vessel masks are, by series UID; None if there is no folder of masks."""
-        with read_errors_told(self._root):
+        with translate_read_errors(self._root):
             return find_masks(self._root) if (self._root / MASKS).is_dir() else None
 
     def sizes(self, sources: Sequence[SeriesSource]) -> dict[str, int]:
         """Return about how many bytes each series has, by UID."""
-        return dict(zip((s.uid for s in sources), look_at_each(sources, _approximate_size), strict=True))
+        return dict(zip((s.uid for s in sources), map_io(sources, _approximate_size), strict=True))
 
 
 @contextmanager
-def read_errors_told(root: str | Path) -> Iterator[None]:
+def translate_read_errors(root: str | Path) -> Iterator[None]:
     """Turn the operating system's error into a `DataError`, which does not name what is in ``root``."""
     try:
         yield

@@ -47,7 +47,7 @@ _pid_of_use: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class StoredObject:
+class RemoteObject:
     """An object of a listing; ``key`` is relative to the URL that was listed."""
 
     key: str
@@ -76,14 +76,14 @@ class ObjectStore:
     def __reduce__(self) -> tuple[type[ObjectStore], tuple[str]]:
         return (type(self), (self.url,))
 
-    def find(self, prefix: str = "") -> list[StoredObject]:
+    def find(self, prefix: str = "") -> list[RemoteObject]:
         """Return all objects below ``prefix`` (a folder), sorted by key."""
         with self._told("listing", prefix):
             import obstore
 
             found = obstore.list(_opened(self.url, writing=False), prefix or None, chunk_size=1000)
             objects = [
-                StoredObject(o["path"], o["size"], str(o["e_tag"] or ""), o["last_modified"])
+                RemoteObject(o["path"], o["size"], str(o["e_tag"] or ""), o["last_modified"])
                 for chunk in found
                 for o in chunk
             ]
@@ -103,7 +103,7 @@ class ObjectStore:
         )
 
     def exists(self, key: str) -> bool:
-        """Say whether there is an object."""
+        """Return True if there is an object."""
         try:
             with self._told("asking for", key):
                 import obstore
@@ -224,7 +224,7 @@ class ObjectStore:
                 told = f"{doing} {self._called(key)} failed: the store answered {code or status}, also when asked again"
                 raise StoreError(told) from None
             raise StoreRefusedError(
-                f"{doing} {self._called(key)} failed: the store{_endpoint_told()} can't be reached, or does not "
+                f"{doing} {self._called(key)} failed: the store{_endpoint_text()} can't be reached, or does not "
                 "answer. Is the endpoint right (AWS_ENDPOINT_URL), and the network there?"
             ) from None
 
@@ -237,7 +237,7 @@ class ObjectStore:
     def _refused(self, code: str, doing: str, key: str) -> StoreRefusedError:
         bucket = urlsplit(self.url).netloc
         if code == "NoSuchBucket":
-            return StoreRefusedError(f"there is no bucket {bucket}{_endpoint_told()}, which {self.url} names")
+            return StoreRefusedError(f"there is no bucket {bucket}{_endpoint_text()}, which {self.url} names")
         return StoreRefusedError(
             f"{doing} {self._called(key)} was refused ({code}). Do the credentials (AWS_PROFILE, or AWS_ACCESS_KEY_ID "
             "and AWS_SECRET_ACCESS_KEY), their permissions and the region (AWS_REGION) fit the bucket?"
@@ -248,7 +248,7 @@ def _parents(key: str) -> list[str]:
     return [key[:i] for i, character in enumerate(key) if character == "/"]
 
 
-def _endpoint_told() -> str:
+def _endpoint_text() -> str:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     # Without what an endpoint might have of credentials.
     return f" at {urlsplit(endpoint).netloc.rsplit('@', 1)[-1]}" if endpoint else ""

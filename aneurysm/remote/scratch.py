@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from aneurysm.errors import CacheError, NoSpaceError, UsageError
-from aneurysm.processes.files import no_space_told
+from aneurysm.processes.files import raise_no_space
 from aneurysm.processes.locks import lock_file, locked
 
 _ADVICE: Final = "TMPDIR can name a folder on another disk"
@@ -58,7 +58,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def told_as(folder: Path, url: str) -> Iterator[None]:
+def renaming_paths(folder: Path, url: str) -> Iterator[None]:
     """Let messages of our errors name ``url`` where they name ``folder``, its copy."""
     try:
         yield
@@ -72,9 +72,9 @@ def told_as(folder: Path, url: str) -> Iterator[None]:
         raise type(error)(str(error).replace(str(folder), url)) from None
 
 
-def scratch_space_told(folder: Path) -> AbstractContextManager[None]:
+def raise_no_scratch_space(folder: Path) -> AbstractContextManager[None]:
     """Turn the operating system's error of a full disk into ours: it is that of ``folder``, a scratch folder."""
-    return no_space_told(folder, _ADVICE)
+    return raise_no_space(folder, _ADVICE)
 
 
 def _hold(folder: Path) -> int:

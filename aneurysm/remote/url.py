@@ -17,7 +17,7 @@ _COLLAPSED: Final = re.compile(rf"({'|'.join(SCHEMES)}):/(?!/)")
 
 def is_url(place: str | Path) -> bool:
     """
-    Say whether ``place`` is the URL of an object store, and no path.
+    Return True if ``place`` is the URL of an object store, and no path.
 
     Raises
     ------

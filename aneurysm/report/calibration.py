@@ -39,7 +39,7 @@ class LabelCalibration:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationFit:
     """All labels; ``probabilities`` (n, 14) are calibrated with the other half's temperatures."""
 
     labels: tuple[LabelCalibration, ...]
@@ -62,7 +62,7 @@ def fit_temperature(positive: NDArray[np.bool_], probabilities: NDArray[np.float
     return float(1 / brentq(slope, low, high))
 
 
-def calibrate(predictions: Predictions, second_half: NDArray[np.bool_]) -> Calibration:
+def calibrate(predictions: Predictions, second_half: NDArray[np.bool_]) -> CalibrationFit:
     """Fit and try a temperature for each label; with too few of a class in a half, a label is left as it is."""
     calibrated = predictions.probabilities.copy()
     patients = np.unique(predictions.patients, return_inverse=True)[1]
@@ -86,7 +86,7 @@ def calibrate(predictions: Predictions, second_half: NDArray[np.bool_]) -> Calib
         before = calibration_error(positive[known], raw[known], patients[known])
         after = calibration_error(positive[known], calibrated[known, i], patients[known])
         labels.append(LabelCalibration(label, temperature, before, Estimate(None) if missing else after, missing))
-    return Calibration(tuple(labels), calibrated)
+    return CalibrationFit(tuple(labels), calibrated)
 
 
 def calibration_error(

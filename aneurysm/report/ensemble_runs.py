@@ -13,7 +13,7 @@ from aneurysm.probability import mean_of_logits
 from aneurysm.report.run import Run
 from aneurysm.report.run_tables import Candidates, Predictions
 
-Ensemble = Literal["logits", "ranks"]
+RunEnsemble = Literal["logits", "ranks"]
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
@@ -57,7 +57,7 @@ def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
     return groups
 
 
-def combine(groups: Sequence[Sequence[Run]], ensemble: Ensemble = "logits") -> Predictions:
+def combine(groups: Sequence[Sequence[Run]], ensemble: RunEnsemble = "logits") -> Predictions:
     """
     Average each group's runs, and put the groups together.
 
@@ -115,7 +115,7 @@ def _check_truth(first: Run, run: Run) -> None:
         raise DataError(f"{first.root} and {run.root} know other labels of {uid}: were they trained on other data?")
 
 
-def _averaged(parts: Sequence[Predictions], ensemble: Ensemble) -> Predictions:
+def _averaged(parts: Sequence[Predictions], ensemble: RunEnsemble) -> Predictions:
     first = parts[0]
     if ensemble == "ranks":
         mean = np.mean([_ranks(p.probabilities) for p in parts], axis=0)

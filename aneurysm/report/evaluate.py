@@ -11,14 +11,14 @@ import numpy as np
 from aneurysm.cache.cache import Cache
 from aneurysm.errors import UsageError
 from aneurysm.report.bootstrap import FEWEST_SAMPLES, Weights, patient_weights
-from aneurysm.report.calibration import Calibration, calibrate
-from aneurysm.report.ensemble_runs import Ensemble, combine, combine_candidates, group_runs
+from aneurysm.report.calibration import CalibrationFit, calibrate
+from aneurysm.report.ensemble_runs import RunEnsemble, combine, combine_candidates, group_runs
 from aneurysm.report.froc import Froc, froc
 from aneurysm.report.intervals import Estimate, difference_estimate
 from aneurysm.report.ranking import Ranking, rank, rank_by
 from aneurysm.report.run import PARTS, Run, read_run
 from aneurysm.report.run_tables import Candidates, Predictions
-from aneurysm.report.source import Lesions, acquisitions, lesions, localisation, open_cache
+from aneurysm.report.source import Lesions, acquisitions, lesions, localisation, open_runs_cache
 from aneurysm.report.thresholds import Operation, Rates, operate, patient_halves, present_by
 
 
@@ -54,7 +54,7 @@ class EvaluateOptions:
     local_cache: str | None = None
     local_cache_gb: float | None = None
     truth: Path | None = None
-    ensemble: Ensemble = "logits"
+    ensemble: RunEnsemble = "logits"
     target_precision: float = 0.80
     match_radius_mm: float = 5.0
     samples: int = 1000
@@ -117,7 +117,7 @@ class Evaluation:
     groupings: dict[str, dict[str, Ranking]]
     decisions: dict[str, dict[str, Rates]]
     operation: Operation
-    calibration: Calibration | None
+    calibration: CalibrationFit | None
     cache: Cache | None
     no_cache: str
     lesions: Lesions | None
@@ -166,7 +166,7 @@ def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None =
     there = [run if isinstance(run, Run) else read_run(run) for run in runs]
     groups = group_runs(there)
     predictions = combine(groups, options.ensemble)
-    cache, no_cache = open_cache(there, options.cache, options.local_cache, options.local_cache_gb)
+    cache, no_cache = open_runs_cache(there, options.cache, options.local_cache, options.local_cache_gb)
     weights = patient_weights(predictions.patients, options.samples, options.seed)
     second = patient_halves(predictions, options.seed)
     groups_by = {"modality": predictions.modalities}

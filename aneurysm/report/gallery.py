@@ -21,7 +21,7 @@ from aneurysm.report.results import NOTICE
 from aneurysm.report.views import CT_PROJECTION_HU, View, ViewName, mr_projection_window, view
 from aneurysm.volume.blocks import DARK_VESSELS
 
-KINDS: tuple[tuple[str, str, int, int], ...] = (
+CASE_KINDS: tuple[tuple[str, str, int, int], ...] = (
     ("found", "Found: an aneurysm, and called so", 1, 1),
     ("missed", "Missed: an aneurysm, not called", 1, 0),
     ("false", "False alarm: called, but there is none", 0, 1),
@@ -72,7 +72,7 @@ class Case:
 
 def choose_cases(evaluation: Evaluation, each: int) -> dict[str, list[int]]:
     """
-    Return for each of `KINDS` up to ``each`` series, the most confident first.
+    Return for each of `CASE_KINDS` up to ``each`` series, the most confident first.
 
     Decisions are those of the other half's threshold, or of 0.5 where there is none.
     """
@@ -80,7 +80,7 @@ def choose_cases(evaluation: Evaluation, each: int) -> dict[str, list[int]]:
     called = evaluation.operation.called[:, PRESENT].copy()
     called = np.where(called < 0, p.probabilities[:, PRESENT] >= 0.5, called == 1)
     chosen = {}
-    for kind, _, truth, decision in KINDS:
+    for kind, _, truth, decision in CASE_KINDS:
         series = np.flatnonzero((p.truth[:, PRESENT] == truth) & (called == bool(decision)))
         confidence = p.probabilities[series, PRESENT] * (1 if decision else -1)
         chosen[kind] = series[np.argsort(-confidence, kind="stable")][:each].tolist()
@@ -92,7 +92,7 @@ def draw_gallery(evaluation: Evaluation, each: int) -> dict[str, list[Case]]:
     if evaluation.cache is None:
         return {}
     chosen = choose_cases(evaluation, each)
-    return {kind: [_case(evaluation, i, decision == 1) for i in chosen[kind]] for kind, _, _, decision in KINDS}
+    return {kind: [_case(evaluation, i, decision == 1) for i in chosen[kind]] for kind, _, _, decision in CASE_KINDS}
 
 
 def draw_case(

@@ -16,7 +16,7 @@ from aneurysm.labels import LABELS
 from aneurysm.processes.files import is_disk_full, write_atomically
 from aneurysm.report.evaluate import Evaluation
 from aneurysm.report.froc import BY_GROUP_RATE, RATES
-from aneurysm.report.gallery import FIELD_MM, KINDS, SLAB_MM, Case, draw_gallery
+from aneurysm.report.gallery import CASE_KINDS, FIELD_MM, SLAB_MM, Case, draw_gallery
 from aneurysm.report.intervals import FEWEST, Estimate
 from aneurysm.report.plot_style import inline_svg, save
 from aneurysm.report.plots import draw_plots
@@ -94,7 +94,7 @@ def render(evaluation: Evaluation, plots: list[_Drawn], gallery: dict[str, list[
         modalities=counts,
         plots=plots,
         gallery=gallery,
-        kinds=KINDS,
+        kinds=CASE_KINDS,
         slab_mm=SLAB_MM,
         field_mm=FIELD_MM,
         rates=RATES,

@@ -18,15 +18,15 @@ from aneurysm.errors import SpecMismatchError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.labels import UNKNOWN_MODALITY
 from aneurysm.models.device import checked_device
-from aneurysm.processes.files import no_space_told
+from aneurysm.processes.files import raise_no_space
 from aneurysm.report.run import Run, read_run
 from aneurysm.training.checkpoint import load_checkpoint
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import fold_rows, write_folds
-from aneurysm.training.lineage import learnt_from
+from aneurysm.training.lineage import trained_on
 from aneurysm.training.run_folder import RunFolder
-from aneurysm.training.validation import Part, predict_series, write_candidates, write_predictions
+from aneurysm.training.validation import ValidationPart, predict_series, write_candidates, write_predictions
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def predict_fresh(
     if len(set(names)) < len(names):
         raise UsageError("two of the runs have one name: evaluate them one by one")
     options = replace(options, device=checked_device(options.device))
-    with no_space_told(out, "Free some, and evaluate again"):
+    with raise_no_space(out, "Free some, and evaluate again"):
         return [
             _predict(RunFolder(root), out / name, options, tell, on_progress)
             for root, name in zip(roots, names, strict=True)
@@ -114,7 +114,7 @@ def _predict(
             f"{cache.root} is of spec {cache.spec.name!r} (digest {cache.spec.digest}), {run.root} was trained on "
             f"{checkpoint.spec.name!r} ({checkpoint.spec.digest})"
         )
-    part: Part = "external"
+    part: ValidationPart = "external"
     if options.fold == "all":
         volumes, fold, what = _unseen(cache, run, config), 0, "all series"
     else:
@@ -191,11 +191,9 @@ def _of_fold(cache: Cache, run: RunFolder, config: ResolvedConfig, fold: int) ->
 
 
 def _unseen(cache: Cache, run: RunFolder, config: ResolvedConfig) -> list[int]:
-    trained_on, _ = learnt_from(run, config)
-    patients = set(trained_on.values()) - {""}
-    seen = [
-        uid for uid, key in zip(cache.uids, cache.patient_keys, strict=True) if uid in trained_on or key in patients
-    ]
+    trained, _ = trained_on(run, config)
+    patients = set(trained.values()) - {""}
+    seen = [uid for uid, key in zip(cache.uids, cache.patient_keys, strict=True) if uid in trained or key in patients]
     if seen:
         raise UsageError(
             f"{run.root} was trained on {len(seen)} of the {len(cache)} series in {cache.root}, or on others of their "

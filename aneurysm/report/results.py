@@ -17,7 +17,7 @@ from aneurysm.report.intervals import Estimate
 from aneurysm.report.ranking import Ranking
 from aneurysm.report.thresholds import OperatingPoint
 
-FORMAT_VERSION = 1
+METRICS_FORMAT = 1
 NOTICE = "Not for clinical use"
 
 _COLUMNS = (
@@ -34,7 +34,7 @@ def metrics_table(e: Evaluation) -> dict[str, Any]:
     """Return all numbers as plain values, for JSON: what can't be had is null."""
     p, o = e.predictions, e.options
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": METRICS_FORMAT,
         "package_version": __version__,
         "notice": NOTICE,
         "options": {
@@ -117,7 +117,7 @@ def calibration_json(e: Evaluation) -> str:
             calibrated = float(apply_temperature(value, temperature))
         labels[name] = {"temperature": temperature, "threshold": value, "calibrated_threshold": calibrated}
     content = {
-        "format_version": calibration.FORMAT_VERSION,
+        "format_version": calibration.CALIBRATION_FORMAT,
         "runs": [{"name": r.run.name, "checkpoint": r.run.checkpoint} for r in e.runs],
         "averaged": e.ensembled,
         "digest": e.digest,

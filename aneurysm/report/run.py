@@ -13,10 +13,10 @@ from aneurysm.errors import DataError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.inputs import Wanted, describe, mistake
 from aneurysm.report.run_tables import Candidates, Predictions, checked_predictions, read_candidates, read_table
-from aneurysm.training.lineage import read_begun
+from aneurysm.training.lineage import read_lineage
 
 PARTS = {"val": "held-out series", "test": "series of a test fold", "external": "external series"}
-"""Of which series predictions are, and how the report calls them; see `aneurysm.training.validation.Part`."""
+"""Of which series predictions are, and how the report calls them; see `aneurysm.training.validation.ValidationPart`."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def read_run(root: str | Path) -> Run:
     predictions, about = checked_predictions(path, table, folds), _about(path, table)
     text, config = _config(root / "config.toml")
     best = root / "checkpoints" / "best.ckpt"
-    begun = read_begun(root / "init.json")
+    begun = read_lineage(root / "init.json")
     keys = dict(zip(folds["series_uid"], folds["patient_key"], strict=True))
     if best.is_file() and about["epoch"]:
         _check_epoch(best, about["epoch"])

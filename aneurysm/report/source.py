@@ -26,7 +26,7 @@ _SAME_LESION_MM = 30.0
 
 
 @dataclass(frozen=True)
-class Acquisition:
+class AcquisitionFacts:
     """(n,) names of classes: plane, and slice thickness (SliceThickness, or else the distance of slices)."""
 
     planes: NDArray[np.str_]
@@ -63,7 +63,7 @@ class Lesions:
         return np.flatnonzero(self.series == series)
 
 
-def open_cache(
+def open_runs_cache(
     runs: Sequence[Run], path: str | Path | None, local_cache: str | None = None, local_cache_gb: float | None = None
 ) -> tuple[Cache | None, str]:
     """
@@ -117,7 +117,7 @@ def open_cache(
     return first, ""
 
 
-def acquisitions(cache: Cache, predictions: Predictions) -> Acquisition:
+def acquisitions(cache: Cache, predictions: Predictions) -> AcquisitionFacts:
     """Read plane and slice thickness from the volumes' attributes; a damaged volume's are not known."""
     planes, thickness = [], []
     low, high = THICKNESS_MM
@@ -132,7 +132,7 @@ def acquisitions(cache: Cache, predictions: Predictions) -> Acquisition:
         else:
             classes = (f"0 to {low:g} mm", f"{low:g} to {high:g} mm", f"{high:g} mm and more")
             thickness.append(classes[int(np.digitize(value, THICKNESS_MM))])
-    return Acquisition(np.array(planes), np.array(thickness))
+    return AcquisitionFacts(np.array(planes), np.array(thickness))
 
 
 def lesions(cache: Cache, predictions: Predictions, truth: Path | None) -> Lesions:
@@ -206,9 +206,9 @@ def localisation(predictions: Predictions, found: Lesions, candidates: Candidate
 def _attributes(cache: Cache, uids: Sequence[str]) -> list[dict[str, Any] | CacheError]:
     """Return what volumes say of themselves, or what is wrong with them; of a stored cache no voxels are brought."""
     if isinstance(cache.root, str):
-        from aneurysm.cache.local_copy import read_stored_attributes
+        from aneurysm.cache.local_copy import read_remote_attributes
 
-        return read_stored_attributes(cache.root, uids)
+        return read_remote_attributes(cache.root, uids)
     found: list[dict[str, Any] | CacheError] = []
     for uid in uids:
         try:

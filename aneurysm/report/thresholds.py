@@ -28,7 +28,7 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Counts:
+class RateCounts:
     """Decisions by truth."""
 
     true_positive: int
@@ -74,7 +74,7 @@ class OperatingPoint:
     rule: str
     threshold: Threshold | None
     halves: tuple[Threshold, Threshold] | None
-    counts: Counts | None
+    counts: RateCounts | None
     rates: Rates
     missing: str = ""
 
@@ -200,7 +200,7 @@ def _point(
     decided = scores >= np.where(second_half, first.value, second.value)
     called[known, i] = decided[known]
     cells = _cells(positive, decided, known)
-    counts = Counts(*(int(v) for v in cells.sum(axis=0)))
+    counts = RateCounts(*(int(v) for v in cells.sum(axis=0)))
     return OperatingPoint(label, rule, choose(known), (first, second), counts, _rates(cells, patients)), cells
 
 

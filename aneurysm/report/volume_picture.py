@@ -19,7 +19,7 @@ from aneurysm.cache.shard import ShardReader
 from aneurysm.cache.volume import ZarrArray, open_volume
 from aneurysm.errors import DamagedCacheError, NoSpaceError, UsageError
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
-from aneurysm.processes.files import no_space_told, replaced_file
+from aneurysm.processes.files import raise_no_space, replaced_file
 from aneurysm.report.marks import (
     INK,
     LESION_COLOUR,
@@ -35,7 +35,7 @@ from aneurysm.report.views import CT_PROJECTION_HU, View, ViewName, mr_projectio
 from aneurysm.volume.blocks import DARK_VESSELS, blocks_of
 
 _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
-SLAB_MM = 24.0
+PICTURE_SLAB_MM = 24.0
 """Thickness of what is projected: through a whole head, the skull hides the vessels of CT."""
 _CT_SLICE_HU = (-100.0, 600.0)  # brain, bright vessels and bone apart
 _MR_BRIGHT_PERCENTILE = 99.5
@@ -90,7 +90,7 @@ def draw_volume(volume: str | Path, picture: str | Path) -> None:
             f"volume {name}: its metadata are damaged ({type(error).__name__}: {error}). Run aneurysm verify"
         ) from error
     try:
-        with no_space_told(picture.parent, "Free some space, or name another file"), replaced_file(picture) as file:
+        with raise_no_space(picture.parent, "Free some space, or name another file"), replaced_file(picture) as file:
             figure.savefig(file, format=kind, facecolor=PAPER)
     except NoSpaceError:
         raise
@@ -108,7 +108,7 @@ def _draw_figure(volume: Path) -> Figure:
     dark = attributes["modality"] == DARK_VESSELS
     # Scaled in two dimensions only: the volume itself stays in its stored integers.
     slices = [_physical(seen.slice_through(focus), attributes) for seen in views]
-    slabs = [_physical(seen.slab(focus, SLAB_MM, minimum=dark), attributes) for seen in views]
+    slabs = [_physical(seen.slab(focus, PICTURE_SLAB_MM, minimum=dark), attributes) for seen in views]
     windows = _windows(attributes["intensity"], slices, slabs)
 
     figure = Figure(figsize=(13.5, 9.9), layout="constrained", facecolor=PAPER)
@@ -119,12 +119,12 @@ def _draw_figure(volume: Path) -> Figure:
     axes = figure.subplots(2, 3, gridspec_kw={"width_ratios": widths}, squeeze=False)
     for column, seen in enumerate(views):
         mask = None if vessels is None else view(vessels, affine, seen.name)
-        shown = None if mask is None else (mask.slice_through(focus), mask.slab(focus, SLAB_MM))
-        for row, (images, near_mm) in enumerate(((slices, _NEAR_MM), (slabs, SLAB_MM / 2))):
+        shown = None if mask is None else (mask.slice_through(focus), mask.slab(focus, PICTURE_SLAB_MM))
+        for row, (images, near_mm) in enumerate(((slices, _NEAR_MM), (slabs, PICTURE_SLAB_MM / 2))):
             _draw(axes[row, column], seen, images[column], windows[row], None if shown is None else shown[row])
             for number, lesion in enumerate(attributes.get("lesions") or [], start=1):
                 _mark(axes[row, column], seen, lesion["lps_mm"], number, focus, near_mm)
-            kind_shown = "slice" if row == 0 else f"{'minimum' if dark else 'maximum'} of {SLAB_MM:g} mm"
+            kind_shown = "slice" if row == 0 else f"{'minimum' if dark else 'maximum'} of {PICTURE_SLAB_MM:g} mm"
             axes[row, column].set_title(f"{seen.name}, {kind_shown}", color=INK, fontsize=9, pad=18)
     unit = attributes["intensity"]["unit"]
     shown_as = ", ".join(
@@ -152,7 +152,7 @@ def _focus(
     lesions = np.array([lesion["lps_mm"] for lesion in attributes.get("lesions") or []], float).reshape(-1, 3)
     if len(lesions):
         apart = np.linalg.norm(lesions[:, None] - lesions, axis=2)
-        chosen = int((apart <= SLAB_MM / 2).sum(axis=1).argmax())
+        chosen = int((apart <= PICTURE_SLAB_MM / 2).sum(axis=1).argmax())
         return lesions[chosen], f"lesion {chosen + 1}"
     if vessels is not None and vessels.any():
         middle, name = np.argwhere(vessels).mean(axis=0), "the middle of the vessels"
@@ -223,7 +223,9 @@ def _add_legend(figure: Figure, lesions: list[dict[str, Any]], vessels: NDArray[
     handles = [_key("o", LESION_COLOUR, f"{i} {x['location']}") for i, x in enumerate(lesions, start=1)]
     if len(lesions) > 1:
         dashed = Line2D([], [], color=LESION_COLOUR, linestyle=LESION_DASHES, linewidth=1.2, alpha=0.6)
-        dashed.set_label(f"dashed: more than {_NEAR_MM:g} mm off the slice, outside of the projected {SLAB_MM:g} mm")
+        dashed.set_label(
+            f"dashed: more than {_NEAR_MM:g} mm off the slice, outside of the projected {PICTURE_SLAB_MM:g} mm"
+        )
         handles.append(dashed)
     if vessels is not None:
         present = set(np.unique(vessels).tolist())

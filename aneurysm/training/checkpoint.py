@@ -39,7 +39,7 @@ from aneurysm.training.checkpoint_archive import ArchiveError, check_archive
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_table, parse_resolved
 
-FORMAT_VERSION = 1
+CHECKPOINT_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def model_entries(
 ) -> dict[str, Any]:
     """Return the entries of a checkpoint that predicting takes."""
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": CHECKPOINT_FORMAT,
         "package_version": __version__,
         "model": dict(weights),
         "config": config_table(config),
@@ -179,13 +179,15 @@ def read_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is no checkpoint of aneurysm, or damaged ({type(error).__name__})") from error
     found: dict[str, Any] = content if isinstance(content, dict) else {}
     version = found.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version > CHECKPOINT_FORMAT:
         raise UsageError(
             f"{path} was written by aneurysm {found.get('package_version')}, in format {version}; this one, "
-            f"{__version__}, reads format {FORMAT_VERSION}: it takes a newer aneurysm"
+            f"{__version__}, reads format {CHECKPOINT_FORMAT}: it takes a newer aneurysm"
         )
-    if version != FORMAT_VERSION:
-        raise UsageError(f"{path} is no checkpoint of aneurysm: its format_version is {version}, not {FORMAT_VERSION}")
+    if version != CHECKPOINT_FORMAT:
+        raise UsageError(
+            f"{path} is no checkpoint of aneurysm: its format_version is {version}, not {CHECKPOINT_FORMAT}"
+        )
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aneurysm.cache.cache import Cache
-from aneurysm.training.metrics_table import MetricsTable, Row
+from aneurysm.training.metrics_table import EpochRow, MetricsTable
 from aneurysm.training.run_folder import RunFolder
 from aneurysm.training.split import Split
 from aneurysm.training.validation import Predictions, write_candidates, write_predictions
@@ -39,7 +39,7 @@ class EpochFiles:
         purge = done * steps_per_epoch + 1 if done else None
         self._events = _Events(folder.tensorboard, purge)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: EpochRow) -> None:
         """Add the numbers of an epoch."""
         self._table.add(row)
         for name, value in row.items():

@@ -17,7 +17,7 @@ from aneurysm.cache.cache import Cache
 from aneurysm.errors import SpecMismatchError, UsageError
 from aneurysm.models.device import check_precision
 from aneurysm.models.registry import build_model
-from aneurysm.patches.loader import PatchLoader, dead_workers_told
+from aneurysm.patches.loader import PatchLoader, raise_loader_errors
 from aneurysm.patches.plan import Plan
 from aneurysm.processes.files import write_atomically
 from aneurysm.processes.threads import usable_cpus
@@ -29,14 +29,14 @@ from aneurysm.training.checkpoint import load_checkpoint, parse_checkpoint, read
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import fold_rows, write_folds
-from aneurysm.training.lineage import Begun, learnt_from, write_begun
+from aneurysm.training.lineage import Lineage, trained_on, write_lineage
 from aneurysm.training.module import PatchModule
-from aneurysm.training.progress import Progress, RunFacts, Silent
-from aneurysm.training.run_folder import RunFolder, full_disk_told, is_first_process, locked_run, log_file
+from aneurysm.training.progress import RunFacts, Silent, TrainingProgress
+from aneurysm.training.run_folder import RunFolder, is_first_process, locked_run, log_file, raise_full_disk
 from aneurysm.training.split import Split, split_series
 from aneurysm.training.stop_signal import StopSignal
 from aneurysm.training.timed_loader import TimedBatches
-from aneurysm.training.trainer import make_trainer, memory_told, run_trainer
+from aneurysm.training.trainer import make_trainer, raise_step_memory, run_trainer
 
 READ_EVERY: Final = 20
 """Losses are read from the device after so many batches; with several ranks signals are looked for as often."""
@@ -71,7 +71,7 @@ def fit(
     *,
     resume: bool = False,
     init: Path | None = None,
-    progress: Progress | None = None,
+    progress: TrainingProgress | None = None,
 ) -> FitSummary:
     """
     Train, or go on with a run.
@@ -103,12 +103,12 @@ def fit(
     InterruptedRunError
         A signal came; ``last.ckpt`` is where it came.
     """
-    with full_disk_told(folder), locked_run(folder) if is_first_process() else nullcontext():
+    with raise_full_disk(folder), locked_run(folder) if is_first_process() else nullcontext():
         return _fit(config, folder, resume=resume, init=init, progress=progress)
 
 
 def _fit(
-    config: ResolvedConfig, folder: RunFolder, *, resume: bool, init: Path | None, progress: Progress | None
+    config: ResolvedConfig, folder: RunFolder, *, resume: bool, init: Path | None, progress: TrainingProgress | None
 ) -> FitSummary:
     started = time.perf_counter()
     if not resume and is_first_process():
@@ -160,11 +160,11 @@ def _fit(
     trainer.callbacks.extend([ema, watch, end])  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         _keep(folder, config, cache, split, begun, resume=resume)
-    with log_file(folder.log, wanted=trainer.is_global_zero), stop.caught(), memory_told(config, device):
+    with log_file(folder.log, wanted=trainer.is_global_zero), stop.caught(), raise_step_memory(config, device):
         told.started(_facts(config, folder, cache, split, module, trainer, first))
-        for warning in (*split.warnings, *([] if begun is None else [_begun_told(begun, cache, split)])):
+        for warning in (*split.warnings, *([] if begun is None else [_describe_lineage(begun, cache, split)])):
             _log.warning("%s", warning)
-        with closing(loader), dead_workers_told():
+        with closing(loader), raise_loader_errors():
             run_trainer(trainer, module, batches, folder.last if resume else None)
     best = load_checkpoint(folder.best) if folder.best.exists() else None
     return FitSummary(
@@ -201,7 +201,7 @@ def usual_workers(config: ResolvedConfig, trainer: pl.Trainer) -> int:
     return min(16, cpus) if torch.cuda.is_available() else min(1, cpus - 1)
 
 
-def _begin_from(init: Path, module: PatchModule, cache: Cache) -> Begun:
+def _begin_from(init: Path, module: PatchModule, cache: Cache) -> Lineage:
     begin = load_checkpoint(init)
     taken = take_weights(module.model, begin.weights)
     _log.info("began with %d of %d tensors of %s", taken, len(module.model.state_dict()), init)
@@ -212,12 +212,12 @@ def _begin_from(init: Path, module: PatchModule, cache: Cache) -> Begun:
         )  # fmt: skip
     run = RunFolder(init.resolve().parent.parent)
     if run.last.parent != init.resolve().parent or not (run.config.exists() and run.folds.exists()):
-        return Begun(str(init), {}, known=False)
-    learnt, known = learnt_from(run, begin.config)
-    return Begun(str(init), learnt, known)
+        return Lineage(str(init), {}, known=False)
+    learnt, known = trained_on(run, begin.config)
+    return Lineage(str(init), learnt, known)
 
 
-def _begun_told(begun: Begun, cache: Cache, split: Split) -> str:
+def _describe_lineage(begun: Lineage, cache: Cache, split: Split) -> str:
     return begun.told([cache.uids[i] for i in split.val], dict(zip(cache.uids, cache.patient_keys, strict=True)))
 
 
@@ -249,14 +249,14 @@ def _go_on(last: dict[str, Any], folder: RunFolder, config: ResolvedConfig, load
 
 
 def _keep(
-    folder: RunFolder, config: ResolvedConfig, cache: Cache, split: Split, begun: Begun | None, *, resume: bool
+    folder: RunFolder, config: ResolvedConfig, cache: Cache, split: Split, begun: Lineage | None, *, resume: bool
 ) -> None:
     """Write what was decided."""
     if not resume:
         folder.create()
         write_folds(folder.folds, cache.uids, cache.patient_keys, split.folds)
         if begun is not None:
-            write_begun(folder.init, begun)
+            write_lineage(folder.init, begun)
     # Last: with it the folder is a run. And again when it goes on, perhaps with more epochs or another cache.
     write_atomically(folder.config, config_toml(config))
 

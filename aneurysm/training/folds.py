@@ -19,7 +19,7 @@ from aneurysm.errors import DataError, UsageError
 from aneurysm.labels import UNKNOWN
 from aneurysm.processes.files import write_atomically
 
-COLUMNS = ("series_uid", "patient_key", "fold")
+FOLD_COLUMNS = ("series_uid", "patient_key", "fold")
 
 
 def assign_folds(
@@ -79,7 +79,7 @@ def assign_folds(
 def write_folds(path: str | Path, uids: Sequence[str], patient_keys: Sequence[str], folds: ArrayLike) -> None:
     """Write ``folds.csv``, sorted by UID, so that equal folds are equal files."""
     rows = sorted(zip(uids, patient_keys, np.asarray(folds).tolist(), strict=True))
-    write_atomically(Path(path), csv_text(COLUMNS, rows))
+    write_atomically(Path(path), csv_text(FOLD_COLUMNS, rows))
 
 
 def read_folds(path: str | Path, uids: Sequence[str], patient_keys: Sequence[str]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Begun: the checkpoint that a run began with, and what that may have learnt from; kept as the run's init.json.
+"""Lineage: the checkpoint that a run began with, and what that may have learnt from; kept as the run's init.json.
 
 Weights that have learnt from a patient answer too well when he is held out. Folds are dealt anew for another cache, and
 another fold's run has learnt from all but its own: so whoever scores a run has to know what came before it.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # evaluating needs this file, but not torch
 
 
 @dataclass(frozen=True)
-class Begun:
+class Lineage:
     """
     What a run began with.
 
@@ -61,7 +61,7 @@ class Begun:
         return f"{began}, which has learnt from none of the held-out patients"
 
 
-def learnt_from(folder: RunFolder, config: TrainConfig) -> tuple[dict[str, str], bool]:
+def trained_on(folder: RunFolder, config: TrainConfig) -> tuple[dict[str, str], bool]:
     """
     Return the series that the weights of a run may have learnt from, and whether these are all.
 
@@ -79,16 +79,16 @@ def learnt_from(folder: RunFolder, config: TrainConfig) -> tuple[dict[str, str],
     """
     rows = fold_rows(folder.folds)
     own = {uid: key for uid, (key, fold) in rows.items() if fold not in (config.fold, config.test_fold)}
-    before = read_begun(folder.init)
+    before = read_lineage(folder.init)
     return (own, True) if before is None else (before.learnt | own, before.known)
 
 
-def write_begun(path: Path, begun: Begun) -> None:
+def write_lineage(path: Path, begun: Lineage) -> None:
     """Write init.json."""
     write_json(path, {"checkpoint": begun.checkpoint, "known": begun.known, "learnt": begun.learnt})
 
 
-def read_begun(path: Path) -> Begun | None:
+def read_lineage(path: Path) -> Lineage | None:
     """
     Read init.json; None if there is none, because the run began with random weights.
 
@@ -100,7 +100,7 @@ def read_begun(path: Path) -> Begun | None:
     try:
         content = read_json(path)
         learnt = {str(uid): str(key) for uid, key in content["learnt"].items()}
-        return Begun(str(content["checkpoint"]), learnt, bool(content["known"]))
+        return Lineage(str(content["checkpoint"]), learnt, bool(content["known"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

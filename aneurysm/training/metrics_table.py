@@ -11,7 +11,7 @@ from aneurysm.labels import LABELS
 from aneurysm.metrics import Score
 from aneurysm.processes.files import write_atomically
 
-Row = dict[str, float | int | None]
+EpochRow = dict[str, float | int | None]
 """Values by column; None, which stands for what can't be had, is an empty field."""
 
 
@@ -44,7 +44,7 @@ class MetricsTable:
             with path.open(newline="", encoding="utf-8") as file:
                 self._rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= done]
 
-    def add(self, row: Row) -> None:
+    def add(self, row: EpochRow) -> None:
         """Add an epoch, or replace it, and write the file, whole."""
         text = {name: "" if value is None else f"{value:.6g}" for name, value in row.items() if name in self.columns}
         text["epoch"] = str(row["epoch"])
@@ -53,9 +53,9 @@ class MetricsTable:
         write_atomically(self.path, csv_text(self.columns, self._rows))
 
 
-def score_row(score: Score) -> Row:
+def score_row(score: Score) -> EpochRow:
     """Return the columns of a score."""
-    row: Row = {"score": score.score, "present_auc": score.present_auc, "site_auc": score.mean_site_auc}
+    row: EpochRow = {"score": score.score, "present_auc": score.present_auc, "site_auc": score.mean_site_auc}
     for label in score.labels:
         row[f"auc: {label.label}"] = label.auc
         row[f"ap: {label.label}"] = label.average_precision

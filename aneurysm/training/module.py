@@ -17,7 +17,7 @@ from aneurysm.patches.augment import ModelInput, augment
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.dense import lesion_map
 from aneurysm.training.config import ResolvedConfig
-from aneurysm.training.objective import Counts, Objective
+from aneurysm.training.objective import Objective, SampleCounts
 from aneurysm.training.schedule import make_optimizer, rate_factor
 from aneurysm.training.timed_loader import MicroBatch
 
@@ -56,7 +56,7 @@ class PatchModule(pl.LightningModule):
         self.objective = Objective(config.losses, pos_weight=of_labels)
         self._checked = False
         self._inputs: deque[ModelInput] = deque()
-        self._counts: Counts | None = None
+        self._counts: SampleCounts | None = None
         self.has_begun = False
 
     @property
@@ -136,7 +136,7 @@ class PatchModule(pl.LightningModule):
         return augment(batch, self.config.augment, ct_windows_hu=self.config.ct_windows_hu)
 
     @torch.no_grad()
-    def _of_step(self, first: ModelInput, output: ModelOutput, dense: Tensor | None) -> Counts:
+    def _of_step(self, first: ModelInput, output: ModelOutput, dense: Tensor | None) -> SampleCounts:
         """
         Return over how many values the losses' means are, in all batches of a step on all ranks.
 

@@ -28,7 +28,7 @@ TERMS = {
 _COSTS = {"dense_dice": (0.5, 0.5), "dense_tversky": (0.3, 0.7)}
 """Of false positives and false negatives, by term."""
 
-Counts = Mapping[str, Tensor]
+SampleCounts = Mapping[str, Tensor]
 """Numbers of values, one a tensor, that the means of an `Objective` are over; see `Objective.counts`."""
 
 
@@ -92,7 +92,7 @@ class Objective(nn.Module):
         unmapped: Tensor | None = None,
         vessels: Tensor | None = None,
         has_vessels: Tensor | None = None,
-        counts: Counts | None = None,
+        counts: SampleCounts | None = None,
     ) -> dict[str, Tensor]:
         """
         Return each term, unweighted, and their weighted sum as ``loss``.
@@ -142,7 +142,7 @@ class Objective(nn.Module):
         unmapped: Tensor | None = None,
         vessels: Tensor | None = None,
         has_vessels: Tensor | None = None,
-    ) -> Counts:
+    ) -> SampleCounts:
         """Return over how many values of a batch the terms are means; parameters are those of `forward`."""
         found = {"labels": kept(ignore), "pairs": kept(without_pair(ignore))}
         if self.has_maps:
@@ -154,7 +154,7 @@ class Objective(nn.Module):
             found |= {"vessels": kept(unknown), "filled_vessels": kept(unknown | is_empty(channels))}
         return found
 
-    def _of_logits(self, term: str, logits: Tensor, targets: Tensor, ignore: Tensor, counts: Counts) -> Tensor:
+    def _of_logits(self, term: str, logits: Tensor, targets: Tensor, ignore: Tensor, counts: SampleCounts) -> Tensor:
         match term:
             case "bce":
                 return bce(logits, targets, ignore, pos_weight=self.pos_weight, count=counts["labels"])
@@ -169,7 +169,7 @@ def _unmapped(ignore: Tensor, unmapped: Tensor | None) -> Tensor:
     return ignore if unmapped is None else ignore | unmapped
 
 
-def _of_maps(term: str, output: ModelOutput, target: Tensor | None, ignore: Tensor, counts: Counts) -> Tensor:
+def _of_maps(term: str, output: ModelOutput, target: Tensor | None, ignore: Tensor, counts: SampleCounts) -> Tensor:
     if output.dense is None or target is None:
         missing = "the model has no lesion map" if output.dense is None else "the batch has no lesion map"
         raise UsageError(f"the loss {term!r} can't be had: {missing}")
@@ -182,7 +182,7 @@ def _of_maps(term: str, output: ModelOutput, target: Tensor | None, ignore: Tens
     return total / sum(0.5**level for level in range(len(maps)))
 
 
-def _of_map(term: str, logits: Tensor, target: Tensor, ignore: Tensor, counts: Counts) -> Tensor:
+def _of_map(term: str, logits: Tensor, target: Tensor, ignore: Tensor, counts: SampleCounts) -> Tensor:
     small = shrink(target, tuple(logits.shape[2:]))
     if term == "dense_top_k":
         return top_k_bce(logits, small, ignore, count=counts["maps"])
@@ -192,7 +192,9 @@ def _of_map(term: str, logits: Tensor, target: Tensor, ignore: Tensor, counts: C
     )
 
 
-def _of_vessels(output: ModelOutput, vessels: Tensor | None, has_vessels: Tensor | None, counts: Counts) -> Tensor:
+def _of_vessels(
+    output: ModelOutput, vessels: Tensor | None, has_vessels: Tensor | None, counts: SampleCounts
+) -> Tensor:
     if output.vessels is None or vessels is None or has_vessels is None:
         missing = "the model has no vessel head" if output.vessels is None else "the batch has no vessel masks"
         raise UsageError(f"the loss 'vessels' can't be had: {missing}")

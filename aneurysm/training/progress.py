@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from aneurysm.metrics import Score
-from aneurysm.training.metrics_table import Row
+from aneurysm.training.metrics_table import EpochRow
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class StepFacts:
     gpu_gb: float | None
 
 
-class Progress(Protocol):
+class TrainingProgress(Protocol):
     """Told of a run as it goes; its methods return at once."""
 
     def started(self, facts: RunFacts) -> None:
@@ -80,12 +80,12 @@ class Progress(Protocol):
         Of the next one ``window`` of ``windows`` windows are; 0 of 0 before it is begun.
         """
 
-    def epoch(self, row: Row, score: Score | None, *, best: bool) -> None:
+    def epoch(self, row: EpochRow, score: Score | None, *, best: bool) -> None:
         """Take note of the row that goes into metrics.csv, and of the score, if the epoch was validated."""
 
 
 class Silent:
-    """A `Progress` that shows nothing."""
+    """A `TrainingProgress` that shows nothing."""
 
     def started(self, facts: RunFacts) -> None:
         """Show nothing."""
@@ -96,5 +96,5 @@ class Silent:
     def validating(self, done: int, total: int, window: int, windows: int) -> None:
         """Show nothing."""
 
-    def epoch(self, row: Row, score: Score | None, *, best: bool) -> None:
+    def epoch(self, row: EpochRow, score: Score | None, *, best: bool) -> None:
         """Show nothing."""

@@ -167,7 +167,7 @@ def is_launched() -> bool:
 
 
 @contextmanager
-def full_disk_told(folder: RunFolder) -> Iterator[None]:
+def raise_full_disk(folder: RunFolder) -> Iterator[None]:
     """Turn every error of a full disk, and what cleaning up made of it, into a `NoSpaceError` that says what to do."""
     try:
         yield

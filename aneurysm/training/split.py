@@ -107,7 +107,7 @@ def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None =
 
 
 def _shown_whole(cache: Cache, series: Sequence[int], config: TrainConfig) -> bool:
-    """Say whether a positive series is so small that a patch holds all of it, and needs no lesion's place."""
+    """Return True if a positive series is so small that a patch holds all of it, and needs no lesion's place."""
     if config.patch is None:
         return False
     fits = (cache.shapes[list(series)] <= np.array(config.patch)).all(axis=1)

@@ -174,7 +174,7 @@ def _is_another(error: Exception) -> bool:
 
 
 @contextmanager
-def memory_told(config: ResolvedConfig, device: torch.device) -> Iterator[None]:
+def raise_step_memory(config: ResolvedConfig, device: torch.device) -> Iterator[None]:
     """Turn a lack of memory into a `DeviceMemoryError`, which says what was used, and what to lower."""
     try:
         yield

@@ -27,11 +27,11 @@ CANDIDATES: Final = 10
 
 Predictions = dict[int, "SeriesPrediction"]
 """By the series' index in the cache."""
-Part = Literal["val", "test", "external"]
+ValidationPart = Literal["val", "test", "external"]
 """Series that picked the best epoch, those of the fold kept for a test, and those of another cache."""
 
 
-class StoppedError(AneurysmError):
+class ValidationStoppedError(AneurysmError):
     """Validation was left, because a rank is to stop."""
 
 
@@ -96,7 +96,7 @@ def predict_series(
         if told is not None:
             raise CacheError(f"validation can't go on: {told}")
     if any(left for _, left, _ in parts):
-        raise StoppedError("validation was left")
+        raise ValidationStoppedError("validation was left")
     return {volume: values for part, _, _ in parts for volume, values in part.items()}
 
 
@@ -108,7 +108,13 @@ def score_predictions(cache: Cache, predictions: Predictions) -> Score:
 
 
 def write_predictions(
-    path: Path, cache: Cache, predictions: Predictions, folds: Mapping[int, int], *, epoch: int, part: Part = "val"
+    path: Path,
+    cache: Cache,
+    predictions: Predictions,
+    folds: Mapping[int, int],
+    *,
+    epoch: int,
+    part: ValidationPart = "val",
 ) -> None:
     """
     Write a row per series: ``series_uid, modality, fold, part, epoch, digest``, ``p: <label>`` and ``y: <label>``.

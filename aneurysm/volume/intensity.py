@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.errors import Reason, SeriesRejectedError
-from aneurysm.spec import ArrayIntensity, CTIntensity, MRIntensity, Storage
+from aneurysm.spec import ArrayIntensity, CTIntensity, MRIntensity, StorageSpec
 
 _STATISTICS_VOXELS: Final = 2_000_000
 
@@ -51,7 +51,7 @@ class Intensity:
         }
 
 
-def _integers(low: float, high: float, levels: int, storage: Storage) -> tuple[float, float]:
+def _integers(low: float, high: float, levels: int, storage: StorageSpec) -> tuple[float, float]:
     """Return scale and offset. Signed storage counts from physical zero where it can, so that CT's integers are HU."""
     scale = (high - low) / (levels - 1)
     first = 0
@@ -63,7 +63,7 @@ def _integers(low: float, high: float, levels: int, storage: Storage) -> tuple[f
     return scale, offset if abs(offset) > 1e-6 * scale else 0.0
 
 
-def ct_intensity(entry: CTIntensity, storage: Storage) -> Intensity:
+def ct_intensity(entry: CTIntensity, storage: StorageSpec) -> Intensity:
     """Return the mapping of CT: fixed, since HU are physical."""
     low, high = entry.clip_hu
     scale, offset = _integers(low, high, entry.levels, storage)
@@ -72,14 +72,14 @@ def ct_intensity(entry: CTIntensity, storage: Storage) -> Intensity:
     return Intensity("HU", scale, offset, entry.clip_hu, entry.window_hu, fill, storage.dtype, {})
 
 
-def array_intensity(entry: ArrayIntensity, storage: Storage) -> Intensity:
+def array_intensity(entry: ArrayIntensity, storage: StorageSpec) -> Intensity:
     """Return the mapping of arrays without a modality: fixed; the window's lower end stands for air."""
     scale, offset = _integers(*entry.window, entry.levels, storage)
     fill = round((entry.window[0] - offset) / scale)
     return Intensity("arbitrary", scale, offset, entry.window, entry.window, fill, storage.dtype, {})
 
 
-def mr_intensity(entry: MRIntensity, storage: Storage, volume: NDArray[np.float32]) -> Intensity:
+def mr_intensity(entry: MRIntensity, storage: StorageSpec, volume: NDArray[np.float32]) -> Intensity:
     """
     Return the mapping of one MR ``volume`` (physical values).
 

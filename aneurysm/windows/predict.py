@@ -27,7 +27,7 @@ from aneurysm.processes.ahead import ahead
 from aneurysm.types import Triple
 from aneurysm.windows.candidates import Candidate, best_candidates, map_peaks, window_peaks
 from aneurysm.windows.grid import Source, Windows, read_windows
-from aneurysm.windows.prefetch import fetched
+from aneurysm.windows.prefetch import prefetch
 from aneurysm.windows.stitching import StitchedMap
 
 OnWindows = Callable[[int, int], None]
@@ -149,7 +149,7 @@ def predict_cached(
     CacheError
         A volume is missing or damaged.
     """
-    for answer in predict_sources(model, fetched(cache, volumes), options, on_windows):
+    for answer in predict_sources(model, prefetch(cache, volumes), options, on_windows):
         yield replace(answer, volume=volumes[answer.volume])
 
 

@@ -1,4 +1,4 @@
-"""fetched(): volumes of a cache in their order; of one in an object store the next ones are on their way already."""
+"""prefetch(): volumes of a cache in their order; of one in an object store the next ones are on their way already."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aneurysm.processes.ahead import ahead
 _AHEAD: Final = 4
 
 
-def fetched(cache: Cache, volumes: Iterable[int]) -> Iterator[CachedVolume]:
+def prefetch(cache: Cache, volumes: Iterable[int]) -> Iterator[CachedVolume]:
     """
     Yield the volumes of these indices.
 

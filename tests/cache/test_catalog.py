@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from aneurysm.cache.cache import Cache
-from aneurysm.cache.manifest import COLUMNS, LESION_COLUMNS
+from aneurysm.cache.manifest import LESION_COLUMNS, MANIFEST_COLUMNS
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.labels import LABELS, SITES, UNKNOWN
 from aneurysm.spec import load_spec
@@ -22,10 +22,10 @@ def write_tables(root, n, *, digest=None, every_lesion=2):
     spec = load_spec("rsna-1mm")
     (root / "spec.toml").write_text(spec.to_toml())
     with (root / "manifest.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, MANIFEST_COLUMNS)
         writer.writeheader()
         for i in range(n):
-            row = dict.fromkeys(COLUMNS, "")
+            row = dict.fromkeys(MANIFEST_COLUMNS, "")
             row |= {"series_uid": f"1.{i}", "status": "rejected" if i % 10 == 9 else "cached", "modality": "CTA"}
             row |= {"shape": f"{100 + i % 7}x200x201", "digest": digest or spec.digest, "n_lesions": "0"}
             if i % 3:

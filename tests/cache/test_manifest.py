@@ -111,7 +111,7 @@ def test_the_manifest_is_written_the_more_seldom_the_longer_it_takes(monkeypatch
 
     monkeypatch.setattr(build, "time", SimpleNamespace(monotonic=lambda: now))
     place = SimpleNamespace(write_manifest=write, layout=CacheLayout(tmp_path))
-    build._run(outcomes(), place, build.Summary(), {}, None, None)  # type: ignore[arg-type]
+    build._run(outcomes(), place, build.RunSummary(), {}, None, None)  # type: ignore[arg-type]
     assert len(written) == times
 
 
@@ -122,4 +122,4 @@ def test_a_manifest_that_can_not_be_written_on_the_way_is_told(monkeypatch, tmp_
     monkeypatch.setattr(build, "_MANIFEST_EVERY_S", 0.0)
     place = SimpleNamespace(write_manifest=refuse, layout=CacheLayout(tmp_path))
     with pytest.raises(CacheError, match="read-only"):
-        build._run([Outcome("1.2", "cached")], place, build.Summary(), {}, None, None)  # type: ignore[arg-type]
+        build._run([Outcome("1.2", "cached")], place, build.RunSummary(), {}, None, None)  # type: ignore[arg-type]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache.folder import key_fault, open_cache, patient_secret, read_spec
+from aneurysm.cache.folder import key_fault, patient_secret, prepare_cache, read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import CacheError, PatientKeyError, SpecMismatchError
 from aneurysm.precache import finish as merge
-from aneurysm.precache import publish
+from aneurysm.processes import files
 from aneurysm.processes.files import write_once
 from aneurysm.spec import load_spec
 from tests.cache.conftest import Built
@@ -25,14 +25,14 @@ from tests.support.command import call_cli, environment
 
 def write_meanwhile(monkeypatch: pytest.MonkeyPatch, path: Path, content: str) -> None:
     """Another run writes ``path`` after this one saw that it was not there, and before it has written its own."""
-    monkeypatch.setattr(publish, "lock_file", lambda *_, **__: path.write_text(content))
+    monkeypatch.setattr(files, "lock_file", lambda *_, **__: path.write_text(content))
 
 
 def test_of_two_first_runs_with_different_specs_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = CacheLayout(tmp_path)
     write_meanwhile(monkeypatch, layout.spec, load_spec("rsna-1mm-u8").to_toml())
     with pytest.raises(SpecMismatchError, match="rsna-1mm-u8"):
-        open_cache(layout, load_spec("rsna-1mm"))
+        prepare_cache(layout, load_spec("rsna-1mm"))
     assert read_spec(layout).name == "rsna-1mm-u8"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["spec.toml", "volumes"]
 
@@ -179,4 +179,4 @@ def test_an_error_of_the_operating_system_is_one_line(monkeypatch: pytest.Monkey
 def test_volumes_without_a_spec_are_nobodys(built: Built, tmp_path: Path) -> None:
     shutil.copytree(built.cache / "volumes", tmp_path / "volumes")
     with pytest.raises(CacheError, match=r"no spec\.toml"):
-        open_cache(CacheLayout(tmp_path), load_spec("rsna-1mm"))
+        prepare_cache(CacheLayout(tmp_path), load_spec("rsna-1mm"))

@@ -74,8 +74,8 @@ def test_a_rejection_takes_the_volume_away_in_one_step(copied: Built, monkeypatc
     assert leftovers(copied.cache) == []
 
 
-@pytest.mark.parametrize("summary", [build.Summary(failed=1), build.Summary(rejected=1), build.Summary(busy=1)])
-def test_what_was_not_built_again_is_exit_code_8(summary: build.Summary, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("summary", [build.RunSummary(failed=1), build.Summary(rejected=1), build.Summary(busy=1)])
+def test_what_was_not_built_again_is_exit_code_8(summary: build.RunSummary, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "precache", lambda *_, **__: summary)
     assert call_cli("precache").code == 8
     assert call_cli("precache", "--exit-zero").code == 0

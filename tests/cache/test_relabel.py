@@ -20,7 +20,7 @@ import SimpleITK as sitk
 from aneurysm.cache.volume import CachedVolume, close_volumes
 from aneurysm.precache import build_series as series
 from aneurysm.precache import relabel
-from aneurysm.precache.run import Summary, precache
+from aneurysm.precache.run import RunSummary, precache
 from aneurysm.precache.verify import verify_cache
 from tests.cache.conftest import Built
 from tests.support.cache_state import attributes, leftovers, manifest, same_cache, tree_digest
@@ -39,7 +39,7 @@ def copied(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bui
     return Built(tmp_path / "data", tmp_path / "cache", built.uids)
 
 
-def run_again(copied: Built, monkeypatch: pytest.MonkeyPatch, **options: object) -> Summary:
+def run_again(copied: Built, monkeypatch: pytest.MonkeyPatch, **options: object) -> RunSummary:
     """Run precache, which must not read a series."""
     with monkeypatch.context() as patched:
         patched.setattr(series, "read_series", lambda *_: pytest.fail("a series was read"))

@@ -9,7 +9,7 @@ import pytest
 from aneurysm.errors import DataError, UsageError
 from aneurysm.inference.series_paths import find_paths, unnamed_place
 from aneurysm.precache.run import precache
-from aneurysm.rawdata.bucket import StoredSource
+from aneurysm.rawdata.bucket import BucketSource
 from aneurysm.rawdata.folder import find_series
 from cli.predict_input import find, split
 from tests.support.acquisition import acquire
@@ -60,9 +60,9 @@ def test_a_folder_or_file_that_is_called_as_a_uid_keeps_its_name(tmp_path, monke
 
 
 def test_a_series_without_a_uid_in_an_object_store_is_named_by_its_url():
-    stored = [StoredSource(f"folder-{'0' * 16}", url=f"s3://b/{name}", keys=("scan/1.dcm",)) for name in "ac"]
+    stored = [BucketSource(f"folder-{'0' * 16}", url=f"s3://b/{name}", keys=("scan/1.dcm",)) for name in "ac"]
     assert [unnamed_place(source) for source in stored] == ["s3://b/a/scan", "s3://b/c/scan"]
-    assert unnamed_place(StoredSource("1.2.3", url="s3://b/a", keys=("scan/1.dcm",))) is None
+    assert unnamed_place(BucketSource("1.2.3", url="s3://b/a", keys=("scan/1.dcm",))) is None
 
 
 def test_two_folders_below_one_that_are_called_as_one_uid_are_two_series(tmp_path):

@@ -16,7 +16,7 @@ import pytest
 from aneurysm.cache.cache import Cache
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError, PatientKeyError
 from aneurysm.precache import build_series as series
-from aneurysm.precache import remote_destination as stored_cache
+from aneurysm.precache import remote_destination as remote_destination
 from aneurysm.precache import run as build
 from aneurysm.precache.build_series import SeriesJob, build_series, patient_key
 from aneurysm.precache.finish import merge
@@ -166,7 +166,7 @@ def test_what_dead_runs_left_is_removed_once_it_is_old(
     build.precache(built.data, url, workers=0)
     assert len(bucket.keys("cache/volumes/9.9.zarr/")) == 2, "it may be somebody's work"
     assert call_cli("verify", "--cache", url).code == 0
-    monkeypatch.setattr(stored_cache, "ABANDONED_AFTER", timedelta(0))
+    monkeypatch.setattr(remote_destination, "ABANDONED_AFTER", timedelta(0))
     found = call_cli("verify", "--cache", url)
     assert found.code == 3
     assert "volumes/9.9.zarr: left behind by a run that died" in found.out

@@ -12,7 +12,7 @@ from aneurysm.cache.cache import Cache
 from aneurysm.cache.volume import close_volumes
 from aneurysm.precache import verify
 from aneurysm.precache.partition import Shard
-from aneurysm.precache.remote_destination import StoredFiles
+from aneurysm.precache.remote_destination import RemoteFiles
 from aneurysm.precache.run import precache
 from aneurysm.precache.verify import verify_cache
 from aneurysm.remote.client import ObjectStore
@@ -160,7 +160,7 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
         url, done = bucket.upload(built.cache, f"cache{steps}"), [0]
         with monkeypatch.context() as patched:
             for name in ("write_metadata", "write_tree", "remove_tree"):
-                patched.setattr(StoredFiles, name, _dying(getattr(StoredFiles, name), done, steps))
+                patched.setattr(RemoteFiles, name, _dying(getattr(RemoteFiles, name), done, steps))
             try:
                 precache(data, url, workers=0)
                 break

@@ -11,7 +11,7 @@ import pytest
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import Reason
-from aneurysm.precache import remote_destination as stored_cache
+from aneurysm.precache import remote_destination as remote_destination
 from aneurysm.precache import run as build
 from aneurysm.precache.build_series import Outcome, SeriesJob, build_series
 from aneurysm.precache.engines import Local, run_jobs
@@ -106,7 +106,7 @@ def test_old_marks_are_removed(built: Built, bucket: Bucket, monkeypatch: pytest
     bucket.put("cache/.building/9.9", b"")
     build.precache(built.data, url, workers=0)
     assert bucket.keys("cache/.building/") == ["cache/.building/9.9"], "it may be somebody's"
-    monkeypatch.setattr(stored_cache, "ABANDONED_AFTER", timedelta(0))
+    monkeypatch.setattr(remote_destination, "ABANDONED_AFTER", timedelta(0))
     build.precache(built.data, url, workers=0)
     assert bucket.keys("cache/.building/") == []
 

@@ -13,7 +13,7 @@ from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS, LEFT_RIGHT_PAIRS, SITES, VESSEL_VALUES
 from aneurysm.patches.augment import augment
 from aneurysm.patches.augment_config import Affine, AugmentConfig, Flip
-from aneurysm.patches.augment_draws import draw
+from aneurysm.patches.augment_draws import draw_augmentation
 from aneurysm.patches.dense import lesion_map
 from aneurysm.patches.mirror import mirrored_labels, mirrored_vessels
 from tests.support.batches import make_batch, one_of
@@ -147,7 +147,7 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     )
     options = {"out_shape_zyx": (12, 16, 17), "ct_windows_hu": [(0, 80), (100, 700)]}
     together = augment(batch, EVERYTHING, **options)
-    draws = [draw(seed, EVERYTHING, (4, 4, 4)) for seed in batch.seeds.tolist()]
+    draws = [draw_augmentation(seed, EVERYTHING, (4, 4, 4)) for seed in batch.seeds.tolist()]
     assert any(d.controls_mm is not None for d in draws), "nothing was bent"
     assert any(d.slice_mm for d in draws), "nothing was made coarse"
     assert any(d.noise_sigma for d in draws), "nothing got noise"

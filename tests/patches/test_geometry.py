@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from aneurysm.patches.augment_config import Affine, AugmentConfig, Elastic, Flip
-from aneurysm.patches.augment_draws import draw, rotation_zyx
+from aneurysm.patches.augment_draws import draw_augmentation, rotation_zyx
 from aneurysm.patches.elastic import controls_shape, displacement_at, displacement_on_grid
 from aneurysm.patches.geometry import Geometry
 from tests.support.draws import still
@@ -160,7 +160,9 @@ def test_a_blob_stays_on_its_coordinate_under_affine_maps(seed, spacing_mm, off_
     config = AugmentConfig(flip=FLIPS, affine=Affine(p=1, rotation_deg=(180, 180, 180), shear=0.2))
     shape, out_shape = (36, 37, 34), (30, 29, 31)
     at = [n / 2 + off / mm for n, off, mm in zip(shape, off_mm, spacing_mm)]
-    geometry = _geometry(draw(seed, config, (4, 4, 4)), shape=shape, out_shape=out_shape, spacing_mm=spacing_mm)
+    geometry = _geometry(
+        draw_augmentation(seed, config, (4, 4, 4)), shape=shape, out_shape=out_shape, spacing_mm=spacing_mm
+    )
     image = _blob(at, shape, spacing_mm, sigma_mm=1.5).round().short()
     moved = geometry.image(image, torch.zeros(1))
     expected = geometry.points(torch.tensor([0]), torch.tensor([at]))[0]
@@ -177,7 +179,7 @@ def test_a_blob_stays_on_its_coordinate_when_bent(seed, spacing_mm, off_mm):
     config = AugmentConfig(flip=FLIPS, affine=Affine(p=0.5), elastic=elastic)
     shape, out_shape = (36, 37, 34), (30, 29, 31)
     at = [n / 2 + off / mm for n, off, mm in zip(shape, off_mm, spacing_mm)]
-    drawn = draw(seed, config, controls_shape(out_shape, spacing_mm, 12))
+    drawn = draw_augmentation(seed, config, controls_shape(out_shape, spacing_mm, 12))
     geometry = _geometry(drawn, shape=shape, out_shape=out_shape, spacing_mm=spacing_mm, controls_mm=12)
     # A small blob: bending takes a large one's centre of mass away from where its middle goes.
     image = _blob(at, shape, spacing_mm, sigma_mm=1.0).round().short()
@@ -192,7 +194,7 @@ def test_coordinates_of_bent_patches_are_the_inverse_of_the_sampling_grid(seed, 
     # At the strongest bending that is allowed. A voxel says where it came from; from there it must come back.
     config = AugmentConfig(affine=Affine(p=1), elastic=Elastic(p=1, spacing_mm=16, max_mm=2))
     out_shape = (20, 21, 22)
-    drawn = draw(seed, config, controls_shape(out_shape, spacing_mm, 16))
+    drawn = draw_augmentation(seed, config, controls_shape(out_shape, spacing_mm, 16))
     geometry = _geometry(drawn, shape=(24, 24, 24), out_shape=out_shape, spacing_mm=spacing_mm, controls_mm=16)
     came_from = (geometry._grid[0].flip(-1) + 1) * 12 - 0.5
     came_from, voxels = came_from.view(-1, 3)[::11], _all_voxels(out_shape)[::11]

@@ -281,13 +281,13 @@ from contextlib import closing
 import psutil
 from aneurysm.cache.cache import Cache
 from aneurysm.errors import LoaderError
-from aneurysm.patches.loader import PatchLoader, dead_workers_told
+from aneurysm.patches.loader import PatchLoader, raise_loader_errors
 
 if __name__ == "__main__":
     cache = Cache.open(sys.argv[1])
     try:
         loader = PatchLoader(cache, range(len(cache)), (16, 16, 16), 2, 100_000, workers=2)
-        with closing(loader), dead_workers_told():
+        with closing(loader), raise_loader_errors():
             for step, batch in enumerate(loader):
                 if step == 3:
                     psutil.Process().children()[0].send_signal(int(sys.argv[2]))

@@ -12,20 +12,20 @@ from aneurysm.phantom.contrast import ct_noise, rician
 from aneurysm.phantom.pose import Pose, random_pose, rotation
 from aneurysm.phantom.randomness import Streams
 from aneurysm.phantom.render import Renderer
-from aneurysm.phantom.scanner import PLANES, Protocol, Stack, plan_stack, regular_grid
+from aneurysm.phantom.scanner import PLANES, Protocol, SliceStack, plan_stack, regular_grid
 from aneurysm.phantom.scene import draw_scene
-from aneurysm.phantom.shapes import Capsule, Ellipsoid, Grid, HalfSpace, Solid
+from aneurysm.phantom.shapes import Capsule, Ellipsoid, HalfSpace, SampleGrid, Solid
 from aneurysm.phantom.tubes import Canvas, to_segments
 
 STRAIGHT = Pose(np.ones(3), np.eye(3), np.zeros(3))
 
 
-def _stack(n: int = 40, size: int = 64, pixel: float = 0.5, gap: float = 0.5, shear: float = 0.0) -> Stack:
+def _stack(n: int = 40, size: int = 64, pixel: float = 0.5, gap: float = 0.5, shear: float = 0.0) -> SliceStack:
     row, column = PLANES["axial"]
     w = (np.arange(n) - (n - 1) / 2) * gap
     half = (size - 1) / 2 * pixel
     positions = np.stack([np.full(n, -half), -half + shear * w, w], axis=1)
-    return Stack(positions, row, column, (pixel, pixel), (size, size), gap)
+    return SliceStack(positions, row, column, (pixel, pixel), (size, size), gap)
 
 
 @pytest.mark.parametrize("shear", [0.0, 0.4], ids=["upright", "leaning"])
@@ -55,7 +55,7 @@ def test_distances_are_right_where_a_piece_is_drawn_in_its_box() -> None:
 
 
 def test_solids_are_united_cut_and_bounded() -> None:
-    grid = Grid((40, 40, 40), np.eye(3), np.full(3, 20.0))
+    grid = SampleGrid((40, 40, 40), np.eye(3), np.full(3, 20.0))
     solid = Solid(grid).add(Ellipsoid((0, 0, 0), (10, 8, 6))).cut(HalfSpace((0, 0, 0), (0, 0, 1)))
     x, y, z = grid.coordinates(grid.everywhere())
     inside = solid.distance < 0
@@ -75,7 +75,7 @@ def _protocol(**changes) -> Protocol:
     return replace(Protocol((72, 72), (3.0, 3.0), 4.0, 4.0, 40.0, 40.0), **changes)
 
 
-def _render(scene, stack: Stack) -> tuple[np.ndarray, np.ndarray]:
+def _render(scene, stack: SliceStack) -> tuple[np.ndarray, np.ndarray]:
     renderer = Renderer(scene, stack, Streams(2, 0)("head"))
     image = np.zeros((len(stack), *stack.shape), np.float32)
     labels = np.zeros(image.shape, np.uint8)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from aneurysm.patches.augment_draws import Draw
+from aneurysm.patches.augment_draws import AugmentDraw
 
 
-def still(**changes: Any) -> Draw:
+def still(**changes: Any) -> AugmentDraw:
     nothing = {
         "flips": (False, False, False),
         "affine_mm": None,
@@ -23,4 +23,4 @@ def still(**changes: Any) -> Draw:
         "slice_phase": 0.0,
         "inverted": False,
     }
-    return Draw(**(nothing | changes))
+    return AugmentDraw(**(nothing | changes))

@@ -13,7 +13,7 @@ from aneurysm.report.repredict import FreshOptions, predict_fresh
 from aneurysm.report.results import metrics_table
 from aneurysm.report.run import read_run
 from aneurysm.training.fit import fit
-from aneurysm.training.lineage import Begun, read_begun, write_begun
+from aneurysm.training.lineage import Lineage, read_lineage, write_lineage
 from aneurysm.training.run_folder import RunFolder
 from tests.training.conftest import quick
 
@@ -78,7 +78,7 @@ def test_predictions_made_anew_keep_the_remark_and_no_series_that_came_before_is
 
 
 def test_a_patient_is_known_by_key_or_by_a_series_in_both_caches():
-    begun = Begun("x.ckpt", {"a1": "A", "b1": "B", "c1": ""}, known=True)
+    begun = Lineage("x.ckpt", {"a1": "A", "b1": "B", "c1": ""}, known=True)
     same_keys = {"a2": "A", "d1": "D", "c1": "", "e1": ""}
     assert begun.seen(same_keys) == {"a2", "c1"}
     other_keys = {"a1": "X", "a2": "X", "d1": "Y"}
@@ -89,8 +89,8 @@ def test_a_patient_is_known_by_key_or_by_a_series_in_both_caches():
 
 def test_a_damaged_file_is_told(tmp_path):
     path = tmp_path / "init.json"
-    write_begun(path, Begun("x.ckpt", {"1.2": "k"}, known=False))
-    assert read_begun(path) == Begun("x.ckpt", {"1.2": "k"}, known=False)
+    write_lineage(path, Lineage("x.ckpt", {"1.2": "k"}, known=False))
+    assert read_lineage(path) == Lineage("x.ckpt", {"1.2": "k"}, known=False)
     path.write_text(path.read_text()[:-9])
     with pytest.raises(DataError, match=r"init\.json is damaged"):
-        read_begun(path)
+        read_lineage(path)

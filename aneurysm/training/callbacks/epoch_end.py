@@ -16,16 +16,16 @@ from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.callbacks.loss_watch import LossWatch
 from aneurysm.training.checkpoint import model_entries, read_file, save_atomically
 from aneurysm.training.epoch_files import EpochFiles
-from aneurysm.training.metrics_table import Row, score_row
+from aneurysm.training.metrics_table import EpochRow, score_row
 from aneurysm.training.module import PatchModule
-from aneurysm.training.progress import Progress, StepFacts
+from aneurysm.training.progress import StepFacts, TrainingProgress
 from aneurysm.training.run_folder import RunFolder
 from aneurysm.training.split import Split
 from aneurysm.training.stop_signal import StopSignal, gathered
 from aneurysm.training.timed_loader import TimedBatches
 from aneurysm.training.validation import (
     Predictions,
-    StoppedError,
+    ValidationStoppedError,
     predict_series,
     score_predictions,
 )
@@ -63,13 +63,13 @@ class EpochEnd(pl.Callback):
         ema: Ema,
         watch: LossWatch,
         stop: StopSignal,
-        progress: Progress,
+        progress: TrainingProgress,
         workers: int,
     ) -> None:
         self._folder, self._cache, self._split = folder, cache, split
         self._batches, self._ema, self._watch, self._stop = batches, ema, watch, stop
         self._progress, self._workers = progress, workers
-        self._pending: Row | None = None
+        self._pending: EpochRow | None = None
         self._metrics: dict[str, float | None] = {}
         self._epoch = 0
         self._best: tuple[str, float] | None = None
@@ -226,11 +226,11 @@ class EpochEnd(pl.Callback):
                 stopped=lambda: self._stop.wanted is not None,
                 on_progress=lambda done, window, windows: self._progress.validating(done, mine, window, windows),
             )
-        except StoppedError:
+        except ValidationStoppedError:
             self._stop.agree(module.device)
             raise InterruptedRunError(self._stop.wanted or 0) from None
 
-    def _is_best(self, score: Score, row: Row) -> bool:
+    def _is_best(self, score: Score, row: EpochRow) -> bool:
         """Compare by score; without one by the AUC of present; without that by the training loss."""
         for kind, value in (("score", score.score), ("present_auc", score.present_auc)):
             if value is not None:
@@ -244,7 +244,7 @@ class EpochEnd(pl.Callback):
         return True
 
     def _write(
-        self, module: PatchModule, row: Row, score: Score | None, predictions: Predictions, *, best: bool
+        self, module: PatchModule, row: EpochRow, score: Score | None, predictions: Predictions, *, best: bool
     ) -> None:
         assert self._files is not None
         self._files.add(row)
