@@ -8,6 +8,8 @@ from hypothesis import settings
 
 from tests.support.command import PATIENT_KEY
 
+pytest_plugins = [f"tests.support.{name}" for name in ("built", "s3", "painted", "report_cache")]
+
 # What a test builds by a call, and what by a command, may go into one cache.
 os.environ["ANEURYSM_PATIENT_KEY"] = PATIENT_KEY
 

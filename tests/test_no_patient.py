@@ -271,14 +271,14 @@ def told(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
         run(f"info {layout}, JSON", "info", uid, "--json", "--cache", cache)
     config = out / "config.toml"
     config.write_text(
-        "model = 'tests.training.tiny:mapper'\npatch = [32, 32, 32]\nbatch_size = 4\nepochs = 2\nworkers = 1\n"
+        "model = 'tests.support.tiny:mapper'\npatch = [32, 32, 32]\nbatch_size = 4\nepochs = 2\nworkers = 1\n"
         "steps_per_epoch = 3\nfolds = 2\ndevices = 1\n"
     )
     cache, ckpt = out / "cache-rsna", out / "run" / "checkpoints" / "best.ckpt"
     run("train", "train", "--cache", cache, "--out", out / "run", "--config", config, "--epochs", 1)
     run("resume", "train", "--out", out / "run", "--resume", "--epochs", 2)
     run("evaluate", "evaluate", out / "run", "--out", out / "report", "--samples", 40)
-    model = ("--model", "tests.training.tiny:mapper")
+    model = ("--model", "tests.support.tiny:mapper")
     for layout in ("rsna", "tree"):
         given = (ckpt, getattr(data, layout), *model, "--overlap", 0, "--overlay", out / f"overlay-{layout}")
         run(f"predict {layout}", "predict", *given, "--out", out / f"{layout}.csv", codes=(8,))

@@ -15,7 +15,7 @@ import tensorstore
 import zarr
 from ome_zarr_models.v05 import Image, ImageLabel, Labels
 
-from tests.cache.conftest import Built
+from tests.support.built import Built
 from tests.support.cache_state import attributes, manifest
 
 

@@ -7,10 +7,10 @@ import re
 import pytest
 import yaml
 
-from tests.cache.running import published
 from tests.support.cache_state import leftovers, manifest
 from tests.support.command import call_cli, environment
 from tests.support.run_data import ROOT, write_rsna_data
+from tests.support.running import published
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from aneurysm.errors import UsageError
 from aneurysm.inference.base_rates import base_rates
 from aneurysm.labels import LABELS
-from tests.inference.checkpoints import PREVALENCE, write_checkpoint
+from tests.support.checkpoints import PREVALENCE, write_checkpoint
 
 
 def test_they_are_the_mean_over_the_checkpoints(tmp_path):

@@ -12,7 +12,7 @@ from aneurysm.inference.adjustment import Adjustment
 from aneurysm.inference.calibration import find_calibration, own_calibration, read_calibration
 from aneurysm.labels import LABELS
 from aneurysm.probability import apply_temperature, sigmoid
-from tests.inference.calibrations import write_calibration
+from tests.support.calibrations import write_calibration
 
 PROBABILITIES = np.array([0.75] * 13 + [0.9])
 

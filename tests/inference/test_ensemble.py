@@ -10,7 +10,7 @@ from aneurysm.errors import UsageError
 from aneurysm.inference.ensemble import Ensemble
 from aneurysm.models.output import ModelOutput
 from aneurysm.windows.predict import WindowOptions, predict_cached
-from tests.inference.conftest import Painted
+from tests.support.painted import Painted
 
 
 class Says(nn.Module):

@@ -13,7 +13,7 @@ from aneurysm.inference.grad_cam import GradCam
 from aneurysm.models.output import ModelOutput
 from aneurysm.models.registry import build_model
 from aneurysm.windows.predict import WindowOptions, predict_sources
-from tests.inference.conftest import STEP, WINDOW, Painted
+from tests.support.painted import STEP, WINDOW, Painted
 
 LEFT, RIGHT, PRESENT = 4, 5, 13
 

@@ -19,11 +19,14 @@ from aneurysm.inference.predictor import Predictor
 from aneurysm.inference.read_series import read_path
 from aneurysm.labels import LABELS
 from aneurysm.rawdata.folder import SeriesSource
+from aneurysm.spec import load_spec
 from aneurysm.windows.predict import WindowOptions
-from tests.inference.test_predictor import SPEC, Brightest
 from tests.support.acquisition import acquire, rotation
+from tests.support.brightest import Brightest
 from tests.support.pattern import level_but_one, lone_blob
 from tests.support.series import write_multiframe, write_series
+
+SPEC = load_spec("rsna-1mm")
 
 SITE = LABELS.index("Left Middle Cerebral Artery")
 NAME = "left-middle-cerebral-artery"

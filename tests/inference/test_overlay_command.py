@@ -12,8 +12,8 @@ import pytest
 import SimpleITK as sitk
 
 from aneurysm.precache.run import precache
-from tests.inference.checkpoints import write_checkpoint
 from tests.support.acquisition import acquire
+from tests.support.checkpoints import write_checkpoint
 from tests.support.command import call_cli
 from tests.support.pattern import lone_blob
 from tests.support.run_data import ROOT

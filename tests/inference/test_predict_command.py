@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from aneurysm.labels import LABELS, SITES
-from tests.inference.calibrations import write_calibration
-from tests.inference.checkpoints import PREVALENCE, write_checkpoint
 from tests.support.acquisition import acquire
+from tests.support.calibrations import write_calibration
+from tests.support.checkpoints import PREVALENCE, write_checkpoint
 from tests.support.command import call_cli
 from tests.support.pattern import lone_blob
 from tests.support.series import write_series

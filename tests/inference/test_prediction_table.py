@@ -14,8 +14,8 @@ from aneurysm.inference.predictor import LocatedCandidate, Prediction
 from aneurysm.inference.source_pixel import SourcePixel
 from aneurysm.labels import LABELS
 from cli.predict_output import print_answer
-from tests.inference.checkpoints import write_checkpoint
 from tests.support.acquisition import acquire
+from tests.support.checkpoints import write_checkpoint
 from tests.support.command import call_cli
 from tests.support.pattern import lone_blob
 from tests.support.series import write_series

@@ -22,23 +22,15 @@ from aneurysm.precache.run import precache
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import load_spec
 from aneurysm.windows.predict import WindowOptions, predict_cached
-from tests.inference.checkpoints import write_checkpoint
-from tests.inference.conftest import Painted
 from tests.support.acquisition import acquire, rotation
+from tests.support.brightest import Brightest
+from tests.support.checkpoints import write_checkpoint
+from tests.support.painted import Painted
 from tests.support.pattern import lone_blob
 from tests.support.series import write_multiframe, write_series
 
 SPEC = load_spec("rsna-1mm")
 PATCH = (16, 24, 24)
-
-
-class Brightest(nn.Module):
-    """Sees a left middle cerebral aneurysm wherever it is bright."""
-
-    def forward(self, image):
-        dense = torch.full((len(image), 14, *image.shape[2:]), -9.0)
-        dense[:, 4] = image[:, 0] * 16 - 8
-        return ModelOutput(dense.amax((2, 3, 4)), dense)
 
 
 def brightest(**options):

@@ -28,14 +28,14 @@ from aneurysm.labels import LABELS
 from aneurysm.spec import load_spec
 from aneurysm.training.checkpoint import model_entries, save_atomically
 from aneurysm.training.config_file import parse_config
-from tests.inference import trouble
-from tests.inference.checkpoints import PREVALENCE, write_checkpoint
+from tests.support import trouble
 from tests.support.acquisition import acquire
+from tests.support.checkpoints import PREVALENCE, write_checkpoint
 from tests.support.pattern import lone_blob
 from tests.support.run_data import ROOT
 from tests.support.series import TEST_SET_TAGS, write_multiframe, write_series
 
-TROUBLE = "tests.inference.trouble:build"
+TROUBLE = "tests.support.trouble:build"
 BUDGET_S = 4.0
 README = (ROOT / "README.md").read_text()
 

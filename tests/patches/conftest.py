@@ -1,88 +1,12 @@
-"""Caches of small volumes with known voxels, heads, vessels and lesions."""
+"""A cache of small volumes that the tests of patches share."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 from aneurysm.cache.cache import Cache
-from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import write_manifest
-from aneurysm.cache.volume import close_volumes
-from aneurysm.cache.writer import write_volume
-from aneurysm.labels import LABELS, MODALITIES, SITES
-from aneurysm.spec import load_spec
-from aneurysm.volume.blocks import Survey
-
-AFFINE = np.array([[0, 0, 1.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
-
-
-def blocks_of(shape, head, vessels=None) -> Survey:
-    """Blocks of 8 voxels; ``head`` and ``vessels`` are boxes (slices) of blocks."""
-    counts = tuple(-(-n // 8) for n in shape)
-    marked = [np.zeros(counts, bool), np.zeros(counts, bool)]
-    marked[0][head] = True
-    if vessels is not None:
-        marked[1][vessels] = True
-    return Survey((8, 8, 8), marked[0], marked[1])
-
-
-def add_volume(
-    root: Path,
-    uid: str,
-    *,
-    shape=(70, 80, 90),
-    modality="CTA",
-    sites=(),
-    places=None,
-    labels=True,
-    mask=False,
-    blocks=None,
-    spec="rsna-1mm",
-    unplaced=(),
-    patient="",
-    seed=0,
-) -> None:
-    """A volume of noise; ``sites`` are its lesions', at ``places`` (z, y, x), or unplaced where that is None."""
-    spec = load_spec(spec)
-    rng = np.random.default_rng(int(uid.replace(".", "")) + seed)
-    voxels = rng.integers(-1000, 2000, shape).astype(spec.storage.dtype)
-    places = rng.uniform(10, 60, (len(sites), 3)) if places is None else np.asarray(places, float)
-    lesions = [
-        {"location": SITES[s], "zyx": p.tolist(), "lps_mm": p[::-1].tolist(), "row": i}
-        for i, (s, p) in enumerate(zip(sites, places))
-    ]
-    present = {site: int(i in sites) for i, site in enumerate(SITES)}
-    for site, _ in unplaced:
-        present[SITES[site]] = 1
-    attributes = {
-        "series_uid": uid,
-        "modality": modality,
-        "digest": spec.digest,
-        "intensity": {"unit": "HU" if modality == "CTA" else "arbitrary", "scale": 2.0, "offset": -10.0,
-                      "clip": [-3000, 5000], "window": [-100.0, 900.0]},
-        "source": {"bytes": 1},
-        "labels": {**present, LABELS[13]: int(any(present.values()))} if labels else None,
-        "lesions": lesions,
-        "unplaced_lesions": [
-            {"location": SITES[s], "reason": reason, "detail": "", "row": 50 + i}
-            for i, (s, reason) in enumerate(unplaced)
-        ],
-        "blocks": (blocks or blocks_of(shape, np.s_[2:7, 2:8, 2:9], np.s_[4:5, 4:5, 4:6])).as_metadata(),
-        "patient_key": patient,
-    }  # fmt: skip
-    vessels = (rng.random(shape) < 0.1).astype(np.uint8) * 5 if mask else None
-    folder = root / "volumes" / f"{uid}.zarr"
-    write_volume(folder, voxels, AFFINE, spec.storage, -1000, attributes, vessels)
-
-
-def open_cache(root: Path, spec="rsna-1mm") -> Cache:
-    (root / "spec.toml").write_text(load_spec(spec).to_toml())
-    write_manifest(CacheLayout(root))
-    close_volumes()
-    return Cache.open(root)
+from aneurysm.labels import MODALITIES
+from tests.support.noise_cache import add_volume, open_cache
 
 
 @pytest.fixture(scope="session")

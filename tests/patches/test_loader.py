@@ -22,7 +22,7 @@ from aneurysm.errors import LoaderError, SamplingError
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.loader import PatchLoader
 from aneurysm.patches.plan import Sampling
-from tests.patches.conftest import add_volume, open_cache
+from tests.support.noise_cache import add_volume, open_cache
 
 SHAPE = (32, 40, 48)
 MIXED = Sampling(lesion=1, vessel=1, foreground=1, uniform=1, balance="label")

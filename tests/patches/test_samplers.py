@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from aneurysm.patches.samplers import block_start, grid_starts, lesion_start, uniform_start
-from tests.patches.conftest import blocks_of
+from tests.support.noise_cache import blocks_of
 
 shapes = st.tuples(*[st.integers(1, 120)] * 3)
 patches = st.tuples(*[st.integers(1, 100)] * 3)

@@ -15,7 +15,7 @@ from aneurysm.patches.batch import Batch
 from aneurysm.patches.loader import PatchLoader
 from aneurysm.patches.location import PatchLocation
 from aneurysm.patches.plan import Sampling
-from tests.patches.conftest import add_volume, open_cache
+from tests.support.noise_cache import add_volume, open_cache
 
 PRESENT, SITE = 13, 4
 ALL = set(range(14))

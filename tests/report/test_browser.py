@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report.browser import CHROMIUM, LAPTOP, PHONE, framed, load, measured
+from tests.support.browser import CHROMIUM, LAPTOP, PHONE, framed, load, measured
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt install chromium)")
 

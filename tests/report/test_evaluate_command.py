@@ -3,8 +3,8 @@
 import json
 import shutil
 
-from tests.report.fake_runs import fake_series, write_run
 from tests.support.command import call_cli, run_cli
+from tests.support.fake_runs import fake_series, write_run
 
 
 def test_from_a_run_to_a_page(cached_run, report, tmp_path):

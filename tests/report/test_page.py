@@ -19,7 +19,7 @@ from aneurysm.report.plot_style import styled
 from aneurysm.report.plots import draw_plots
 from aneurysm.report.results import calibration_json, metrics_table
 from aneurysm.report.score_plots import score_plots
-from tests.report.fake_runs import fake_series, of_cache, write_run
+from tests.support.fake_runs import fake_series, of_cache, write_run
 
 PLOTS = (
     "auc", "calibration", "confusion", "froc", "histogram", "precision_recall", "precision_recall_sites", "roc",

@@ -10,7 +10,7 @@ from aneurysm.labels import LABELS
 from aneurysm.report.intervals import Estimate
 from aneurysm.report.ranking import rank, rank_by
 from aneurysm.report.run import read_run
-from tests.report.fake_runs import fake_series, write_run
+from tests.support.fake_runs import fake_series, write_run
 
 
 def read(tmp_path, n=300, **options):

@@ -10,8 +10,8 @@ from aneurysm.report.run import read_run
 from aneurysm.training.folds import write_folds
 from aneurysm.training.validation import score_predictions, write_predictions
 from aneurysm.windows.predict import SeriesPrediction
-from tests.inference.checkpoints import write_checkpoint
-from tests.report.fake_runs import fake_series, folds_of, say, write_run
+from tests.support.checkpoints import write_checkpoint
+from tests.support.fake_runs import fake_series, folds_of, say, write_run
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from aneurysm.report.evaluate import EvaluateOptions, evaluate
 from aneurysm.report.page import write_report
 from aneurysm.report.run import read_run
 from aneurysm.report.source import acquisitions, lesions, localisation
-from tests.patches.conftest import add_volume, open_cache
-from tests.report.fake_runs import of_cache, write_candidates, write_run
+from tests.support.fake_runs import of_cache, write_candidates, write_run
+from tests.support.noise_cache import add_volume, open_cache
 
 
 def test_plane_and_thickness_of_each_series(report_cache, cached_run):

@@ -15,7 +15,7 @@ from aneurysm.report.thresholds import (
     threshold_for_f1,
     threshold_for_precision,
 )
-from tests.report.fake_runs import fake_series, write_run
+from tests.support.fake_runs import fake_series, write_run
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from aneurysm.patches.plan import Plan, Sampling
 from aneurysm.training.balance import MOST, positive_weights
-from tests.patches.conftest import add_volume, open_cache
+from tests.support.noise_cache import add_volume, open_cache
 
 
 def test_patches_without_a_label_over_those_with(tmp_path):

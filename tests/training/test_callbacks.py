@@ -14,7 +14,7 @@ from aneurysm.patches.loader import PatchLoader
 from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.stop_signal import StopSignal, gathered
 from aneurysm.training.timed_loader import TimedBatches
-from tests.training.tiny import classifier
+from tests.support.tiny import classifier
 
 
 def stepped(ema: Ema, model: torch.nn.Module, values: list[float]) -> None:

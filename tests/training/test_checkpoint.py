@@ -29,9 +29,9 @@ from aneurysm.training.checkpoint import (
     take_weights,
 )
 from aneurysm.training.config_file import load_config
-from tests.inference.checkpoints import write_checkpoint
-from tests.training.conftest import assert_same
-from tests.training.tiny import classifier
+from tests.support.checkpoints import write_checkpoint
+from tests.support.tiny import classifier
+from tests.support.train_runs import assert_same
 
 METRICS = {"score": 0.5, "present_auc": None, "site_auc": None, "loss": 0.25}
 PREVALENCE = [0.1] * 12 + [None, 0.4]

@@ -18,15 +18,15 @@ from aneurysm.training.checkpoint import load_checkpoint
 from aneurysm.training.config_file import read_resolved
 from aneurysm.training.run_folder import RunFolder
 from tests.support.command import call_cli, end_all, environment, run_cli, start_cli
-from tests.training.conftest import make_cache
-from tests.training.tiny import everything
+from tests.support.tiny import everything
+from tests.support.train_runs import make_cache
 
 pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
 QUICK = ("--patch", "16", "--batch-size", 4, "--epochs", 2, "--steps-per-epoch", 4, "--folds", 3, "--workers", 0)
-TINY = ("--model", "tests.training.tiny:mapper", *QUICK)
+TINY = ("--model", "tests.support.tiny:mapper", *QUICK)
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def test_two_processes_train_as_one_does(train_cache, tmp_path):
     """
     runs = {}
     # Without batch normalisation, whose statistics are those of each process's own part.
-    model = ("--model", "tests.training.tiny:everything", *QUICK, "--steps-per-epoch", 3, "--config", "mine.toml")
+    model = ("--model", "tests.support.tiny:everything", *QUICK, "--steps-per-epoch", 3, "--config", "mine.toml")
     (tmp_path / "mine.toml").write_text(
         "[losses]\nbce = 1\nconsistency = 1\ndense_dice = 1\ndense_top_k = 1\nvessels = 1\n"
         '[optimizer]\nname = "sgd"\nlearning_rate = 0.3\naccumulate = 2\nclip_norm = 0\n'

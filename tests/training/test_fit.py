@@ -19,8 +19,8 @@ from aneurysm.training.folds import read_folds
 from aneurysm.training.progress import Silent
 from aneurysm.training.run_folder import RunFolder
 from aneurysm.windows.predict import WindowOptions, predict_cached
-from tests.patches.conftest import add_volume, open_cache
-from tests.training.conftest import assert_same, make_cache, quick, table, timeless
+from tests.support.noise_cache import add_volume, open_cache
+from tests.support.train_runs import assert_same, make_cache, quick, table, timeless
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_carries_what_predicting_takes(straight, train_cache):
         assert content["package_version"]
         assert parse_resolved(content["config"], "checkpoint") == read_resolved(straight.config)
         checkpoint = load_checkpoint(path)
-        model = checkpoint.build_model("tests.training.tiny:classifier")
+        model = checkpoint.build_model("tests.support.tiny:classifier")
         assert not model.training
         assert set(checkpoint.weights) == set(model.state_dict())
         train = read_folds(straight.folds, train_cache.uids, train_cache.patient_keys) != 0
@@ -118,7 +118,7 @@ def test_a_checkpoint_carries_what_predicting_takes(straight, train_cache):
 def test_the_best_epochs_predictions_are_those_of_its_checkpoint(straight, train_cache):
     best = load_checkpoint(straight.best)
     rows = {row["series_uid"]: row for row in table(straight.predictions)}
-    model, config = best.build_model("tests.training.tiny:classifier"), best.config
+    model, config = best.build_model("tests.support.tiny:classifier"), best.config
     options = WindowOptions(
         patch_shape=config.patch,
         pooling=config.validation.pooling,
@@ -132,10 +132,10 @@ def test_the_best_epochs_predictions_are_those_of_its_checkpoint(straight, train
 
 def test_the_candidates_are_those_of_the_best_checkpoint_and_evaluate_reads_them(train_cache, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    fit(quick(train_cache, model="tests.training.tiny:mapper"), folder)
+    fit(quick(train_cache, model="tests.support.tiny:mapper"), folder)
     best, run = load_checkpoint(folder.best), read_run(folder.root)
     expected = predict_cached(
-        best.build_model("tests.training.tiny:mapper"),
+        best.build_model("tests.support.tiny:mapper"),
         train_cache,
         [train_cache.uids.index(uid) for uid in run.predictions.uids],
         WindowOptions(best.config.patch, overlap=best.config.validation.overlap, candidates=10),

@@ -20,8 +20,8 @@ from aneurysm.training.fit import fit
 from aneurysm.training.progress import Silent, StepFacts
 from aneurysm.training.run_folder import RunFolder
 from aneurysm.training.split import split_series
-from tests.patches.conftest import open_cache
-from tests.training.conftest import make_cache, quick, table, timeless
+from tests.support.noise_cache import open_cache
+from tests.support.train_runs import make_cache, quick, table, timeless
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(120)
 def test_a_loss_that_is_no_number_ends_the_run_and_names_series_and_step(train_cache, tmp_path):
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(DivergedError, match=r"epoch 1 at step 1 .* series 1\.\d+.*: try a lower learning rate"):
-        fit(quick(train_cache, model="tests.training.tiny:broken"), folder)
+        fit(quick(train_cache, model="tests.support.tiny:broken"), folder)
     assert not folder.last.exists()
     assert "ended by DivergedError" in folder.log.read_text()
 
@@ -38,7 +38,7 @@ def test_the_last_good_checkpoint_stays(train_cache, straight, tmp_path, monkeyp
     folder = RunFolder(tmp_path / "run")
     fit(quick(train_cache, epochs=1), folder)
     before = folder.last.read_bytes()
-    monkeypatch.setattr("tests.training.tiny.Tiny.forward", infinite)
+    monkeypatch.setattr("tests.support.tiny.Tiny.forward", infinite)
     with pytest.raises(DivergedError, match="epoch 2"):
         fit(quick(train_cache, epochs=2), folder, resume=True)
     assert folder.last.read_bytes() == before
@@ -136,7 +136,7 @@ def test_out_of_memory_says_what_was_used_and_what_to_lower(train_cache, tmp_pat
     def out_of_memory(self, image):
         raise error
 
-    monkeypatch.setattr("tests.training.tiny.Tiny.forward", out_of_memory)
+    monkeypatch.setattr("tests.support.tiny.Tiny.forward", out_of_memory)
     with pytest.raises(DeviceMemoryError, match=r"batches of 4 patches of 16x16x16 voxels in fp32.*Lower --batch-size"):
         fit(quick(train_cache), RunFolder(tmp_path / "run"))
 

@@ -16,8 +16,8 @@ from aneurysm.training.objective import TERMS
 from aneurysm.training.timed_loader import MicroBatch
 from aneurysm.training.trainer import make_trainer
 from tests.support.batches import make_batch, part_of
-from tests.training.conftest import quick
-from tests.training.tiny import everything
+from tests.support.tiny import everything
+from tests.support.train_runs import quick
 
 ALL = dict.fromkeys(TERMS, 1.0)
 SHAPE = (16, 16, 16)

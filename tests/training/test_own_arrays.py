@@ -30,7 +30,7 @@ from tests.support.command import call_cli, environment
 from tests.support.pattern import lone_blob
 from tests.support.run_data import ROOT
 from tests.support.series import write_series
-from tests.training.conftest import quick
+from tests.support.train_runs import quick
 
 PAGE = (ROOT / "docs" / "own_arrays.md").read_text()
 PRESENT = LABELS[-1]

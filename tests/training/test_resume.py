@@ -17,8 +17,8 @@ from aneurysm.training.config_file import read_resolved
 from aneurysm.training.fit import fit
 from aneurysm.training.progress import Silent
 from aneurysm.training.run_folder import RunFolder
-from tests.patches.conftest import add_volume, open_cache
-from tests.training.conftest import assert_same, make_cache, quick, table, timeless
+from tests.support.noise_cache import add_volume, open_cache
+from tests.support.train_runs import assert_same, make_cache, quick, table, timeless
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -16,7 +16,7 @@ from aneurysm.training.fit import fit
 from aneurysm.training.progress import Silent
 from aneurysm.training.run_folder import RunFolder, locked_run
 from tests.support.command import call_cli, end_all, environment, run_cli, start_cli
-from tests.training.conftest import quick, table
+from tests.support.train_runs import quick, table
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -46,7 +46,7 @@ def copied(straight, tmp_path) -> RunFolder:
 def command(cache, folder, *more):
     config = folder.parent / f"{folder.name}.toml"
     config.write_text(
-        "model = 'tests.training.tiny:classifier'\npatch = [16, 16, 16]\nbatch_size = 4\nepochs = 2\nworkers = 0\n"
+        "model = 'tests.support.tiny:classifier'\npatch = [16, 16, 16]\nbatch_size = 4\nepochs = 2\nworkers = 0\n"
         "steps_per_epoch = 4\nfolds = 3\ndevices = 1\n"
     )
     return ["train", "--cache", cache.root, "--out", folder, "--config", config, *more]

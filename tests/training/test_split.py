@@ -10,8 +10,8 @@ from aneurysm.cache.cache import Cache
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.errors import DataError, UsageError
 from aneurysm.training.split import split_series
-from tests.patches.conftest import add_volume, open_cache
-from tests.training.conftest import make_cache, quick
+from tests.support.noise_cache import add_volume, open_cache
+from tests.support.train_runs import make_cache, quick
 
 
 def test_a_fold_of_patients_is_held_out(tmp_path):

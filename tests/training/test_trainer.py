@@ -11,7 +11,7 @@ from aneurysm.errors import UsageError
 from aneurysm.models import device
 from aneurysm.training import fit
 from aneurysm.training.trainer import make_trainer
-from tests.training.conftest import quick
+from tests.support.train_runs import quick
 
 
 def test_more_gpus_than_there_are_can_t_be_had(train_cache, monkeypatch):

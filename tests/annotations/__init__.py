@@ -1,1 +1,0 @@
-"""Tests of aneurysm.annotations through the cache that comes out."""

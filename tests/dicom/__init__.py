@@ -1,1 +1,0 @@
-"""Tests of aneurysm.dicom through the cache that comes out."""

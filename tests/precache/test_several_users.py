@@ -1,0 +1,245 @@
+"""One cache, several users: a set-group-ID folder works with any umask, and any other says what to set."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from aneurysm.precache.verify import verify_cache
+from aneurysm.processes.locks import is_locked, take_lock
+from tests.support.built import Built
+from tests.support.cache_state import leftovers, manifest, same_cache
+from tests.support.command import PATIENT_KEY, Ran, environment
+from tests.support.run_data import ROOT
+
+GROUP = 54321
+
+
+# Python may lie in a folder that root keeps for himself: in a mount namespace of the child's own it is laid open.
+_BECOME = """
+umask $5
+if [ -n "$1" ]; then
+    umask 022; mount --bind "$2" "$3" && mount -t tmpfs -o mode=755 tmpfs "$1" && mkdir -p "$2" \\
+        && mount --bind "$3" "$2" && umask $5 || exit 77
+fi
+user=$4; shift 5
+exec setpriv --reuid $user --regid $user --groups GROUP "$@"
+""".replace("GROUP", str(GROUP))
+
+
+def hidden_folder() -> str:
+    """The outermost folder about this Python that only its owner may enter, or nothing."""
+    above = Path(sys.base_prefix).resolve().parents
+    return str(next((p for p in reversed(above) if not p.stat().st_mode & stat.S_IXOTH), ""))
+
+
+@dataclass(frozen=True)
+class User:
+    """Somebody who is in the group of his own, and in the shared one."""
+
+    number: int
+    umask: int
+
+    def run(self, *command: object, key: str = PATIENT_KEY) -> Ran:
+        with tempfile.TemporaryDirectory() as point:
+            given = [hidden_folder(), Path(sys.base_prefix).resolve(), point, self.number, f"{self.umask:03o}"]
+            done = subprocess.run(
+                ["unshare", "--mount", "--propagation", "private", "sh", "-c", _BECOME, "sh"]
+                + [str(word) for word in (*given, sys.executable, *command)],
+                cwd=ROOT,
+                env=environment(ANEURYSM_PATIENT_KEY=key, HOME="/nonexistent", PYTHONDONTWRITEBYTECODE="1"),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+            )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def precache(self, data: Path, cache: Path, *more: object, key: str | None = None) -> Ran:
+        options = {} if key is None else {"key": key}
+        return self.run(
+            "-m", "cli.main", "precache", "--data", data, "--cache", cache, "--workers", 1, *more, **options
+        )
+
+
+def first(umask: int) -> User:
+    return User(54001, umask)
+
+
+def second(umask: int) -> User:
+    return User(54002, umask)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder of the group, with the set-group-ID bit, where other users get to."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    if not all(map(shutil.which, ("unshare", "setpriv"))):
+        pytest.skip("util-linux is not installed")
+    base = Path(tempfile.mkdtemp())
+    base.chmod(0o755)
+    try:
+        ran = User(54001, 0o022).run("-c", "import aneurysm.precache.run, cli.main")
+        if ran.code:
+            pytest.skip(f"other users can't run this checkout: {ran.err[-300:]}")
+        shared = base / "shared"
+        shared.mkdir()
+        os.chown(shared, 54001, GROUP)
+        shared.chmod(0o2775)
+        yield shared
+    finally:
+        shutil.rmtree(base)
+
+
+@pytest.fixture
+def data(folder: Path, built: Built) -> Path:
+    """The small series, readable by all."""
+    copy = folder.parent / "data"
+    shutil.copytree(built.data, copy)
+    for path in (copy, *copy.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return copy
+
+
+def modes(cache: Path) -> dict[str, tuple[int, int]]:
+    """The group and the group's permissions of all that is in a cache."""
+    found = [cache, *cache.rglob("*")]
+    return {p.relative_to(cache).as_posix(): (p.stat().st_gid, stat.S_IMODE(p.stat().st_mode) & 0o2070) for p in found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077], ids=oct)
+def test_a_cache_in_a_shared_folder_is_built_by_two_users(folder: Path, data: Path, built: Built, umask: int) -> None:
+    cache = folder / "cache"
+    cache.mkdir()
+    os.chown(cache, 54001, GROUP)
+    cache.chmod(0o2775)
+    ran = first(umask).precache(data, cache, "--limit", 2)
+    assert ran.code == 0, ran.text
+    ran = second(umask).precache(data, cache)
+    assert ran.code == 0, ran.text
+    assert same_cache(cache, built.cache) == []
+    assert leftovers(cache) == []
+    assert {p.stat().st_uid for p in (cache / "volumes").iterdir()} == {54001, 54002}
+    for name, (group, mode) in modes(cache).items():
+        assert group == GROUP, name
+        assert mode == (0o2070 if (cache / name).is_dir() else 0o060), name
+    # Each may also replace what the other made.
+    ran = first(umask).precache(data, cache, "--overwrite", "--series", *built.uids)
+    assert ran.code == 0, ran.text
+    assert {p.stat().st_uid for p in (cache / "volumes").iterdir()} == {54001}
+    assert same_cache(cache, built.cache) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("umask", [0o002, 0o077], ids=oct)
+def test_the_key_that_the_first_user_made_serves_the_second(
+    folder: Path, data: Path, umask: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANEURYSM_PATIENT_KEY")
+    cache = folder / "cache"
+    cache.mkdir()
+    os.chown(cache, 54001, GROUP)
+    cache.chmod(0o2770)
+    assert first(umask).precache(data, cache, "--limit", 2, key="").code == 0
+    assert stat.S_IMODE((cache / ".patient-key").stat().st_mode) == 0o660
+    ran = second(umask).precache(data, cache, key="")
+    assert ran.code == 0, ran.text
+    assert len(manifest(cache)) == 4
+    assert verify_cache(cache).faults == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("umask", [0o077, 0o027, 0o022, 0o002], ids=oct)
+def test_one_user_alone_builds_with_any_umask_which_counts(
+    folder: Path, data: Path, built: Built, umask: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANEURYSM_PATIENT_KEY")
+    home = folder.parent / "home"
+    home.mkdir()
+    os.chown(home, 54001, 54001)
+    cache = home / "cache"
+    for more in (("--limit", 2), ()):
+        ran = first(umask).precache(data, cache, *more, key="")
+        assert ran.code == 0, ran.text
+    assert leftovers(cache) == []
+    assert verify_cache(cache, deep=True).faults == []
+    for name in (
+        "",
+        "spec.toml",
+        "manifest.csv",
+        f"volumes/{built.uids[0]}.zarr",
+        f"volumes/{built.uids[0]}.zarr/zarr.json",
+    ):
+        mode = stat.S_IMODE((cache / name).stat().st_mode)
+        assert mode & umask == 0, name
+    assert stat.S_IMODE((cache / ".patient-key").stat().st_mode) == 0o600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("umask", [0o077, 0o027, 0o022], ids=oct)
+def test_a_cache_that_is_not_shared_says_to_the_second_user_what_to_set(folder: Path, data: Path, umask: int) -> None:
+    cache = folder / "cache"
+    assert first(umask).precache(data, cache, "--limit", 2).code == 0
+    ran = second(umask).precache(data, cache)
+    assert ran.code in (2, 3)
+    assert "Traceback" not in ran.text
+    assert f"{cache}" in ran.err
+    assert "belongs to user 54001" in ran.err
+    assert "this is user 54002" in ran.err
+    assert "chmod g+s" in ran.err
+    # What it says helps.
+    for command in (["chgrp", "-R", str(GROUP)], ["chmod", "-R", "g+rwX"]):
+        subprocess.run([*command, cache], check=True)
+    subprocess.run(["find", cache, "-type", "d", "-exec", "chmod", "g+s", "{}", "+"], check=True)
+    ran = second(umask).precache(data, cache)
+    assert ran.code == 0, ran.text
+    assert len(manifest(cache)) == 4
+
+
+def test_whoever_may_write_to_a_folder_takes_its_locks(folder: Path) -> None:
+    """Also those that a user left in it whose umask hides all that he makes, and while he has them not."""
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom aneurysm.processes.locks import take_lock\n"
+        "lock = take_lock(Path(sys.argv[1]))\nprint('taken' if lock is not None else 'busy')"
+    )
+    path = folder / ".x.lock"
+    for user in (first(0o077), second(0o077)):
+        ran = user.run("-c", code, path)
+        assert ran.out == "taken\n", ran.err
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    held = take_lock(path)
+    assert held is not None
+    assert second(0o077).run("-c", code, path).out == "busy\n"
+    os.close(held)
+    # One that was made by other means, which can only be read.
+    path.chmod(0o644)
+    assert second(0o077).run("-c", code, path).out == "taken\n"
+    path.chmod(0o600)
+    ran = second(0o077).run("-c", code, path)
+    assert "PermissionError" in ran.err
+    assert not is_locked(path)
+
+
+def test_arrays_are_written_by_two_users(folder: Path) -> None:
+    code = (
+        "import sys, numpy as np\nfrom aneurysm.precache.array_writer import CacheWriter\n"
+        "with CacheWriter(sys.argv[1]) as writer:\n"
+        "    writer.add(sys.argv[2], np.zeros((9, 9, 9), np.uint8), patient='one')"
+    )
+    for user, uid in ((first(0o077), "a"), (second(0o077), "b"), (first(0o022), "c")):
+        ran = user.run("-c", code, folder, uid, key="")
+        assert ran.code == 0, ran.text
+    keys = {row["patient_key"] for row in manifest(folder).values()}
+    assert len(manifest(folder)) == 3
+    assert len(keys) == 1

@@ -1,1 +1,0 @@
-"""Tests of aneurysm.volume through the cache that comes out."""
