@@ -1,7 +1,7 @@
 """dask_engine(): series built by the workers of a running Dask cluster, by the same code as on one machine.
 
 Dask says where a series is built, and moves it when a worker dies. The worker itself only watches: it builds in a child
-process (supervisor.py), so that what happens to one series rarely happens to the worker.
+process (processes/children.py), so that what happens to one series rarely happens to the worker.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ _LOOK_S: Final = 5.0
 _RESULT_S: Final = 10.0
 _AHEAD: Final = 500
 """At least so many series are with the scheduler: enough for it to see what a growing cluster could do."""
-_VISIBLE_S: Final = 30.0
-"""A network file system shows a new file to other nodes after some seconds."""
 
 
 @contextmanager
@@ -150,9 +148,13 @@ class _Cluster:
             )
 
 
-def build_on_worker(job: SeriesJob, data: Path | None, version: tuple[str, int], limits: Limits) -> Outcome:
+def build_on_worker(
+    job: SeriesJob, data: Path | None, version: tuple[str, int], limits: Limits, *, visible_s: float = 30.0
+) -> Outcome:
     """
     Build one series in a child of this Dask worker.
+
+    The cache is waited for for ``visible_s``: a network file system shows a new file to other nodes after some seconds.
 
     Raises
     ------
@@ -166,7 +168,7 @@ def build_on_worker(job: SeriesJob, data: Path | None, version: tuple[str, int],
             f"(recipe {version[1]}): the cluster needs the same environment"
         )
     cache = None if job.url else CacheLayout(job.cache).spec
-    for path, option, patience_s in ((data, "--data", 0.0), (cache, "--cache", _VISIBLE_S)):
+    for path, option, patience_s in ((data, "--data", 0.0), (cache, "--cache", visible_s)):
         if path is not None and not _is_visible(path, patience_s):
             raise UsageError(
                 f"the Dask worker on {host} does not see {path}: {option} must be on a file system that all workers "

@@ -22,20 +22,26 @@ from aneurysm.spec import CacheSpec
 from aneurysm.volume.grid import target_grid
 
 _LOOKED_AT: Final = 6
-_PATIENCE_S: Final = 60.0
 _PACKED: Final = 0.35
 """Bytes on disk by bytes of voxels: head CT and MR at 1 mm pack to 0.2 to 0.35 of their size."""
 _SPARE: Final = 16 * 2**20
 
 
 def check_space(
-    todo: Sequence[SeriesSource], spec: CacheSpec, cache: Path, processes: Runner, limits: Limits = NO_LIMITS
+    todo: Sequence[SeriesSource],
+    spec: CacheSpec,
+    cache: Path,
+    processes: Runner,
+    limits: Limits = NO_LIMITS,
+    *,
+    patience_s: float = 60.0,
 ) -> int:
     """
     Return the estimated bytes of ``todo`` in the cache; ``todo`` is ordered by size.
 
     A few series spread over it are looked at by ``processes``, headers only, and stand for the rest. One that takes
-    more than ``limits`` is passed over, and a file that hangs on reading is not waited for.
+    more than ``limits`` is passed over, and after ``patience_s`` for all of them those that are known stand for the
+    rest: a file that hangs on reading is not waited for.
 
     Raises
     ------
@@ -46,7 +52,7 @@ def check_space(
         return 0
     picked = sorted({int(i) for i in np.linspace(0, len(todo) - 1, min(_LOOKED_AT, len(todo)))})
     # The smallest first: if time is over, too little is expected, and nothing refused that has room.
-    sizes = _within(_PATIENCE_S, [todo[i] for i in reversed(picked)], spec, processes, limits)
+    sizes = _within(patience_s, [todo[i] for i in reversed(picked)], spec, processes, limits)
     if not sizes:
         return 0
     needed = int(np.mean(sizes) * np.dtype(spec.storage.dtype).itemsize * _PACKED * len(todo)) + _SPARE

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import joblib
@@ -23,13 +23,19 @@ from aneurysm.processes.children import Limits, LostError, Runner
 
 _TRIED_AGAIN: Final = frozenset({Reason.WORKER_KILLED, Reason.OUT_OF_MEMORY, Reason.TIMED_OUT})
 """Reasons that may lie in what else was going on at the time."""
-_PATIENCE_S: Final = 300.0
-"""So long the series that another run is at are waited for, when all others are done."""
-_LOOK_S: Final = 1.0
-_LET_GO_S: Final = 15.0
-"""So long the process of a lost series may take to end, and to let go of its claim."""
 _ATTEMPTS: Final = 10
 """A Dask worker may meet the child of one that died a moment ago, and say that the series is busy."""
+
+
+@dataclass(frozen=True)
+class WaitTiming:
+    """How long series are waited for that others hold."""
+
+    patience_s: float = 300.0
+    """Series that another run is building, when all others are done."""
+    let_go_s: float = 15.0
+    """The process of a lost series, which has to end and to let go of its claim."""
+    poll_s: float = 1.0
 
 
 class Engine(Protocol):
@@ -39,7 +45,9 @@ class Engine(Protocol):
         """Build the series of ``jobs``, the first ones first; yield outcomes as they come."""
 
 
-def run_jobs(jobs: Sequence[SeriesJob], engine: Engine, layout: CacheLayout) -> Generator[Outcome]:
+def run_jobs(
+    jobs: Sequence[SeriesJob], engine: Engine, layout: CacheLayout, timing: WaitTiming = WaitTiming()
+) -> Generator[Outcome]:
     """Build the series of ``jobs``, in this order as far as the engine allows; yield outcomes as they come."""
     by_uid = {job.source.uid: job for job in jobs}
     lost: list[Outcome] = []
@@ -55,16 +63,16 @@ def run_jobs(jobs: Sequence[SeriesJob], engine: Engine, layout: CacheLayout) -> 
             else:
                 yield outcome
         if end is None:
-            end = time.monotonic() + _PATIENCE_S
+            end = time.monotonic() + timing.patience_s
         elif busy:
-            time.sleep(_LOOK_S)
-        todo = yield from _left_by_others(busy, layout, end)
+            time.sleep(timing.poll_s)
+        todo = yield from _left_by_others(busy, layout, end, timing.poll_s)
     for first in lost:
-        yield _alone(by_uid[first.uid], first, engine, layout)
+        yield _alone(by_uid[first.uid], first, engine, layout, timing)
 
 
 def _left_by_others(
-    busy: list[SeriesJob], layout: CacheLayout, end: float
+    busy: list[SeriesJob], layout: CacheLayout, end: float, poll_s: float
 ) -> Generator[Outcome, None, list[SeriesJob]]:
     """Wait, until ``end``, for other runs to be done with series; return what they left, which may be theirs still."""
     while busy:
@@ -82,16 +90,16 @@ def _left_by_others(
             return []
         if not all(is_claimed(layout, job.source.uid) for job in busy):
             break
-        time.sleep(_LOOK_S)  # no process has to start to see that
+        time.sleep(poll_s)  # no process has to start to see that
     return busy
 
 
-def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout) -> Outcome:
+def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout, timing: WaitTiming) -> Outcome:
     # A retry: of a MemoryError there is a record, by the process itself, which lived.
     again = replace(job, retry=True, insist=True)
     for _ in range(_ATTEMPTS):
         (last,) = engine.build([again])
-        if last.status != "busy" or not _let_go(layout, job.source.uid):
+        if last.status != "busy" or not _let_go(layout, job.source.uid, timing):
             break
     tried = "tried twice, the second time alone"
     if last.status == "busy":
@@ -105,11 +113,11 @@ def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout) 
     return replace(last, status=status, detail=detail)
 
 
-def _let_go(layout: CacheLayout, uid: str) -> bool:
+def _let_go(layout: CacheLayout, uid: str, timing: WaitTiming) -> bool:
     """Wait until no process holds a series; return False if one does not let go of it."""
-    end = time.monotonic() + _LET_GO_S
+    end = time.monotonic() + timing.let_go_s
     while time.monotonic() < end:
-        time.sleep(_LOOK_S)
+        time.sleep(timing.poll_s)
         if not is_claimed(layout, uid):
             return True
     return False

@@ -21,7 +21,7 @@ from aneurysm.cache.metadata import read_record
 from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, UsageError
 from aneurysm.precache.build_series import Outcome, SeriesJob, write_record
 from aneurysm.precache.destination import Destination, open_destination
-from aneurysm.precache.engines import Engine, Local, run_jobs
+from aneurysm.precache.engines import Engine, Local, WaitTiming, run_jobs
 from aneurysm.precache.partition import Shard
 from aneurysm.precache.publish import sweep
 from aneurysm.precache.relabel import Annotations, Update, relabel
@@ -33,7 +33,6 @@ from aneurysm.rawdata.folder import UNREADABLE, Inventory, SeriesSource, safe_so
 from aneurysm.rawdata.tables import Tables
 from aneurysm.spec import CacheSpec, load_spec
 
-_MANIFEST_EVERY_S: Final = 60.0
 _MANIFEST_SHARE: Final = 0.03
 """So much of a run may go into keeping the manifest up to date on the way."""
 
@@ -110,6 +109,7 @@ def precache(
     dask: str | None = None,
     scheduler_file: Path | None = None,
     progress: RunProgress | None = None,
+    patience_s: float = WaitTiming.patience_s,
 ) -> RunSummary:
     """
     Build what is missing of the cache of ``data``.
@@ -143,6 +143,8 @@ def precache(
         ``workers`` only look through the data. Data and cache must have the same paths there.
     progress
         Is told how it goes.
+    patience_s
+        How long to wait, in the end, for series that another run is building.
 
     Raises
     ------
@@ -212,7 +214,7 @@ def precache(
         seconds: dict[str, float] = {}
         try:
             # Closed at once when the run is told to stop: nobody should build on while the tables are written.
-            with closing(run_jobs(jobs, engine, layout)) as outcomes:
+            with closing(run_jobs(jobs, engine, layout, WaitTiming(patience_s))) as outcomes:
                 _run(outcomes, place, summary, seconds, progress, shard)
         except SystemExit:
             # A batch system gives it seconds, and the tables of a large cache take minutes, as may a store.
@@ -256,8 +258,9 @@ def _run(
     seconds: dict[str, float],
     progress: RunProgress | None,
     shard: Shard | None,
+    manifest_every_s: float = 60.0,
 ) -> None:
-    next_manifest = time.monotonic() + _MANIFEST_EVERY_S
+    next_manifest = time.monotonic() + manifest_every_s
     for outcome in outcomes:
         summary.skipped += outcome.status == "skipped"
         summary.busy += outcome.status == "busy"
@@ -276,7 +279,7 @@ def _run(
                 place.write_manifest(seconds)
             # It looks at every volume there is: of a large cache that takes minutes, so it is done the more seldom.
             taken = time.monotonic() - now
-            next_manifest = now + max(_MANIFEST_EVERY_S, taken / _MANIFEST_SHARE)
+            next_manifest = now + max(manifest_every_s, taken / _MANIFEST_SHARE)
 
 
 def _finish(

@@ -35,15 +35,8 @@ _START: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from aneurysm.processes.child_main import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 )
-_START_S: Final = 600.0
-"""A hundred nodes that all import from one busy file system take minutes."""
-_STARTS: Final = 10
-"""Attempts at starting a process. Three were too few where memory is short, or somebody kills at random."""
-_POLL_S: Final = 0.05
 _LONGEST_S: Final = 3600.0
 """The operating system can't wait for any number of seconds."""
-_KILL_S: Final = 1.0
-"""A process that hangs in the kernel, as on a dead file server, does not die: it is not waited for."""
 
 _CAUSES: Final = {"SIGKILL": ": out of memory is the usual cause"} | dict.fromkeys(
     ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV"), ": a crash in a decoder is the usual cause"
@@ -88,6 +81,20 @@ class Limits:
 NO_LIMITS: Final = Limits()
 
 
+@dataclass(frozen=True)
+class ChildTiming:
+    """How long processes are waited for."""
+
+    start_s: float = 600.0
+    """A hundred nodes that all import from one busy file system take minutes."""
+    starts: int = 10
+    """Attempts at starting a process. Three were too few where memory is short, or somebody kills at random."""
+    poll_s: float = 0.05
+    """Between two looks at the memory of a process that has a limit."""
+    kill_s: float = 1.0
+    """A process that hangs in the kernel, as on a dead file server, does not die: it is not waited for."""
+
+
 class LostError(AneurysmError):
     """A child gave no answer: it died, or took more than it may and was killed."""
 
@@ -104,7 +111,8 @@ class StoppedError(AneurysmError):
 class Child:
     """One process, started at its first job, and again after its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, timing: ChildTiming = ChildTiming()) -> None:
+        self._timing = timing
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._stopped = False
@@ -127,14 +135,15 @@ class Child:
         """
         try:
             # One that is there may have ended since nothing was to do, just now.
-            for attempt in range(_STARTS):
+            for attempt in range(self._timing.starts):
                 time.sleep(0.2 * attempt)
                 if self._has_taken(function, args, limits):
                     break
             else:
                 raise AneurysmError(
                     f"a process to work in could not be started ({sys.executable}), or ended before it had a job, "
-                    f"{_STARTS} times. Is there memory for it, or a limit of processes? It may have said more above"
+                    f"{self._timing.starts} times. Is there memory for it, or a limit of processes? It may have said "
+                    "more above"
                 )
             kind, content = self._answer(limits)
         except BaseException:
@@ -156,12 +165,12 @@ class Child:
             if self._process is not None:
                 self._process.kill()
 
-    def wait(self, patience_s: float = _KILL_S) -> None:
-        """See a process off that was stopped."""
+    def wait(self, patience_s: float | None = None) -> None:
+        """Wait for the end of a process that was stopped, for ``patience_s`` or as long as `ChildTiming.kill_s`."""
         process = self._process
         if process is not None:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(patience_s)
+                process.wait(self._timing.kill_s if patience_s is None else patience_s)
 
     def _start(self) -> Connection:
         with self._lock:
@@ -186,8 +195,8 @@ class Child:
         try:
             connection = self._start()
             connection.send((function, args, limits.memory))
-            if not connection.poll(_START_S):
-                raise AneurysmError(f"a process to work in did not start within {_START_S:.0f} s ({sys.executable})")
+            if not connection.poll(patience_s := self._timing.start_s):
+                raise AneurysmError(f"a process to work in did not start within {patience_s:.0f} s ({sys.executable})")
             kind, content = connection.recv()
         except (EOFError, OSError):
             self._end()
@@ -200,7 +209,7 @@ class Child:
         assert self._connection is not None
         end = None if limits.timeout_s is None else time.monotonic() + limits.timeout_s
         try:
-            while not self._connection.poll(_step(end, limits)):
+            while not self._connection.poll(_step(end, limits, self._timing.poll_s)):
                 if end is not None and time.monotonic() >= end:
                     raise LostError(Reason.TIMED_OUT, f"not done after {limits.timeout_s:g} s, the limit of time")
                 if limits.memory is not None and (used := self._resident()) > limits.memory:
@@ -210,7 +219,7 @@ class Child:
                     )
             message: tuple[MessageKind, Any] = self._connection.recv()
         except (EOFError, OSError):
-            code = self._end(patience_s=_KILL_S)
+            code = self._end(patience_s=self._timing.kill_s)
             if self._stopped:
                 raise StoppedError("the run is over") from None
             raise LostError(Reason.WORKER_KILLED, f"the process that was at it {_end_in_words(code)}") from None
@@ -230,7 +239,7 @@ class Child:
             return process.wait(patience_s)
         process.kill()
         with suppress(subprocess.TimeoutExpired):
-            return process.wait(_KILL_S)
+            return process.wait(self._timing.kill_s)
         return None
 
     def _resident(self) -> int:
@@ -286,7 +295,8 @@ def runner(workers: int) -> Iterator[Runner]:
 class Children:
     """Children for any number of threads: each call has one for itself, and they are used again."""
 
-    def __init__(self) -> None:
+    def __init__(self, timing: ChildTiming = ChildTiming()) -> None:
+        self._timing = timing
         self._all: list[Child] = []
         self._idle: list[Child] = []
         self._lock = threading.Lock()
@@ -306,7 +316,7 @@ class Children:
             if self._stopped:
                 raise StoppedError("the run is over")
             if not self._idle:
-                self._all.append(Child())
+                self._all.append(Child(self._timing))
                 self._idle.append(self._all[-1])
             child = self._idle.pop()
         try:
@@ -328,17 +338,17 @@ class Children:
             self._stopped = True
         for child in self._all:
             child.stop()
-        end = time.monotonic() + _KILL_S  # for all: a node's whole file server may be dead
+        end = time.monotonic() + self._timing.kill_s  # for all: a node's whole file server may be dead
         for child in self._all:
             child.wait(max(0.0, end - time.monotonic()))
 
 
-def _step(end: float | None, limits: Limits) -> float | None:
+def _step(end: float | None, limits: Limits, poll_s: float) -> float | None:
     """Return for how long to wait for the answer before the limits are looked at; None is for ever."""
     left = None if end is None else min(max(0.0, end - time.monotonic()), _LONGEST_S)
     if limits.memory is None:
         return left
-    return _POLL_S if left is None else min(_POLL_S, left)
+    return poll_s if left is None else min(poll_s, left)
 
 
 def _end_in_words(code: int | None) -> str:

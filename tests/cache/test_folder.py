@@ -14,7 +14,7 @@ import pytest
 from aneurysm.cache.folder import key_fault, patient_secret, prepare_cache, read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import CacheError, PatientKeyError, SpecMismatchError
-from aneurysm.precache import finish as merge
+from aneurysm.precache import finish
 from aneurysm.processes import files
 from aneurysm.processes.files import write_once
 from aneurysm.spec import load_spec
@@ -170,7 +170,7 @@ def test_an_error_of_the_operating_system_is_one_line(monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/data/odd")
 
-    monkeypatch.setattr(merge, "merge", fail)
+    monkeypatch.setattr(finish, "merge", fail)
     ran = call_cli("manifest")
     assert ran.code == 1
     assert ran.err == "aneurysm: /data/odd: Input/output error\n"

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 from aneurysm.cache import local_copy
-from aneurysm.cache import volume as reader
 from aneurysm.cache.cache import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.local_copy import LocalCopy
 from aneurysm.cache.manifest import write_manifest
-from aneurysm.cache.volume import CachedVolume, close_volumes
+from aneurysm.cache.volume import CachedVolume, close_volumes, open_volume
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError, StoreError, UsageError
 from aneurysm.remote.client import ObjectStore
 from tests.support.built import Built
@@ -107,15 +106,14 @@ def test_a_volume_removed_while_it_is_open_is_read_on(stored: str, built: Built)
 
 def test_a_volume_removed_just_before_it_is_opened(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
     volume, opened = Cache.open(stored)[0], []
-    real = reader.open_volume
 
     def removed_first(path):
         if not opened:
             shutil.rmtree(path.parent)
         opened.append(path)
-        return real(path)
+        return open_volume(path)
 
-    monkeypatch.setattr(reader, "open_volume", removed_first)
+    monkeypatch.setattr("aneurysm.cache.volume.open_volume", removed_first)
     assert volume.shape
     assert len(opened) == 2
 

@@ -19,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aneurysm import CacheWriter
-from aneurysm.cache import volume as open_module
-from aneurysm.cache import volume as reader
+from aneurysm.cache import volume as volume_module
 from aneurysm.cache.cache import Cache
 from aneurysm.cache.shard import shard_layout
 from aneurysm.cache.volume import CachedVolume, ZarrArray, close_volumes, open_volume
@@ -107,7 +106,7 @@ def test_other_layouts_are_read_by_zarr(tmp_path):
     shutil.rmtree(folder)
     zarr.create_array(folder, data=voxels, chunks=(16, 16, 16), compressors="auto", zarr_format=3)
     volume = CachedVolume(tmp_path, "1")
-    assert isinstance(reader._handles.get(volume).image, ZarrArray)
+    assert isinstance(volume_module._handles.get(volume).image, ZarrArray)
     assert np.array_equal(volume.read((3, 4, 5), (30, 30, 30)), voxels[3:33, 4:34, 5:35])
 
 
@@ -115,7 +114,7 @@ def test_remote_volumes_are_read_by_zarr(tmp_path):
     voxels = make_volume(tmp_path, "1", (40, 44, 48), vessels=True)
     url = f"file://{tmp_path}"
     here, there = CachedVolume(tmp_path, "1"), pickle.loads(pickle.dumps(CachedVolume(url, "1")))
-    assert isinstance(reader._handles.get(CachedVolume(url, "1")).image, ZarrArray)
+    assert isinstance(volume_module._handles.get(CachedVolume(url, "1")).image, ZarrArray)
     assert there.shape == voxels.shape
     assert there.attributes == here.attributes
     box = ((-3, 4, 20), (30, 30, 40))
@@ -235,7 +234,7 @@ def test_a_fork_while_another_thread_holds_the_lock(volumes):
     release = threading.Event()
 
     def hold():
-        with reader._handles._lock:
+        with volume_module._handles._lock:
             release.wait()
 
     holder = threading.Thread(target=hold)
@@ -263,12 +262,12 @@ def test_a_pickled_handle_reads_the_same(volumes):
 
 def test_more_volumes_than_descriptors(volumes, monkeypatch):
     root, arrays = volumes
-    monkeypatch.setattr(reader._handles, "most", 2)
+    monkeypatch.setattr(volume_module._handles, "most", 2)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         assert _check(root, list(arrays), [_part(a) for a in arrays.values()])
     assert len(os.listdir("/proc/self/fd")) <= before + 2
-    assert reader._Handles().most * 2 < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert volume_module._Handles().most * 2 < resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def test_a_relative_path_after_a_change_of_folder(volumes, monkeypatch):
@@ -312,7 +311,7 @@ def test_of_a_cache_that_is_replaced_nothing_is_mixed_with_the_one_that_was_open
 def test_a_volume_replaced_while_it_is_opened_is_opened_again(volumes, monkeypatch):
     """Its folder is open, and gone with all files by the time they are wanted; so a second time, later."""
     root, _ = volumes
-    path, version, opened = root / "volumes" / "1.0.zarr", open_module._version, open_module._open_local
+    path, version, opened = root / "volumes" / "1.0.zarr", volume_module._version, volume_module._open_local
     moments = iter(["_version", "_open_local"])
 
     def replaced_first(name, real):
@@ -326,8 +325,8 @@ def test_a_volume_replaced_while_it_is_opened_is_opened_again(volumes, monkeypat
         return replace_and_call
 
     following = [next(moments)]
-    monkeypatch.setattr(open_module, "_version", replaced_first("_version", version))
-    monkeypatch.setattr(open_module, "_open_local", replaced_first("_open_local", opened))
+    monkeypatch.setattr(volume_module, "_version", replaced_first("_version", version))
+    monkeypatch.setattr(volume_module, "_open_local", replaced_first("_open_local", opened))
     assert open_volume(path).image.shape == (40, 48, 50)
     assert following == [""]
 

@@ -23,8 +23,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from aneurysm.dicom import header as header_module
-from aneurysm.dicom.header import NotDicomError, read_header
+from aneurysm.dicom.header import Header, NotDicomError, _read_with_pydicom, read_header
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"
 SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
@@ -68,9 +67,9 @@ def save(ds: FileDataset, path: Path) -> Path:
     return path
 
 
-def read_with_pydicom(path: Path) -> header_module.Header:
+def read_with_pydicom(path: Path) -> Header:
     with path.open("rb") as file:
-        return header_module._read_with_pydicom(path, path.stat().st_size, file)
+        return _read_with_pydicom(path, path.stat().st_size, file)
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda s: s.name)
@@ -210,7 +209,7 @@ def test_what_pydicom_would_inflate_whole_is_refused(tmp_path, little_memory, da
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
 def test_millions_of_empty_elements_are_no_header(tmp_path, monkeypatch, syntax):
     """64 MB of zeros are 8 million of them, and so many zeros deflate to 64 kB."""
-    monkeypatch.setattr(header_module, "_MOST_READS", 1000)
+    monkeypatch.setattr("aneurysm.dicom.header._MOST_READS", 1000)
     whole = save(data_set(syntax), tmp_path / "x.dcm").read_bytes()
     meta = whole[: 144 + int.from_bytes(whole[140:144], "little")]
     deflater = zlib.compressobj(9, zlib.DEFLATED, DEFLATE_RAW)

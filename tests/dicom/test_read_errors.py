@@ -15,7 +15,7 @@ from aneurysm.dicom.header import read_header
 from aneurysm.dicom.pixels import PixelReader
 from aneurysm.dicom.series import read_series
 from aneurysm.errors import system_error
-from aneurysm.precache import build_series as building
+from aneurysm.precache import build_series
 from tests.support.acquisition import acquire
 from tests.support.cached import run
 from tests.support.pattern import anatomy
@@ -68,7 +68,7 @@ def test_a_file_that_goes_between_header_and_pixels_is_no_missing_slice(tmp_path
         return series
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "read_series", read_and_lose)
+        patch.setattr(build_series, "read_series", read_and_lose)
         assert run(tmp_path / "s").reason() == "read_error"
     aside.rename(file)
     assert run(tmp_path / "s", retry_failed=True).image().meta["voxel_hash"] == reference

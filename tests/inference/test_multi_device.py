@@ -17,7 +17,6 @@ from aneurysm.inference.multi_device import device_names, predict_on
 from aneurysm.inference.predictor import Prediction, load_predictor
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.labels import LABELS
-from aneurysm.models import device as inference_device
 from aneurysm.precache.run import precache
 from tests.support import hooks
 from tests.support.acquisition import acquire
@@ -201,7 +200,7 @@ def test_readers_work_for_the_python_interface_too(data, checkpoint):
 )
 def test_the_device_of_each_process(monkeypatch, gpus, device, devices, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(inference_device, "usable_cpus", lambda: 3)
+    monkeypatch.setattr("aneurysm.models.device.usable_cpus", lambda: 3)
     assert device_names(device, devices) == expected
 
 
@@ -218,6 +217,6 @@ def test_the_device_of_each_process(monkeypatch, gpus, device, devices, expected
 )
 def test_devices_that_are_not_there(monkeypatch, device, devices, words):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(inference_device, "usable_cpus", lambda: 3)
+    monkeypatch.setattr("aneurysm.models.device.usable_cpus", lambda: 3)
     with pytest.raises(UsageError, match=words):
         device_names(device, devices)

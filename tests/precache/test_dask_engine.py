@@ -272,7 +272,7 @@ def job(built: Built, tmp_path: Path) -> SeriesJob:
 
 
 def test_workers_that_see_other_files_end_the_run(
-    built: Built, cluster: Callable[..., Cluster], tmp_path: Path, job: SeriesJob, monkeypatch: pytest.MonkeyPatch
+    built: Built, cluster: Callable[..., Cluster], tmp_path: Path, job: SeriesJob
 ) -> None:
     here = cluster()
     here.add_worker()
@@ -281,9 +281,8 @@ def test_workers_that_see_other_files_end_the_run(
         pytest.raises(UsageError, match=r"elsewhere: --data must be"),
     ):
         list(engine.build([job]))
-    monkeypatch.setattr("aneurysm.precache.dask_engine._VISIBLE_S", 0.0)
     version = (__version__, RECIPE_VERSION)
     with pytest.raises(UsageError, match=r"spec\.toml: --cache must be"):
-        build_on_worker(replace(job, cache=tmp_path / "nowhere"), built.data, version, Limits())
+        build_on_worker(replace(job, cache=tmp_path / "nowhere"), built.data, version, Limits(), visible_s=0.0)
     with pytest.raises(UsageError, match=r"this is 0\.0\.0"):
         build_on_worker(job, built.data, ("0.0.0", RECIPE_VERSION), Limits())

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from aneurysm.errors import NoSpaceError
-from aneurysm.precache import disk_space as estimate
+from aneurysm.precache import disk_space
 from aneurysm.precache.disk_space import check_space
 from aneurysm.processes.children import InProcess
 from aneurysm.rawdata.folder import find_series
@@ -34,13 +34,13 @@ def test_a_small_need_is_no_zero(tmp_path, monkeypatch, lacking):
 def test_an_unforeseen_error_in_one_series_does_not_end_the_run(tmp_path, monkeypatch):
     write_rsna_data(tmp_path, n_series=2)
     todo, spec = find_series(tmp_path).sources, load_spec("rsna-1mm")
-    one = check_space(todo[1:], spec, tmp_path, InProcess()) - estimate._SPARE
-    read = estimate.read_series
+    one = check_space(todo[1:], spec, tmp_path, InProcess()) - disk_space._SPARE
+    read = disk_space.read_series
 
     def fail(uid, files):
         if uid == todo[0].uid:
             raise KeyError("unforeseen")
         return read(uid, files)
 
-    monkeypatch.setattr(estimate, "read_series", fail)
-    assert check_space(todo, spec, tmp_path, InProcess()) == pytest.approx(2 * one + estimate._SPARE, abs=2)
+    monkeypatch.setattr(disk_space, "read_series", fail)
+    assert check_space(todo, spec, tmp_path, InProcess()) == pytest.approx(2 * one + disk_space._SPARE, abs=2)

@@ -13,10 +13,8 @@ import pytest
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import NoSpaceError, Reason
-from aneurysm.precache import build_series as series
-from aneurysm.precache import engines as pool
 from aneurysm.precache.build_series import Outcome, SeriesJob
-from aneurysm.precache.engines import build_in_child, run_jobs
+from aneurysm.precache.engines import WaitTiming, build_in_child, run_jobs
 from aneurysm.precache.publish import claim
 from aneurysm.processes.children import Limits
 from aneurysm.rawdata.folder import SeriesSource
@@ -91,21 +89,18 @@ class Answers:
         yield from (Outcome(job.source.uid, status, reason, "so") for job in jobs)
 
 
-def test_what_stays_in_the_hands_of_another_run_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "_PATIENCE_S", 0.3)
-    monkeypatch.setattr(pool, "_LOOK_S", 0.05)
-    engine = Answers(("busy", ""))
-    (outcome,) = run_jobs([job(tmp_path, "1.1")], engine, CacheLayout(tmp_path))
+def test_what_stays_in_the_hands_of_another_run_is_told(tmp_path):
+    engine, timing = Answers(("busy", "")), WaitTiming(patience_s=0.3, poll_s=0.05)
+    (outcome,) = run_jobs([job(tmp_path, "1.1")], engine, CacheLayout(tmp_path), timing)
     assert outcome.status == "busy"
     assert engine.calls >= 3
 
 
-def test_a_series_that_another_run_builds_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "_LOOK_S", 0.05)
+def test_a_series_that_another_run_builds_is_waited_for(tmp_path):
     layout, engine = CacheLayout(tmp_path), Answers(("busy", ""))
     with claim(layout, "1.1"):
         threading.Timer(0.3, layout.volume("1.1").mkdir, kwargs={"parents": True}).start()
-        (outcome,) = run_jobs([job(tmp_path, "1.1")], engine, layout)
+        (outcome,) = run_jobs([job(tmp_path, "1.1")], engine, layout, WaitTiming(poll_s=0.05))
     assert outcome.status == "skipped"
     assert engine.calls == 1
 
@@ -113,23 +108,20 @@ def test_a_series_that_another_run_builds_is_waited_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "lost, status", [(Reason.WORKER_KILLED, "busy"), (Reason.OUT_OF_MEMORY, "busy"), (Reason.TIMED_OUT, "failed")]
 )
-def test_a_lost_series_that_somebody_else_has_by_then_is_not_called_tried_twice(tmp_path, monkeypatch, lost, status):
+def test_a_lost_series_that_somebody_else_has_by_then_is_not_called_tried_twice(tmp_path, lost, status):
     """Only a process that was out of time may live on, in the kernel, and hold its series."""
-    monkeypatch.setattr(pool, "_LET_GO_S", 0.1)
-    monkeypatch.setattr(pool, "_LOOK_S", 0.05)
-    layout = CacheLayout(tmp_path)
-    (outcome,) = run_jobs([job(tmp_path, "1.1")], Answers(("failed", lost), ("busy", "")), layout)
+    layout, timing = CacheLayout(tmp_path), WaitTiming(let_go_s=0.1, poll_s=0.05)
+    (outcome,) = run_jobs([job(tmp_path, "1.1")], Answers(("failed", lost), ("busy", "")), layout, timing)
     assert outcome.status == status
     assert "tried twice" not in outcome.detail
     assert layout.record("1.1").exists() == (status == "failed")
 
 
-def test_the_process_of_a_lost_series_may_take_a_while_to_let_go_of_it(tmp_path, monkeypatch):
+def test_the_process_of_a_lost_series_may_take_a_while_to_let_go_of_it(tmp_path):
     """However long each attempt takes: a Dask worker that was killed is first replaced."""
-    monkeypatch.setattr(pool, "_LOOK_S", 0.05)
-    monkeypatch.setattr(pool, "_LET_GO_S", 0.06)
+    timing = WaitTiming(let_go_s=0.06, poll_s=0.05)
     engine = Answers(("failed", Reason.WORKER_KILLED), ("busy", ""), ("busy", ""), ("failed", Reason.WORKER_KILLED))
-    (outcome,) = run_jobs([job(tmp_path, "1.1")], engine, CacheLayout(tmp_path))
+    (outcome,) = run_jobs([job(tmp_path, "1.1")], engine, CacheLayout(tmp_path), timing)
     assert (outcome.status, outcome.reason) == ("failed", Reason.WORKER_KILLED)
     assert "alone" in outcome.detail
     assert engine.calls == 4
@@ -157,6 +149,6 @@ def test_a_disk_that_is_full_when_a_lost_series_is_recorded_is_told(tmp_path, mo
     def refuse(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(series, "write_atomically", refuse)
+    monkeypatch.setattr("aneurysm.precache.build_series.write_atomically", refuse)
     with pytest.raises(NoSpaceError, match="full"):
         list(run_jobs([job(tmp_path, "1.1")], Losing(), CacheLayout(tmp_path)))

@@ -14,7 +14,7 @@ from aneurysm.cache.folder import done_series, is_done, read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.errors import CacheError, Reason
-from aneurysm.precache import run as build
+from aneurysm.precache import run
 from aneurysm.precache.build_series import Outcome, write_record
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.support.built import Built
@@ -109,17 +109,16 @@ def test_the_manifest_is_written_the_more_seldom_the_longer_it_takes(monkeypatch
             now += 1.0
             yield Outcome("1.2", "cached")
 
-    monkeypatch.setattr(build, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now))
     place = SimpleNamespace(write_manifest=write, layout=CacheLayout(tmp_path))
-    build._run(outcomes(), place, build.RunSummary(), {}, None, None)  # type: ignore[arg-type]
+    run._run(outcomes(), place, run.RunSummary(), {}, None, None)  # type: ignore[arg-type]
     assert len(written) == times
 
 
-def test_a_manifest_that_can_not_be_written_on_the_way_is_told(monkeypatch, tmp_path):
+def test_a_manifest_that_can_not_be_written_on_the_way_is_told(tmp_path):
     def refuse(_seconds):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(build, "_MANIFEST_EVERY_S", 0.0)
     place = SimpleNamespace(write_manifest=refuse, layout=CacheLayout(tmp_path))
     with pytest.raises(CacheError, match="read-only"):
-        build._run([Outcome("1.2", "cached")], place, build.RunSummary(), {}, None, None)  # type: ignore[arg-type]
+        run._run([Outcome("1.2", "cached")], place, run.RunSummary(), {}, None, None, manifest_every_s=0.0)  # type: ignore[arg-type]

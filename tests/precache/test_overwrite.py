@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,10 @@ import pytest
 from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import Reason, SeriesRejectedError
-from aneurysm.precache import build_series as series
-from aneurysm.precache import engines as pool
 from aneurysm.precache import publish
-from aneurysm.precache import run as build
 from aneurysm.precache.build_series import write_record
 from aneurysm.precache.publish import claim
+from aneurysm.precache.run import RunSummary, precache
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.support.built import Built
 from tests.support.cache_state import leftovers, manifest, same_cache, tree_digest
@@ -36,7 +35,7 @@ def fails_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(series, "read_series", fail)
+    monkeypatch.setattr("aneurysm.precache.build_series.read_series", fail)
 
 
 def fail_before(copied: Built, *uids: str) -> None:
@@ -51,7 +50,7 @@ def test_a_failure_leaves_the_volume_that_is_there(copied: Built, monkeypatch: p
     uid, layout = copied.uids[1], CacheLayout(copied.cache)
     before = tree_digest(layout.volume(uid))
     fails_with(monkeypatch, OSError(errno.EIO, os.strerror(errno.EIO)))
-    summary = build.precache(copied.data, copied.cache, series=[uid], overwrite=True, workers=0)
+    summary = precache(copied.data, copied.cache, series=[uid], overwrite=True, workers=0)
     assert (summary.failed, summary.total_cached, summary.total_not_cached) == (1, 4, 0)
     assert tree_digest(layout.volume(uid)) == before
     assert not layout.record(uid).exists()
@@ -65,20 +64,18 @@ def test_a_rejection_takes_the_volume_away_in_one_step(copied: Built, monkeypatc
     fails_with(monkeypatch, SeriesRejectedError(Reason.MOSAIC, "a test"))
     with monkeypatch.context() as killed:
         killed.setattr(publish.shutil, "rmtree", lambda *_, **__: None)
-        build.precache(copied.data, copied.cache, series=[uid], overwrite=True, workers=0)
+        precache(copied.data, copied.cache, series=[uid], overwrite=True, workers=0)
     assert manifest(copied.cache)[uid]["reason"] == "mosaic"
     assert not layout.volume(uid).exists()
     (aside,) = layout.building.glob(f"{uid}@*/replaced-*")
     assert tree_digest(aside) == before
-    build.precache(copied.data, copied.cache, workers=0)
+    precache(copied.data, copied.cache, workers=0)
     assert leftovers(copied.cache) == []
 
 
-@pytest.mark.parametrize(
-    "summary", [build.RunSummary(failed=1), build.RunSummary(rejected=1), build.RunSummary(busy=1)]
-)
-def test_what_was_not_built_again_is_exit_code_8(summary: build.RunSummary, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "precache", lambda *_, **__: summary)
+@pytest.mark.parametrize("summary", [RunSummary(failed=1), RunSummary(rejected=1), RunSummary(busy=1)])
+def test_what_was_not_built_again_is_exit_code_8(summary: RunSummary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aneurysm.precache.run.precache", lambda *_, **__: summary)
     assert call_cli("precache").code == 8
     assert call_cli("precache", "--exit-zero").code == 0
 
@@ -101,7 +98,7 @@ def test_a_retry_that_succeeds_leaves_no_record(built: Built, copied: Built) -> 
 
 
 def test_series_that_another_run_holds_are_told(copied: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr("aneurysm.precache.run.precache", partial(precache, patience_s=0.1))
     layout = CacheLayout(copied.cache)
     shutil.rmtree(layout.volume(copied.uids[0]))
     with claim(layout, copied.uids[0]):
@@ -121,9 +118,9 @@ def test_a_run_that_is_told_to_stop_leaves_the_tables_to_the_next(built: Built, 
             raise SystemExit(143)
 
     with pytest.raises(SystemExit):
-        build.precache(built.data, tmp_path / "cache", progress=Stops(), workers=0)
+        precache(built.data, tmp_path / "cache", progress=Stops(), workers=0)
     assert not (tmp_path / "cache" / "manifest.csv").exists()
-    build.precache(built.data, tmp_path / "cache", workers=0)
+    precache(built.data, tmp_path / "cache", workers=0)
     rows = manifest(tmp_path / "cache")
     assert set(rows) == set(built.uids)
     assert all(float(row["seconds"]) > 0 for row in rows.values()), "the times were lost"

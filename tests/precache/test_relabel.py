@@ -17,8 +17,7 @@ import pytest
 import SimpleITK as sitk
 
 from aneurysm.cache.volume import CachedVolume, close_volumes
-from aneurysm.precache import build_series as series
-from aneurysm.precache import relabel
+from aneurysm.precache import build_series, relabel
 from aneurysm.precache.run import RunSummary, precache
 from aneurysm.precache.verify import verify_cache
 from tests.support.built import Built
@@ -49,7 +48,7 @@ def copied(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bui
 def run_again(copied: Built, monkeypatch: pytest.MonkeyPatch, **options: object) -> RunSummary:
     """Run precache, which must not read a series."""
     with monkeypatch.context() as patched:
-        patched.setattr(series, "read_series", lambda *_: pytest.fail("a series was read"))
+        patched.setattr(build_series, "read_series", lambda *_: pytest.fail("a series was read"))
         return precache(copied.data, copied.cache, workers=0, **options)
 
 
@@ -255,7 +254,7 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
 
 DIES = """
 import os, signal
-from aneurysm.cache import relabel
+from aneurysm.precache import relabel
 
 publish = relabel.publish_file
 
@@ -415,7 +414,7 @@ def _failing_of(update: Callable[..., object], uid: str) -> Callable[..., object
 
 MASK_KILLS = """
 import os, signal
-from aneurysm.cache import relabel
+from aneurysm.precache import relabel
 
 relabel.place_mask = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -15,16 +15,15 @@ import pytest
 
 from aneurysm.cache.cache import Cache
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError, PatientKeyError
-from aneurysm.precache import build_series as series
-from aneurysm.precache import remote_destination as remote_destination
-from aneurysm.precache import run as build
+from aneurysm.precache import remote_destination
 from aneurysm.precache.build_series import SeriesJob, build_series, patient_key
 from aneurysm.precache.finish import merge
 from aneurysm.precache.partition import Shard
+from aneurysm.precache.run import precache
 from aneurysm.precache.verify import verify_cache
 from aneurysm.rawdata.folder import safe_source
 from aneurysm.rawdata.tables import read_tables
-from aneurysm.remote import client as store
+from aneurysm.remote.client import ObjectStore
 from aneurysm.spec import load_spec
 from tests.support.built import Built
 from tests.support.cache_state import leftovers, manifest, same_cache
@@ -33,7 +32,7 @@ from tests.support.run_data import write_series
 from tests.support.s3 import SECRET, Bucket
 
 
-def precache(data: object, cache: object, *more: object, workers: int = 1, **options: object) -> Ran:
+def precache_command(data: object, cache: object, *more: object, workers: int = 1, **options: object) -> Ran:
     ran = call_cli("precache", "--data", data, "--cache", cache, "--workers", workers, *more, **options)
     assert SECRET not in ran.text
     return ran
@@ -50,12 +49,12 @@ def assert_same(bucket: Bucket, prefix: str, folder: Path, reference: Path) -> N
 
 
 def test_a_cache_in_a_store_is_that_of_a_folder_to_the_byte(built: Built, bucket: Bucket, tmp_path: Path) -> None:
-    ran = precache(built.data, f"{bucket.url}/some/cache/", workers=2)
+    ran = precache_command(built.data, f"{bucket.url}/some/cache/", workers=2)
     assert ran.code == 0, ran.text
     assert "/some/cache/ holds 4 volumes" in ran.out
     assert_same(bucket, "some/cache", tmp_path / "copy", built.cache)
     assert scratch_left(tmp_path) == []
-    again = precache(built.data, f"{bucket.url}/some/cache")
+    again = precache_command(built.data, f"{bucket.url}/some/cache")
     assert again.code == 0, again.text
     assert "4 done before" in again.out
     assert "0 to build" in again.err
@@ -64,7 +63,7 @@ def test_a_cache_in_a_store_is_that_of_a_folder_to_the_byte(built: Built, bucket
 def test_data_in_a_store_in_the_rsna_layout(built: Built, bucket: Bucket, tmp_path: Path) -> None:
     bucket.upload(built.data, "data")
     bucket.put("data/series/loose.txt", b"no series")
-    assert build.precache(f"{bucket.url}/data", tmp_path / "cache", workers=0).cached == 4
+    assert precache(f"{bucket.url}/data", tmp_path / "cache", workers=0).cached == 4
     assert same_cache(tmp_path / "cache", built.cache) == []
     assert scratch_left(tmp_path) == []
 
@@ -86,10 +85,10 @@ def test_data_in_a_store_as_a_free_tree(built: Built, bucket: Bucket, tmp_path: 
     (tree / "empty").write_bytes(b"")
     (tree / ".hidden").mkdir()
     shutil.copyfile(next((tree / "both").iterdir()), tree / ".hidden" / "a.dcm")
-    assert build.precache(tree, tmp_path / "local-cache", workers=0).cached == 3
+    assert precache(tree, tmp_path / "local-cache", workers=0).cached == 3
     bucket.upload(tree, "tree")
     bucket.put("tree/both/", b"")  # as the console of S3 makes a folder
-    ran = precache(f"{bucket.url}/tree", f"{bucket.url}/cache")
+    ran = precache_command(f"{bucket.url}/tree", f"{bucket.url}/cache")
     assert ran.code == 0, ran.text
     assert "3 not DICOM" in ran.err
     assert_same(bucket, "cache", tmp_path / "copy", tmp_path / "local-cache")
@@ -141,7 +140,7 @@ def test_a_writer_killed_midway_leaves_nothing_visible(built: Built, bucket: Buc
     assert uid not in manifest(bucket.download("cache", tmp_path / "half"))
     with pytest.raises(CacheNotFoundError):
         Cache.open(url).volume(uid)
-    build.precache(built.data, url, workers=0)
+    precache(built.data, url, workers=0)
     assert_same(bucket, "cache", tmp_path / "copy", built.cache)
     assert scratch_left(tmp_path) == []
 
@@ -166,7 +165,7 @@ def test_what_dead_runs_left_is_removed_once_it_is_old(
     url = bucket.upload(built.cache, "cache")
     bucket.put("cache/volumes/9.9.zarr/0/c/0/0/0", b"half a volume")
     bucket.put("cache/volumes/9.9.zarr/0/zarr.json", b"{}")
-    build.precache(built.data, url, workers=0)
+    precache(built.data, url, workers=0)
     assert len(bucket.keys("cache/volumes/9.9.zarr/")) == 2, "it may be somebody's work"
     assert call_cli("verify", "--cache", url).code == 0
     monkeypatch.setattr(remote_destination, "ABANDONED_AFTER", timedelta(0))
@@ -174,7 +173,7 @@ def test_what_dead_runs_left_is_removed_once_it_is_old(
     assert found.code == 3
     assert "volumes/9.9.zarr: left behind by a run that died" in found.out
     before = bucket.keys(f"cache/volumes/{built.uids[0]}")
-    build.precache(built.data, url, workers=0)
+    precache(built.data, url, workers=0)
     assert bucket.keys("cache/volumes/9.9.zarr/") == []
     assert bucket.keys(f"cache/volumes/{built.uids[0]}") == before
 
@@ -182,7 +181,7 @@ def test_what_dead_runs_left_is_removed_once_it_is_old(
 def test_leftovers_of_another_shape_are_no_part_of_a_volume(built: Built, bucket: Bucket, tmp_path: Path) -> None:
     """The dead run had a mask for a series that has none now."""
     bucket.put(f"cache/volumes/{built.uids[1]}.zarr/labels/vessels/0/c/0/0/0", b"of another run")
-    build.precache(built.data, f"{bucket.url}/cache", workers=0)
+    precache(built.data, f"{bucket.url}/cache", workers=0)
     assert_same(bucket, "cache", tmp_path / "copy", built.cache)
 
 
@@ -192,23 +191,23 @@ def test_records_retries_and_overwriting(built: Built, bucket: Bucket, tmp_path:
     folder = data / "series" / uid
     aside = shutil.move(folder, tmp_path / "aside")
     folder.mkdir()
-    ran = precache(data, url)
+    ran = precache_command(data, url)
     assert ran.code == 8, ran.text
     assert f"{url}/manifest.csv says why" in ran.out
     assert json.loads(bucket.get(f"cache/rejected/{uid}.json"))["reason"] == "no_files"
     folder.rmdir()
     shutil.move(aside, folder)
-    assert build.precache(data, url, workers=0).skipped == 4, "it was tried before"
-    assert build.precache(data, url, retry_failed=True, workers=0).cached == 1
+    assert precache(data, url, workers=0).skipped == 4, "it was tried before"
+    assert precache(data, url, retry_failed=True, workers=0).cached == 1
     assert_same(bucket, "cache", tmp_path / "copy", built.cache)
     _replace_files(folder)
     write_series(folder, uid, shape=(14, 64, 64), seed=77)
-    assert build.precache(data, url, overwrite=True, series=[uid], workers=0).cached == 1
+    assert precache(data, url, overwrite=True, series=[uid], workers=0).cached == 1
     assert verify_cache(url, deep=True, workers=0).faults == []
     rows = manifest(bucket.download("cache", tmp_path / "copy2"))
     assert rows[uid]["voxel_hash"] != manifest(built.cache)[uid]["voxel_hash"]
     _replace_files(folder)
-    assert build.precache(data, url, overwrite=True, series=[uid], workers=0).rejected == 1
+    assert precache(data, url, overwrite=True, series=[uid], workers=0).rejected == 1
     assert bucket.keys(f"cache/volumes/{uid}.zarr") == []
 
 
@@ -226,8 +225,8 @@ def test_a_failure_leaves_the_volume_that_is_there(
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(series, "read_series", fail)
-    summary = build.precache(built.data, url, overwrite=True, series=[uid], workers=0)
+    monkeypatch.setattr("aneurysm.precache.build_series.read_series", fail)
+    summary = precache(built.data, url, overwrite=True, series=[uid], workers=0)
     assert (summary.failed, summary.total_cached) == (1, 4)
     assert bucket.keys("cache/volumes/") == before
     assert bucket.keys("cache/rejected/") == []
@@ -242,19 +241,19 @@ def test_a_run_that_is_told_to_stop_asks_the_store_for_nothing_more(
         def started(self, *_: object) -> None: ...
 
         def finished(self, *_: object) -> None:
-            monkeypatch.setattr(store.ObjectStore, "find", pytest.fail)
-            monkeypatch.setattr(store.ObjectStore, "write", pytest.fail)
+            monkeypatch.setattr(ObjectStore, "find", pytest.fail)
+            monkeypatch.setattr(ObjectStore, "write", pytest.fail)
             raise SystemExit(143)
 
     with pytest.raises(SystemExit):
-        build.precache(built.data, f"{bucket.url}/cache", progress=Stops(), workers=0)
+        precache(built.data, f"{bucket.url}/cache", progress=Stops(), workers=0)
     assert "cache/manifest.csv" not in bucket.keys("cache/")
 
 
 def test_shards_and_their_tables(built: Built, bucket: Bucket, tmp_path: Path) -> None:
     url = f"{bucket.url}/cache"
     for index in range(2):
-        build.precache(built.data, url, shard=Shard(index, 2, "test"), workers=0)
+        precache(built.data, url, shard=Shard(index, 2, "test"), workers=0)
     assert not bucket.keys("cache/manifest.csv")
     merged = call_cli("manifest", "--cache", url, "--data", built.data)
     assert merged.code == 0, merged.text
@@ -265,7 +264,7 @@ def test_shards_and_their_tables(built: Built, bucket: Bucket, tmp_path: Path) -
 def test_a_cache_of_another_spec_is_refused_by_its_url(built: Built, bucket: Bucket) -> None:
     url = f"{bucket.url}/cache"
     bucket.put("cache/spec.toml", (built.cache / "spec.toml").read_bytes())
-    ran = precache(built.data, url, "--spec", "rsna-1mm-u8")
+    ran = precache_command(built.data, url, "--spec", "rsna-1mm-u8")
     assert ran.code == 2
     assert f"{url} was made with spec 'rsna-1mm'" in ran.err
     assert f"go on with --spec {url}/spec.toml" in ran.err
@@ -278,20 +277,20 @@ def test_the_key_of_patients_is_made_once(
 ) -> None:
     monkeypatch.delenv("ANEURYSM_PATIENT_KEY")
     url = f"{bucket.url}/cache"
-    build.precache(built.data, url, series=built.uids[:1], workers=0)
+    precache(built.data, url, series=built.uids[:1], workers=0)
     key = bucket.get("cache/.patient-key")
     assert len(key) == 65
-    build.precache(built.data, url, series=built.uids[1:2], workers=0)
+    precache(built.data, url, series=built.uids[1:2], workers=0)
     assert bucket.get("cache/.patient-key") == key
     monkeypatch.setenv("ANEURYSM_PATIENT_KEY", "another")
     with pytest.raises(PatientKeyError, match=f"{url} was begun with another key"):
-        build.precache(built.data, url, series=built.uids[2:3], workers=0)
+        precache(built.data, url, series=built.uids[2:3], workers=0)
     assert call_cli("verify", "--cache", url, env=dict(os.environ)).code == 3
     monkeypatch.delenv("ANEURYSM_PATIENT_KEY")
     assert call_cli("verify", "--cache", url, env=dict(os.environ)).code == 0
     bucket.put("cache/.patient-key", b"another\n")
     with pytest.raises(PatientKeyError, match="patient-key is not the key"):
-        build.precache(built.data, url, series=built.uids[2:3], workers=0)
+        precache(built.data, url, series=built.uids[2:3], workers=0)
     rows = manifest(bucket.download("cache", tmp_path / "copy"))
     for number, uid in enumerate(built.uids[:2]):
         assert rows[uid]["patient_key"] == patient_key(key.strip(), f"patient-{number}")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.precache import run as build
 from aneurysm.precache.finish import merge
 from aneurysm.precache.partition import Shard
+from aneurysm.precache.run import precache
 from aneurysm.precache.verify import verify_cache
 from aneurysm.remote.client import ObjectStore
 from tests.support.built import Built
@@ -37,7 +37,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_a_shard_reads_the_metadata_of_what_is_there_once(built: Built, bucket: Bucket, read: Counter[str]) -> None:
     url = bucket.upload(built.cache, "cache")
     bucket.delete(f"cache/volumes/{built.uids[0]}.zarr/zarr.json")
-    summary = build.precache(built.data, url, shard=Shard(0, 1, "test"), workers=0)
+    summary = precache(built.data, url, shard=Shard(0, 1, "test"), workers=0)
     assert (summary.cached, summary.skipped, summary.total_cached, summary.total_not_cached) == (1, 3, 4, 0)
     # Labels, localizers and masks are compared with what the three volumes hold; no shard is read for it.
     assert read == {"zarr.json": 3, "0/zarr.json": 3}
@@ -47,7 +47,7 @@ def test_a_run_reads_the_metadata_once_and_a_volume_that_goes_meanwhile_is_in_no
     built: Built, bucket: Bucket, tmp_path: Path, read: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = bucket.upload(built.cache, "cache")
-    summary = build.precache(built.data, url, workers=0)
+    summary = precache(built.data, url, workers=0)
     assert (summary.skipped, summary.total_cached) == (4, 4)
     assert read == {"zarr.json": 4, "0/zarr.json": 4}
     find, uid = ObjectStore.find, built.uids[0]

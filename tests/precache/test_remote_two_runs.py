@@ -11,11 +11,11 @@ import pytest
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import Reason
-from aneurysm.precache import remote_destination as remote_destination
-from aneurysm.precache import run as build
+from aneurysm.precache import remote_destination
 from aneurysm.precache.build_series import Outcome, SeriesJob, build_series
 from aneurysm.precache.engines import Local, run_jobs
 from aneurysm.precache.remote_destination import VolumeSender
+from aneurysm.precache.run import precache
 from aneurysm.precache.verify import verify_cache
 from aneurysm.processes.children import NO_LIMITS, InProcess
 from aneurysm.rawdata.folder import Inventory, safe_source
@@ -51,7 +51,7 @@ def test_series_that_another_run_is_at_come_last_and_are_built_if_it_is_dead(bui
     marked = built.uids[:2]
     for uid in marked:
         bucket.put(f"cache/.building/{uid}", b"")
-    summary = build.precache(built.data, url, progress=order, workers=0)
+    summary = precache(built.data, url, progress=order, workers=0)
     assert (summary.cached, summary.skipped) == (4, 0)
     assert set(order.uids[2:]) == set(marked)
     assert bucket.keys("cache/.building/") == []
@@ -107,10 +107,10 @@ def test_a_series_whose_process_was_lost_is_tried_again_in_spite_of_its_mark(
 def test_old_marks_are_removed(built: Built, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     url = bucket.upload(built.cache, "cache")
     bucket.put("cache/.building/9.9", b"")
-    build.precache(built.data, url, workers=0)
+    precache(built.data, url, workers=0)
     assert bucket.keys("cache/.building/") == ["cache/.building/9.9"], "it may be somebody's"
     monkeypatch.setattr(remote_destination, "ABANDONED_AFTER", timedelta(0))
-    build.precache(built.data, url, workers=0)
+    precache(built.data, url, workers=0)
     assert bucket.keys("cache/.building/") == []
 
 
@@ -128,6 +128,6 @@ def test_what_is_deleted_while_a_volume_is_sent_is_sent_again(
         return tag
 
     monkeypatch.setattr(ObjectStore, "write", undone)
-    assert build.precache(built.data, f"{bucket.url}/cache", series=built.uids[1:2], workers=0).cached == 1
+    assert precache(built.data, f"{bucket.url}/cache", series=built.uids[1:2], workers=0).cached == 1
     assert deleted
     assert verify_cache(f"{bucket.url}/cache", deep=True, workers=0).faults == []

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,9 +20,8 @@ import psutil
 import pytest
 
 from aneurysm.errors import AneurysmError, Reason
-from aneurysm.processes import child_main as child_module
-from aneurysm.processes import children as supervisor
-from aneurysm.processes.children import Child, Children, Limits, LostError, StoppedError, runner
+from aneurysm.processes import child_main
+from aneurysm.processes.children import Child, Children, ChildTiming, Limits, LostError, StoppedError, runner
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_more_time_than_allowed(child: Child) -> None:
 
 def test_the_start_does_not_count_against_the_time(child: Child) -> None:
     """Loading this module and its libraries takes far longer than 50 ms; calling what is in it takes nothing."""
-    assert child.run(child_module._memory_bytes, limits=Limits(timeout_s=0.05))[0] > 0
+    assert child.run(child_main._memory_bytes, limits=Limits(timeout_s=0.05))[0] > 0
 
 
 GROW = "[__import__('time').sleep(0.01) or held.append(b'x' * 2**20) for held in [[]] for _ in range(3000)] and 0"
@@ -125,12 +126,10 @@ def fill() -> int:
     return 1024 * int(peak.split()[1])
 
 
-def test_memory_that_is_filled_between_two_looks_stays_within_a_tenth(
-    child: Child, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_is_filled_between_two_looks_stays_within_a_tenth() -> None:
     """The parent does not look at all: what remains is the limit on what may be reserved."""
-    monkeypatch.setattr(supervisor, "_POLL_S", 60.0)
-    assert 300_000_000 < child.run(fill, limits=Limits(memory_mb=400)) < 440_000_000
+    with Children(ChildTiming(poll_s=60.0)) as children:
+        assert 300_000_000 < children.run(fill, limits=Limits(memory_mb=400)) < 440_000_000
 
 
 def test_a_runner_of_no_workers_is_this_process() -> None:
@@ -175,11 +174,10 @@ def test_ctrl_c_and_sigterm_are_the_parents_business(child: Child) -> None:
     assert child.run(os.getpid) == first
 
 
-def test_one_that_can_not_start_is_told(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_START", "raise SystemExit(1)")
-    monkeypatch.setattr(supervisor, "_STARTS", 3)
-    with pytest.raises(AneurysmError, match="could not be started"):
-        child.run(os.getpid)
+def test_one_that_can_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(AneurysmError, match=r"could not be started .*false.* 3 times"):
+        Child(ChildTiming(starts=3)).run(os.getpid)
 
 
 def test_a_shortage_of_processes_that_passes_is_waited_for(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,9 +250,9 @@ def test_children_are_used_again_and_end_together() -> None:
 
 def test_many_that_do_not_die_are_not_waited_for_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when they hang in the kernel, on a dead file server."""
-    monkeypatch.setattr(Child, "wait", lambda _child, patience_s=supervisor._KILL_S: time.sleep(patience_s))
-    children = Children()
+    monkeypatch.setattr(Child, "wait", lambda _child, patience_s: time.sleep(patience_s))
+    children = Children(ChildTiming(kill_s=0.5))
     children._all = [Child() for _ in range(20)]
     began = time.monotonic()
     children.stop()
-    assert time.monotonic() - began < 3 * supervisor._KILL_S
+    assert time.monotonic() - began < 5 * 0.5

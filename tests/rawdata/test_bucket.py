@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aneurysm.errors import NoSpaceError
-from aneurysm.precache import run as build
+from aneurysm.precache.run import precache
 from aneurysm.remote.client import ObjectStore
 from tests.support.built import Built
 from tests.support.s3 import Bucket
@@ -33,7 +33,7 @@ def test_a_tree_is_listed_once_however_many_series_it_has(
         return find(self, prefix)
 
     monkeypatch.setattr(ObjectStore, "find", counted)
-    summary = build.precache(url, tmp_path / "cache", workers=0)
+    summary = precache(url, tmp_path / "cache", workers=0)
     assert summary.cached == 3
     assert summary.bytes_in == sum(p.stat().st_size for uid in built.uids[:3] for p in files(built, uid))
     assert listed.count("") == 1, listed
@@ -49,7 +49,7 @@ def test_names_that_a_disk_would_not_take(built: Built, bucket: Bucket, tmp_path
     names = ["a", "a/b", "long" * 75, *(f"c/{n}" for n in range(100))]
     for name, path in zip(names, files(built, built.uids[0])):
         bucket.put(f"tree/{name}", path.read_bytes())
-    summary = build.precache(f"{bucket.url}/tree", tmp_path / "cache", workers=0)
+    summary = precache(f"{bucket.url}/tree", tmp_path / "cache", workers=0)
     assert (summary.cached, summary.rejected, summary.failed) == (1, 0, 0)
 
 
@@ -65,7 +65,7 @@ def test_a_full_scratch_disk_is_told_as_such(
 
     monkeypatch.setattr(ObjectStore, "read" if during == "the scan" else "download_all", full)
     with pytest.raises(NoSpaceError, match="TMPDIR") as caught:
-        build.precache(url, tmp_path / "cache", workers=0)
+        precache(url, tmp_path / "cache", workers=0)
     assert str(tmp_path / "tmp") in str(caught.value)
     assert str(tmp_path / "cache") not in str(caught.value)
 
@@ -83,6 +83,6 @@ def test_a_series_is_not_cached_without_an_object_that_went_during_the_scan(
 
     with monkeypatch.context() as patch:
         patch.setattr(ObjectStore, "read", lose_one)
-        summary = build.precache(url, tmp_path / "cache", workers=0)
+        summary = precache(url, tmp_path / "cache", workers=0)
     assert (summary.cached, summary.failed, dict(summary.reasons)) == (1, 1, {"read_error": 1})
-    assert build.precache(url, tmp_path / "cache", retry_failed=True, workers=0).cached == 1
+    assert precache(url, tmp_path / "cache", retry_failed=True, workers=0).cached == 1

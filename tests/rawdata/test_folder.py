@@ -12,11 +12,11 @@ import pydicom
 import pytest
 from rich.console import Console
 
-from aneurysm.dicom.header import Header
+from aneurysm.dicom.header import Header, read_header
 from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.precache.run import precache
 from aneurysm.processes.children import LostError
-from aneurysm.rawdata import folder as scan
+from aneurysm.rawdata.folder import FileFacts, SeriesSource, find_series, group_by_series, hashed_name, lost_facts
 from cli.progress import PrecacheProgress
 from tests.support.acquisition import acquire
 from tests.support.cached import run
@@ -137,8 +137,10 @@ def test_files_come_in_the_order_of_their_paths_and_each_header_is_read_once(tmp
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         path.rename(tmp_path / "data" / name)
     read = Counter()
-    monkeypatch.setattr(scan, "read_header", lambda path, real=scan.read_header: read.update([path]) or real(path))
-    (source,) = scan.find_series(tmp_path / "data", workers=0).sources
+    monkeypatch.setattr(
+        "aneurysm.rawdata.folder.read_header", lambda path, real=read_header: read.update([path]) or real(path)
+    )
+    (source,) = find_series(tmp_path / "data", workers=0).sources
     expected = sorted(tmp_path / "data" / name for name in names)
     assert source.list_files() == expected
     assert read == Counter(expected)
@@ -149,9 +151,9 @@ def test_the_size_is_told_from_the_file_in_the_middle(tmp_path):
     for name, size in (("a", 5), ("b", 7), ("c", 100), (".hidden", 1000)):
         (tmp_path / name).write_bytes(bytes(size))
     (tmp_path / "folder").mkdir()
-    assert scan.SeriesSource("1.2", tmp_path).approximate_size() == 21
-    assert scan.SeriesSource("1.2", files=(str(tmp_path / "c"),)).approximate_size() == 100
-    assert scan.SeriesSource("1.2", tmp_path / "folder").approximate_size() == 0
+    assert SeriesSource("1.2", tmp_path).approximate_size() == 21
+    assert SeriesSource("1.2", files=(str(tmp_path / "c"),)).approximate_size() == 100
+    assert SeriesSource("1.2", tmp_path / "folder").approximate_size() == 0
 
 
 def test_what_is_no_image_in_a_free_tree_is_counted_with_an_example(tmp_path, capsys):
@@ -167,7 +169,7 @@ def test_what_is_no_image_in_a_free_tree_is_counted_with_an_example(tmp_path, ca
     torn = written.paths[0].read_bytes()
     (data / "torn-Smith").write_bytes(torn[: torn.index(b"\x08\x00\x16\x00") + 4])
     (data / "letter-Smith").write_text("no image")
-    ignored = scan.find_series(data, workers=0).ignored
+    ignored = find_series(data, workers=0).ignored
     assert ignored.counts == {"DICOM without image": 2, "damaged DICOM": 1, "not DICOM": 1}
     assert ignored.examples == {
         "DICOM without image": "image 1.2.3.1",
@@ -189,7 +191,7 @@ def test_slices_that_lost_their_pixels_stay_with_their_series(tmp_path):
     ends = (b"\xe0\x7f\x10\x00", b"\x28\x00\x30\x00", b"\x28\x00\x30\x00")
     for path, end in zip((first.paths[4], *second.paths), ends, strict=True):
         path.write_bytes(path.read_bytes()[: path.read_bytes().index(end)] + end[: len(end) // 2])
-    sources = {source.uid: source for source in scan.find_series(data, workers=0).sources}
+    sources = {source.uid: source for source in find_series(data, workers=0).sources}
     assert [len(sources[uid].files) for uid in (UID, OTHER_UID)] == [10, 2]
     outcome = run(data)
     assert outcome.reason(UID) == "unreadable_pixels", "one of ten slices is more than a spec allows"
@@ -198,14 +200,13 @@ def test_slices_that_lost_their_pixels_stay_with_their_series(tmp_path):
 
 def unreadable(monkeypatch, *lost: Path) -> None:
     """Make reading of these files fail as a disk does, while a tree is scanned."""
-    real = scan.read_header
 
     def read(path: Path) -> Header:
         if path in lost:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return real(path)
+        return read_header(path)
 
-    monkeypatch.setattr(scan, "read_header", read)
+    monkeypatch.setattr("aneurysm.rawdata.folder.read_header", read)
 
 
 def test_a_series_is_not_cached_without_a_file_that_the_scan_could_not_read(tmp_path, monkeypatch):
@@ -258,16 +259,16 @@ def test_files_of_a_folder_of_which_none_can_be_read_have_a_row_until_they_can(t
         outcome = run(data)
     assert outcome.cached == 1
     (name,) = outcome.rows().keys() - {OTHER_UID}
-    assert name == scan.hashed_name("unreadable", "Smith")
+    assert name == hashed_name("unreadable", "Smith")
     assert outcome.reason(name) == "read_error"
     assert "and 9 more of its folder" in outcome.row(name)["detail"]
     assert set(run(data).rows()) == {UID, OTHER_UID}
 
 
 def test_a_file_that_ends_the_process_which_scans_it_stops_its_series(tmp_path):
-    facts = [scan.FileFacts(series_uid=UID)] * 3
-    facts[1] = scan.lost_facts("b/2", LostError(Reason.WORKER_KILLED, "the process died of signal 11 (SIGSEGV)"))
-    (source,), _ = scan.group_by_series(Path("/"), ["/b/1", "/b/2", "/b/3"], facts)
+    facts = [FileFacts(series_uid=UID)] * 3
+    facts[1] = lost_facts("b/2", LostError(Reason.WORKER_KILLED, "the process died of signal 11 (SIGSEGV)"))
+    (source,), _ = group_by_series(Path("/"), ["/b/1", "/b/2", "/b/3"], facts)
     assert source.uid == UID
     with pytest.raises(SeriesRejectedError, match=r"file 2 of 3 by path.*SIGSEGV.*may be one of this series") as caught:
         source.check_complete()
@@ -290,8 +291,8 @@ def test_a_folder_that_can_not_be_listed_has_a_row(tmp_path, monkeypatch):
         return list_folder(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    found = scan.find_series(data, workers=0)
+    found = find_series(data, workers=0)
     lost = {source.uid for source in found.sources if source.lost}
-    assert lost == {scan.hashed_name("unreadable", name) for name in ("locked", "links")}
+    assert lost == {hashed_name("unreadable", name) for name in ("locked", "links")}
     assert [source.uid for source in found.sources if not source.lost] == [UID]
     assert found.ignored.counts == {"unreadable": 1}

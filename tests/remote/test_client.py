@@ -15,7 +15,7 @@ import pytest
 from aneurysm.cache.cache import Cache
 from aneurysm.errors import StoreError, StoreRefusedError, UsageError
 from aneurysm.precache.array_writer import CacheWriter
-from aneurysm.remote import client as store
+from aneurysm.remote import client
 from aneurysm.remote.client import ObjectStore
 from aneurysm.remote.url import checked_url, is_url
 from tests.support.built import Built
@@ -28,9 +28,9 @@ pytestmark = pytest.mark.usefixtures("s3_settings")
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries again as often as ever, but not for so long."""
-    monkeypatch.setitem(store._RETRY, "backoff", {"init_backoff": timedelta(milliseconds=1), "base": 1.1})
-    monkeypatch.setattr(store, "_STALLED_S", "300ms")
-    monkeypatch.setitem(store._RETRY, "retry_timeout", timedelta(seconds=1))
+    monkeypatch.setitem(client._RETRY, "backoff", {"init_backoff": timedelta(milliseconds=1), "base": 1.1})
+    monkeypatch.setattr(client, "_STALLED_S", "300ms")
+    monkeypatch.setitem(client._RETRY, "retry_timeout", timedelta(seconds=1))
 
 
 def told(url: str, *options: object) -> Ran:

@@ -19,7 +19,7 @@ from uuid import uuid4
 import pytest
 
 from aneurysm.cache.volume import close_volumes
-from aneurysm.remote import client as store
+from aneurysm.remote import client as remote_client
 from tests.support.built import Built
 
 SECRET = "a-secret-that-must-not-be-told"
@@ -72,9 +72,9 @@ def s3_settings(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tempfile.tempdir", None)
-    store._opened.cache_clear()
+    remote_client._opened.cache_clear()
     yield
-    store._opened.cache_clear()
+    remote_client._opened.cache_clear()
     close_volumes()
 
 

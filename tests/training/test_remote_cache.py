@@ -127,9 +127,9 @@ def test_a_store_that_fails_ends_the_loader_with_its_name(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    from aneurysm.remote import client as store
+    from aneurysm.remote import client
 
-    store._opened.cache_clear()
+    client._opened.cache_clear()
     loader = PatchLoader(cache, range(4), (16, 16, 16), 2, 4)
     try:
         with pytest.raises(LoaderError, match=f"{stored}: there are no credentials"):
