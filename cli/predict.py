@@ -23,9 +23,9 @@ from cli.values import choice, number, parse_devices, whole
 
 if TYPE_CHECKING:
     from aneurysm.inference.calibration import Calibration
-    from aneurysm.inference.failure import Failure
+    from aneurysm.inference.prediction import Prediction
     from aneurysm.inference.prediction_table import PredictionTable
-    from aneurysm.inference.predictor import Prediction
+    from aneurysm.inference.read_series import Failure
 
 
 class FallbackName(StrEnum):
@@ -146,7 +146,7 @@ def predict(
     """
     # Before what follows is imported, which takes seconds: a mistyped path is answered at once.
     checkpoints, series = split(paths)
-    from aneurysm.inference.base_rates import base_rates
+    from aneurysm.inference.calibration import base_rates
     from aneurysm.inference.multi_device import device_names, predict_on
     from aneurysm.inference.overlays import Overlays
     from aneurysm.inference.prediction_table import model_key, open_table
@@ -250,7 +250,7 @@ def _with_rates(
     answers: Iterable[Prediction | Failure], rates: dict[str, float] | None
 ) -> Iterator[Prediction | Failure]:
     """Give base rates, if there are any, to series without an answer."""
-    from aneurysm.inference.failure import Failure
+    from aneurysm.inference.read_series import Failure
 
     for answer in answers:
         yield replace(answer, probabilities=rates) if isinstance(answer, Failure) else answer

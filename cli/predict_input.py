@@ -13,7 +13,7 @@ from aneurysm.inputs import InputKind, Wanted, describe, mistake
 from aneurysm.remote.url import is_url
 
 if TYPE_CHECKING:
-    from aneurysm.inference.failure import Failure
+    from aneurysm.inference.read_series import Failure
     from aneurysm.inference.series_paths import SeriesPath
 
 
@@ -69,7 +69,7 @@ def find(
     UsageError
         Two paths hold other files of one series, of which only one could be answered for.
     """
-    from aneurysm.inference.failure import failure
+    from aneurysm.inference.read_series import failure
     from aneurysm.inference.series_paths import find_paths, is_same, name_by_place, unnamed_place
 
     found: dict[str, tuple[str, SeriesPath]] = {}

@@ -13,10 +13,10 @@ from aneurysm.labels import LABELS
 from cli.progress import Display, series_share, series_text
 
 if TYPE_CHECKING:
-    from aneurysm.inference.failure import Failure
     from aneurysm.inference.overlays import Overlays
+    from aneurysm.inference.prediction import LocatedCandidate, Prediction
     from aneurysm.inference.prediction_table import PredictionTable
-    from aneurysm.inference.predictor import LocatedCandidate, Prediction
+    from aneurysm.inference.read_series import Failure
 
 _EVERY_S: Final = 10.0
 
@@ -35,7 +35,7 @@ class PredictProgress(Display):
 
     def follow(self, answers: Iterator[Prediction | Failure]) -> Iterator[Prediction | Failure]:
         """Pass answers on, and count them; name those without a prediction."""
-        from aneurysm.inference.failure import Failure
+        from aneurysm.inference.read_series import Failure
 
         self.windows(0, 0)
         for answer in answers:
@@ -48,7 +48,7 @@ class PredictProgress(Display):
 
 def laid_over(answers: Iterator[Prediction | Failure], overlays: Overlays) -> Iterator[Prediction | Failure]:
     """Pass answers on once their maps are written, without them: they are as large as a volume."""
-    from aneurysm.inference.predictor import Prediction
+    from aneurysm.inference.prediction import Prediction
 
     for answer in answers:
         if isinstance(answer, Prediction) and answer.lesion_map is not None:
@@ -76,7 +76,7 @@ def fill_table(table: PredictionTable, answers: Iterator[Prediction | Failure]) 
 
 def print_answer(answer: Prediction | Failure) -> bool:
     """Write an answer for people to read; say whether it is none."""
-    from aneurysm.inference.failure import Failure
+    from aneurysm.inference.read_series import Failure
 
     bad = isinstance(answer, Failure)
     if answer.probabilities is None:

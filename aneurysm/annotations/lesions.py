@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.annotations.frames import SourceFrame, frames_of
-from aneurysm.dicom.geometry import plane_axes
+from aneurysm.annotations.source_pixel import patient_point
 from aneurysm.rawdata.tables import Localizer
 from aneurysm.types import point
 
@@ -112,9 +112,7 @@ def _patient_point(row: Localizer, frames: Sequence[SourceFrame]) -> NDArray[np.
         return unplaced("outside_image", f"x {row.x:g}, y {row.y:g} in an image of {size}")
     if frame.left_out and frame.left_out not in _SAME_ANATOMY:
         return unplaced("image_not_in_volume", f"the image was left out: {frame.left_out}")
-    axes = None if frame.orientation is None else plane_axes(frame.orientation)
-    if axes is None or frame.position is None or frame.spacing_mm is None:
+    place = patient_point(frame, row.x, row.y)
+    if place is None:
         return unplaced("image_without_geometry", "the image has no position or orientation")
-    # PS3.3 C.7.6.2.1.1: columns go along the first axis by the distance between columns, rows along the second.
-    place = np.array(frame.position) + axes[0] * row.x * frame.spacing_mm[1] + axes[1] * row.y * frame.spacing_mm[0]
-    return np.asarray(place)
+    return place

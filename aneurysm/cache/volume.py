@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,14 +210,14 @@ class CachedVolume:
         ValueError
             ``out`` does not fit.
         """
-        return _read_box(_handles.get(self).image, start_zyx, shape_zyx, out)
+        return read_box(_handles.get(self).image, start_zyx, shape_zyx, out)
 
     def read_vessels(self, start_zyx: Triple, shape_zyx: Triple, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the vessel mask of a box, 0 outside; raise `CacheNotFoundError` if the volume has none. See `read`."""
         vessels = _handles.get(self).vessels
         if vessels is None:
             raise CacheNotFoundError(f"volume {self.uid} has no vessel mask")
-        return _read_box(vessels, start_zyx, shape_zyx, out)
+        return read_box(vessels, start_zyx, shape_zyx, out)
 
     def read_physical(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[np.float32]:
         """Return a box in HU, or the MR scanner's units: float32, padded with air. See `read`."""
@@ -236,7 +236,27 @@ class CachedVolume:
         return np.clip(values, 0, 1, out=values)
 
 
-def _read_box(array: ShardReader | ZarrArray, start: Triple, shape: Triple, out: NDArray[Any] | None) -> NDArray[Any]:
+class VoxelArray(Protocol):
+    """Stored integers (z, y, x) that are read by boxes, from wherever they are; ``fill`` is the value of air."""
+
+    @property
+    def shape(self) -> Triple:
+        """Voxels along (z, y, x)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the integers."""
+
+    @property
+    def fill(self) -> int:
+        """Stored value of air."""
+
+    def read(self, start: Triple, out: NDArray[Any]) -> None:
+        """Fill ``out`` with the box at ``start``, which lies within the array."""
+
+
+def read_box(array: VoxelArray, start: Triple, shape: Triple, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Return a box of ``array``, filled up with air where it reaches beyond; see `CachedVolume.read`."""
     if len(start) != 3 or len(shape) != 3 or min(shape) < 0:
         raise ValueError(f"a box has three starts and three lengths of at least 0, not {start}, {shape}")
     if out is None:

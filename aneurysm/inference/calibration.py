@@ -1,7 +1,7 @@
-"""calibration.json -> Calibration: temperatures that `aneurysm evaluate` fitted, for the checkpoints it fitted them to.
+"""The probabilities of a model -> those that are given: temperatures, the gate, and base rates where there are none.
 
-A temperature belongs to the very weights whose held-out predictions it was fitted on, so the file names them by the
-SHA-256 of their checkpoints.
+Temperatures come from calibration.json, which `aneurysm evaluate` fits. One belongs to the very weights whose held-out
+predictions it was fitted on, so the file names them by the SHA-256 of their checkpoints.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from aneurysm.documents import MOST_JSON, parse_json, read_bounded
 from aneurysm.errors import UsageError
-from aneurysm.labels import LABELS
+from aneurysm.labels import LABELS, SITES
 from aneurysm.probability import apply_temperature
 
 CALIBRATION_FORMAT: Final = 2
@@ -101,6 +101,42 @@ class Calibration:
             )
 
 
+@dataclass(frozen=True)
+class Adjustment:
+    """
+    What is done to a series' probabilities; nothing, as it stands.
+
+    Attributes
+    ----------
+    calibration
+        Temperatures.
+    gate
+        alpha: the probability of each site is multiplied by that of "Aneurysm Present" to the power of alpha. At 0
+        nothing changes; at 1 a site is as probable as it is *and* there is an aneurysm, were the two independent.
+
+    Raises
+    ------
+    UsageError
+        ``gate`` is negative or not finite.
+    """
+
+    calibration: Calibration | None = None
+    gate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.gate) and self.gate >= 0):
+            raise UsageError(f"the gate is {self.gate:g}: give 0 (off) or more")
+
+    def __call__(self, probabilities: NDArray[np.float64]) -> list[float]:
+        """Return the 14 probabilities to be given of (14,) those of a model."""
+        adjusted = probabilities.astype(np.float64)
+        if self.calibration is not None:
+            adjusted = self.calibration.calibrated(adjusted)
+        adjusted[: len(SITES)] *= adjusted[len(SITES)] ** self.gate
+        values: list[float] = adjusted.tolist()
+        return values
+
+
 def read_calibration(path: str | Path) -> Calibration:
     """
     Read a calibration.json, or that of a report's folder.
@@ -170,3 +206,32 @@ def own_calibration(checkpoint: Path) -> Calibration | None:
     if len(found.runs) > 1:
         raise UsageError(f"{path} was fitted to {len(found.runs)} runs together; --calibration takes it nevertheless")
     return found
+
+
+def base_rates(checkpoints: Sequence[str | Path]) -> dict[str, float]:
+    """
+    Return for each label the share of positives in the series that the models were trained on: the checkpoints' mean.
+
+    Raises
+    ------
+    UsageError
+        A checkpoint does not know them, or can't be read.
+    """
+    from aneurysm.training.checkpoint import load_checkpoint  # loads torch, which reports do without
+
+    rates = []
+    for path in checkpoints:
+        known = load_checkpoint(path).prevalence
+        if known is None:
+            raise UsageError(
+                f"{path} was written by an older version, which did not keep how frequent the labels are: "
+                "there is nothing to fall back on"
+            )
+        values = [value for value in known if value is not None]
+        if len(values) < len(LABELS):
+            raise UsageError(
+                f"{path}: {LABELS[known.index(None)]} was not known of any series that it was trained on: "
+                "there is nothing to fall back on"
+            )
+        rates.append(values)
+    return {label: sum(values) / len(rates) for label, values in zip(LABELS, zip(*rates, strict=True), strict=True)}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from aneurysm.dicom.stack import Stack
-from aneurysm.volume.grid import closest_axes
+from aneurysm.volume.axes import closest_axes
 
 _STRAIGHT_MM = 0.1
 """A stack whose last slice lies no further beside the first one's normal has rounded positions, not a tilt."""

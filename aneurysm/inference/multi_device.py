@@ -22,8 +22,9 @@ from typing import Any, Final, Literal
 import torch
 
 from aneurysm.errors import AneurysmError, Reason, UsageError, words_of
-from aneurysm.inference.failure import Failure, failure
-from aneurysm.inference.predictor import Prediction, load_predictor
+from aneurysm.inference.prediction import Prediction
+from aneurysm.inference.predictor import load_predictor
+from aneurysm.inference.read_series import Failure, failure
 from aneurysm.inference.series_paths import SeriesPath
 from aneurysm.models.device import check_devices, checked_device
 from aneurysm.processes.child_main import start_worker

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from aneurysm.annotations.source_pixel import SourcePixel, source_pixel
 from aneurysm.dicom.frame import Decision
 from aneurysm.dicom.stack import Stack
-from aneurysm.inference.adjustment import Adjustment
+from aneurysm.inference.calibration import Adjustment
 from aneurysm.inference.lesion_map import LesionMap
 from aneurysm.inference.read_series import ReadSeries
-from aneurysm.inference.source_pixel import SourcePixel, source_pixel
 from aneurysm.labels import LABELS, SITES
 from aneurysm.windows.candidates import Candidate
 from aneurysm.windows.predict import SeriesPrediction

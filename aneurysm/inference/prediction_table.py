@@ -22,8 +22,8 @@ from aneurysm.csv_table import csv_text
 from aneurysm.documents import parse_json
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
-from aneurysm.inference.failure import Failure
-from aneurysm.inference.predictor import Prediction
+from aneurysm.inference.prediction import Prediction
+from aneurysm.inference.read_series import Failure
 from aneurysm.labels import LABELS
 from aneurysm.processes.files import is_disk_full, sweep_temporaries, write_atomically
 from aneurysm.processes.locks import take_lock

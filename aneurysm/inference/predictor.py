@@ -16,17 +16,11 @@ import torch
 
 from aneurysm.cache.volume import CachedVolume
 from aneurysm.errors import AneurysmError, Reason, SeriesRejectedError, UsageError
-from aneurysm.inference.adjustment import Adjustment
-from aneurysm.inference.calibration import read_calibration
+from aneurysm.inference.calibration import Adjustment, read_calibration
 from aneurysm.inference.ensemble import Ensemble
-from aneurysm.inference.failure import Failure as Failure
-from aneurysm.inference.failure import failure
 from aneurysm.inference.grad_cam import GradCam
-from aneurysm.inference.prediction import LocatedCandidate as LocatedCandidate
-from aneurysm.inference.prediction import Prediction as Prediction
-from aneurysm.inference.prediction import is_finite, prediction_of
-from aneurysm.inference.read_ahead import read_ahead
-from aneurysm.inference.read_series import ReadSeries, read_path
+from aneurysm.inference.prediction import Prediction, is_finite, prediction_of
+from aneurysm.inference.read_series import Failure, ReadSeries, failure, read_ahead, read_path
 from aneurysm.inference.series_paths import SeriesPath, find_paths
 from aneurysm.labels import LABELS, UNKNOWN_MODALITY
 from aneurysm.models.device import checked_device, raise_device_memory, usual_precision
@@ -251,7 +245,7 @@ def load_predictor(
     calibration
         A calibration.json of `aneurysm evaluate`, or the folder of its report.
     gate
-        See `aneurysm.inference.adjustment.Adjustment`; 0: off.
+        See `aneurysm.inference.calibration.Adjustment`; 0: off.
     map_label
         One of `aneurysm.labels.LABELS`, of which each answer shall bring the map.
     cam

@@ -1,8 +1,15 @@
-"""SeriesPath -> ReadSeries: one series in memory on the grid of a cache spec, from DICOM or from a cache."""
+"""SeriesPath -> ReadSeries or Failure: series in memory on the grid of a cache spec, read ahead of their use.
+
+DICOM is read in processes of its own, as precaching does it: a decoder that crashes, the kernel's out-of-memory killer,
+or a file that hangs beyond the limit of time then costs one series and not the command. Cached volumes, whose decoder
+checks what it is given, are read in this process, and need no copy.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -10,11 +17,21 @@ from aneurysm.cache.volume import CachedVolume
 from aneurysm.dicom.frame import Decision
 from aneurysm.dicom.series import read_series
 from aneurysm.dicom.stack import Stack
-from aneurysm.errors import DamagedCacheError, Reason, SeriesRejectedError, SpecMismatchError
+from aneurysm.errors import (
+    FAILURES,
+    DamagedCacheError,
+    Reason,
+    SeriesRejectedError,
+    SpecMismatchError,
+    StoreError,
+    reason_of,
+)
 from aneurysm.inference.series_paths import SeriesPath
+from aneurysm.processes.children import NO_LIMITS, Children, Limits, LostError
+from aneurysm.processes.threads import ahead
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import CacheSpec
-from aneurysm.volume.head_and_vessels import survey
+from aneurysm.volume.head_and_vessels import head_blocks
 from aneurysm.volume.volume import assemble
 from aneurysm.windows.grid import MemoryVolume
 
@@ -30,6 +47,80 @@ class ReadSeries:
     volume: MemoryVolume
     stack: Stack | None
     decisions: list[Decision]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """
+    A series without a prediction: ``rejected`` for what it is, or ``failed`` for what happened here.
+
+    Attributes
+    ----------
+    probabilities
+        By label: base rates to fall back on, if those were asked for; see `aneurysm.inference.calibration.base_rates`.
+    """
+
+    series_uid: str
+    status: Literal["rejected", "failed"]
+    reason: Reason
+    detail: str
+    probabilities: dict[str, float] | None = None
+
+
+def failure(series_uid: str, reason: Reason, detail: str) -> Failure:
+    """Return a `Failure` with the status that follows from its reason."""
+    return Failure(series_uid, "failed" if reason in FAILURES else "rejected", reason, detail)
+
+
+def read_ahead(
+    paths: Iterable[SeriesPath], spec: CacheSpec, workers: int, limits: Limits = NO_LIMITS
+) -> Iterator[ReadSeries | Failure]:
+    """
+    Yield each series, or why it can't be read; ``workers`` are in work while the caller has the one before.
+
+    A DICOM series that takes its process with it, or more than ``limits``, is tried once more.
+
+    Raises
+    ------
+    SpecMismatchError
+        A cached volume is of another spec.
+    StoreError
+        An object store fails.
+    """
+    children = Children()
+
+    def read(path: SeriesPath) -> ReadSeries | Failure:
+        if isinstance(path, CachedVolume):
+            return read_or_fail(path, spec)
+        try:
+            return children.run(read_or_fail, path, spec, limits=limits)
+        except LostError:
+            # In all likelihood for what it is, but it may have been for what else was going on.
+            try:
+                return children.run(read_or_fail, path, spec, limits=limits)
+            except LostError as error:
+                return failure(path.uid, error.reason, f"{error.detail} (tried twice)")
+
+    return ahead(read, paths, workers, end=children.stop)
+
+
+def read_or_fail(path: SeriesPath, spec: CacheSpec) -> ReadSeries | Failure:
+    """
+    Read one series; whatever is wrong with it comes back as a `Failure`.
+
+    Raises
+    ------
+    SpecMismatchError
+        A cached volume is of another spec: that is wrong with all of them.
+    StoreError
+        An object store fails: likewise.
+    """
+    try:
+        return read_path(path, spec)
+    except (SpecMismatchError, StoreError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one series, the others are predicted
+        return failure(path.uid, *reason_of(error))
 
 
 def read_path(path: SeriesPath, spec: CacheSpec) -> ReadSeries:
@@ -55,11 +146,14 @@ def _read_dicom(source: SeriesSource, spec: CacheSpec) -> ReadSeries:
         if not files:
             raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty")
         volume = assemble(read_series(source.uid, files), spec)
-    # Windows ask for the head alone.
-    blocks = survey(volume.voxels, volume.intensity, spec.spacing_mm, vessels=False).blocks("")
-    attributes = {"intensity": volume.intensity.as_metadata()}
-    fill = volume.intensity.fill
-    held = MemoryVolume(source.uid, volume.voxels, fill, volume.affine_lps, blocks, attributes)
+    held = MemoryVolume(
+        source.uid,
+        volume.voxels,
+        volume.intensity.fill,
+        volume.affine_lps,
+        head_blocks(volume.voxels, volume.intensity, spec.spacing_mm),
+        {"intensity": volume.intensity.as_metadata()},
+    )
     return ReadSeries(held, volume.stack, list(dict.fromkeys(volume.decisions)))
 
 

@@ -15,10 +15,9 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from aneurysm.errors import AneurysmError, UsageError, words_of
-from aneurysm.inference.base_rates import base_rates
-from aneurysm.inference.failure import Failure
+from aneurysm.inference.calibration import base_rates
 from aneurysm.inference.predictor import Predictor, load_predictor
-from aneurysm.inference.read_ahead import read_or_fail
+from aneurysm.inference.read_series import Failure, read_or_fail
 from aneurysm.labels import LABELS
 from aneurysm.rawdata.folder import safe_source
 

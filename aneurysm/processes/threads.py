@@ -1,11 +1,12 @@
-"""CPUs that may be used, the one place that caps the threads of ITK, Blosc, BLAS and torch, and waiting for disks."""
+"""CPUs that may be used, the one place that caps the threads of ITK, Blosc, BLAS and torch, and maps in threads."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
 _In = TypeVar("_In")
@@ -73,3 +74,28 @@ def map_io(items: Sequence[_In], look: Callable[[_In], _Out]) -> Iterator[_Out]:
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
         for results in pool.map(batch, range(0, len(items), _BATCH)):
             yield from results
+
+
+def ahead(
+    work: Callable[[_In], _Out], items: Iterable[_In], threads: int, end: Callable[[], None] = lambda: None
+) -> Iterator[_Out]:
+    """
+    Yield ``work(item)`` for each item, in order; ``threads`` results are in work while the caller has the one before.
+
+    Reading and decoding let go of Python's lock, so threads do, and what they made needs no copy. ``items`` is
+    iterated in the caller's thread. What ``work`` raises is raised when its turn comes. ``end`` is called at the end,
+    also an early one, before threads that are still at work are waited for.
+    """
+    queue: deque[Future[_Out]] = deque()
+    with ThreadPoolExecutor(threads, "read-ahead") as pool:
+        try:
+            for item in items:
+                queue.append(pool.submit(work, item))
+                if len(queue) > threads:
+                    yield queue.popleft().result()
+            while queue:
+                yield queue.popleft().result()
+        finally:
+            for future in queue:
+                future.cancel()
+            end()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import permutations
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from aneurysm.volume.axes import closest_axes
 
 ViewName = Literal["axial", "coronal", "sagittal"]
 
@@ -123,12 +124,10 @@ def _towards_superior_posterior_left(
     voxels: NDArray[Any], affine: NDArray[np.float64]
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    # Axis i of the result runs along x, y, z = row 2 - i. All three at once: of an oblique volume, two could
-    # claim the same side of the patient.
-    best = max(permutations(range(3)), key=lambda order: sum(abs(directions[2 - i, order[i]]) for i in range(3)))
-    voxels, affine = voxels.transpose(best), affine[:, [*best, 3]]
-    for axis in range(3):
-        if affine[2 - axis, axis] < 0:
+    order, flipped = closest_axes(directions.T)
+    voxels, affine = voxels.transpose(order), affine[:, [*order, 3]]
+    for axis, turn in enumerate(flipped):
+        if turn:
             voxels, affine = _turned(voxels, affine, axis)
     return voxels, affine
 

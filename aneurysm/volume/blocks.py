@@ -27,16 +27,22 @@ Bits = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """
-    Which blocks of a volume hold head, and which vessels.
-
-    ``edge`` is a block's voxels along (z, y, x); ``head`` and ``vessels`` are bool arrays of one element a block, and
-    ``vessels`` lies within ``head``. ``from_mask`` tells vessels of a mask from structures that look like some.
-    """
+class HeadBlocks:
+    """Which blocks of a volume hold head: a bool array of one element a block of ``edge`` voxels along (z, y, x)."""
 
     edge: tuple[int, int, int]
     head: Bits
+
+
+@dataclass(frozen=True)
+class Blocks(HeadBlocks):
+    """
+    Which blocks of a volume hold head, and which vessels.
+
+    ``vessels`` is a bool array as ``head`` is, and lies within it. ``from_mask`` tells vessels of a mask from
+    structures that look like some.
+    """
+
     vessels: Bits
     from_mask: bool
 

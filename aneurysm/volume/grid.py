@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from aneurysm.dicom.geometry import SliceGeometry
 from aneurysm.dicom.stack import Stack
 from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.spec import CacheSpec
+from aneurysm.volume.axes import closest_axes
 from aneurysm.volume.weights import TargetAxis, target_axis
 
 _SLICE, _ROW, _COLUMN = 0, 1, 2
@@ -163,18 +163,3 @@ def lay_grid(
         origin += directions[axis] * (positions[-1] if flip else positions[0])
     affine[:3, 3] = origin
     return TargetGrid((axes[0], axes[1], axes[2]), order, flipped, affine, cropped)
-
-
-def closest_axes(directions: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """
-    Assign three orthogonal directions (rows of a (3, 3) array, LPS) to Superior, Posterior and Left.
-
-    Returns for (z, y, x) the index of the direction, and whether it points the other way. The assignment with the
-    largest sum of cosines is taken as a whole: axis by axis, two directions of an oblique volume could claim the
-    same.
-    """
-    patient = np.eye(3)[::-1]  # z, y, x
-    cosines = directions @ patient.T
-    order = max(permutations(range(3)), key=lambda p: sum(abs(cosines[p[i], i]) for i in range(3)))
-    flipped = tuple(bool(cosines[order[i], i] < 0) for i in range(3))
-    return (order[0], order[1], order[2]), (flipped[0], flipped[1], flipped[2])

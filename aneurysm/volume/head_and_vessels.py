@@ -1,15 +1,16 @@
-"""Volume -> Survey: where the head is, and where its vessels seem to be."""
+"""Volume -> HeadBlocks or Survey: where the head is, and where its vessels seem to be."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from aneurysm.volume.blocks import EDGE_MM, Survey
+from aneurysm.volume.blocks import EDGE_MM, HeadBlocks, Survey
 from aneurysm.volume.intensity import Intensity
 
 _AIR_BELOW_HU: Final = -500.0
@@ -29,13 +30,12 @@ _RIM_BLOCKS: Final = 2
 """Skin, fat and skull, which are bright and thin as vessels are, take the outer 16 mm."""
 
 
-def survey(
-    voxels: NDArray[Any],
-    intensity: Intensity,
-    spacing_mm: tuple[float, float, float],
-    *,
-    vessels: bool = True,
-) -> Survey:
+def head_blocks(voxels: NDArray[Any], intensity: Intensity, spacing_mm: tuple[float, float, float]) -> HeadBlocks:
+    """Return where the head is, as `survey` does: the search for vessels takes most of the time."""
+    return _coarse(voxels, intensity, spacing_mm).blocks
+
+
+def survey(voxels: NDArray[Any], intensity: Intensity, spacing_mm: tuple[float, float, float]) -> Survey:
     """
     Return what lies where in ``voxels`` (z, y, x), stored integers.
 
@@ -45,30 +45,43 @@ def survey(
         The volume, and what its integers mean.
     spacing_mm
         Of the voxels, (z, y, x).
-    vessels
-        Look for vessels, which takes most of the time; else there are none.
     """
+    coarse = _coarse(voxels, intensity, spacing_mm)
+    edge, head = coarse.blocks.edge, coarse.blocks.head
+    inner = ndimage.binary_erosion(head, iterations=_RIM_BLOCKS, border_value=1)
+    among = inner if inner.any() else head
+
+    def thin(*, dark: bool) -> NDArray[np.bool_]:
+        thinness = _thinness(coarse.values, intensity, coarse.cell_mm, dark=dark)
+        return _highest(_folded(np.maximum, thinness, coarse.cells), among)
+
+    # Which of the two are vessels depends on the modality, which train.csv may name later: both are kept.
+    return Survey(edge, head, thin(dark=False), None if intensity.unit == "HU" else thin(dark=True))
+
+
+@dataclass(frozen=True)
+class _Coarse:
+    """A volume in cells of about 2 mm: physical ``values``, ``cells`` to a block, and where the head is."""
+
+    values: NDArray[np.float32]
+    cells: list[int]
+    cell_mm: list[float]
+    blocks: HeadBlocks
+
+
+def _coarse(voxels: NDArray[Any], intensity: Intensity, spacing_mm: tuple[float, float, float]) -> _Coarse:
     factor = [min(n, max(1, round(_COARSE_MM / s))) for n, s in zip(voxels.shape, spacing_mm, strict=True)]
     cells = [max(1, round(EDGE_MM / (s * f))) for s, f in zip(spacing_mm, factor, strict=True)]
     z, y, x = (f * c for f, c in zip(factor, cells, strict=True))
     shape = [-(-n // e) for n, e in zip(voxels.shape, (z, y, x), strict=True)]
-    coarse = _folded(np.add, voxels, factor, np.int32).astype(np.float32)
-    coarse *= np.float32(intensity.scale / np.prod(factor))
-    coarse += np.float32(intensity.offset)
+    values = _folded(np.add, voxels, factor, np.int32).astype(np.float32)
+    values *= np.float32(intensity.scale / np.prod(factor))
+    values += np.float32(intensity.offset)
     # To whole blocks, so that each is a box of cells.
-    coarse = np.pad(coarse, [(0, n * c - m) for n, c, m in zip(shape, cells, coarse.shape, strict=True)], mode="edge")
-    head = _head_alone(_folded(np.add, _is_head(coarse, intensity), cells, np.int32) > _HEAD_SHARE * np.prod(cells))
-    if not vessels:
-        return Survey((z, y, x), head, np.zeros_like(head))
-    inner = ndimage.binary_erosion(head, iterations=_RIM_BLOCKS, border_value=1)
-    among = inner if inner.any() else head
+    values = np.pad(values, [(0, n * c - m) for n, c, m in zip(shape, cells, values.shape, strict=True)], mode="edge")
+    head = _head_alone(_folded(np.add, _is_head(values, intensity), cells, np.int32) > _HEAD_SHARE * np.prod(cells))
     cell_mm = [s * f for s, f in zip(spacing_mm, factor, strict=True)]
-
-    def thin(*, dark: bool) -> NDArray[np.bool_]:
-        return _highest(_folded(np.maximum, _thinness(coarse, intensity, cell_mm, dark=dark), cells), among)
-
-    # Which of the two are vessels depends on the modality, which train.csv may name later: both are kept.
-    return Survey((z, y, x), head, thin(dark=False), None if intensity.unit == "HU" else thin(dark=True))
+    return _Coarse(values, cells, cell_mm, HeadBlocks((z, y, x), head))
 
 
 def _folded(reduce: np.ufunc, values: NDArray[Any], factor: Sequence[int], dtype: Any = None) -> NDArray[Any]:

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from aneurysm.cache.volume import read_box
 from aneurysm.patches.samplers import grid_starts
 from aneurysm.types import Triple, triple
-from aneurysm.volume.blocks import Blocks
+from aneurysm.volume.blocks import HeadBlocks
 
 
 class Source(Protocol):
@@ -35,7 +36,7 @@ class Source(Protocol):
         """(4, 4): (z, y, x, 1) to (x, y, z, 1) in LPS mm, voxel centres."""
 
     @property
-    def blocks(self) -> Blocks:
+    def blocks(self) -> HeadBlocks:
         """Where the head is."""
 
     @property
@@ -58,25 +59,35 @@ class MemoryVolume:
     voxels: NDArray[Any]
     fill: int
     affine_lps: NDArray[np.float64]
-    blocks: Blocks
+    blocks: HeadBlocks
     attributes: Mapping[str, Any]
 
     @property
     def shape(self) -> Triple:
         """Voxels along (z, y, x)."""
-        z, y, x = self.voxels.shape
-        return z, y, x
+        return _MemoryArray(self.voxels, self.fill).shape
 
     def read(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[Any]:
         """Return the stored integers of a box, as `aneurysm.cache.volume.CachedVolume.read` does."""
-        out = np.full(shape_zyx, self.fill, self.voxels.dtype)
-        inside, box = [], []
-        for start, length, size in zip(start_zyx, shape_zyx, self.shape, strict=True):
-            low, high = min(max(start, 0), size), min(max(start + length, 0), size)
-            inside.append(slice(low, high))
-            box.append(slice(low - start, high - start))
-        out[tuple(box)] = self.voxels[tuple(inside)]
-        return out
+        return read_box(_MemoryArray(self.voxels, self.fill), start_zyx, shape_zyx)
+
+
+@dataclass(frozen=True)
+class _MemoryArray:
+    voxels: NDArray[Any]
+    fill: int
+
+    @property
+    def shape(self) -> Triple:
+        z, y, x = self.voxels.shape
+        return z, y, x
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.voxels.dtype
+
+    def read(self, start: Triple, out: NDArray[Any]) -> None:
+        out[...] = self.voxels[tuple(slice(s, s + n) for s, n in zip(start, out.shape, strict=True))]
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ def _head_box(source: Source) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return blocks.min(0) * edge, np.minimum((blocks.max(0) + 1) * edge, source.shape)
 
 
-def _touches_head(blocks: Blocks, start: Triple, patch_shape: Triple) -> bool:
+def _touches_head(blocks: HeadBlocks, start: Triple, patch_shape: Triple) -> bool:
     z, y, x = (slice(max(s, 0) // e, -(-(s + p) // e)) for s, p, e in zip(start, patch_shape, blocks.edge, strict=True))
     return bool(blocks.head[z, y, x].any())
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,22 +18,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from aneurysm.cache.cache import Cache
-from aneurysm.errors import UsageError
+from aneurysm.cache.volume import CachedVolume
+from aneurysm.errors import CacheError, UsageError
 from aneurysm.models.device import check_precision
 from aneurysm.models.output import check_output
 from aneurysm.models.pooling import POOLINGS
 from aneurysm.patches.intensity import WindowsHU, model_units
 from aneurysm.probability import logit, sigmoid
-from aneurysm.processes.ahead import ahead
+from aneurysm.processes.threads import ahead
 from aneurysm.types import Triple
 from aneurysm.windows.candidates import Candidate, best_candidates, map_peaks, window_peaks
 from aneurysm.windows.grid import Source, Windows, read_windows
-from aneurysm.windows.prefetch import prefetch
 from aneurysm.windows.stitching import StitchedMap
 
 OnWindows = Callable[[int, int], None]
 """Called as windows are done, with how many of the series that is in work, and of how many."""
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PREFETCHED: Final = 4
+"""Volumes of an object store that are on their way while the model runs."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,29 @@ def predict_cached(
     """
     for answer in predict_sources(model, prefetch(cache, volumes), options, on_windows):
         yield replace(answer, volume=volumes[answer.volume])
+
+
+def prefetch(cache: Cache, volumes: Iterable[int]) -> Iterator[CachedVolume]:
+    """
+    Yield the volumes of these indices; of a cache in an object store the next ones are on their way already.
+
+    Raises
+    ------
+    StoreError
+        The object store can't be read. What is wrong with one volume shows when it is read.
+    """
+    chosen = (cache[i] for i in volumes)
+    if not cache.stored:
+        yield from chosen
+        return
+    yield from ahead(_fetch, chosen, _PREFETCHED)
+
+
+def _fetch(volume: CachedVolume) -> CachedVolume:
+    if volume.stored is not None:
+        with suppress(CacheError):
+            volume.stored.fetch()
+    return volume
 
 
 def predict_sources(

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from aneurysm.errors import UsageError
-from aneurysm.inference.adjustment import Adjustment
-from aneurysm.inference.calibration import find_calibration, own_calibration, read_calibration
+from aneurysm.inference.calibration import Adjustment, base_rates, find_calibration, own_calibration, read_calibration
 from aneurysm.labels import LABELS
 from aneurysm.probability import apply_temperature, sigmoid
 from tests.support.calibrations import write_calibration
+from tests.support.checkpoints import PREVALENCE, write_checkpoint
 
 PROBABILITIES = np.array([0.75] * 13 + [0.9])
 
@@ -134,3 +134,21 @@ def test_a_runs_own_is_found_beside_it(checkpoints):
     write_calibration(path, checkpoints)
     with pytest.raises(UsageError, match="fitted to 2 runs together"):
         own_calibration(best)
+
+
+def test_base_rates_are_the_mean_over_the_checkpoints(tmp_path):
+    one = write_checkpoint(tmp_path / "a.ckpt", 0)
+    two = write_checkpoint(tmp_path / "b.ckpt", 0, prevalence=[0.0] * 13 + [0.5])
+    assert base_rates([one]) == dict(zip(LABELS, PREVALENCE))
+    found = base_rates([one, two])
+    assert found[LABELS[0]] == pytest.approx(0.005)
+    assert found[LABELS[13]] == pytest.approx(0.465)
+
+
+@pytest.mark.parametrize(
+    "prevalence, words", [(None, "older version"), ([0.1] * 12 + [None, 0.4], "Other Posterior Circulation was not")]
+)
+def test_a_checkpoint_that_does_not_know_its_base_rates(tmp_path, prevalence, words):
+    path = write_checkpoint(tmp_path / "a.ckpt", 0, prevalence=prevalence)
+    with pytest.raises(UsageError, match=words):
+        base_rates([path])

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from aneurysm.errors import UsageError
-from aneurysm.inference.failure import Failure
 from aneurysm.inference.multi_device import device_names, predict_on
-from aneurysm.inference.predictor import Prediction, load_predictor
+from aneurysm.inference.prediction import Prediction
+from aneurysm.inference.predictor import load_predictor
+from aneurysm.inference.read_series import Failure
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.labels import LABELS
 from aneurysm.precache.run import precache

@@ -8,10 +8,10 @@ import os
 import numpy as np
 import pytest
 
+from aneurysm.annotations.source_pixel import SourcePixel
 from aneurysm.errors import NoSpaceError, UsageError
+from aneurysm.inference.prediction import LocatedCandidate, Prediction
 from aneurysm.inference.prediction_table import open_table
-from aneurysm.inference.predictor import LocatedCandidate, Prediction
-from aneurysm.inference.source_pixel import SourcePixel
 from aneurysm.labels import LABELS
 from cli.predict_output import print_answer
 from tests.support.acquisition import acquire

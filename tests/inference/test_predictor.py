@@ -14,7 +14,9 @@ import aneurysm
 from aneurysm import CacheWriter
 from aneurysm.cache.cache import Cache
 from aneurysm.errors import AneurysmError, DeviceMemoryError, SeriesRejectedError, UsageError
-from aneurysm.inference.predictor import Failure, Prediction, Predictor, load_predictor
+from aneurysm.inference.prediction import Prediction
+from aneurysm.inference.predictor import Predictor, load_predictor
+from aneurysm.inference.read_series import Failure
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from aneurysm.annotations.source_pixel import source_pixel
 from aneurysm.cache.cache import Cache
 from aneurysm.errors import DataError, SeriesRejectedError, SpecMismatchError, UsageError
 from aneurysm.inference.read_series import read_path
 from aneurysm.inference.series_paths import find_paths
-from aneurysm.inference.source_pixel import source_pixel
 from aneurysm.phantom.dataset import write_plans
 from aneurysm.phantom.plan import plan_series
 from aneurysm.phantom.truth import read_truth
