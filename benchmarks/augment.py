@@ -23,6 +23,7 @@ import torch
 from aneurysm.patches.augment import augment
 from aneurysm.patches.augment_config import AugmentConfig, Elastic
 from aneurysm.patches.batch import Batch
+from aneurysm.patches.targets import BatchLesions
 from benchmarks.table import machine
 
 SIZE, SIDE = 8, 96
@@ -71,7 +72,7 @@ def _peak_mb(cuda: bool) -> float:
 
 def _batch() -> Batch:
     ones, labels = torch.ones(SIZE), torch.zeros(SIZE, 14)
-    numbers = torch.arange(SIZE)
+    numbers, zyx = torch.arange(SIZE), torch.rand(SIZE, 3) * SIDE
     return Batch(
         image=torch.randint(-1000, 2000, (SIZE, 1, SIDE, SIDE, SIDE), dtype=torch.int16),
         scale=ones,
@@ -85,9 +86,7 @@ def _batch() -> Batch:
         ignore=labels.bool(),
         unknown=labels.bool(),
         certain=labels.bool(),
-        lesion_sample=numbers,
-        lesion_site=numbers,
-        lesion_zyx=torch.rand(SIZE, 3) * SIDE,
+        lesions=BatchLesions(numbers, numbers, zyx, zyx),
         spacing_mm=(1.0, 1.0, 1.0),
         seeds=numbers,
         index=numbers,

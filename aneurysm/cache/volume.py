@@ -30,6 +30,7 @@ from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError
 from aneurysm.processes.shared_folder import describe_denial
 from aneurysm.types import Triple
 from aneurysm.volume.blocks import Blocks, blocks_of
+from aneurysm.volume.intensity import to_model_units, to_physical
 
 if TYPE_CHECKING:
     from aneurysm.cache.local_copy import RemoteVolume
@@ -223,17 +224,12 @@ class CachedVolume:
         """Return a box in HU, or the MR scanner's units: float32, padded with air. See `read`."""
         intensity = self.attributes["intensity"]
         values = self.read(start_zyx, shape_zyx).astype(np.float32)
-        values *= np.float32(intensity["scale"])
-        values += np.float32(intensity["offset"])
-        return values
+        return to_physical(values, intensity["scale"], intensity["offset"])
 
     def read_normalised(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[np.float32]:
         """Return a box in model units: the spec's window mapped to [0, 1] and clipped, float32. See `read`."""
         low, high = self.attributes["intensity"]["window"]
-        values = self.read_physical(start_zyx, shape_zyx)
-        values -= np.float32(low)
-        values *= np.float32(1 / (high - low))
-        return np.clip(values, 0, 1, out=values)
+        return to_model_units(self.read_physical(start_zyx, shape_zyx), low, high - low)
 
 
 class VoxelArray(Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aneurysm.errors import UsageError
 from aneurysm.models.output import ModelOutput, check_output
-from aneurysm.patches.mirror import mirrored_labels
+from aneurysm.patches.spatial import mirrored_labels
 
 
 class Ensemble(nn.Module):

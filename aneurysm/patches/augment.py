@@ -11,18 +11,16 @@ from aneurysm.errors import UsageError
 from aneurysm.patches.augment_config import AugmentConfig
 from aneurysm.patches.augment_draws import AugmentDraw, draw_augmentation
 from aneurysm.patches.batch import Batch
-from aneurysm.patches.elastic import controls_shape
-from aneurysm.patches.geometry import Geometry
-from aneurysm.patches.intensity import WindowsHU, add_noise, change_tones, model_units
-from aneurysm.patches.mirror import mirrored_labels, mirrored_vessels
-from aneurysm.patches.resolution import lower_resolution
-from aneurysm.patches.targets import MARGIN_MM, patch_targets
+from aneurysm.patches.intensity import WindowsHU, add_noise, change_tones, lower_resolution, model_units
+from aneurysm.patches.spatial import Geometry, controls_shape, mirrored_labels, mirrored_vessels
+from aneurysm.patches.targets import MARGIN_MM, BatchLesions, patch_targets
+from aneurysm.volume.intensity import to_physical
 
 
 @dataclass(frozen=True)
 class ModelInput:
     """
-    B patches as a model takes them. What is not explained here is as in `Batch`.
+    B patches as a model takes them, in the order of the batch. What is not explained here is as in `Batch`.
 
     Attributes
     ----------
@@ -30,28 +28,22 @@ class ModelInput:
         (B, C, Z, Y, X) float32 in model units, [0, 1].
     targets, ignore, unknown, certain
         (B, 14): of the patch as it is now.
-    lesion_zyx
-        (L, 3) float32: voxel coordinates in the patch as it is now; some lie outside.
+    lesions
+        Where they are in the patch as it is now.
     vessels
         (B, 1, Z, Y, X) uint8 or None: moved with the image.
     """
 
     image: Tensor
-    is_ct: Tensor
     vessels: Tensor | None
     has_vessels: Tensor
     targets: Tensor
     ignore: Tensor
     unknown: Tensor
     certain: Tensor
-    lesion_sample: Tensor
-    lesion_site: Tensor
-    lesion_zyx: Tensor
+    lesions: BatchLesions
     spacing_mm: tuple[float, float, float]
-    index: Tensor
-    volume: Tensor
     series_uid: tuple[str, ...]
-    why: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.image)
@@ -104,50 +96,37 @@ def augment(
         draws = [draw_augmentation(seed, config, controls) for seed in batch.seeds.tolist()]
         geometry = Geometry(draws, shape_zyx, out_shape_zyx, batch.spacing_mm, distance_mm, device)
 
-        lesion_zyx = geometry.points(batch.lesion_sample, batch.lesion_zyx)
-        mirrored = torch.tensor([draw_augmentation.flips[2] for draw_augmentation in draws]).to(
-            device, non_blocking=True
+        mirrored = torch.tensor([draw.flips[2] for draw in draws]).to(device, non_blocking=True)
+        other_side = mirrored_labels(device)
+        lesions = batch.lesions
+        lesions = BatchLesions(
+            sample=lesions.sample,
+            site=torch.where(mirrored[lesions.sample], other_side[lesions.site], lesions.site),
+            zyx=geometry.points(lesions.sample, lesions.zyx),
+            inner=geometry.points(lesions.sample, lesions.inner),
         )
-        labels = mirrored_labels(device)
-        lesion_site = torch.where(mirrored[batch.lesion_sample], labels[batch.lesion_site], batch.lesion_site)
         unknown, certain = (
-            torch.where(mirrored[:, None], given[:, labels], given) for given in (batch.unknown, batch.certain)
+            torch.where(mirrored[:, None], labels[:, other_side], labels) for labels in (batch.unknown, batch.certain)
         )
-        targets, ignore = patch_targets(
-            batch.lesion_sample,
-            lesion_site,
-            lesion_zyx,
-            geometry.points(batch.lesion_sample, batch.lesion_inner),
-            len(batch),
-            out_shape_zyx,
-            margin_mm,
-            batch.spacing_mm,
-            unknown,
-            certain,
-        )
+        targets, ignore = patch_targets(lesions, unknown, certain, out_shape_zyx, batch.spacing_mm, margin_mm=margin_mm)
         return ModelInput(
             image=_image(batch, geometry, draws, ct_windows_hu),
-            is_ct=batch.is_ct,
             vessels=None if batch.vessels is None else _vessels(batch.vessels, geometry, draws),
             has_vessels=batch.has_vessels,
             targets=targets,
             ignore=ignore,
             unknown=unknown,
             certain=certain,
-            lesion_sample=batch.lesion_sample,
-            lesion_site=lesion_site,
-            lesion_zyx=lesion_zyx,
+            lesions=lesions,
             spacing_mm=batch.spacing_mm,
-            index=batch.index,
-            volume=batch.volume,
             series_uid=batch.series_uid,
-            why=batch.why,
         )
 
 
 def _image(batch: Batch, geometry: Geometry, draws: list[AugmentDraw], ct_windows_hu: WindowsHU) -> Tensor:
     stored = geometry.image(batch.image, batch.fill)
-    physical = stored.mul_(batch.scale[:, None, None, None, None]).add_(batch.offset[:, None, None, None, None])
+    scale, offset = (values[:, None, None, None, None] for values in (batch.scale, batch.offset))
+    physical = to_physical(stored, scale, offset)
     physical = lower_resolution(physical, draws, batch.spacing_mm)
     physical = add_noise(physical, batch.window, batch.is_ct, draws)
     image = model_units(physical, batch.window, batch.is_ct, ct_windows_hu, draws)
@@ -156,7 +135,7 @@ def _image(batch: Batch, geometry: Geometry, draws: list[AugmentDraw], ct_window
 
 def _vessels(vessels: Tensor, geometry: Geometry, draws: list[AugmentDraw]) -> Tensor:
     moved = geometry.mask(vessels)
-    mirrored = [row for row, draw_augmentation in enumerate(draws) if draw_augmentation.flips[2]]
+    mirrored = [row for row, draw in enumerate(draws) if draw.flips[2]]
     if mirrored:
         rows = torch.tensor(mirrored).to(moved.device, non_blocking=True)
         moved[rows] = mirrored_vessels(moved[rows])

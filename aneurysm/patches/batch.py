@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from aneurysm.patches.targets import BatchLesions
+from aneurysm.volume.intensity import to_model_units, to_physical
 
 
 @dataclass(frozen=True)
@@ -42,15 +46,8 @@ class Batch:
     certain
         (B, 14) bool: the series has an aneurysm whose place is not known, and all of its volume is in the patch: so
         that is, too.
-    lesion_sample
-        (L,) int64, rising: to which patch of the batch a lesion belongs. All lesions
-        of its series are listed, also those outside the patch.
-    lesion_site
-        (L,) int64: index into `aneurysm.labels.SITES`.
-    lesion_zyx
-        (L, 3) float32: voxel coordinates in the patch, whole numbers being voxel centres.
-    lesion_inner
-        (L, 3) float32: the same, away from the volume's faces; see `aneurysm.patches.targets.inner_places`.
+    lesions
+        Of the patches' series; see `aneurysm.patches.targets.BatchLesions`.
     spacing_mm
         (z, y, x) of a voxel.
     seeds
@@ -80,10 +77,7 @@ class Batch:
     ignore: Tensor
     unknown: Tensor
     certain: Tensor
-    lesion_sample: Tensor
-    lesion_site: Tensor
-    lesion_zyx: Tensor
-    lesion_inner: Tensor
+    lesions: BatchLesions
     spacing_mm: tuple[float, float, float]
     seeds: Tensor
     index: Tensor
@@ -105,32 +99,34 @@ class Batch:
         """Return the batch in page-locked memory; torch's DataLoader calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, change: Any) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors: dict[str, Any] = {k: change(v) for k, v in self._fields().items() if isinstance(v, Tensor)}
+        return replace(self, **tensors, lesions=self.lesions.map(change))
+
+    def _fields(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Between processes each tensor travels as shared memory with a descriptor of its own. That is right for voxels,
         # and costs more than it saves for a dozen small ones: these go by value.
-        content = {f.name: getattr(self, f.name) for f in fields(self)}
         large = ("image", "vessels")
-        return _unpickled, (
-            {k: v.numpy() if isinstance(v, Tensor) and k not in large else v for k, v in content.items()},
-        )
+        content = {k: v.numpy() if isinstance(v, Tensor) and k not in large else v for k, v in self._fields().items()}
+        return _unpickled, (content | {"lesions": [v.numpy() for v in vars(self.lesions).values()]},)
 
     def physical(self) -> Tensor:
         """Return (B, 1, Z, Y, X) float32 in HU, or the MR scanner's units."""
-        return self.image.float() * _per_sample(self.scale) + _per_sample(self.offset)
+        return to_physical(self.image.to(torch.float32, copy=True), _per_sample(self.scale), _per_sample(self.offset))
 
     def normalised(self) -> Tensor:
         """Return (B, 1, Z, Y, X) float32 in model units: the window mapped to [0, 1], clipped."""
-        low, high = _per_sample(self.window[:, 0]), _per_sample(self.window[:, 1])
-        return ((self.physical() - low) / (high - low)).clamp(0, 1)
+        low, high = self.window.unbind(1)
+        return to_model_units(self.physical(), _per_sample(low), _per_sample(high - low))
 
 
 def _unpickled(content: dict[str, Any]) -> Batch:
     tensors: dict[str, Any] = {k: torch.from_numpy(v) for k, v in content.items() if isinstance(v, np.ndarray)}
-    return Batch(**{**content, **tensors})
+    lesions = BatchLesions(*map(torch.from_numpy, content["lesions"]))
+    return Batch(**{**content, **tensors, "lesions": lesions})
 
 
 def _per_sample(values: Tensor) -> Tensor:

@@ -15,11 +15,10 @@ from aneurysm.cache.volume import CachedVolume
 from aneurysm.errors import CacheError, DamagedCacheError, LoaderError, NoSpaceError, StoreError
 from aneurysm.labels import LABELS
 from aneurysm.patches.batch import Batch
-from aneurysm.patches.location import PatchLocation
 from aneurysm.patches.plan import PlannedPatch, Sampling
 from aneurysm.patches.randomness import Stream, augmentation_seed, generator
-from aneurysm.patches.samplers import block_start, lesion_start, uniform_start
-from aneurysm.patches.targets import MARGIN_MM, inner_places, patch_targets
+from aneurysm.patches.samplers import PatchLocation, block_start, lesion_start, uniform_start
+from aneurysm.patches.targets import BatchLesions, inner_places, patch_targets
 from aneurysm.types import Triple
 
 _REPLACEMENTS: Final = 10
@@ -167,23 +166,16 @@ class PatchDataset(Dataset[Batch]):
         sample = np.repeat(np.arange(n), [len(r) for r in rows])
         row = np.concatenate(rows)
         first, places = start[sample].astype(np.float32), cache.lesion_zyx[row]
-        zyx = torch.from_numpy(places - first)
-        inner = torch.from_numpy(inner_places(places, cache.shapes[number[sample]], cache.spec.spacing_mm) - first)
-        lesion_sample, lesion_site = torch.from_numpy(sample), torch.from_numpy(cache.lesion_site[row].astype(np.int64))
+        inner = inner_places(places, cache.shapes[number[sample]], cache.spec.spacing_mm)
+        lesions = BatchLesions(
+            sample=torch.from_numpy(sample),
+            site=torch.from_numpy(cache.lesion_site[row].astype(np.int64)),
+            zyx=torch.from_numpy(places - first),
+            inner=torch.from_numpy(inner - first),
+        )
         unknown = torch.from_numpy(np.stack([self._unknown(v) for v in number.tolist()]))
         certain = torch.from_numpy(np.stack([self._certain(p) for p in locations]))
-        targets, ignore = patch_targets(
-            lesion_sample,
-            lesion_site,
-            zyx,
-            inner,
-            n,
-            self.shape_zyx,
-            MARGIN_MM,
-            cache.spec.spacing_mm,
-            unknown,
-            certain,
-        )
+        targets, ignore = patch_targets(lesions, unknown, certain, self.shape_zyx, cache.spec.spacing_mm)
         seeds = [augmentation_seed(self.seed, d.epoch, d.index) for d in draws]
 
         def each(values: list[Any]) -> torch.Tensor:
@@ -202,10 +194,7 @@ class PatchDataset(Dataset[Batch]):
             ignore=ignore,
             unknown=unknown,
             certain=certain,
-            lesion_sample=lesion_sample,
-            lesion_site=lesion_site,
-            lesion_zyx=zyx,
-            lesion_inner=inner,
+            lesions=lesions,
             spacing_mm=cache.spec.spacing_mm,
             seeds=torch.tensor(seeds),
             index=torch.tensor([d.index for d in draws]),

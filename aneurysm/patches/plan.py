@@ -12,8 +12,8 @@ import numpy as np
 from aneurysm.cache.cache import Cache
 from aneurysm.errors import SamplingError
 from aneurysm.labels import LABELS
-from aneurysm.patches.location import PatchKind
 from aneurysm.patches.randomness import Stream, generator
+from aneurysm.patches.samplers import PatchKind
 
 Balance = Literal["natural", "label", "stratified"]
 _PRESENT: Final = len(LABELS) - 1

@@ -1,4 +1,4 @@
-"""One volume -> the start of a patch in it, from the volume's shape, blocks and lesions alone.
+"""One volume -> where a patch of it lies, from the volume's shape, blocks and lesions alone.
 
 Each sampler chooses a focus, and the patch lies anywhere about it: the focus is no more likely in the patch's middle
 than beside it. Patches stay within the volume as far as they fit, whatever the sampler; were only those about lesions
@@ -7,11 +7,42 @@ allowed to hang out, a model would learn that padding means aneurysm.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from aneurysm.types import Triple
 from aneurysm.volume.blocks import Blocks
+
+PatchKind = Literal["lesion", "vessel", "foreground", "uniform", "grid"]
+
+
+@dataclass(frozen=True, slots=True)
+class PatchLocation:
+    """
+    A box of one volume: what samplers yield, and readers turn into voxels.
+
+    Attributes
+    ----------
+    volume
+        Index of the volume in its `aneurysm.cache.cache.Cache`.
+    start, shape
+        First voxel, and lengths, along (z, y, x). A start is negative where the volume is smaller than the patch.
+    why
+        The sampler that chose the place.
+    """
+
+    volume: int
+    start: Triple
+    shape: Triple
+    why: PatchKind
+
+    def holds(self, volume_shape: ArrayLike) -> bool:
+        """Return True if all of a volume of this shape lies in the patch."""
+        start, volume = np.array(self.start), np.asarray(volume_shape)
+        return bool(((start <= 0) & (start + self.shape >= volume)).all())
 
 
 def uniform_start(rng: np.random.Generator, volume: Triple, patch: Triple) -> Triple:

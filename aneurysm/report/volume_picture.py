@@ -33,6 +33,7 @@ from aneurysm.report.marks import (
 )
 from aneurysm.report.views import CT_PROJECTION_HU, View, ViewName, mr_projection_window, view
 from aneurysm.volume.blocks import DARK_VESSELS, blocks_of
+from aneurysm.volume.intensity import to_physical
 
 _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
 PICTURE_SLAB_MM = 24.0
@@ -167,7 +168,7 @@ def _focus(
 
 def _physical(stored: NDArray[Any], attributes: dict[str, Any]) -> NDArray[np.float32]:
     intensity = attributes["intensity"]
-    return np.asarray(stored.astype(np.float32) * intensity["scale"] + intensity["offset"])
+    return to_physical(stored.astype(np.float32), intensity["scale"], intensity["offset"])
 
 
 def _windows(

@@ -106,7 +106,7 @@ class TrainConfig(_Section):
         Factor of the positives in ``bce``: one, or 14 in the order of `aneurysm.labels.LABELS`; ``auto`` takes those of
         `aneurysm.training.balance.positive_weights`, and the run's config.toml has them.
     lesion_radius_mm, lesion_shape
-        What the lesion map is taught; see `aneurysm.patches.dense.lesion_map`.
+        What the lesion map is taught; see `aneurysm.patches.targets.map_targets`.
     ct_windows_hu
         A channel for each window of CT; none: one channel, in the cache's own window.
     precision

@@ -15,7 +15,7 @@ from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput, check_output
 from aneurysm.patches.augment import ModelInput, augment
 from aneurysm.patches.batch import Batch
-from aneurysm.patches.dense import lesion_map
+from aneurysm.patches.targets import map_targets
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.objective import Objective, SampleCounts
 from aneurysm.training.schedule import make_optimizer, rate_factor
@@ -169,10 +169,8 @@ class PatchModule(pl.LightningModule):
         stride, *others = output.stride_zyx
         if others != [stride, stride]:
             raise UsageError(f"a lesion map of {output.stride_zyx} voxels per cell: only cubes can be taught")
-        return lesion_map(
-            given.lesion_sample,
-            given.lesion_site,
-            given.lesion_zyx,
+        return map_targets(
+            given.lesions,
             len(given),
             self.config.patch,
             given.spacing_mm,

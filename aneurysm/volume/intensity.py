@@ -1,9 +1,9 @@
-"""Physical values -> stored integers: HU for CT; robust percentiles of the head for MR, which has no unit; a window."""
+"""Physical values <-> stored integers: HU for CT; robust percentiles of the head for MR, which has no unit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,40 @@ from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.spec import ArrayIntensity, CTIntensity, MRIntensity, StorageSpec
 
 _STATISTICS_VOXELS: Final = 2_000_000
+_Array = TypeVar("_Array")
+
+
+def to_physical(values: _Array, scale: Any, offset: Any) -> _Array:
+    """
+    Return ``values * scale + offset``: stored integers as HU, or the MR scanner's units.
+
+    Parameters
+    ----------
+    values
+        Stored integers that were made float32, of numpy or of torch, which are changed in place; or a Python float.
+    scale, offset
+        Of the volume's `Intensity`: numbers, or what can be broadcast against ``values``.
+    """
+    result: Any = values
+    result *= scale
+    result += offset
+    return cast("_Array", result)
+
+
+def to_model_units(physical: _Array, low: Any, width: Any) -> _Array:
+    """
+    Return ``(physical - low) / width``, clipped to [0, 1]: what a model sees.
+
+    Parameters
+    ----------
+    physical
+        float32, of numpy or of torch. It stays as it is.
+    low, width
+        Of the window, in the units of ``physical``: numbers, or what can be broadcast against it.
+    """
+    result = cast("Any", physical) - low
+    result /= width
+    return cast("_Array", result.clip(0, 1))
 
 
 @dataclass(frozen=True)

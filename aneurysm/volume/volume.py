@@ -19,7 +19,7 @@ from aneurysm.errors import PixelError, Reason, SeriesRejectedError
 from aneurysm.spec import CacheSpec
 from aneurysm.volume.agreement import DAMAGED
 from aneurysm.volume.grid import TargetGrid, field_of_view, lay_grid, target_grid
-from aneurysm.volume.intensity import Intensity, ct_intensity, mr_intensity
+from aneurysm.volume.intensity import Intensity, ct_intensity, mr_intensity, to_physical
 from aneurysm.volume.modality import dicom_modality
 from aneurysm.volume.parts import Coverage, OtherPart, PartMerger
 from aneurysm.volume.stored_values import Meaning, StoredValues, stored_values
@@ -145,9 +145,9 @@ def _resample(
         return grid, stored, mapping
     if voxels.min() == voxels.max():
         # A rescale that is wrong sends all of CT beyond what is kept.
-        value = float(voxels.flat[0]) * intensity.scale + intensity.offset
+        value = to_physical(float(voxels.flat[0]), intensity.scale, intensity.offset)
         raise SeriesRejectedError(Reason.NO_SIGNAL, f"all voxels are {value:g} HU: there is no image")
-    if (brightest := float(voxels.max()) * intensity.scale + intensity.offset) < _ALL_AIR_HU:
+    if (brightest := to_physical(float(voxels.max()), intensity.scale, intensity.offset)) < _ALL_AIR_HU:
         raise SeriesRejectedError(
             Reason.IMPLAUSIBLE_HU, f"no voxel is above {brightest:g} HU: there is nothing but air"
         )

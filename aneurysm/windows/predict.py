@@ -27,6 +27,7 @@ from aneurysm.patches.intensity import WindowsHU, model_units
 from aneurysm.probability import logit, sigmoid
 from aneurysm.processes.threads import ahead
 from aneurysm.types import Triple
+from aneurysm.volume.intensity import to_physical
 from aneurysm.windows.candidates import Candidate, best_candidates, map_peaks, window_peaks
 from aneurysm.windows.grid import Source, Windows, read_windows
 from aneurysm.windows.stitching import StitchedMap
@@ -308,7 +309,8 @@ class _Series:
 def _run(model: nn.Module, batch: list[tuple[_Series, int]], options: WindowOptions) -> None:
     units = torch.tensor([series.units for series, _ in batch], dtype=torch.float32).to(options.device)
     scale, offset = units[:, :2, None, None, None, None].unbind(1)
-    physical = torch.stack([series.window(k) for series, k in batch])[:, None].float().mul_(scale).add_(offset)
+    stored = torch.stack([series.window(k) for series, k in batch])[:, None]
+    physical = to_physical(stored.float(), scale, offset)
     image = model_units(physical, units[:, 2:4], units[:, 4] > 0, options.ct_windows_hu)
     with _autocast(options):
         output = check_output(model(image), image)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from aneurysm.labels import LABELS, LEFT_RIGHT_PAIRS, SITES, VESSEL_VALUES
 from aneurysm.patches.augment import augment
 from aneurysm.patches.augment_config import Affine, AugmentConfig, Flip
 from aneurysm.patches.augment_draws import draw_augmentation
-from aneurysm.patches.dense import lesion_map
-from aneurysm.patches.mirror import mirrored_labels, mirrored_vessels
+from aneurysm.patches.spatial import mirrored_labels, mirrored_vessels
+from aneurysm.patches.targets import map_targets
 from tests.support.batches import make_batch, one_of
 
 OFF = AugmentConfig.off()
@@ -51,6 +51,12 @@ def _marked(n=1):
     return make_batch(image, vessels=vessels, unknown=unknown, lesions=lesions)
 
 
+def _tensors(of) -> dict[str, Tensor]:
+    """The tensors of a `Batch` or `ModelInput`, and of its lesions."""
+    values = vars(of) | {f"lesions.{name}": value for name, value in vars(of.lesions).items()}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
 def _set(row: Tensor) -> set[int]:
     return set(torch.nonzero(row).ravel().tolist())
 
@@ -59,8 +65,8 @@ def _assert_marked(out, zyx, site):
     assert torch.nonzero(out.image[0, 0] > 0.8).tolist() == [zyx]
     assert torch.nonzero(out.vessels[0, 0]).tolist() == [zyx]
     assert int(out.vessels[0, 0][tuple(zyx)]) == VESSEL_VALUES[site]
-    assert out.lesion_zyx.tolist() == [zyx]
-    assert out.lesion_site.tolist() == [site]
+    assert out.lesions.zyx.tolist() == [zyx]
+    assert out.lesions.site.tolist() == [site]
     assert _set(out.targets[0]) == {site, PRESENT}
 
 
@@ -85,7 +91,7 @@ def test_half_turns_leave_the_sides_too():
     config = _only(affine=Affine(p=1, rotation_deg=(180, 180, 180), scale=(1, 1), anisotropy=0, shear=0))
     for seed in range(8):
         out = augment(replace(_marked(), seeds=torch.tensor([seed])), config)
-        assert out.lesion_site.tolist() == [LEFT_MCA]
+        assert out.lesions.site.tolist() == [LEFT_MCA]
         assert _set(out.unknown[0]) == {0, 11}
         assert set(out.vessels.unique().tolist()) <= {0, VESSEL_VALUES[LEFT_MCA]}
 
@@ -115,22 +121,21 @@ def test_off_is_the_batch_normalised(dtype, is_ct):
     )
     out = augment(batch, OFF)
     assert torch.equal(out.image, batch.normalised())
-    assert torch.equal(out.lesion_zyx, batch.lesion_zyx)
+    assert torch.equal(out.lesions.zyx, batch.lesions.zyx)
     assert torch.equal(out.targets, batch.targets)
     assert torch.equal(out.ignore, batch.ignore)
     assert out.vessels is None
-    assert (out.series_uid, out.why, len(out)) == (batch.series_uid, batch.why, 2)
+    assert (out.series_uid, len(out)) == (batch.series_uid, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.uint8])
 def test_stored_integers_stay_as_they_are(dtype):
     batch = replace(_marked(3), image=_integers(3, dtype))
-    before = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in before.items()}
+    before = {name: value.clone() for name, value in _tensors(batch).items()}
+    assert {"image", "lesions.zyx"} < set(before)
     out = augment(batch, EVERYTHING)
-    for name, value in before.items():
-        now = getattr(batch, name)
-        assert torch.equal(now, value) if isinstance(value, Tensor) else now == value
+    for name, value in _tensors(batch).items():
+        assert torch.equal(value, before[name])
     assert out.image.dtype == torch.float32
     assert not torch.equal(out.image, batch.normalised())
 
@@ -153,12 +158,12 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     assert any(d.noise_sigma for d in draws), "nothing got noise"
     for row in range(n):
         alone = augment(one_of(batch, row), EVERYTHING, **options)
-        mine = together.lesion_sample == row
+        mine = together.lesions.sample == row
         # Matrix products may add up in another order when there are more of them: in elastic bending and blur, which
         # moves a value by some 1e-6.
         torch.testing.assert_close(together.image[row], alone.image[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(together.lesion_zyx[mine], alone.lesion_zyx, atol=1e-5, rtol=0)
-        assert torch.equal(together.lesion_site[mine], alone.lesion_site)
+        torch.testing.assert_close(together.lesions.zyx[mine], alone.lesions.zyx, atol=1e-5, rtol=0)
+        assert torch.equal(together.lesions.site[mine], alone.lesions.site)
         assert torch.equal(together.targets[row], alone.targets[0])
         assert torch.equal(together.ignore[row], alone.ignore[0])
         assert (together.vessels[row] != alone.vessels[0]).float().mean() < 1e-3
@@ -208,7 +213,7 @@ def test_targets_follow_what_the_cut_leaves_in_view():
     out = augment(batch, OFF, out_shape_zyx=(16, 20, 10))
     assert out.image.shape == (1, 1, 16, 20, 10)
     assert torch.equal(out.image, batch.normalised()[..., 7:17])
-    assert out.lesion_zyx[:, 2].tolist() == [5, 1, -4]
+    assert out.lesions.zyx[:, 2].tolist() == [5, 1, -4]
     assert _set(out.targets[0]) == {LEFT_MCA, PRESENT}
     assert _set(out.ignore[0]) == {ACOM}
     assert _set(augment(batch, OFF, out_shape_zyx=(16, 20, 10), margin_mm=1.0).targets[0]) == {LEFT_MCA, ACOM, PRESENT}
@@ -239,14 +244,12 @@ def test_nothing_is_read_back_from_the_device(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     batch, on_meta, change = _busy("meta")
     out, expected = change(on_meta), change(batch)
-    for f in fields(out):
-        value = getattr(out, f.name)
-        if isinstance(value, Tensor):
-            assert value.device.type == "meta"
-            assert value.shape == getattr(expected, f.name).shape
-    drawn = lesion_map(
-        out.lesion_sample, out.lesion_site, out.lesion_zyx, 4, SHAPE, (1.0, 1.0, 1.0), radius_mm=3.0, stride=2
-    )
+    tensors = _tensors(expected)
+    assert {"image", "lesions.zyx"} < set(tensors)
+    for name, value in _tensors(out).items():
+        assert value.device.type == "meta"
+        assert value.shape == tensors[name].shape
+    drawn = map_targets(out.lesions, 4, SHAPE, (1.0, 1.0, 1.0), radius_mm=3.0, stride=2)
     assert drawn.device.type == "meta"
 
 
@@ -254,10 +257,9 @@ def test_nothing_is_read_back_from_the_device(monkeypatch):
 def test_a_gpu_does_what_the_cpu_does():
     batch, on_gpu, change = _busy("cuda")
     out, expected = change(on_gpu), change(batch)
-    for f in fields(out):
-        value = getattr(out, f.name)
-        if isinstance(value, Tensor) and f.name != "vessels":
-            torch.testing.assert_close(value.cpu(), getattr(expected, f.name), atol=1e-3, rtol=0)
+    for name, value in _tensors(out).items():
+        if name != "vessels":
+            torch.testing.assert_close(value.cpu(), _tensors(expected)[name], atol=1e-3, rtol=0)
 
 
 @pytest.fixture(params=[torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -277,19 +279,15 @@ def test_the_default_dtype_of_torch_has_no_say(other_default_dtype):
     def made():
         out = augment(batch, EVERYTHING, out_shape_zyx=(12, 16, 20), ct_windows_hu=[(-100, 900), (0, 300)])
         kinds = [
-            lesion_map(
-                out.lesion_sample, out.lesion_site, out.lesion_zyx, 6, (12, 16, 20), out.spacing_mm,
-                radius_mm=3.0, kind=kind, stride=2,
-            )
+            map_targets(out.lesions, 6, (12, 16, 20), out.spacing_mm, radius_mm=3.0, kind=kind, stride=2)
             for kind in ("sphere", "gaussian")
-        ]  # fmt: skip
-        return {f.name: getattr(out, f.name) for f in fields(out)} | dict(zip(("sphere", "gaussian"), kinds))
+        ]
+        return _tensors(out) | dict(zip(("sphere", "gaussian"), kinds))
 
     expected = made()
     torch.set_default_dtype(other_default_dtype)
     found = made()
-    tensors = [name for name, value in expected.items() if isinstance(value, Tensor)]
-    assert {"image", "vessels", "targets", "lesion_zyx", "sphere"} < set(tensors)
-    for name in tensors:
+    assert {"image", "vessels", "targets", "lesions.zyx", "sphere"} < set(expected)
+    for name in expected:
         assert found[name].dtype == expected[name].dtype, name
         assert torch.equal(found[name], expected[name]), name

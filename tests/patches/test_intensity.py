@@ -7,8 +7,15 @@ import pytest
 import torch
 
 from aneurysm.errors import UsageError
-from aneurysm.patches.intensity import add_noise, change_tones, model_units
-from aneurysm.patches.resolution import gaussian_matrix, lower_resolution, slices_matrix
+from aneurysm.patches.intensity import (
+    add_noise,
+    change_tones,
+    gaussian_matrix,
+    lower_resolution,
+    model_units,
+    slices_matrix,
+)
+from aneurysm.volume.intensity import to_model_units, to_physical
 from tests.support.draws import still
 
 CT, MR = torch.tensor([True]), torch.tensor([False])
@@ -18,6 +25,20 @@ HU = torch.tensor([-1000.0, -100.0, 0.0, 40.0, 80.0, 400.0, 900.0, 2000.0]).view
 
 def _values(image):
     return [round(value, 5) for value in image.ravel().tolist()]
+
+
+def test_numpy_and_torch_come_to_the_same_bits():
+    stored = np.arange(-32768, 32768, 7, dtype=np.int16)
+    scale, offset, low, width = 0.37, -91.3, -80.1, 291.7
+    physical = to_physical(stored.astype(np.float32), scale, offset)
+    of_torch = to_physical(torch.from_numpy(stored).float(), torch.tensor([scale]), torch.tensor([offset]))
+    assert physical.dtype == np.float32
+    np.testing.assert_array_equal(physical, of_torch.numpy())
+    np.testing.assert_allclose(physical, stored * scale + offset, rtol=1e-6, atol=1e-4)
+    shown = to_model_units(physical, low, width)
+    np.testing.assert_array_equal(shown, to_model_units(of_torch, torch.tensor([low]), torch.tensor([width])).numpy())
+    assert (shown.dtype, shown.min(), shown.max()) == (np.float32, 0, 1)
+    np.testing.assert_array_equal(physical, of_torch.numpy(), "the physical values were changed")
 
 
 class TestWindows:

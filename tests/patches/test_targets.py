@@ -6,32 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from aneurysm.patches.targets import inner_places, patch_targets
+from aneurysm.patches.targets import BatchLesions, inner_places, patch_targets
 
 SHAPE = (20, 30, 40)
 PRESENT = 13
 
 
-def _targets(
-    *lesions, inner=None, batch_size=1, spacing_mm=(1.0, 1.0, 1.0), margin_mm=3.0, base_ignore=None, certain=None
-):
-    sample, site, zyx = zip(*lesions) if lesions else ((), (), ())
-    if base_ignore is None:
-        base_ignore = torch.zeros(batch_size, 14, dtype=torch.bool)
+def _targets(*placed, inner=None, batch_size=1, spacing_mm=(1.0, 1.0, 1.0), margin_mm=3.0, unknown=None, certain=None):
+    sample, site, zyx = zip(*placed) if placed else ((), (), ())
+    if unknown is None:
+        unknown = torch.zeros(batch_size, 14, dtype=torch.bool)
     if certain is None:
         certain = torch.zeros(batch_size, 14, dtype=torch.bool)
-    targets, ignore = patch_targets(
+    lesions = BatchLesions(
         torch.tensor(sample, dtype=torch.int64),
         torch.tensor(site, dtype=torch.int64),
         torch.tensor(zyx, dtype=torch.float32).view(-1, 3),
         torch.tensor(inner if inner is not None else zyx, dtype=torch.float32).view(-1, 3),
-        batch_size,
-        SHAPE,
-        margin_mm,
-        spacing_mm,
-        base_ignore,
-        certain,
     )
+    targets, ignore = patch_targets(lesions, unknown, certain, SHAPE, spacing_mm, margin_mm=margin_mm)
     assert targets.dtype == torch.float32
     assert ignore.dtype == torch.bool
     return [set(torch.nonzero(row).ravel().tolist()) for row in targets], [
@@ -85,7 +78,7 @@ def test_each_patch_has_its_own_lesions():
 def test_what_is_unknown_is_ignored_unless_a_lesion_is_surely_there():
     unknown = torch.zeros(2, 14, dtype=torch.bool)
     unknown[:, [3, PRESENT]] = True
-    targets, ignore = _targets((0, 3, (10.0, 15.0, 20.0)), batch_size=2, base_ignore=unknown)
+    targets, ignore = _targets((0, 3, (10.0, 15.0, 20.0)), batch_size=2, unknown=unknown)
     assert targets == [{3, PRESENT}, set()]
     assert ignore == [set(), {3, PRESENT}]
 

@@ -13,8 +13,8 @@ from aneurysm.patches.augment import augment
 from aneurysm.patches.augment_config import AugmentConfig, Flip
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.loader import PatchLoader
-from aneurysm.patches.location import PatchLocation
 from aneurysm.patches.plan import Sampling
+from aneurysm.patches.samplers import PatchLocation
 from tests.support.noise_cache import add_volume, open_cache
 
 PRESENT, SITE = 13, 4

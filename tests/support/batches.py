@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aneurysm.labels import LABELS
 from aneurysm.patches.batch import Batch
-from aneurysm.patches.targets import MARGIN_MM, patch_targets
+from aneurysm.patches.targets import BatchLesions, patch_targets
 
 Lesion = tuple[int, int, tuple[float, float, float]]
 """Sample, site, (z, y, x)."""
@@ -37,10 +37,11 @@ def make_batch(
     sample = torch.tensor([lesion[0] for lesion in lesions], dtype=torch.int64)
     site = torch.tensor([lesion[1] for lesion in lesions], dtype=torch.int64)
     zyx = torch.tensor([lesion[2] for lesion in lesions], dtype=torch.float32).view(-1, 3)
+    placed = BatchLesions(sample, site, zyx, zyx)
     unknown = torch.zeros(n, len(LABELS), dtype=torch.bool) if unknown is None else unknown
     certain = torch.zeros(n, len(LABELS), dtype=torch.bool) if certain is None else certain
     shape = (image.shape[2], image.shape[3], image.shape[4])
-    targets, ignore = patch_targets(sample, site, zyx, zyx, n, shape, MARGIN_MM, spacing_mm, unknown, certain)
+    targets, ignore = patch_targets(placed, unknown, certain, shape, spacing_mm)
     return Batch(
         image=image,
         scale=torch.full((n,), scale),
@@ -54,10 +55,7 @@ def make_batch(
         ignore=ignore,
         unknown=unknown,
         certain=certain,
-        lesion_sample=sample,
-        lesion_site=site,
-        lesion_zyx=zyx,
-        lesion_inner=zyx,
+        lesions=placed,
         spacing_mm=spacing_mm,
         seeds=torch.tensor(seeds or range(n), dtype=torch.int64),
         index=torch.arange(n),
@@ -75,13 +73,13 @@ def one_of(batch: Batch, row: int) -> Batch:
 
 def part_of(batch: Batch, first: int, end: int) -> Batch:
     """The batch of the samples from ``first`` up to, not including, ``end``."""
-    mine = (batch.lesion_sample >= first) & (batch.lesion_sample < end)
-    part = {}
-    for f in fields(batch):
-        value = getattr(batch, f.name)
-        if f.name.startswith("lesion_"):
-            part[f.name] = value[mine]
-        elif isinstance(value, Tensor):
-            part[f.name] = value[first:end]
-    part["lesion_sample"] = part["lesion_sample"] - first
-    return replace(batch, **part, series_uid=batch.series_uid[first:end], why=batch.why[first:end])
+    mine = (batch.lesions.sample >= first) & (batch.lesions.sample < end)
+    lesions = batch.lesions.map(lambda values: values[mine])
+    tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
+    return replace(
+        batch,
+        **{name: value[first:end] for name, value in tensors.items()},
+        lesions=replace(lesions, sample=lesions.sample - first),
+        series_uid=batch.series_uid[first:end],
+        why=batch.why[first:end],
+    )

@@ -1,4 +1,4 @@
-"""Dense targets: volumes, places and classes with known answers."""
+"""Maps of lesions: volumes, places and classes with known answers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aneurysm.patches.dense import lesion_map
+from aneurysm.patches.targets import BatchLesions, map_targets
 
 SHAPE = (32, 36, 40)
 
 
 def _map(*lesions, batch_size=1, shape=SHAPE, spacing_mm=(1.0, 1.0, 1.0), radius_mm=3.0, **options):
     sample, site, zyx = zip(*lesions) if lesions else ((), (), ())
-    return lesion_map(
-        torch.tensor(sample, dtype=torch.int64),
-        torch.tensor(site, dtype=torch.int64),
-        torch.tensor(zyx, dtype=torch.float32).view(-1, 3),
-        batch_size,
-        shape,
-        spacing_mm,
-        radius_mm=radius_mm,
-        **options,
+    sample, site = (torch.tensor(values, dtype=torch.int64) for values in (sample, site))
+    zyx = torch.tensor(zyx, dtype=torch.float32).view(-1, 3)
+    return map_targets(
+        BatchLesions(sample, site, zyx, zyx), batch_size, shape, spacing_mm, radius_mm=radius_mm, **options
     )
 
 

@@ -1,9 +1,12 @@
-"""Draws -> Geometry: voxels, masks and coordinates of a batch flipped, turned, scaled, sheared, bent and cropped."""
+"""Draws -> Geometry: voxels, masks and coordinates of a batch flipped, turned, scaled, sheared, bent and cropped.
+
+Also what else a left-right flip changes: labels and values of the vessel masks trade sides.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from aneurysm.labels import LABELS, LEFT_RIGHT_PAIRS, VESSEL_VALUES
 from aneurysm.patches.augment_draws import AugmentDraw
-from aneurysm.patches.elastic import displacement_at, displacement_on_grid
 
 
 class Geometry:
@@ -160,3 +163,93 @@ def _between_faces(n: int, device: torch.device) -> Tensor:
     """Return (n,) float32: where the centres of n voxels lie, their outer faces being at -1 and 1."""
     # Of whole numbers, a quotient would have torch's default dtype.
     return (2 * torch.arange(n, dtype=torch.float32, device=device) + 1) / n - 1
+
+
+# Elastic bending: coarse control points -> a smooth displacement, by cubic B-splines.
+
+
+def controls_shape(
+    shape_zyx: tuple[int, int, int], spacing_mm: tuple[float, float, float], distance_mm: float
+) -> tuple[int, int, int]:
+    """Return how many control points ``distance_mm`` apart a patch needs: one before it and two behind included."""
+    z, y, x = (int((n - 1) * mm / distance_mm) + 4 for n, mm in zip(shape_zyx, spacing_mm, strict=True))
+    return z, y, x
+
+
+def displacement_on_grid(
+    controls: Tensor, shape_zyx: tuple[int, int, int], spacing_mm: tuple[float, float, float], distance_mm: float
+) -> Tensor:
+    """
+    Return (B, 3, Z, Y, X): the displacement of each voxel, in the units of ``controls``.
+
+    Parameters
+    ----------
+    controls
+        (B, 3, z, y, x): displacement of the control points along (z, y, x).
+    shape_zyx, spacing_mm
+        Of the patch.
+    distance_mm
+        From one control point to the next.
+    """
+    z, y, x = (
+        _spline_weights(torch.arange(n, dtype=torch.float32, device=controls.device) * (mm / distance_mm), size)
+        for n, mm, size in zip(shape_zyx, spacing_mm, controls.shape[2:], strict=True)
+    )
+    # From the coarsest to the finest: the full size is reached only in the last step.
+    bent = torch.einsum("bczyx,kz->bckyx", controls, z)
+    bent = torch.einsum("bczyx,ky->bczkx", bent, y)
+    return torch.einsum("bczyx,kx->bczyk", bent, x)
+
+
+def displacement_at(
+    controls: Tensor, zyx: Tensor, spacing_mm: tuple[float, float, float], distance_mm: float
+) -> Tensor:
+    """
+    Return (L, 3): the displacement at L points, the same that `displacement_on_grid` gives the voxels.
+
+    Parameters
+    ----------
+    controls
+        (L, 3, z, y, x): the control points of each point's patch.
+    zyx
+        (L, 3) voxel coordinates. Outside the patch the displacement is that of the nearest point on its faces.
+    spacing_mm, distance_mm
+        As in `displacement_on_grid`.
+    """
+    z, y, x = (
+        _spline_weights(at * (mm / distance_mm), size)
+        for at, mm, size in zip(zyx.unbind(1), spacing_mm, controls.shape[2:], strict=True)
+    )
+    return torch.einsum("lczyx,lz,ly,lx->lc", controls, z, y, x)
+
+
+def _spline_weights(at: Tensor, size: int) -> Tensor:
+    """Return (N, size): the weight of each control point at N places, in distances from the second control point."""
+    away = (at.clamp(0, size - 3)[:, None] - torch.arange(-1, size - 1, device=at.device)).abs()
+    near = 2 / 3 - away**2 + away**3 / 2
+    return torch.where(away < 1, near, (2 - away).clamp(min=0) ** 3 / 6)
+
+
+def mirrored_labels(device: torch.device) -> Tensor:
+    """
+    Return (14,) int64: for each label the one on the other side; those in the middle stand for themselves.
+
+    ``x[:, mirrored_labels(x.device)]`` swaps the columns of (B, 14) targets or logits, and
+    ``mirrored_labels(site.device)[site]`` the sites of lesions.
+    """
+    return _tables(device)[0]
+
+
+def mirrored_vessels(vessels: Tensor) -> Tensor:
+    """Return a vessel mask (uint8, any shape) whose left and right values have changed places; no voxel moves."""
+    return _tables(vessels.device)[1][vessels.long()]
+
+
+@cache
+@torch.inference_mode(mode=False)  # it is kept, and one made in inference mode could not serve a backward pass
+def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    labels, values = torch.arange(len(LABELS)), torch.arange(256, dtype=torch.uint8)
+    for left, right in LEFT_RIGHT_PAIRS:
+        labels[left], labels[right] = right, left
+        values[VESSEL_VALUES[left]], values[VESSEL_VALUES[right]] = VESSEL_VALUES[right], VESSEL_VALUES[left]
+    return labels.to(device), values.to(device)

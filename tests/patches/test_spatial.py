@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from aneurysm.patches.augment_config import Affine, AugmentConfig, Elastic, Flip
 from aneurysm.patches.augment_draws import draw_augmentation, rotation_zyx
-from aneurysm.patches.elastic import controls_shape, displacement_at, displacement_on_grid
-from aneurysm.patches.geometry import Geometry
+from aneurysm.patches.spatial import Geometry, controls_shape, displacement_at, displacement_on_grid
 from tests.support.draws import still
 
 CPU = torch.device("cpu")
