@@ -133,7 +133,7 @@ def map_targets(
     stride: int = 1,
 ) -> Tensor:
     """
-    Return maps with a ball or a blob around each lesion, in the channel of its site and in the last, "Aneurysm Present".
+    Return maps: a ball or a blob around each lesion, in the channel of its site and in the last, "Aneurysm Present".
 
     Where several meet, the largest value counts. Lesions outside the patch draw what reaches into it.
 
