@@ -38,10 +38,11 @@ test-slow: install  ## the tests that take minutes
 	@# A file at a time for each: some files have one costly fixture for all their tests.
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
-lint: install  ## ruff and mypy
+lint: install  ## ruff, mypy, and that packages import only what lies below them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: install  ## let ruff put the code in shape
 	$(BIN)/ruff check --fix .

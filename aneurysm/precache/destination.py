@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from aneurysm.cache.folder import key_fault, patient_secret, prepare_cache
@@ -13,7 +12,6 @@ from aneurysm.precache.disk_space import check_space
 from aneurysm.precache.publish import abandoned
 from aneurysm.processes.children import Limits, Runner
 from aneurysm.rawdata.folder import SeriesSource
-from aneurysm.remote.url import is_url
 from aneurysm.spec import CacheSpec
 
 
@@ -73,15 +71,3 @@ class Destination:
     def write_manifest(self, seconds: Mapping[str, float]) -> list[ManifestRow]:
         """Derive manifest.csv and lesions.csv from what is there; return the manifest's rows."""
         return write_manifest(self.layout, seconds)
-
-
-@contextmanager
-def open_destination(cache: str | Path) -> Iterator[Destination]:
-    """Yield where the cache is, a folder or a URL."""
-    if is_url(cache):
-        from aneurysm.precache.remote_destination import remote_destination
-
-        with remote_destination(str(cache)) as place:
-            yield place
-    else:
-        yield Destination(Path(cache).absolute())

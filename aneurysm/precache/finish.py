@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aneurysm.cache.folder import read_spec
-from aneurysm.precache.destination import open_destination
 from aneurysm.precache.publish import sweep
+from aneurysm.precache.remote_destination import open_destination
 from aneurysm.precache.write_errors import translate_write_errors
 from aneurysm.rawdata.bucket import open_data
 

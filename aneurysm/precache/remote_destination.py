@@ -31,12 +31,23 @@ from aneurysm.processes.children import Limits, Runner
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.remote.client import ObjectStore, RemoteObject
 from aneurysm.remote.scratch import held, renaming_paths, scratch_folder
+from aneurysm.remote.url import is_url
 from aneurysm.spec import CacheSpec
 
 ABANDONED_AFTER: Final = timedelta(hours=6)
 """So old a mark is, or the newest object of an incomplete volume, before it is taken for what a dead run left."""
 _METADATA: Final = ("zarr.json", f"{IMAGE}/zarr.json")
 _HOLE: Final = "rest"
+
+
+@contextmanager
+def open_destination(cache: str | Path) -> Iterator[Destination]:
+    """Yield where the cache is, a folder or a URL."""
+    if is_url(cache):
+        with remote_destination(str(cache)) as place:
+            yield place
+    else:
+        yield Destination(Path(cache).absolute())
 
 
 @contextmanager

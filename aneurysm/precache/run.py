@@ -20,11 +20,12 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import read_record
 from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, UsageError
 from aneurysm.precache.build_series import Outcome, SeriesJob, write_record
-from aneurysm.precache.destination import Destination, open_destination
+from aneurysm.precache.destination import Destination
 from aneurysm.precache.engines import Engine, Local, WaitTiming, run_jobs
 from aneurysm.precache.partition import Shard
 from aneurysm.precache.publish import sweep
 from aneurysm.precache.relabel import Annotations, Update, relabel
+from aneurysm.precache.remote_destination import open_destination
 from aneurysm.precache.write_errors import translate_write_errors
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner, runner
 from aneurysm.processes.threads import map_io

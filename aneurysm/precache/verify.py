@@ -35,9 +35,10 @@ from aneurysm.cache.metadata import FORMAT_VERSION, find_damage, find_strays
 from aneurysm.documents import read_json
 from aneurysm.errors import CacheError
 from aneurysm.labels import UNKNOWN_VESSEL
-from aneurysm.precache.destination import Destination, open_destination
+from aneurysm.precache.destination import Destination
 from aneurysm.precache.publish import is_claimed
 from aneurysm.precache.relabel import ANNOTATION_KINDS, Annotations, find_differences
+from aneurysm.precache.remote_destination import open_destination
 from aneurysm.precache.write_errors import translate_write_errors
 from aneurysm.processes.children import LostError
 from aneurysm.processes.files import tree_bytes
