@@ -93,6 +93,7 @@ def test_several_rows_keep_their_sites_and_their_order(tree):
         tree.localize(UID, written.sops[index], x, y, location)
     image = _cached(tree)
     found = {lesion["location"]: lesion["lps_mm"] for lesion in image.lesions}
+    assert found.keys() == {location for location, *_ in marks}
     for location, index, x, y in marks:
         assert np.allclose(found[location], acquisition.lps(index, x, y), atol=1e-3)
 

@@ -177,7 +177,7 @@ def test_a_mask_is_cut_to_the_box_of_the_spec(tree, tmp_path):
     assert {2, 10, 13} <= set(np.unique(vessels))
 
 
-def _without(tree: RsnaTree) -> Outcome:
+def assert_not_taken(tree: RsnaTree) -> Outcome:
     """The series must be cached in any case, without a mask, and say why."""
     outcome = run(tree.write_tables())
     image = outcome.image(UID)
@@ -193,7 +193,7 @@ def test_a_mask_elsewhere_in_the_patient_is_not_taken(tree):
     values = _mask(affine, (28, 32, 12), acquisition.centre)
     affine[:3, 3] += 500
     tree.write_mask(UID, mask_image(values, affine))
-    _without(tree)
+    assert_not_taken(tree)
 
 
 def test_a_mask_that_can_not_be_read_is_not_taken(tree):
@@ -201,7 +201,7 @@ def test_a_mask_that_can_not_be_read_is_not_taken(tree):
     path = tree.root / "segmentations" / f"{UID}_cowseg.nii"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not a NIfTI file" * 40)
-    _without(tree)
+    assert_not_taken(tree)
 
 
 def test_a_mask_with_values_that_mean_nothing_is_not_taken_as_vessels(tree):
@@ -211,7 +211,7 @@ def test_a_mask_with_values_that_mean_nothing_is_not_taken_as_vessels(tree):
     affine = _grid_of(acquisition)
     values = _mask(affine, (28, 32, 12), acquisition.centre) + 100
     tree.write_mask(UID, mask_image(values, affine))
-    _without(tree)
+    assert_not_taken(tree)
 
 
 def test_a_series_without_a_mask_has_none(tree):
@@ -292,5 +292,5 @@ def test_a_mask_of_unknown_meaning_is_not_taken(tree, values):
     acquisition = acquire(slices=26)
     _write(tree, acquisition)
     tree.write_mask(UID, _balls(acquisition, values))
-    outcome = _without(tree)
+    outcome = assert_not_taken(tree)
     assert "mask_unusable" in outcome.image(UID).codes

@@ -62,7 +62,9 @@ def test_series_without_a_mask_has_no_labels(built: Built) -> None:
 
 @pytest.mark.parametrize("array", ["0", "labels/vessels/0"])
 def test_tensorstore_reads_the_same_voxels_as_zarr(built: Built, array: str) -> None:
-    for uid in built.uids[:1] if "labels" in array else built.uids:
+    uids = built.uids[:1] if "labels" in array else built.uids
+    assert uids
+    for uid in uids:
         folder = built.cache / "volumes" / f"{uid}.zarr"
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / array)}}
         store = tensorstore.open(spec, open=True, read=True).result()
@@ -83,28 +85,31 @@ def test_one_shard_of_small_chunks(volume: Path) -> None:
 
 
 def test_array_shape_is_what_the_manifest_says(built: Built) -> None:
-    for uid, row in manifest(built.cache).items():
+    rows = manifest(built.cache)
+    assert set(rows) == set(built.uids)
+    for uid, row in rows.items():
         array = zarr.open_array(built.cache / "volumes" / f"{uid}.zarr" / "0", mode="r")
         assert row["shape"].replace(",", "x").replace(" ", "") == "x".join(map(str, array.shape)), row["shape"]
         assert array.dtype == np.int16
 
 
 def test_a_handful_of_files_per_series(built: Built) -> None:
+    assert built.uids
     for uid in built.uids:
         files = [p for p in (built.cache / "volumes" / f"{uid}.zarr").rglob("*") if p.is_file()]
         assert len(files) <= (8 if uid == built.uids[0] else 4), files
 
 
 def test_metadata_are_plain_json_without_patient_data(built: Built) -> None:
-    for path in built.cache.rglob("*"):
-        if path.is_file() and path.suffix in (".json", ".csv", ".toml"):
-            text = path.read_text(encoding="utf-8")
-            assert "Secret" not in text, path
-            assert "patient-" not in text, path
-            if path.suffix == ".json":
-                constants: list[str] = []
-                json.loads(text, parse_constant=constants.append)
-                assert constants == [], f"not JSON: {path}"
+    texts = {p: p.read_text("utf-8") for p in built.cache.rglob("*") if p.suffix in (".json", ".csv", ".toml")}
+    assert {path.suffix for path in texts} == {".json", ".csv", ".toml"}
+    for path, text in texts.items():
+        assert "Secret" not in text, path
+        assert "patient-" not in text, path
+        if path.suffix == ".json":
+            constants: list[str] = []
+            json.loads(text, parse_constant=constants.append)
+            assert constants == [], f"not JSON: {path}"
 
 
 def test_the_lesion_lies_where_the_localizer_says(built: Built) -> None:

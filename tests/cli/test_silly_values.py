@@ -93,11 +93,18 @@ def test_a_silly_value_is_refused(command, option, metavar, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_flag_takes_no_value(command, tmp_path):
-    flags = [o for p in COMMANDS[command].params if getattr(p, "is_flag", False) for o in (*p.opts, *p.secondary_opts)]
-    for flag in flags:
-        assert_one_line(call_cli(command, *REQUIRED.get(command, []), f"{flag}=1", cwd=tmp_path), flag)
+FLAGS = [
+    (name, flag)
+    for name, command in COMMANDS.items()
+    for param in command.params
+    if getattr(param, "is_flag", False)
+    for flag in (*param.opts, *param.secondary_opts)
+]
+
+
+@pytest.mark.parametrize("command, flag", FLAGS)
+def test_a_flag_takes_no_value(command, flag, tmp_path):
+    assert_one_line(call_cli(command, *REQUIRED.get(command, []), f"{flag}=1", cwd=tmp_path), flag)
 
 
 @pytest.mark.parametrize(

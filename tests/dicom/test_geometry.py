@@ -13,7 +13,7 @@ from tests.support.series import numbers, write_series
 from tests.support.truth import assert_frame, assert_shows, centroid_lps
 
 
-def _shown(folder, acquisition: Acquisition, **options) -> CachedImage:
+def assert_shown(folder, acquisition: Acquisition, **options) -> CachedImage:
     """Write, cache, and check the pattern everywhere."""
     at_least = options.pop("at_least", 200)
     base = 300.0 if options.get("modality", "CT") == "CT" else 700.0
@@ -30,7 +30,7 @@ def _shown(folder, acquisition: Acquisition, **options) -> CachedImage:
 @pytest.mark.parametrize("plane", PLANES)
 def test_a_plane_in_either_direction_shows_the_pattern(tmp_path, plane, reverse, modality):
     acquisition = acquire(plane, reverse=reverse, spacing_mm=(0.9, 1.1), gap_mm=1.3)
-    image = _shown(tmp_path / "s", acquisition, modality=modality)
+    image = assert_shown(tmp_path / "s", acquisition, modality=modality)
     assert image.meta["source"]["plane"] == plane
     assert image.meta["source"]["shape"] == [24, 32, 28]
     assert np.allclose(image.meta["source"]["spacing_mm"], [1.3, 0.9, 1.1], atol=1e-4)
@@ -70,7 +70,7 @@ def test_the_patients_position_on_the_table_makes_no_difference(tmp_path, direct
     def edit(dataset: Dataset, index: int) -> None:
         dataset.PatientPosition = "FFDL"  # must not be looked at: ImageOrientationPatient has all there is
 
-    _shown(tmp_path / "s", acquire(directions, slices=20), edit=edit)
+    assert_shown(tmp_path / "s", acquire(directions, slices=20), edit=edit)
 
 
 @pytest.mark.parametrize("degrees", [3, 20, 35])
@@ -78,7 +78,7 @@ def test_the_patients_position_on_the_table_makes_no_difference(tmp_path, direct
 def test_obliqueness_stays_in_the_affine(tmp_path, plane, degrees):
     turn = rotation((1.0, -0.7, 0.4), degrees)
     acquisition = acquire(plane, turn=turn, spacing_mm=(0.8, 0.8), shape=(34, 36))
-    image = _shown(tmp_path / "s", acquisition)
+    image = assert_shown(tmp_path / "s", acquisition)
     axes = image.affine[:3, :3]
     ours = np.stack([acquisition.row_direction, acquisition.column_direction, acquisition.normal], axis=1)
     assert np.allclose(np.sort(np.abs(axes.T @ ours).ravel())[-3:], 1, atol=1e-6), "voxels were rotated"
@@ -97,7 +97,7 @@ def test_obliqueness_stays_in_the_affine(tmp_path, plane, degrees):
 )
 def test_any_spacing_shows_the_pattern_on_the_target_grid(tmp_path, spacing_mm, gap_mm, shape, slices):
     acquisition = acquire(spacing_mm=spacing_mm, gap_mm=gap_mm, shape=shape, slices=slices)
-    image = _shown(tmp_path / "s", acquisition)
+    image = assert_shown(tmp_path / "s", acquisition)
     extent = np.array([slices * gap_mm, shape[0] * spacing_mm[0], shape[1] * spacing_mm[1]])
     assert image.stored.shape == tuple(np.ceil(extent - 1e-6).astype(int)), "ceil(extent / spacing)"
     middle = image.lps((np.array(image.stored.shape) - 1) / 2)
@@ -109,7 +109,7 @@ def test_any_spacing_shows_the_pattern_on_the_target_grid(tmp_path, spacing_mm, 
 def test_gantry_tilt_is_taken_out_rightly(tmp_path, tilt_deg, gap_mm):
     slices = round(24 / gap_mm)
     acquisition = acquire(tilt_deg=tilt_deg, gap_mm=gap_mm, slices=slices, shape=(46, 40))
-    image = _shown(tmp_path / "s", acquisition)
+    image = assert_shown(tmp_path / "s", acquisition)
     assert abs(image.meta["source"]["tilt_deg"]) == pytest.approx(abs(tilt_deg), abs=0.01)
 
 
@@ -139,13 +139,13 @@ def test_uneven_slices_are_interpolated_at_their_true_positions(tmp_path, turn_d
     steps = np.random.default_rng(3).uniform(0.6, 2.4, 21)
     turn = rotation((0.3, 1.0, 0.2), turn_deg)
     offsets = np.concatenate([[0], np.cumsum(steps)])
-    _shown(tmp_path / "s", acquire(offsets_mm=offsets, tilt_deg=tilt_deg, turn=turn, shape=(40, 30)))
+    assert_shown(tmp_path / "s", acquire(offsets_mm=offsets, tilt_deg=tilt_deg, turn=turn, shape=(40, 30)))
 
 
 def test_a_change_of_slice_thickness_midway_is_followed(tmp_path):
     """Head CT: thin slices through the skull base, thicker ones above."""
     offsets = np.concatenate([np.arange(0, 12, 1.5), np.arange(12, 30, 3.0)])
-    _shown(tmp_path / "s", acquire(offsets_mm=offsets))
+    assert_shown(tmp_path / "s", acquire(offsets_mm=offsets))
 
 
 @pytest.mark.parametrize("plane", PLANES)
@@ -158,7 +158,7 @@ def test_slices_are_ordered_by_position_not_by_number_or_name(tmp_path, plane):
         dataset.InstanceNumber = int(order[index])
         dataset.SliceLocation = numbers([float(-order[index])])[0]
 
-    image = _shown(tmp_path / "s", acquisition, edit=edit)
+    image = assert_shown(tmp_path / "s", acquisition, edit=edit)
     assert not image.codes & {"dropped_slices", "duplicate_slices", "several_volumes"}
 
 
@@ -167,13 +167,13 @@ def test_spacing_between_slices_and_slice_thickness_may_lie(tmp_path):
         dataset.SpacingBetweenSlices = numbers([18.0])[0]
         dataset.SliceThickness = numbers([7.0])[0]
 
-    image = _shown(tmp_path / "s", acquire(gap_mm=0.498, slices=48), edit=edit)
+    image = assert_shown(tmp_path / "s", acquire(gap_mm=0.498, slices=48), edit=edit)
     assert image.stored.shape[0] == 24
 
 
 @pytest.mark.parametrize("middle", [(0, 0, 0), (-300.5, 811.25, -1402.125)], ids=["isocentre", "far off"])
 def test_the_origin_may_be_anywhere(tmp_path, middle):
-    _shown(tmp_path / "s", acquire(middle=middle, plane="sagittal"))
+    assert_shown(tmp_path / "s", acquire(middle=middle, plane="sagittal"))
 
 
 @pytest.mark.parametrize(

@@ -110,12 +110,12 @@ def cases(draw: st.DrawFn) -> Case:
 def test_any_combination_shows_the_pattern_and_places_its_lesion(case, mark):
     folder = Path(tempfile.mkdtemp())
     try:
-        _check(folder, case, mark)
+        assert_pattern_and_lesion(folder, case, mark)
     finally:
         shutil.rmtree(folder)
 
 
-def _check(folder: Path, case: Case, mark: tuple[int, float, float]) -> None:
+def assert_pattern_and_lesion(folder: Path, case: Case, mark: tuple[int, float, float]) -> None:
     tree = RsnaTree(folder / "data")
     write = write_multiframe if case.multiframe else write_series
     options = {} if case.multiframe else {"stripped": case.stripped}

@@ -22,7 +22,7 @@ def _pattern(acquisition: Acquisition, base: float = 300.0) -> Pattern:
     return anatomy(acquisition.centre, acquisition.extent_mm, base)
 
 
-def _main_and(folder: Path, other: Acquisition, *, main: Acquisition | None = None, **options) -> CachedImage:
+def assert_main_shown(folder: Path, other: Acquisition, *, main: Acquisition | None = None, **options) -> CachedImage:
     """A main stack of 24 slices and a foreign one in the same series: the main one must show, undisturbed."""
     main = main or acquire()
     pattern = _pattern(main)
@@ -98,22 +98,22 @@ def test_a_whole_series_stored_twice_is_one_volume(tmp_path):
 
 @pytest.mark.parametrize("plane", ["coronal", "sagittal"])
 def test_scouts_of_another_orientation_are_dropped(tmp_path, plane):
-    image = _main_and(tmp_path / "s", acquire(plane, slices=3, gap_mm=10))
+    image = assert_main_shown(tmp_path / "s", acquire(plane, slices=3, gap_mm=10))
     assert "minority_dropped" in image.codes
 
 
 def test_slices_of_another_shape_are_dropped(tmp_path):
-    image = _main_and(tmp_path / "s", acquire(slices=4, shape=(20, 20)))
+    image = assert_main_shown(tmp_path / "s", acquire(slices=4, shape=(20, 20)))
     assert "minority_dropped" in image.codes
 
 
 def test_slices_of_another_pixel_spacing_are_dropped(tmp_path):
-    image = _main_and(tmp_path / "s", acquire(slices=4, spacing_mm=(2.0, 2.0)))
+    image = assert_main_shown(tmp_path / "s", acquire(slices=4, spacing_mm=(2.0, 2.0)))
     assert "minority_dropped" in image.codes
 
 
 def test_slices_turned_by_a_few_degrees_are_dropped(tmp_path):
-    image = _main_and(tmp_path / "s", acquire(slices=4, turn=rotation((1, 0, 0), 6)))
+    image = assert_main_shown(tmp_path / "s", acquire(slices=4, turn=rotation((1, 0, 0), 6)))
     assert "minority_dropped" in image.codes
 
 
@@ -127,7 +127,7 @@ def test_scouts_other_shapes_and_strays_together_are_dropped(tmp_path):
         uid=UID,
         label="far",
     )
-    image = _main_and(folder, acquire(slices=2, shape=(24, 40)))
+    image = assert_main_shown(folder, acquire(slices=2, shape=(24, 40)))
     assert {"minority_dropped", "dropped_slices"} <= image.codes
 
 
@@ -137,7 +137,7 @@ def test_a_report_among_the_slices_is_not_a_slice(tmp_path):
     def edit(dataset: Dataset, index: int) -> None:
         del dataset.ImagePositionPatient, dataset.ImageOrientationPatient, dataset.PixelSpacing
 
-    _main_and(tmp_path / "s", acquire(slices=1, shape=(64, 64)), edit=edit)
+    assert_main_shown(tmp_path / "s", acquire(slices=1, shape=(64, 64)), edit=edit)
 
 
 def test_two_stacks_of_equal_size_have_no_majority(tmp_path):

@@ -79,7 +79,7 @@ def test_shown_values_differ_where_the_values_do():
     assert shown([3.0, 3.0], 2) == ["3.00", "3.00"]
 
 
-def _one_volume(image: CachedImage, acquisition=STACK, pattern: Pattern = PATTERN) -> None:
+def assert_one_volume(image: CachedImage, acquisition=STACK, pattern: Pattern = PATTERN) -> None:
     assert not image.codes & {"several_volumes", "minority_dropped", "dropped_slices"}
     assert image.meta["source"]["shape"][0] == len(acquisition)
     assert_shows(image, acquisition, pattern)
@@ -93,7 +93,7 @@ def test_echo_times_written_with_and_without_a_digit_are_one_volume(tmp_path, ro
         dataset.EchoTime = "3.4" if index * rounded // 24 < (index + 1) * rounded // 24 else "3.404"
 
     write_series(tmp_path / "s", STACK, PATTERN, modality="MR", edit=edit)
-    _one_volume(cached(tmp_path / "s"))
+    assert_one_volume(cached(tmp_path / "s"))
 
 
 def test_two_echoes_are_told_apart_although_each_is_written_in_two_ways(tmp_path):
@@ -137,7 +137,7 @@ def test_an_orientation_that_drifts_over_the_stack_is_one_stack(tmp_path):
         dataset.ImageOrientationPatient = numbers([*(turn @ stack.row_direction), *(turn @ stack.column_direction)])
 
     write_series(tmp_path / "s", stack, pattern, edit=edit)
-    _one_volume(cached(tmp_path / "s"), stack, pattern)
+    assert_one_volume(cached(tmp_path / "s"), stack, pattern)
 
 
 def test_a_step_in_the_orientation_below_the_tolerance_is_one_stack(tmp_path):
@@ -146,7 +146,7 @@ def test_a_step_in_the_orientation_below_the_tolerance_is_one_stack(tmp_path):
             dataset.ImageOrientationPatient = ["1", "0.001", "0", "-0.001", "1", "0"]
 
     write_series(tmp_path / "s", STACK, PATTERN, edit=edit)
-    _one_volume(cached(tmp_path / "s"))
+    assert_one_volume(cached(tmp_path / "s"))
 
 
 def test_an_orientation_that_drifts_by_degrees_is_refused(tmp_path):

@@ -51,6 +51,11 @@ def unknown(phrase: str, commands: list[str]) -> list[str]:
     return min(([o for o in found if o not in OPTIONS[c]] for c in ([named[1]] if named else commands)), key=len)
 
 
+def test_there_are_commands_and_options_on_the_pages():
+    assert {name for text in PAGES.values() for name, *_ in blocks(text)} == set(COMMANDS)
+    assert any("aneurysm precache" in phrase for text in PAGES.values() for phrase in phrases(text))
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_can_be_parsed_as_they_stand(page):
     for name, *arguments in blocks(PAGES[page]):

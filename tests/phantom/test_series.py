@@ -64,6 +64,7 @@ def test_files_without_preamble_hold_the_same_pixels(tmp_path: Path, plain: dict
 
 def test_monochrome1_is_stored_inverted(tmp_path: Path, plain: dict) -> None:
     _, _, files = _write(tmp_path, quirks=("monochrome1",))
+    assert files
     for path in files:
         ds = pydicom.dcmread(path)
         assert ds.PhotometricInterpretation == "MONOCHROME1"

@@ -18,7 +18,7 @@ def test_samples_are_scored_as_scikit_learn_does_with_ties(seed, n, distinct):
     scores = rng.integers(0, distinct, n) / 7
     weights = rng.integers(0, 3, (5, n)).astype(np.float32)
     drawn = ranked_samples(positive, scores, weights, np.arange(n))
-    for w, auc, precision in zip(weights, drawn.auc(), drawn.average_precision()):
+    for w, auc, precision in zip(weights, drawn.auc(), drawn.average_precision(), strict=True):
         y, p = np.repeat(positive, w.astype(int)), np.repeat(scores, w.astype(int))
         if y.all() or not y.any():
             assert np.isnan(auc)

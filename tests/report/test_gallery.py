@@ -33,6 +33,7 @@ def test_marks_lie_on_the_voxel_that_shines(modality):
     lesion, candidate = (20, 60, 50), (22, 66, 70)
     voxels = voxels_with(lesion) + voxels_with(candidate)
     figure = draw_case(voxels, AFFINE, modality, lps(lesion), lps(lesion)[None], lps(candidate))
+    assert len(figure.axes) == 3
     for axes in figure.axes:
         image = axes.images[0]
         shown, (left, right, bottom, top) = np.asarray(image.get_array()), image.get_extent()

@@ -18,7 +18,8 @@ from tests.support.noise_cache import add_volume, open_cache
 def test_plane_and_thickness_of_each_series(report_cache, cached_run):
     predictions = read_run(cached_run).predictions
     found = acquisitions(report_cache, predictions)
-    for uid, plane, thickness in zip(predictions.uids, found.planes, found.thickness):
+    assert len(predictions.uids) == 40
+    for uid, plane, thickness in zip(predictions.uids, found.planes, found.thickness, strict=True):
         i = int(uid.split(".")[2]) - 1
         assert plane == ("sagittal" if i % 8 == 0 else "axial")
         # SliceThickness, not the slices' distance, which is 9 mm.

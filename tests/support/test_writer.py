@@ -45,6 +45,7 @@ def test_the_pixel_values_are_those_of_the_points(tmp_path):
     acquisition = acquire("axial", slices=5, tilt_deg=17, turn=rotation((1, 2, 3), 11), shape=(9, 13))
     pattern = anatomy(acquisition.centre)
     written = write_series(tmp_path / "s", acquisition, pattern)
+    assert len(written.paths) == 5
     for index, path in enumerate(written.paths):
         dataset = pydicom.dcmread(path)
         values = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
@@ -73,6 +74,7 @@ def test_pydicom_reads_back_every_transfer_syntax(tmp_path, syntax, fragments):
     acquisition = acquire("axial", slices=2, shape=(12, 9))
     pattern = anatomy(acquisition.centre)
     written = write_series(tmp_path / "s", acquisition, pattern, syntax=syntax, fragments=fragments)
+    assert len(written.paths) == 2
     for index, path in enumerate(written.paths):
         dataset = pydicom.dcmread(path)
         assert dataset.file_meta.TransferSyntaxUID == syntax
