@@ -106,11 +106,11 @@ def _with_long_header(path: Path) -> bytes:
     return content
 
 
+pytestmark = pytest.mark.usefixtures("s3_settings")
+
 DIES = """
 import os, signal
 from aneurysm.remote.client import ObjectStore
-
-pytestmark = pytest.mark.usefixtures("s3_settings")
 
 write = ObjectStore.write
 
