@@ -20,16 +20,16 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
+from aneurysm.training.callbacks.ema import Ema
+from aneurysm.training.trainer import make_trainer, run_trainer
 
 from aneurysm.cache.cache import Cache
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader
-from aneurysm.training.callbacks.ema import Ema
 from aneurysm.training.config import TrainConfig
 from aneurysm.training.fit import for_machine, usual_workers
 from aneurysm.training.module import PatchModule
 from aneurysm.training.timed_loader import MicroBatch, TimedBatches
-from aneurysm.training.trainer import make_trainer, run_trainer
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.patch_data import make_cache
 from benchmarks.step_profile import Phases, device_name, flops_per_patch, peak_flops, synchronisations

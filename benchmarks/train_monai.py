@@ -108,16 +108,16 @@ def _measure(name: str, root: Path, options: argparse.Namespace) -> dict[str, fl
 def _ours(name: str, root: Path, options: argparse.Namespace) -> tuple[float, float]:
     del name
     import lightning.pytorch as pl
+    from aneurysm.training.callbacks.ema import Ema
+    from aneurysm.training.trainer import make_trainer, run_trainer
 
     from aneurysm.cache.cache import Cache
     from aneurysm.models.registry import build_model
     from aneurysm.patches.loader import PatchLoader
-    from aneurysm.training.callbacks.ema import Ema
     from aneurysm.training.config import TrainConfig
     from aneurysm.training.fit import for_machine
     from aneurysm.training.module import PatchModule
     from aneurysm.training.timed_loader import TimedBatches
-    from aneurysm.training.trainer import make_trainer, run_trainer
 
     edge = options.patch
     clock = _Clock(options)

@@ -22,7 +22,7 @@ _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 """What Typer raises of a command line that it can't parse; it has no public name."""
 
 _EXTRAS = {
-    **dict.fromkeys(("torch", "lightning", "monai", "sklearn", "tensorboard"), "train"),
+    **dict.fromkeys(("torch", "monai", "sklearn", "tensorboard"), "train"),
     **dict.fromkeys(("distributed", "dask"), "cluster"),
     **dict.fromkeys(("obstore", "boto3", "botocore"), "objects"),
 }

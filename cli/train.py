@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -13,8 +12,6 @@ from aneurysm.inputs import InputKind, Wanted, describe, mistake
 from cli.options import MOST_WORKERS, LocalCache, LocalCacheGb, chosen_workers
 from cli.values import choice, number, parse_devices, patch_edges, whole
 
-_FOLDER = "ANEURYSM_RUN_FOLDER"
-"""Tells the processes that Lightning starts for further devices which folder the first one chose."""
 _MAY_CHANGE = {"cache", "local_cache", "local_cache_gb", "workers", "devices", "epochs"}
 """What a run that goes on may be given anew: it draws the same patches in the same order."""
 _NO_RUN: Final = (InputKind.RUNS, InputKind.RUN_PART, InputKind.CHECKPOINT, InputKind.CACHE, InputKind.DATA_SET)
@@ -184,11 +181,11 @@ def _run(
 ) -> None:
     if init is not None:
         _check_init(init)
-    from aneurysm.training.run_folder import RunFolder, default_root, is_first_process, is_launched, newest_run
+    from aneurysm.training.launcher import is_first_process, is_launched
+    from aneurysm.training.run_folder import RunFolder, default_root, newest_run
 
-    root = _root_of_first_process() or out
     if resume:
-        folder = RunFolder(root or newest_run())
+        folder = RunFolder(out or newest_run())
         if not folder.last.exists() and (found := describe(folder.root)).kind in _NO_RUN:
             raise UsageError(mistake(found, Wanted.RUN) or f"{folder.root} is no run")
         if not folder.last.exists():
@@ -197,9 +194,9 @@ def _run(
             raise UsageError(
                 f"--resume goes on with {folder.config}; besides it only {', '.join(sorted(_MAY_CHANGE))} may be given"
             )
-    elif root is None and is_launched():
+    elif out is None and is_launched():
         raise UsageError("started by torchrun or SLURM, each process would name a folder of its own: give --out")
-    # Here, not above: torch and Lightning take seconds, which other commands and a mistake need not wait.
+    # Here, not above: torch takes a second, which other commands and a mistake need not wait.
     from aneurysm.training.config_file import config_table, load_config, parse_resolved, read_resolved
 
     if resume:
@@ -210,8 +207,7 @@ def _run(
         resolved = asked.resolved()
         if loss is not None:
             resolved = load_config(file, {**options, "losses": _with_loss(resolved.losses, loss)}).resolved()
-        folder = RunFolder(root or default_root(resolved))
-    os.environ[_FOLDER] = str(folder.root)
+        folder = RunFolder(out or default_root(resolved))
     if "workers" in options and is_first_process():
         chosen_workers(options["workers"], devices=_n_devices(resolved.devices))
     from aneurysm.training.fit import fit
@@ -243,13 +239,6 @@ def _check_init(init: Path) -> None:
     problem = mistake(found, Wanted.CHECKPOINT) if found.kind != InputKind.MISSING else f"there is no checkpoint {init}"
     if problem:
         raise UsageError(f"--init: {problem}")
-
-
-def _root_of_first_process() -> Path | None:
-    from aneurysm.training.run_folder import is_first_process
-
-    name = os.environ.get(_FOLDER)
-    return Path(name) if name and not is_first_process() else None
 
 
 def _n_devices(devices: int | str) -> int:

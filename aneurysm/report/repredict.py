@@ -24,7 +24,7 @@ from aneurysm.training.checkpoint import load_checkpoint
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import fold_rows, write_folds
-from aneurysm.training.lineage import trained_on
+from aneurysm.training.lineage import training_series
 from aneurysm.training.run_folder import RunFolder
 from aneurysm.training.validation import ValidationPart, predict_series, write_candidates, write_predictions
 
@@ -191,7 +191,7 @@ def _of_fold(cache: Cache, run: RunFolder, config: ResolvedConfig, fold: int) ->
 
 
 def _unseen(cache: Cache, run: RunFolder, config: ResolvedConfig) -> list[int]:
-    trained, _ = trained_on(run, config)
+    trained, _ = training_series(run, config)
     patients = set(trained.values()) - {""}
     seen = [uid for uid, key in zip(cache.uids, cache.patient_keys, strict=True) if uid in trained or key in patients]
     if seen:

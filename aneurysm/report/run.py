@@ -91,7 +91,7 @@ def read_run(root: str | Path) -> Run:
     predictions, about = checked_predictions(path, table, folds), _about(path, table)
     text, config = _config(root / "config.toml")
     best = root / "checkpoints" / "best.ckpt"
-    begun = read_lineage(root / "init.json")
+    lineage = read_lineage(root / "init.json")
     keys = dict(zip(folds["series_uid"], folds["patient_key"], strict=True))
     if best.is_file() and about["epoch"]:
         _check_epoch(best, about["epoch"])
@@ -105,7 +105,7 @@ def read_run(root: str | Path) -> Run:
         _epochs(root / "metrics.csv"),
         dict(zip(folds["series_uid"], folds["fold"].astype(int), strict=True)),
         checkpoint_digest(best) if best.is_file() else None,
-        remark="" if begun is None else begun.told(predictions.uids.tolist(), keys),
+        remark="" if lineage is None else lineage.describe(predictions.uids.tolist(), keys),
         part=about["part"] or "val",
         digest=about["digest"] or None,
     )

@@ -1,45 +1,41 @@
-"""fit: a configuration -> a run's folder with checkpoints, scores and predictions; Lightning's loop in our order."""
+"""fit: a configuration -> a run's folder with checkpoints, scores and predictions."""
 
 from __future__ import annotations
 
 import logging
 import time
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 
 from aneurysm.cache.cache import Cache
-from aneurysm.errors import SpecMismatchError, UsageError
-from aneurysm.models.device import check_precision
+from aneurysm.errors import AneurysmError, InterruptedRunError, SpecMismatchError, UsageError
+from aneurysm.models.device import check_precision, is_out_of_memory
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader, raise_loader_errors
 from aneurysm.patches.plan import Plan
 from aneurysm.processes.files import write_atomically
 from aneurysm.processes.threads import usable_cpus
-from aneurysm.training.balance import positive_weights
-from aneurysm.training.callbacks.ema import Ema
-from aneurysm.training.callbacks.epoch_end import EpochEnd
-from aneurysm.training.callbacks.loss_watch import LossWatch
 from aneurysm.training.checkpoint import load_checkpoint, parse_checkpoint, read_file, take_weights
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import fold_rows, write_folds
-from aneurysm.training.lineage import Lineage, trained_on, write_lineage
+from aneurysm.training.learner import Learner, raise_step_memory
+from aneurysm.training.lineage import Lineage, training_series, write_lineage
+from aneurysm.training.loop import TrainingLoop
 from aneurysm.training.module import PatchModule
+from aneurysm.training.objective import positive_weights
 from aneurysm.training.progress import RunFacts, Silent, TrainingProgress
-from aneurysm.training.run_folder import RunFolder, is_first_process, locked_run, log_file, raise_full_disk
+from aneurysm.training.ranks import Ranks, choose_ranks, joined, started_ranks
+from aneurysm.training.run_folder import RunFolder, locked_run, log_file, raise_full_disk
 from aneurysm.training.split import Split, split_series
 from aneurysm.training.stop_signal import StopSignal
 from aneurysm.training.timed_loader import TimedBatches
-from aneurysm.training.trainer import make_trainer, raise_step_memory, run_trainer
 
-READ_EVERY: Final = 20
-"""Losses are read from the device after so many batches; with several ranks signals are looked for as often."""
 _PRESENT: Final = -1
 _log: Final = logging.getLogger(__name__)
 
@@ -103,17 +99,34 @@ def fit(
     InterruptedRunError
         A signal came; ``last.ckpt`` is where it came.
     """
-    with raise_full_disk(folder), locked_run(folder) if is_first_process() else nullcontext():
-        return _fit(config, folder, resume=resume, init=init, progress=progress)
+    ranks = choose_ranks(config.devices)
+    with raise_full_disk(folder), locked_run(folder) if ranks.is_first else nullcontext():
+        if ranks.is_first and not resume:
+            folder.check_unused()
+        config = for_machine(config)
+        with started_ranks(ranks, _train_other, config, folder, resume=resume, init=init) as first:
+            return _train(first, config, folder, resume=resume, init=init, progress=progress or Silent())
 
 
-def _fit(
-    config: ResolvedConfig, folder: RunFolder, *, resume: bool, init: Path | None, progress: TrainingProgress | None
+def _train_other(ranks: Ranks, config: ResolvedConfig, folder: RunFolder, *, resume: bool, init: Path | None) -> None:
+    """Train as another rank than the first one, in a process that it started; it tells of an interruption."""
+    with suppress(InterruptedRunError):
+        _train(ranks, config, folder, resume=resume, init=init, progress=Silent())
+
+
+def _train(
+    ranks: Ranks,
+    config: ResolvedConfig,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    init: Path | None,
+    progress: TrainingProgress,
 ) -> FitSummary:
     started = time.perf_counter()
-    if not resume and is_first_process():
-        folder.check_unused()
-    config = for_machine(config)
+    if not ranks.is_first:
+        logging.getLogger("aneurysm.training").setLevel(logging.ERROR)  # the first one speaks for all
+        progress = Silent()
     cache = Cache.open(config.cache, local_cache=config.local_cache, local_cache_gb=config.local_cache_gb)
     last = read_file(folder.last) if resume else None
     if last is not None:
@@ -128,12 +141,8 @@ def _fit(
         config = config.model_copy(update={"pos_weight": _positive_weights(config, cache, split)})
     torch.manual_seed(config.seed)
     module = PatchModule(build_model(config.model, config.in_channels, **config.model_options), config)
-    begun = None if init is None or resume else _begin_from(init, module, cache)
-
-    stop = StopSignal()
-    trainer = make_trainer(config, module, last)
-    device = trainer.strategy.root_device
-    workers = usual_workers(config, trainer)
+    lineage = None if init is None or resume else _initialize(init, module, cache)
+    workers = usual_workers(config, ranks.local_size)
     loader = PatchLoader(
         cache,
         split.train,
@@ -143,34 +152,48 @@ def _fit(
         sampling=config.sampling.as_sampling(),
         seed=config.seed,
         workers=workers,
-        rank=trainer.global_rank,
-        ranks=trainer.world_size,
+        rank=ranks.rank,
+        ranks=ranks.size,
         vessels=module.needs_vessels,
-        pin_memory=device.type == "cuda",
+        pin_memory=ranks.device.type == "cuda",
     )
-    batches = TimedBatches(loader, device, config.optimizer.accumulate)
-    told = progress if progress is not None and trainer.is_global_zero else Silent()
-    ema, watch = Ema(config.optimizer.ema_decay), LossWatch(min(READ_EVERY, config.steps_per_epoch))
-    end = EpochEnd(
-        folder, cache, split, batches=batches, ema=ema, watch=watch, stop=stop, progress=told, workers=workers
-    )
-    first = 0 if last is None else _go_on(last, folder, config, loader)
-    del last  # the trainer has it, until it is restored
-    # Not to the constructor: the callbacks need the rank, which only the trainer knows.
-    trainer.callbacks.extend([ema, watch, end])  # type: ignore[attr-defined]
-    if trainer.is_global_zero:
-        _keep(folder, config, cache, split, begun, resume=resume)
-    with log_file(folder.log, wanted=trainer.is_global_zero), stop.caught(), raise_step_memory(config, device):
-        told.started(_facts(config, folder, cache, split, module, trainer, first))
-        for warning in (*split.warnings, *([] if begun is None else [_describe_lineage(begun, cache, split)])):
+    first_epoch = 0 if last is None else _resume_loader(last, folder, config, loader)
+    if ranks.is_first:
+        _write_decisions(folder, config, cache, split, lineage, resume=resume)
+    stop = StopSignal()
+    with (
+        log_file(folder.log, wanted=ranks.is_first),
+        stop.caught(),
+        joined(ranks),
+        raise_step_memory(config, ranks.device),
+        closing(loader),
+        raise_loader_errors(),
+    ):
+        learner = Learner(module, config, ranks)
+        loop = TrainingLoop(
+            config,
+            ranks,
+            learner,
+            TimedBatches(loader, ranks.device, config.optimizer.accumulate),
+            folder=folder,
+            cache=cache,
+            split=split,
+            stop=stop,
+            progress=progress,
+            workers=workers,
+        )
+        if last is not None:
+            _restore(loop, last, folder)
+        del last  # it is several times as large as the model
+        progress.started(_facts(config, folder, cache, split, module, ranks, first_epoch))
+        for warning in (*split.warnings, *([] if lineage is None else [_describe_lineage(lineage, cache, split)])):
             _log.warning("%s", warning)
-        with closing(loader), raise_loader_errors():
-            run_trainer(trainer, module, batches, folder.last if resume else None)
+        loop.run()
     best = load_checkpoint(folder.best) if folder.best.exists() else None
     return FitSummary(
         folder.root,
         config.epochs,
-        max(0, config.epochs - first),
+        max(0, config.epochs - first_epoch),
         best.epoch if best else 0,
         best.metrics if best else {},
         time.perf_counter() - started,
@@ -192,41 +215,43 @@ def _positive_weights(config: ResolvedConfig, cache: Cache, split: Split) -> tup
     return positive_weights(cache, plan, config.patch)
 
 
-def usual_workers(config: ResolvedConfig, trainer: pl.Trainer) -> int:
-    """Return how many processes are to read for each device, if the configuration leaves it open."""
+def usual_workers(config: ResolvedConfig, ranks: int = 1) -> int:
+    """Return how many processes are to read for each of a machine's ranks, if the configuration leaves it open."""
     if config.workers is not None:
         return config.workers
-    cpus = max(1, usable_cpus() // max(1, trainer.num_devices))
+    cpus = max(1, usable_cpus() // ranks)
     # On a CPU the model wants them all; one process keeps up with it.
     return min(16, cpus) if torch.cuda.is_available() else min(1, cpus - 1)
 
 
-def _begin_from(init: Path, module: PatchModule, cache: Cache) -> Lineage:
-    begin = load_checkpoint(init)
-    taken = take_weights(module.model, begin.weights)
-    _log.info("began with %d of %d tensors of %s", taken, len(module.model.state_dict()), init)
-    if begin.spec.digest != cache.spec.digest:
+def _initialize(init: Path, module: PatchModule, cache: Cache) -> Lineage:
+    """Put the weights of a checkpoint that fit into the model; return what they have been trained on."""
+    checkpoint = load_checkpoint(init)
+    n_tensors = take_weights(module.model, checkpoint.weights)
+    _log.info("began with %d of %d tensors of %s", n_tensors, len(module.model.state_dict()), init)
+    if checkpoint.spec.digest != cache.spec.digest:
         _log.warning(
             "%s was trained on a cache of spec %s (digest %s), this one is of %s (digest %s): voxels differ",
-            init, begin.spec.name, begin.spec.digest, cache.spec.name, cache.spec.digest,
+            init, checkpoint.spec.name, checkpoint.spec.digest, cache.spec.name, cache.spec.digest,
         )  # fmt: skip
     run = RunFolder(init.resolve().parent.parent)
     if run.last.parent != init.resolve().parent or not (run.config.exists() and run.folds.exists()):
         return Lineage(str(init), {}, known=False)
-    learnt, known = trained_on(run, begin.config)
-    return Lineage(str(init), learnt, known)
+    series, known = training_series(run, checkpoint.config)
+    return Lineage(str(init), series, known)
 
 
-def _describe_lineage(begun: Lineage, cache: Cache, split: Split) -> str:
-    return begun.told([cache.uids[i] for i in split.val], dict(zip(cache.uids, cache.patient_keys, strict=True)))
+def _describe_lineage(lineage: Lineage, cache: Cache, split: Split) -> str:
+    return lineage.describe([cache.uids[i] for i in split.val], dict(zip(cache.uids, cache.patient_keys, strict=True)))
 
 
 def _check_resumable(last: dict[str, Any], folder: RunFolder, cache: Cache) -> None:
-    """Make sure that the run would go on with the same patches."""
-    there = parse_checkpoint(last, folder.last)
-    if there.spec.digest != cache.spec.digest:
+    """Make sure that the run would resume with the same patches."""
+    checkpoint = parse_checkpoint(last, folder.last)
+    if checkpoint.spec.digest != cache.spec.digest:
         raise SpecMismatchError(
-            f"the run was trained on a cache of digest {there.spec.digest}, but {cache.root} has {cache.spec.digest}"
+            f"the run was trained on a cache of digest {checkpoint.spec.digest}, but {cache.root} has "
+            f"{cache.spec.digest}"
         )
     if differing := fold_rows(folder.folds).keys() ^ set(cache.uids):
         raise UsageError(
@@ -237,7 +262,7 @@ def _check_resumable(last: dict[str, Any], folder: RunFolder, cache: Cache) -> N
         )
 
 
-def _go_on(last: dict[str, Any], folder: RunFolder, config: ResolvedConfig, loader: PatchLoader) -> int:
+def _resume_loader(last: dict[str, Any], folder: RunFolder, config: ResolvedConfig, loader: PatchLoader) -> int:
     """Return how many epochs the run has behind it, sure that it can have as many as it is to."""
     if "loader" not in last:
         raise UsageError(f"{folder.last} has weights alone, and nothing to go on from: is it a best.ckpt?")
@@ -248,16 +273,29 @@ def _go_on(last: dict[str, Any], folder: RunFolder, config: ResolvedConfig, load
     return first
 
 
-def _keep(
-    folder: RunFolder, config: ResolvedConfig, cache: Cache, split: Split, begun: Lineage | None, *, resume: bool
+def _restore(loop: TrainingLoop, last: dict[str, Any], folder: RunFolder) -> None:
+    """Let the loop resume from ``last.ckpt``, whose parts may be of any type."""
+    try:
+        loop.load_state_dict(last)
+    except Exception as error:
+        if isinstance(error, AneurysmError) or is_out_of_memory(error):
+            raise
+        raise UsageError(
+            f"{folder.last} can't be resumed from: its state of the run is damaged ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}). Begin a new run with --init {folder.best}"
+        ) from error
+
+
+def _write_decisions(
+    folder: RunFolder, config: ResolvedConfig, cache: Cache, split: Split, lineage: Lineage | None, *, resume: bool
 ) -> None:
     """Write what was decided."""
     if not resume:
         folder.create()
         write_folds(folder.folds, cache.uids, cache.patient_keys, split.folds)
-        if begun is not None:
-            write_lineage(folder.init, begun)
-    # Last: with it the folder is a run. And again when it goes on, perhaps with more epochs or another cache.
+        if lineage is not None:
+            write_lineage(folder.init, lineage)
+    # Last: with it the folder is a run. And again when it resumes, perhaps with more epochs or another cache.
     write_atomically(folder.config, config_toml(config))
 
 
@@ -267,16 +305,16 @@ def _facts(
     cache: Cache,
     split: Split,
     module: PatchModule,
-    trainer: pl.Trainer,
+    ranks: Ranks,
     first_epoch: int,
 ) -> RunFacts:
     def counts(series: list[int]) -> tuple[int, int]:
         return len(series), int(np.sum(cache.labels[series, _PRESENT] == 1))
 
-    if trainer.strategy.root_device.type == "cuda":
-        device = f"{trainer.world_size} x {torch.cuda.get_device_name()}"
+    if ranks.device.type == "cuda":
+        device = f"{ranks.size} x {torch.cuda.get_device_name()}"
     else:
-        device = f"CPU, {torch.get_num_threads()} threads" + (f" x {trainer.world_size}" * (trainer.world_size > 1))
+        device = f"CPU, {torch.get_num_threads()} threads" + (f" x {ranks.size}" * (ranks.size > 1))
     millions = sum(p.numel() for p in module.model.parameters()) / 1e6
     return RunFacts(
         folder=folder.root,
@@ -285,7 +323,7 @@ def _facts(
         train=counts(split.train),
         val=counts(split.val),
         patch=config.patch,
-        batch_size=config.batch_size * trainer.world_size,
+        batch_size=config.batch_size * ranks.size,
         epochs=config.epochs,
         steps_per_epoch=config.steps_per_epoch,
         first_epoch=first_epoch,

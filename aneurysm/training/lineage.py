@@ -1,7 +1,7 @@
-"""Lineage: the checkpoint that a run began with, and what that may have learnt from; kept as the run's init.json.
+"""Lineage: the checkpoint that a run began with, and the series it was trained on; kept as the run's init.json.
 
-Weights that have learnt from a patient answer too well when he is held out. Folds are dealt anew for another cache, and
-another fold's run has learnt from all but its own: so whoever scores a run has to know what came before it.
+Weights that were trained on a patient answer too well when he is held out. Another cache has other folds, and another
+fold's run was trained on all but its own: so whoever scores a run has to know what came before it.
 """
 
 from __future__ import annotations
@@ -30,24 +30,27 @@ class Lineage:
     ----------
     checkpoint
         As it was named.
-    learnt
-        Series that its weights may have learnt from, with their patient's key (empty if not known), by UID.
+    trained_on
+        Patient's key (empty if not known) by UID, of the series that its weights may have been trained on.
     known
         Whether these are all; False where the checkpoint, or one before it, lay outside of its run's folder.
     """
 
     checkpoint: str
-    learnt: dict[str, str]
+    trained_on: dict[str, str]
     known: bool
 
     def seen(self, patient_keys: Mapping[str, str]) -> set[str]:
-        """Return which of the series, given with their patient's key, are of a patient that was learnt from."""
+        """Return which of the series, given with their patient's key, are of a patient that was trained on."""
         # Keys of another cache are others: a patient is also known by a series of his that is in both.
-        patients = {*self.learnt.values(), *(key for uid, key in patient_keys.items() if uid in self.learnt)} - {""}
-        return {uid for uid, key in patient_keys.items() if uid in self.learnt or key in patients}
+        patients = {
+            *self.trained_on.values(),
+            *(key for uid, key in patient_keys.items() if uid in self.trained_on),
+        } - {""}
+        return {uid for uid, key in patient_keys.items() if uid in self.trained_on or key in patients}
 
-    def told(self, held_out: Iterable[str], patient_keys: Mapping[str, str]) -> str:
-        """Say what that means for scores of the series ``held_out``; ``patient_keys`` may be of more."""
+    def describe(self, held_out: Iterable[str], patient_keys: Mapping[str, str]) -> str:
+        """Return what that means for scores of the series ``held_out``; ``patient_keys`` may be of more."""
         uids = set(held_out)
         seen = len(uids & self.seen(patient_keys))
         began = f"the weights began from {self.checkpoint}"
@@ -61,9 +64,9 @@ class Lineage:
         return f"{began}, which has learnt from none of the held-out patients"
 
 
-def trained_on(folder: RunFolder, config: TrainConfig) -> tuple[dict[str, str], bool]:
+def training_series(folder: RunFolder, config: TrainConfig) -> tuple[dict[str, str], bool]:
     """
-    Return the series that the weights of a run may have learnt from, and whether these are all.
+    Return the series that the weights of a run may have been trained on, and whether these are all.
 
     Those of its training folds, whatever else the configuration leaves out, and those of what it began with.
 
@@ -80,12 +83,12 @@ def trained_on(folder: RunFolder, config: TrainConfig) -> tuple[dict[str, str], 
     rows = fold_rows(folder.folds)
     own = {uid: key for uid, (key, fold) in rows.items() if fold not in (config.fold, config.test_fold)}
     before = read_lineage(folder.init)
-    return (own, True) if before is None else (before.learnt | own, before.known)
+    return (own, True) if before is None else (before.trained_on | own, before.known)
 
 
-def write_lineage(path: Path, begun: Lineage) -> None:
+def write_lineage(path: Path, lineage: Lineage) -> None:
     """Write init.json."""
-    write_json(path, {"checkpoint": begun.checkpoint, "known": begun.known, "learnt": begun.learnt})
+    write_json(path, {"checkpoint": lineage.checkpoint, "known": lineage.known, "trained_on": lineage.trained_on})
 
 
 def read_lineage(path: Path) -> Lineage | None:
@@ -99,8 +102,8 @@ def read_lineage(path: Path) -> Lineage | None:
     """
     try:
         content = read_json(path)
-        learnt = {str(uid): str(key) for uid, key in content["learnt"].items()}
-        return Lineage(str(content["checkpoint"]), learnt, bool(content["known"]))
+        series = {str(uid): str(key) for uid, key in content["trained_on"].items()}
+        return Lineage(str(content["checkpoint"]), series, bool(content["known"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,12 +1,10 @@
-"""PatchModule: one step of training, as Lightning calls it."""
+"""PatchModule: the losses of one batch of a training step."""
 
 from __future__ import annotations
 
 from collections import deque
 from copy import deepcopy
-from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -18,15 +16,12 @@ from aneurysm.patches.batch import Batch
 from aneurysm.patches.targets import map_targets
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.objective import Objective, SampleCounts
-from aneurysm.training.schedule import make_optimizer, rate_factor
 from aneurysm.training.timed_loader import MicroBatch
 
 
-class PatchModule(pl.LightningModule):
+class PatchModule(nn.Module):
     """
-    Augments a batch on the device, predicts, and returns the loss.
-
-    Randomness of a step follows from the seed and the step's number: nothing of it has to be saved to go on exactly.
+    Augments a batch on the device, predicts, and returns the losses.
 
     Parameters
     ----------
@@ -34,11 +29,6 @@ class PatchModule(pl.LightningModule):
         Maps (B, C, Z, Y, X) to a `ModelOutput`.
     config
         Of the run.
-
-    Attributes
-    ----------
-    has_begun
-        What a checkpoint says of the run has been restored, and the first batch is to come.
     """
 
     def __init__(self, model: nn.Module, config: ResolvedConfig) -> None:
@@ -57,7 +47,6 @@ class PatchModule(pl.LightningModule):
         self._checked = False
         self._inputs: deque[ModelInput] = deque()
         self._counts: SampleCounts | None = None
-        self.has_begun = False
 
     @property
     def needs_vessels(self) -> bool:
@@ -86,30 +75,12 @@ class PatchModule(pl.LightningModule):
             reached.add(id(getattr(step, "variable", None)))
         return any(id(weight) not in reached for weight in model.parameters() if weight.requires_grad)
 
-    def transfer_batch_to_device(
-        self, batch: MicroBatch, device: torch.device, dataloader_idx: int  # noqa: ARG002
-    ) -> MicroBatch:  # fmt: skip
-        """Move all batches of a step with its first; from pinned memory the copy runs beside the device's work."""
-        if batch.number > 0:
-            return batch
-        return MicroBatch(tuple(b.to(device, non_blocking=True) for b in batch.step), 0)
-
-    def on_train_start(self) -> None:
-        """Note that the state of the run is restored."""
-        self.has_begun = True
-
-    def on_train_batch_start(self, batch: MicroBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Seed torch for this step, on this rank."""
-        step = self.trainer.current_epoch * self.config.steps_per_epoch + batch_idx
-        torch.manual_seed(((self.config.seed * 1_000_003 + step) * 4096 + self.global_rank) % (1 << 63))
-
-    def training_step(self, batch: MicroBatch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
+    def forward(self, batch: MicroBatch) -> dict[str, Tensor]:
         """
         Return the loss, and each of its terms.
 
-        They are shares of those of the whole step, over all its batches and ranks, times the number of shares: so the
-        mean of the terms is the step's. The loss is scaled so that what Lightning does to gradients, division by
-        ``optimizer.accumulate`` and the mean over ranks, leaves the step's, also if its batches are fewer.
+        They are shares of those of the whole step, over all its batches and ranks, times the number of ranks, over
+        which gradients are averaged: so the gradients of a step's batches add up to the step's.
         """
         if batch.number == 0:
             self._inputs = deque(self._augmented(b) for b in batch.step)
@@ -126,10 +97,8 @@ class PatchModule(pl.LightningModule):
         if self._counts is None:
             self._counts = self._of_step(given, output, dense)
         losses = self.objective(output, given.targets, given.ignore, **self._masks(given, dense), counts=self._counts)
-        shares = len(batch.step) * (torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
-        terms = {name: value * shares for name, value in losses.items()}
-        terms["loss"] = terms["loss"] * (self.config.optimizer.accumulate / len(batch.step))
-        return terms
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        return {name: value * ranks for name, value in losses.items()}
 
     @torch.no_grad()
     def _augmented(self, batch: Batch) -> ModelInput:
@@ -178,15 +147,3 @@ class PatchModule(pl.LightningModule):
             kind=self.config.lesion_shape,
             stride=stride,
         )
-
-    def configure_optimizers(self) -> Any:
-        """Return the optimiser, and its learning rate per step."""
-        config = self.config.optimizer
-        # The fused one takes gradients as the scaler of fp16 left them, before they could be clipped.
-        fused = self.device.type == "cuda" and self.config.precision != "fp16"
-        optimizer = make_optimizer(self.model, config, fused=fused)
-        steps = self.config.optimizer_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate_factor(step, steps, config.warmup, config.final)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

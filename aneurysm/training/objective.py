@@ -1,15 +1,20 @@
-"""Objective: the weighted sum of the losses that a run asks for."""
+"""Objective: the weighted sum of the losses that a run asks for, and what positives weigh in it."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aneurysm.cache.cache import Cache
 from aneurysm.errors import UsageError
+from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput
+from aneurysm.patches.plan import Plan
 from aneurysm.training.dense_losses import is_empty, shrink, top_k_bce, tversky_bce, unknown_vessels, vessel_channels
 from aneurysm.training.losses import asymmetric, bce, consistency, focal, kept, without_pair
 
@@ -27,6 +32,9 @@ TERMS = {
 
 _COSTS = {"dense_dice": (0.5, 0.5), "dense_tversky": (0.3, 0.7)}
 """Of false positives and false negatives, by term."""
+
+MAX_POS_WEIGHT: Final = 100.0
+"""A label of a handful of lesions would otherwise make the loss jump whenever one of them is drawn."""
 
 SampleCounts = Mapping[str, Tensor]
 """Numbers of values, one a tensor, that the means of an `Objective` are over; see `Objective.counts`."""
@@ -202,3 +210,24 @@ def _of_vessels(
     return tversky_bce(
         output.vessels, channels, unknown, count=counts["vessels"], count_filled=counts["filled_vessels"]
     )
+
+
+def positive_weights(cache: Cache, plan: Plan, patch: tuple[int, int, int]) -> tuple[float, ...]:
+    """
+    Return for the 14 labels the patches without over the patches with, in the plan's first epoch.
+
+    They are limited to 1 to `MAX_POS_WEIGHT`.
+
+    Counted as patches with a label are those drawn about its lesions (of the others, few hold a lesion by chance),
+    and those of volumes so small that the patch holds all of them, if the series has the label. Labels that no patch
+    has get `MAX_POS_WEIGHT`.
+    """
+    whole = np.all(cache.shapes <= np.array(patch), axis=1)
+    positive = np.zeros(len(LABELS))
+    for draw in plan.epoch(0):
+        if whole[draw.volume]:
+            positive += cache.labels[draw.volume] == 1
+        elif draw.lesion >= 0:
+            positive[[cache.lesion_site[draw.lesion], -1]] += 1
+    weights = (plan.samples - positive) / np.maximum(positive, 1)
+    return tuple(float(w) for w in weights.clip(1.0, MAX_POS_WEIGHT).round(2))

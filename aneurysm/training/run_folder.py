@@ -156,16 +156,6 @@ def locked_run(folder: RunFolder) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_first_process() -> bool:
-    """Return True unless torchrun, SLURM or Lightning started this process as another than the first of its run."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-
-
-def is_launched() -> bool:
-    """Return True if torchrun or SLURM started the processes of this run, which then does not start its own."""
-    return any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS"))
-
-
 @contextmanager
 def raise_full_disk(folder: RunFolder) -> Iterator[None]:
     """Turn every error of a full disk, and what cleaning up made of it, into a `NoSpaceError` that says what to do."""

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -31,18 +31,12 @@ class StopSignal:
     @contextmanager
     def caught(self) -> Iterator[None]:
         """Catch the signals within, and give them back to whoever had them."""
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
-        self.catch()
+        before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    def catch(self) -> None:
-        """Catch the signals from now on; Lightning puts handlers of its own in place when training starts."""
-        for number in _SIGNALS:
-            signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.wanted is not None:
@@ -57,12 +51,3 @@ class StopSignal:
             torch.distributed.all_reduce(wanted, torch.distributed.ReduceOp.MAX)
             self.wanted = int(wanted) or None
         return self.wanted
-
-
-def gathered(value: Any) -> list[Any]:
-    """Return the values of all ranks, in their order; of this process alone if there is no other."""
-    if not torch.distributed.is_initialized():
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values

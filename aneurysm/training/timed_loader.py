@@ -20,7 +20,7 @@ class MicroBatch:
     Attributes
     ----------
     step
-        All of them, on the CPU: the losses' means are over the whole step.
+        All of them: the losses' means are over the whole step.
     number
         Which of them this is.
     """
@@ -32,6 +32,12 @@ class MicroBatch:
     def batch(self) -> Batch:
         """The batch itself."""
         return self.step[self.number]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Move all batches of a step with its first; from pinned memory the copy runs beside the device's work."""
+        if self.number > 0:
+            return self
+        return MicroBatch(tuple(batch.to(device, non_blocking=True) for batch in self.step), 0)
 
     def __len__(self) -> int:
         return len(self.batch)

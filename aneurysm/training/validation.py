@@ -17,7 +17,7 @@ from aneurysm.labels import LABELS, SITES, UNKNOWN
 from aneurysm.metrics import Score, score_series
 from aneurysm.processes.files import write_atomically
 from aneurysm.training.config import ResolvedConfig
-from aneurysm.training.stop_signal import gathered
+from aneurysm.training.ranks import gathered
 
 if TYPE_CHECKING:
     from aneurysm.windows.predict import SeriesPrediction

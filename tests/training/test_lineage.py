@@ -78,13 +78,15 @@ def test_predictions_made_anew_keep_the_remark_and_no_series_that_came_before_is
 
 
 def test_a_patient_is_known_by_key_or_by_a_series_in_both_caches():
-    begun = Lineage("x.ckpt", {"a1": "A", "b1": "B", "c1": ""}, known=True)
+    lineage = Lineage("x.ckpt", {"a1": "A", "b1": "B", "c1": ""}, known=True)
     same_keys = {"a2": "A", "d1": "D", "c1": "", "e1": ""}
-    assert begun.seen(same_keys) == {"a2", "c1"}
+    assert lineage.seen(same_keys) == {"a2", "c1"}
     other_keys = {"a1": "X", "a2": "X", "d1": "Y"}
-    assert begun.seen(other_keys) == {"a1", "a2"}
-    assert begun.told(["a2", "d1"], other_keys).endswith("1 of the 2 held-out series: scores of these are too good")
-    assert NONE in begun.told(["d1"], other_keys)
+    assert lineage.seen(other_keys) == {"a1", "a2"}
+    assert lineage.describe(["a2", "d1"], other_keys).endswith(
+        "1 of the 2 held-out series: scores of these are too good"
+    )
+    assert NONE in lineage.describe(["d1"], other_keys)
 
 
 def test_a_damaged_file_is_told(tmp_path):

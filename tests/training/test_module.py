@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from aneurysm.models import device
 from aneurysm.patches.batch import Batch
+from aneurysm.training import learner
+from aneurysm.training.learner import Learner
 from aneurysm.training.module import PatchModule
 from aneurysm.training.objective import TERMS
+from aneurysm.training.ranks import Ranks
 from aneurysm.training.timed_loader import MicroBatch
-from aneurysm.training.trainer import make_trainer
 from tests.support.batches import make_batch, part_of
 from tests.support.tiny import everything
 from tests.support.train_runs import quick
@@ -55,13 +56,13 @@ def cut(batch: Batch, sizes) -> tuple[Batch, ...]:
 
 
 def backward(module: PatchModule, step) -> dict[str, float]:
-    """As Lightning goes about it: the gradients of losses that are divided by ``accumulate``; returns mean terms."""
+    """Add up the gradients of a step's batches; returns its terms."""
     found = []
     for number in range(len(step)):
-        losses = module.training_step(MicroBatch(step, number), 0)
-        (losses["loss"] / module.config.optimizer.accumulate).backward()
+        losses = module(MicroBatch(step, number))
+        losses["loss"].backward()
         found.append({name: loss.item() for name, loss in losses.items() if name != "loss"})
-    return {name: float(np.mean([losses[name] for losses in found])) for name in found[0]}
+    return {name: float(np.sum([losses[name] for losses in found])) for name in found[0]}
 
 
 def gradients(module: PatchModule):
@@ -101,12 +102,13 @@ def test_it_is_known_whether_a_weight_is_taught_nothing(train_cache, losses, lea
     """The logits are of the lesion map; the vessel head is one of its own."""
     module = module_of(train_cache, losses, 1)
     assert module.leaves_weights_out() == leaves_out
-    module.training_step(MicroBatch((patches(),), 0), 0)["loss"].backward()
+    module(MicroBatch((patches(),), 0))["loss"].backward()
     assert (gradients(module).keys() != dict(module.model.named_parameters()).keys()) == leaves_out
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(device, "usable_cpus", lambda: 2)
-    strategy = make_trainer(quick(train_cache, devices=2, precision="fp32"), module).strategy
-    assert strategy._ddp_kwargs["find_unused_parameters"] == leaves_out
+    replicas = []
+    monkeypatch.setattr(learner, "DistributedDataParallel", lambda module, **kwargs: replicas.append(kwargs) or module)
+    Learner(module, module.config, Ranks(size=2))
+    assert [replica["find_unused_parameters"] for replica in replicas] == [leaves_out]
 
 
 def test_ranks_add_up_to_the_step(train_cache, monkeypatch):

@@ -22,7 +22,7 @@ from tests.support.train_runs import assert_same, make_cache, quick, table, time
 
 pytestmark = pytest.mark.timeout(120)
 
-LEARNT = ("model", "state_dict", "optimizer_states", "lr_schedulers", "loader", "epoch", "global_step", "metrics")
+LEARNT = ("model", "state_dict", "optimizer", "scaler", "loader", "loop", "epoch", "global_step", "metrics")
 
 
 class Stops(Silent):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from aneurysm.training.config_file import load_config
-from aneurysm.training.schedule import make_optimizer, rate_factor
+from aneurysm.training.learner import make_optimizer, rate_factor
 
 
 def test_it_rises_in_a_line_then_falls_as_a_cosine():

@@ -5,35 +5,31 @@ from __future__ import annotations
 import os
 import signal
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from aneurysm.patches.loader import PatchLoader
-from aneurysm.training.callbacks.ema import Ema
-from aneurysm.training.stop_signal import StopSignal, gathered
+from aneurysm.training.ema import Ema
+from aneurysm.training.ranks import gathered
+from aneurysm.training.stop_signal import StopSignal
 from aneurysm.training.timed_loader import TimedBatches
 from tests.support.tiny import classifier
 
 
 def stepped(ema: Ema, model: torch.nn.Module, values: list[float]) -> None:
-    module = SimpleNamespace(model=model, device=torch.device("cpu"))
-    if ema.steps == 0:
-        ema.setup(None, module, "fit")
-    for value in values:
+    for steps, value in enumerate(values, 1):
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data.fill_(value)
-        trainer = SimpleNamespace(global_step=ema.steps + 1)
-        for _ in range(2):  # the second batch accumulates, and steps nothing
-            ema.on_train_batch_end(trainer, module, None, None, 0)
+        ema.update(model, steps)
 
 
 def test_the_mean_follows_closely_at_first_then_with_its_decay():
-    ema, model = Ema(0.9), classifier(1)
+    model = classifier(1)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.fill_(0)
+    ema = Ema(model, 0.9)
     values = [float(i % 7) for i in range(200)]
     stepped(ema, model, values)
     mean = 0.0
@@ -48,7 +44,8 @@ def test_the_mean_follows_closely_at_first_then_with_its_decay():
 
 
 def test_without_decay_the_mean_is_the_weights():
-    ema, model = Ema(0.0), classifier(1)
+    model = classifier(1)
+    ema = Ema(model, 0.0)
     stepped(ema, model, [1.0, 5.0])
     assert all((tensor == 5).all() for tensor in ema.model.state_dict().values())
 

@@ -3,73 +3,82 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from aneurysm.errors import DivergedError
-from aneurysm.training.module import PatchModule
+from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.timed_loader import MicroBatch
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What is kept of a step until its losses are read; of the batch, not its voxels."""
+    """What is kept of a batch until its losses are read; not its voxels."""
 
-    batch_idx: int
+    epoch: int
+    number: int
     losses: Tensor
     series_uid: tuple[str, ...]
     intensity: tuple[Tensor, Tensor, Tensor]
 
 
-class LossWatch(pl.Callback):
+class LossWatch:
     """
-    Collects the losses of the steps.
+    Collects the losses of an epoch's batches.
 
-    To read a number from the device is to wait for all that it has in its queue; so it is done for many steps at once.
+    To read a number from the device is to wait for all that it has in its queue; so it is done for many at once.
 
     Parameters
     ----------
+    config
+        Of the run.
     every
         Read after the first batch, and then after so many.
 
     Attributes
     ----------
     latest
-        The mean loss of the steps that were read last; None at first.
+        The mean loss of the batches that were read last; None at first.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    def __init__(self, config: ResolvedConfig, every: int) -> None:
+        self._config, self.every = config, every
         self.latest: float | None = None
         self._names: list[str] = []
         self._pending: list[_Step] = []
         self._sums: dict[str, float] = {}
         self._batches = 0
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: PatchModule,  # type: ignore[override]
-        outputs: Any,
-        batch: MicroBatch,
-        batch_idx: int,
-    ) -> None:
-        """Note the losses of a batch; now and then, read them."""
-        # Lightning has divided the one that it steps by, and the module multiplied it, for a step of as many batches as
-        # usual; the last one may have fewer.
-        losses = {**outputs, "loss": outputs["loss"] * len(batch.step)}
-        self._names = list(losses)
-        stacked = torch.stack([losses[name].detach() for name in self._names])
-        seen = batch.batch
-        self._pending.append(_Step(batch_idx, stacked, seen.series_uid, (seen.scale, seen.offset, seen.window)))
-        if len(self._pending) >= self.every or self.latest is None:
-            self.read(trainer, pl_module)
+    def add(self, epoch: int, number: int, batch: MicroBatch, losses: Mapping[str, Tensor]) -> None:
+        """
+        Note the losses of a batch; now and then, read them.
 
-    def read(self, trainer: pl.Trainer, pl_module: PatchModule) -> None:
+        Parameters
+        ----------
+        epoch, number
+            Of the batch in its epoch; both from 0.
+        losses
+            Shares of those of the step that the batch is of.
+
+        Raises
+        ------
+        DivergedError
+            As `read` does.
+        """
+        self._names = list(losses)
+        # The mean over a step's batches is the step's.
+        stacked = torch.stack([loss.detach() for loss in losses.values()]) * len(batch.step)
+        patches = batch.batch
+        intensity = (patches.scale, patches.offset, patches.window)
+        self._pending.append(_Step(epoch, number, stacked, patches.series_uid, intensity))
+        if len(self._pending) >= self.every or self.latest is None:
+            self.read()
+
+    def read(self) -> None:
         """
         Read what has not been read yet.
 
@@ -84,8 +93,7 @@ class LossWatch(pl.Callback):
         values = torch.stack([step.losses for step in pending]).tolist()
         for step, losses in zip(pending, values, strict=True):
             if not all(map(math.isfinite, losses)):
-                named = dict(zip(self._names, losses, strict=True))
-                raise DivergedError(_diverged(step, trainer.current_epoch, named, pl_module))
+                raise DivergedError(_diverged(step, dict(zip(self._names, losses, strict=True)), self._config))
             for name, loss in zip(self._names, losses, strict=True):
                 self._sums[name] = self._sums.get(name, 0.0) + loss
         self._batches += len(values)
@@ -103,25 +111,25 @@ class LossWatch(pl.Callback):
         """Return the sums so far."""
         return {"sums": dict(self._sums), "batches": self._batches}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on with the sums of a checkpoint."""
         self._sums, self._batches = dict(state_dict["sums"]), state_dict["batches"]
 
 
-def _diverged(step: _Step, epoch: int, losses: dict[str, float], module: PatchModule) -> str:
+def _diverged(step: _Step, losses: Mapping[str, float], config: ResolvedConfig) -> str:
     at_fault = _not_finite(step)
     series = at_fault or list(dict.fromkeys(step.series_uid))
-    told = ", ".join(series[:4]) + (f" and {len(series) - 4} more" if len(series) > 4 else "")
+    names = ", ".join(series[:4]) + (f" and {len(series) - 4} more" if len(series) > 4 else "")
     terms = ", ".join(f"{name} {loss:g}" for name, loss in losses.items())
     if at_fault:
         advice = "their intensities are not finite: run aneurysm verify"
     else:
-        advice = f"try a lower learning rate than {module.config.optimizer.learning_rate:g}"
-        if module.config.precision == "fp16":
+        advice = f"try a lower learning rate than {config.optimizer.learning_rate:g}"
+        if config.precision == "fp16":
             advice += ", or --precision bf16, which does not overflow"
     return (
-        f"the loss is not finite in epoch {epoch + 1} at step {step.batch_idx + 1} ({terms}), with patches of the "
-        f"series {told}: {advice}"
+        f"the loss is not finite in epoch {step.epoch + 1} at step {step.number + 1} ({terms}), with patches of the "
+        f"series {names}: {advice}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aneurysm.patches.plan import Plan, Sampling
-from aneurysm.training.balance import MOST, positive_weights
+from aneurysm.training.objective import MAX_POS_WEIGHT, positive_weights
 from tests.support.noise_cache import add_volume, open_cache
 
 
@@ -21,7 +21,7 @@ def test_patches_without_a_label_over_those_with(tmp_path):
     assert weights[-1] == pytest.approx(5 / 3, rel=0.1)
     assert weights[0] == pytest.approx(3, rel=0.1)
     assert weights[5] == pytest.approx(7, rel=0.1)
-    assert weights[1] == MOST
+    assert weights[1] == MAX_POS_WEIGHT
 
 
 def test_lesions_everywhere_weigh_no_less_than_one(tmp_path):
@@ -38,4 +38,4 @@ def test_whole_volumes_count_by_their_labels(tmp_path):
     plan = Plan(cache, range(4), Sampling(lesion=0, vessel=0, foreground=0, uniform=1), 4000, 8, 0)
     weights = positive_weights(cache, plan, (8, 8, 8))
     assert weights[-1] == weights[2] == pytest.approx(3, rel=0.1)
-    assert weights[0] == MOST
+    assert weights[0] == MAX_POS_WEIGHT
