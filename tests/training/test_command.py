@@ -8,16 +8,20 @@ import pickle
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import zipfile
 
+import psutil
 import pytest
 import torch
 
 from aneurysm.training.checkpoint import load_checkpoint
 from aneurysm.training.config_file import read_resolved
 from aneurysm.training.run_folder import RunFolder
-from tests.support.command import call_cli, end_all, environment, run_cli, start_cli
+from tests.support.command import call_cli, end_all, environment, group_members, run_cli, start_cli
+from tests.support.run_data import ROOT
 from tests.support.tiny import everything
 from tests.support.train_runs import make_cache
 
@@ -246,3 +250,68 @@ def test_volumes_of_another_digest_are_refused(tmp_path):
     ran = call_cli("train", "--cache", "cache", *TINY, cwd=tmp_path)
     assert ran.code == 3
     assert f"lists volumes of digest {'0' * 16}, not {digest}" in ran.err
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_a_rank_that_is_killed(train_cache, tmp_path):
+    out = tmp_path / "run"
+    options = ("--cache", train_cache.root, *TINY, "--steps-per-epoch", 4000, "--devices", 2, "--out", out)
+    process = start_cli("train", *options, env=environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"))
+    while not (out / "tensorboard").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    time.sleep(2)
+    (other,) = psutil.Process(process.pid).children()
+    other.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert re.fullmatch(r"aneurysm: rank 1 of 2: .* was ended by SIGKILL: out of memory is the usual cause", last(err))
+    assert "Traceback" not in err
+    assert not group_members(process)
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_the_error_of_another_rank(train_cache, tmp_path):
+    """In its first step, of which the first rank has sent its part."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(FAILS)
+    options = ("--cache", train_cache.root, *TINY, "--devices", 2, "--out", tmp_path / "run")
+    env = environment(first_path=site, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    ran = run_cli("train", *options, env=env)
+    assert ran.code == 1, ran.text
+    assert re.fullmatch(r"aneurysm: out of memory on cpu, with batches of 4 patches .*", last(ran.err))
+    assert "Traceback" not in ran.err
+
+
+def last(text: str) -> str:
+    return text.strip().splitlines()[-1]
+
+
+FAILS = """
+import sys
+if "child_main" in " ".join(sys.orig_argv):
+    import torch
+    def forward(self, image):
+        raise torch.OutOfMemoryError("no memory")
+    import tests.support.tiny
+    tests.support.tiny.Tiny.forward = forward
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_processes(train_cache, tmp_path):
+    config = tmp_path / "mine.toml"
+    config.write_text('model = "tests.support.tiny:mapper"\n')
+    ran = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "cli.main", "train",
+            "--cache", train_cache.root, "--config", config, *map(str, QUICK), "--out", tmp_path / "run",
+        ],
+        env=environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"), cwd=ROOT, capture_output=True, text=True,
+        timeout=150, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("held out (") == 1
+    assert "8 per step" in ran.stderr
+    assert [row["epoch"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["1", "2"]
