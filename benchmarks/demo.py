@@ -40,7 +40,7 @@ def main() -> int:
         print(lines[-1], file=sys.stderr, flush=True)
     targets = [Target("AUC of present at least 0.80", f"{min(aucs):.3f} to {max(aucs):.3f}", min(aucs) >= 0.8)]
     head = ["# The demo's score", ""]
-    head += [f"- {key}: {value}" for key, value in machine(("aneurysm", "torch", "lightning", "numpy")).items()]
+    head += [f"- {key}: {value}" for key, value in machine(("aneurysm", "torch", "numpy")).items()]
     head += [f"- the cache of `make demo`; `{_CONFIG.relative_to(ROOT)}`; command: `{command_line('benchmarks.demo')}`"]
     head += ["", "Synthetic heads of the least difficulty, which are no patients.", "", *aims(targets)]
     head += [f"| seed | held out (with aneurysm) | {' | '.join(_COLUMNS)} | s |", "|--:|--:|" + "--:|" * 6]

@@ -60,7 +60,7 @@ def main() -> int:
                abs(float(np.mean(stayed)) - 0.5) < 0.15),
     ]  # fmt: skip
     lines = ["# Left and right", ""]
-    lines += [f"- {key}: {value}" for key, value in machine(("aneurysm", "torch", "lightning")).items()]
+    lines += [f"- {key}: {value}" for key, value in machine(("aneurysm", "torch")).items()]
     lines += [
         f"- {options.series} tiny phantom heads, CTA and MRA in turn, a third held out",
         f"- resnet3d18 at a quarter of its width, {options.steps} steps of 16 patches",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import lightning.pytorch as pl
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,66 +17,72 @@ from aneurysm.models.registry import build_model
 
 if TYPE_CHECKING:
     from aneurysm.training.config import ResolvedConfig
+    from aneurysm.training.learner import Learner
     from aneurysm.training.module import PatchModule
+    from aneurysm.training.timed_loader import MicroBatch
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PARTS = ("augmentation", "forward", "loss", "backward", "optimiser and mean of weights")
 
 
-class Phases(pl.Callback):
+class Phases:
     """
-    The time of all steps after the warm-up; with `hooked`, also that of each part of a step.
+    The time of all steps after the warm-up, and if wanted that of each part of a step.
 
-    It must be the last callback, or what others do after a step is not counted.
+    Parameters
+    ----------
+    warm_up
+        Batches that are not counted.
+    parts
+        Tell the parts of a step apart: the device is waited for after each, which costs a little.
+
+    Attributes
+    ----------
+    elapsed_s
+        Of all that was counted.
     """
 
-    def __init__(self, warm_up: int) -> None:
-        self._warm_up, self._counts, self._hooked = warm_up, False, False
-        self._started = self._last = self.elapsed_s = 0.0
+    def __init__(self, warm_up: int, *, parts: bool = False) -> None:
+        self._warm_up, self._parts, self._counts = warm_up, parts, False
+        self._last = self.elapsed_s = 0.0
         self._seconds: dict[str, list[float]] = {part: [] for part in _PARTS}
 
-    @contextmanager
-    def hooked(self, module: PatchModule) -> Iterator[None]:
-        """Tell augmentation, forward and loss apart."""
-        hooks = [
-            module.model.register_forward_pre_hook(lambda *_: self._mark("augmentation")),
-            module.model.register_forward_hook(lambda *_: self._mark("forward")),
-        ]
-        self._hooked = True
-        yield
-        for hook in hooks:
-            hook.remove()
+    def run(self, learner: Learner, batches: Iterable[MicroBatch]) -> None:
+        """Learn from the batches."""
+        started = 0.0
+        with self._hooked(learner.module) if self._parts else nullcontext():
+            for number, batch in enumerate(batches):
+                if number == self._warm_up:
+                    _wait()
+                    self._counts, started = True, time.perf_counter()
+                self._mark(None)
+                losses = learner.losses(batch)
+                self._mark("loss")
+                learner.backward(losses["loss"])
+                self._mark("backward")
+                if batch.number + 1 == len(batch.step):
+                    learner.update()
+                self._mark("optimiser and mean of weights")
+        _wait()
+        self.elapsed_s = time.perf_counter() - started
 
     def seconds(self) -> dict[str, float]:
         """Return the median of each part."""
         return {part: median(found) for part, found in self._seconds.items() if found}
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Begin to count after the warm-up."""
-        if batch_idx == self._warm_up:
-            _wait()
-            self._counts, self._started = True, time.perf_counter()
-        self._mark(None)
-
-    def on_before_backward(self, *_: Any) -> None:
-        """Note the end of the loss."""
-        self._mark("loss")
-
-    def on_after_backward(self, *_: Any) -> None:
-        """Note the end of the backward pass."""
-        self._mark("backward")
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Note the end of the step."""
-        self._mark("optimiser and mean of weights")
-
-    def on_train_epoch_end(self, *_: Any) -> None:
-        """Note the end of all steps."""
-        _wait()
-        self.elapsed_s = time.perf_counter() - self._started
+    @contextmanager
+    def _hooked(self, module: PatchModule) -> Iterator[None]:
+        """Tell augmentation, forward and loss apart."""
+        hooks = [
+            module.model.register_forward_pre_hook(lambda *_: self._mark("augmentation")),
+            module.model.register_forward_hook(lambda *_: self._mark("forward")),
+        ]
+        yield
+        for hook in hooks:
+            hook.remove()
 
     def _mark(self, part: str | None) -> None:
-        if not (self._counts and self._hooked):
+        if not (self._counts and self._parts):
             return
         _wait()
         now = time.perf_counter()

@@ -8,10 +8,8 @@ the device never waits. Prints Markdown; `--write` puts it into benchmarks/RESUL
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
-import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -20,15 +18,15 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
-from aneurysm.training.callbacks.ema import Ema
-from aneurysm.training.trainer import make_trainer, run_trainer
 
 from aneurysm.cache.cache import Cache
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader
 from aneurysm.training.config import TrainConfig
 from aneurysm.training.fit import for_machine, usual_workers
+from aneurysm.training.learner import Learner
 from aneurysm.training.module import PatchModule
+from aneurysm.training.ranks import Ranks
 from aneurysm.training.timed_loader import MicroBatch, TimedBatches
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.patch_data import make_cache
@@ -36,7 +34,7 @@ from benchmarks.step_profile import Phases, device_name, flops_per_patch, peak_f
 from benchmarks.table import Target, aims, command_line, machine, write_section
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from aneurysm.patches.batch import Batch
     from aneurysm.training.config import ResolvedConfig
@@ -85,9 +83,6 @@ class Resident:
 def main() -> int:
     """Time everything, print, and say with the exit code whether the aims are met."""
     options = _options()
-    # Of what Lightning says of every short run, nothing is news here.
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
     work = work_folder(options)
     cache = Cache.open(options.cache or make_cache(work, options.series, options.size))
     found: dict[str, Found] = {}
@@ -160,9 +155,8 @@ def _variants(base: ResolvedConfig) -> dict[str, ResolvedConfig]:
 def _measure(cache: Cache, config: ResolvedConfig, options: argparse.Namespace, *, both: bool = True) -> Found:
     torch.manual_seed(config.seed)
     module = PatchModule(build_model(config.model, config.in_channels, **config.model_options), config)
-    trainer = make_trainer(config)
-    device = trainer.strategy.root_device
-    workers = usual_workers(config, trainer)
+    learner = Learner(module, config, Ranks())
+    device = learner.device
     loader = PatchLoader(
         cache,
         range(len(cache)),
@@ -170,7 +164,7 @@ def _measure(cache: Cache, config: ResolvedConfig, options: argparse.Namespace, 
         config.batch_size,
         config.steps_per_epoch,
         sampling=config.sampling.as_sampling(),
-        workers=workers,
+        workers=usual_workers(config),
         pin_memory=device.type == "cuda",
     )
     resident = Resident([b.to(device) for b in islice(loader, _RESIDENT)], config.steps_per_epoch)
@@ -179,31 +173,26 @@ def _measure(cache: Cache, config: ResolvedConfig, options: argparse.Namespace, 
         torch.cuda.reset_peak_memory_stats(device)
     for number in range(options.rounds):
         print(f"batch {config.batch_size}: round {number + 1} of {options.rounds}", file=sys.stderr)
-        found.step.append(_rate(module, config, resident, options))
+        found.step.append(_rate(learner, config, resident, options))
         if both:
             found.loader.append(_loader_rate(loader, options))
-            found.both.append(_rate(module, config, TimedBatches(loader, device, config.optimizer.accumulate), options))
+            found.both.append(_rate(learner, config, TimedBatches(loader, device), options))
     loader.close()
     if device.type == "cuda":
         found.memory_gb = torch.cuda.max_memory_allocated(device) / 1e9
-        found.syncs = synchronisations(lambda: _fit(module, config, resident, [])) / config.steps_per_epoch
-    phases = Phases(options.warm_up)
-    with phases.hooked(module):
-        _fit(module, config, resident, [phases])
+        found.syncs = synchronisations(lambda: Phases(0).run(learner, resident)) / config.steps_per_epoch
+    phases = Phases(options.warm_up, parts=True)
+    phases.run(learner, resident)
     found.phases = phases.seconds()
     return found
 
 
-def _fit(module: PatchModule, config: ResolvedConfig, batches: Any, callbacks: list[Any]) -> None:
-    trainer = make_trainer(config)
-    trainer.callbacks.extend([Ema(config.optimizer.ema_decay), *callbacks])  # type: ignore[attr-defined]
-    run_trainer(trainer, module, batches, None)
-
-
-def _rate(module: PatchModule, config: ResolvedConfig, batches: Any, options: argparse.Namespace) -> float:
+def _rate(
+    learner: Learner, config: ResolvedConfig, batches: Iterable[MicroBatch], options: argparse.Namespace
+) -> float:
     """Return patches a second of the steps after the warm-up."""
     phases = Phases(options.warm_up)
-    _fit(module, config, batches, [phases])
+    phases.run(learner, batches)
     return options.steps * config.batch_size / phases.elapsed_s
 
 
@@ -227,11 +216,11 @@ def _markdown(
     flops = flops_per_patch(first)
     peak = peak_flops(first.precision)
     lines = [f"# Feeding a model: {options.model} on {device_name(short=True)}", ""]
-    lines += [f"- {key}: {value}" for key, value in machine(("aneurysm", "torch", "lightning", "monai")).items()]
+    lines += [f"- {key}: {value}" for key, value in machine(("aneurysm", "torch", "monai")).items()]
     lines += [
         f"- device: {device_name()}, {first.precision}; {peak / 1e12:.2f} TFLOP/s in a product of large matrices",
         f"- {options.model}, patches of {'x'.join(map(str, first.patch))}, {flops / 1e9:.0f} GFLOP each",
-        f"- cache: {len(cache)} series; workers: {usual_workers(first, make_trainer(first))}",
+        f"- cache: {len(cache)} series; workers: {usual_workers(first)}",
         f"- command: `{command_line('benchmarks.train')}`",
         f"- {options.rounds} rounds of {options.steps} steps each, after {options.warm_up} that don't count",
         "",

@@ -107,24 +107,19 @@ def _measure(name: str, root: Path, options: argparse.Namespace) -> dict[str, fl
 
 def _ours(name: str, root: Path, options: argparse.Namespace) -> tuple[float, float]:
     del name
-    import lightning.pytorch as pl
-    from aneurysm.training.callbacks.ema import Ema
-    from aneurysm.training.trainer import make_trainer, run_trainer
 
     from aneurysm.cache.cache import Cache
     from aneurysm.models.registry import build_model
     from aneurysm.patches.loader import PatchLoader
     from aneurysm.training.config import TrainConfig
     from aneurysm.training.fit import for_machine
+    from aneurysm.training.learner import Learner
     from aneurysm.training.module import PatchModule
+    from aneurysm.training.ranks import Ranks
     from aneurysm.training.timed_loader import TimedBatches
 
     edge = options.patch
     clock = _Clock(options)
-
-    class Told(pl.Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
-            clock.step()
 
     config = for_machine(
         TrainConfig(
@@ -137,9 +132,7 @@ def _ours(name: str, root: Path, options: argparse.Namespace) -> tuple[float, fl
             devices=1,
         ).resolved()
     )
-    module = PatchModule(build_model(config.model, 1), config)
-    trainer = make_trainer(config)
-    device = trainer.strategy.root_device
+    learner = Learner(PatchModule(build_model(config.model, 1), config), config, Ranks())
     cache = Cache.open(root)
     loader = PatchLoader(
         cache,
@@ -148,10 +141,11 @@ def _ours(name: str, root: Path, options: argparse.Namespace) -> tuple[float, fl
         config.batch_size,
         config.steps_per_epoch,
         workers=options.workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=learner.device.type == "cuda",
     )
-    trainer.callbacks.extend([Ema(config.optimizer.ema_decay), Told()])  # type: ignore[attr-defined]
-    run_trainer(trainer, module, TimedBatches(loader, device, config.optimizer.accumulate), None)
+    for batch in TimedBatches(loader, learner.device):
+        learner.step(batch)
+        clock.step()
     loader.close()
     return clock.first_s, clock.rate
 
@@ -310,7 +304,7 @@ def _markdown(runs: dict[str, list[Run]], targets: list[Target], options: argpar
     from benchmarks.step_profile import device_name
 
     lines = ["# Training, beside a plain MONAI script", ""]
-    lines += [f"- {key}: {value}" for key, value in machine(("aneurysm", "torch", "lightning", "monai")).items()]
+    lines += [f"- {key}: {value}" for key, value in machine(("aneurysm", "torch", "monai")).items()]
     lines += [
         f"- device: {device_name()}",
         f"- {options.model}, {options.batch_size} patches of {options.patch}^3 a step; {options.workers} workers",
