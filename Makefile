@@ -66,8 +66,8 @@ bench-predict: install  ## predicting one series on this CPU, and where the time
 
 bench-install: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,train,bench]'
-	@# Without what it depends on: that brings torchvision, which breaks Lightning where its build is not torch's, and
-	@# which the reader of patches does not need.
+	@# Without what it depends on: that brings torchvision, whose build may not be torch's, and which the reader of
+	@# patches does not need.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'nnunetv2>=2.8,<3'
 
 clean:  ## remove the virtual environment and the demo's output

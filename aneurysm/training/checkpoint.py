@@ -15,8 +15,15 @@ of it is checked (`aneurysm.training.checkpoint_archive`). Its keys::
     prevalence      share of positives of the 14 labels in the series trained on (None: not known of any)
     modalities      of the series trained on, as in the manifest
 
-``last.ckpt`` also has what Lightning restores a run from: optimiser, schedule, loops, callbacks; ``loader``, where its
-patches are; and ``folds``, by which changed ones are told.
+``last.ckpt`` also has what a run resumes from::
+
+    state_dict      of the module that is trained: the weights themselves, and not their mean
+    optimizer       its state, learning rate included
+    scaler          state of fp16's; empty in other precisions
+    global_step     steps of the optimiser
+    loop            row of an epoch that is not validated yet, best measure so far, sums of losses
+    loader          which patches come next
+    folds           checksum of folds.csv
 """
 
 from __future__ import annotations
