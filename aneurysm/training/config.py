@@ -104,7 +104,7 @@ class TrainConfig(_Section):
         Weight by term of `aneurysm.training.objective.TERMS`.
     pos_weight
         Factor of the positives in ``bce``: one, or 14 in the order of `aneurysm.labels.LABELS`; ``auto`` takes those of
-        `aneurysm.training.balance.positive_weights`, and the run's config.toml has them.
+        `aneurysm.training.objective.positive_weights`, and the run's config.toml has them.
     lesion_radius_mm, lesion_shape
         What the lesion map is taught; see `aneurysm.patches.targets.map_targets`.
     ct_windows_hu
