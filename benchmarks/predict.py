@@ -152,7 +152,7 @@ def _measure(checkpoint: Path, series: Path, repeats: int, threads: int) -> Run:
         started = time.perf_counter()
         read = read_path(path, predictor.spec)
         read_s = time.perf_counter() - started
-        predictor.of(read)
+        predictor.answer(read)
         ended = time.perf_counter()
         pooling_s = ended - timed.ended
         windows_s = ended - started - read_s - timed.seconds - pooling_s

@@ -25,6 +25,11 @@ CALIBRATION_FORMAT: Final = 2
 """Of calibration.json. Version 1 did not name the checkpoints."""
 FILE_NAME: Final = "calibration.json"
 _REPORT: Final = "evaluation"
+PUBLISHED_RATES: Final = (0.03,) * 6 + (366 / 4348, 46 / 4348) + (0.03,) * 5 + (1864 / 4348,)
+"""
+Shares of positives among the 4,348 series of the competition's train.csv, as published: 1,864 with an aneurysm, and by
+site 46 (left anterior cerebral) to 366 (anterior communicating). The other sites get the geometric mean of these two.
+"""
 
 
 def checkpoint_digest(path: Path) -> str:
@@ -235,3 +240,11 @@ def base_rates(checkpoints: Sequence[str | Path]) -> dict[str, float]:
             )
         rates.append(values)
     return {label: sum(values) / len(rates) for label, values in zip(LABELS, zip(*rates, strict=True), strict=True)}
+
+
+def fallback_rates(checkpoints: Sequence[str | Path]) -> list[float]:
+    """Return how frequent each label was in training, or `PUBLISHED_RATES` if the checkpoints don't know."""
+    try:
+        return list(base_rates(checkpoints).values())
+    except UsageError:
+        return list(PUBLISHED_RATES)

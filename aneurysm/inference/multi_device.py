@@ -1,39 +1,29 @@
 """predict_on(): series spread over several devices, a process each, and their answers as they come.
 
-The parent holds the list and hands out a series whenever a process asks for one. A process that dies takes the series
-with it that it held and had not answered; each of these is tried once more, alone in a process, so that the one that
-kills is found, and costs no other.
+The parent holds the list, and hands a process the next series with those that it is to read meanwhile. A series that
+takes its process with it is tried once more in a new one, and costs no other.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Literal
+from queue import SimpleQueue
+from typing import Any, Literal
 
 import torch
 
-from aneurysm.errors import AneurysmError, Reason, UsageError, words_of
+from aneurysm.errors import AneurysmError, UsageError, words_of
 from aneurysm.inference.prediction import Prediction
-from aneurysm.inference.predictor import load_predictor
+from aneurysm.inference.predictor_process import TIMING, NotLoadedError, PredictorSettings, load, predict
 from aneurysm.inference.read_series import Failure, failure
 from aneurysm.inference.series_paths import SeriesPath
 from aneurysm.models.device import check_devices, checked_device
-from aneurysm.processes.child_main import start_worker
+from aneurysm.processes.children import Child, LostError
 from aneurysm.processes.threads import usable_cpus
 from aneurysm.windows.predict import OnWindows
-
-_KILLED: Final = "the process that predicted it died twice: out of memory, or a crash in a library"
-
-_Kind = Literal["next", "windows", "answer", "end", "error"]
 
 
 def device_names(device: str, devices: int | Literal["auto"]) -> list[str]:
@@ -87,163 +77,112 @@ def predict_on(
     Raises
     ------
     AneurysmError
-        What a process says of the checkpoints, the options or a cache of another spec; or one died with no series in
-        its hands, as it would again.
+        What a process says of the checkpoints, the options or a cache of another spec; or one died while it loaded the
+        predictor, as it would again.
     """
     todo = deque(paths)
-    suspects: deque[SeriesPath] = deque()
-    lanes: list[_Lane] = []
-    try:
-        # One by one: should a signal end this, those that were started are ended, too.
-        lanes.extend(_Lane(device, len(devices), checkpoints, options) for device in devices[: len(todo)])
-        while lanes:
-            ready = wait([lane.connection for lane in lanes])
-            for lane in [lane for lane in lanes if lane.connection in ready]:
-                try:
-                    kind, content = lane.connection.recv()
-                except (EOFError, OSError):
-                    # EOF is the end of a process that is dead, and of no other: each has its own pipe.
-                    lost = lane.end()
-                    if not lost:
-                        raise AneurysmError(
-                            f"the process on {lane.device} died before it had a series: out of memory, or a crash"
-                        ) from None
-                    if lane.alone:
-                        yield from (failure(path.uid, Reason.WORKER_KILLED, _KILLED) for path in lost)
-                    else:
-                        suspects.extend(lost)
-                    lanes.remove(lane)
-                    if todo or suspects:
-                        lanes.append(_Lane(lane.device, len(devices), checkpoints, options))
-                    continue
-                if kind == "answer":
-                    del lane.held[content.series_uid]
-                    lane.windows = (0, 0)
-                    yield content
-                elif kind == "windows":
+    events: _Events = SimpleQueue()
+    lanes = [_Lane(device, len(devices), checkpoints, options, events) for device in devices[: len(todo)]]
+    ahead = max(1, int(options.get("workers", 1)))
+    for _ in range(1 + ahead):
+        for lane in lanes[: len(todo)]:
+            lane.paths.append(todo.popleft())
+    with ThreadPoolExecutor(max(1, len(lanes)), "device") as pool:
+        try:
+            busy = [lane for lane in lanes if pool.submit(lane.work)]
+            while busy:
+                lane, content = events.get()
+                if isinstance(content, tuple):
                     lane.windows = content
                     on_windows(*(sum(counts) for counts in zip(*(lane.windows for lane in lanes), strict=True)))
-                elif kind == "error":
+                    continue
+                if isinstance(content, BaseException):
                     raise content
-                elif kind == "next":
-                    lane.give(todo, suspects)
-                elif not lane.go_on(bool(todo or suspects)):
-                    lanes.remove(lane)
-    finally:
-        for lane in lanes:
-            lane.end()
+                lane.paths.popleft()
+                lane.windows = (0, 0)
+                if todo:
+                    lane.paths.append(todo.popleft())
+                elif not lane.paths:
+                    _take_over(lane, busy)
+                if lane.paths:
+                    pool.submit(lane.work)
+                else:
+                    busy.remove(lane)
+                yield content
+        finally:
+            for lane in lanes:
+                lane.child.stop()
+            for lane in lanes:
+                lane.child.wait()
+
+
+def _take_over(idle: _Lane, lanes: Sequence[_Lane]) -> None:
+    """Hand an idle lane a series that waits for another one."""
+    longest = max(lanes, key=lambda lane: len(lane.paths))
+    if len(longest.paths) > 1:
+        idle.paths.append(longest.paths.pop())
 
 
 class _Lane:
     """
-    A device's process, as the parent sees it.
+    A device and its process.
 
     Attributes
     ----------
-    held
-        Series that it has and has not answered, by UID.
-    alone
-        It has one suspect, and gets nothing beside it.
+    child
+        The process.
+    paths
+        The series in work, and those that are read meanwhile.
     windows
-        Done of the series that it is at, and of how many.
+        Done of the series in work, and of how many.
     """
 
-    def __init__(self, device: str, lanes: int, checkpoints: Sequence[str | Path], options: Mapping[str, Any]) -> None:
-        self.device = device
-        self.held: dict[str, SeriesPath] = {}
-        self.windows = (0, 0)
-        self.alone = self._given = False
-        # Spawned, not forked: CUDA does not survive a fork.
-        context = get_context("spawn")
-        self.connection, theirs = context.Pipe()
+    def __init__(
+        self, device: str, lanes: int, checkpoints: Sequence[str | Path], options: Mapping[str, Any], events: _Events
+    ) -> None:
         threads = max(1, usable_cpus() // lanes)
-        given = (theirs, os.getpid(), threads, list(checkpoints), {**options, "device": device})
-        # Not a daemon, which could have no processes of its own to read with; it watches for the parent's end.
-        self._process = context.Process(target=_work, args=given, daemon=False)
-        with _signals_later():
-            self._process.start()
-        theirs.close()
+        self._settings = PredictorSettings(
+            tuple(str(path) for path in checkpoints), {**options, "device": device}, threads
+        )
+        self._device, self._events = device, events
+        self.child = Child(TIMING)
+        self.paths: deque[SeriesPath] = deque()
+        self.windows = (0, 0)
 
-    def give(self, todo: deque[SeriesPath], suspects: deque[SeriesPath]) -> None:
-        """Send a series, or None: then it answers what it has."""
-        path = None
-        if suspects and not self._given:
-            path, self.alone = suspects.popleft(), True
-        elif todo and not self.alone:
-            path = todo.popleft()
-        if path is not None:
-            self.held[path.uid] = path
-            self._given = True
-        self._send(path)
+    def work(self) -> None:
+        """Predict the first of ``paths``, and put the answer, or the error that ends the run, among the events."""
+        try:
+            self._events.put((self, self._answer(*self.paths)))
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits for events
+            self._events.put((self, error))
 
-    def go_on(self, more: bool) -> bool:
-        """Return True if another round follows, for what has come up since; without one the process ends."""
-        self.alone = self._given = False
-        self._send(more)
-        if not more:
-            self._process.join()
-            self.connection.close()
-        return more
+    def _answer(self, path: SeriesPath, *following: SeriesPath) -> Prediction | Failure:
+        try:
+            try:
+                return self._predict(path, following)
+            except LostError:
+                # In all likelihood for what the series is, but it may have been for what else the machine did.
+                return self._predict(path, ())
+        except LostError as error:
+            return failure(path.uid, error.reason, f"{error.detail} (tried twice)")
+        except AneurysmError:
+            raise
+        except Exception as error:
+            raise AneurysmError(f"the process on {self._device} failed: {words_of(error)}") from error
 
-    def end(self) -> list[SeriesPath]:
-        """Kill the process, if it is alive; return what it had."""
-        self._process.kill()
-        self._process.join()
-        self.connection.close()
-        return list(self.held.values())
+    def _predict(self, path: SeriesPath, following: Sequence[SeriesPath]) -> Prediction | Failure:
+        def ask() -> Prediction | Failure:
+            return self.child.run(predict, path, following, on_note=lambda counts: self._events.put((self, counts)))
 
-    def _send(self, content: Any) -> None:
-        # It may have died meanwhile, which shows at the next turn.
-        with suppress(OSError):
-            self.connection.send(content)
-
-
-@contextmanager
-def _signals_later() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back: amid its start a process would be left without its job, and complain of that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # where handlers don't run, and can't be set
-        return
-    came: list[int] = []
-    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for n, handler in before.items():
-            signal.signal(n, signal.SIG_DFL if handler is None else handler)
-        if came:
-            signal.raise_signal(came[0])
+        try:
+            return ask()
+        except NotLoadedError:
+            try:
+                self.child.run(load, self._settings)
+            except LostError as error:
+                where = f"the process on {self._device}"
+                raise AneurysmError(f"{where} died before it had a series: {error.detail}") from error
+            return ask()
 
 
-def _work(
-    connection: Connection, parent: int, threads: int, checkpoints: list[str | Path], options: dict[str, Any]
-) -> None:
-    """Predict what the parent hands out, round after round."""
-    start_worker(parent, threads)
-
-    def tell(kind: _Kind, content: Any = None) -> None:
-        connection.send((kind, content))
-
-    def handed_out() -> Iterator[SeriesPath]:
-        while True:
-            tell("next")
-            path = connection.recv()
-            if path is None:
-                return
-            yield path
-
-    try:
-        predictor = load_predictor(checkpoints, **options)
-        more = True
-        while more:
-            for answer in predictor.predict(handed_out(), lambda done, of: tell("windows", (done, of))):
-                tell("answer", answer)
-            tell("end")
-            more = connection.recv()
-    except AneurysmError as error:
-        tell("error", error)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent has gone
-    except Exception as error:  # noqa: BLE001 - the parent ends, and says why
-        traceback.print_exc()
-        tell("error", AneurysmError(f"the process on {options['device']} failed: {words_of(error)}"))
+_Events = SimpleQueue[tuple[_Lane, Prediction | Failure | tuple[int, int] | BaseException]]

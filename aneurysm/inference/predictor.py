@@ -28,7 +28,7 @@ from aneurysm.processes.children import NO_LIMITS, Children, Limits, LostError
 from aneurysm.spec import CacheSpec
 from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
 from aneurysm.windows.grid import MemoryVolume
-from aneurysm.windows.predict import OnWindows, WindowOptions, predict_or_pass, predict_sources
+from aneurysm.windows.predict import OnWindows, SeriesPrediction, WindowOptions, predict_or_pass, predict_sources
 
 _NO_NUMBER: Final = "the model's answer is not a number; --precision fp32 may help"
 
@@ -93,10 +93,10 @@ class Predictor:
             uids = ", ".join(p.uid for p in paths[:3])
             raise UsageError(f"{series_path} holds {len(paths)} series ({uids}, ...): name the folder of one")
         self.check(paths)
-        prediction = self.of(self._read(paths[0]))
-        if not is_finite(prediction):
-            raise AneurysmError(f"series {prediction.series_uid}: {_NO_NUMBER}")
-        return prediction
+        answer = self.answer(self._read(paths[0]))
+        if isinstance(answer, Failure):
+            raise AneurysmError(f"series {answer.series_uid}: {answer.detail}")
+        return answer
 
     def _read(self, path: SeriesPath) -> ReadSeries:
         """Read one series, DICOM in a process that the next call uses again."""
@@ -107,19 +107,29 @@ class Predictor:
         except LostError as error:
             raise SeriesRejectedError(error.reason, error.detail) from error
 
-    def of(self, read: ReadSeries) -> Prediction:
+    def answer(
+        self, read: ReadSeries | Failure, on_windows: OnWindows = lambda _done, _of: None
+    ) -> Prediction | Failure:
         """
-        Predict one series that is in memory; it is not looked at whether the answer is a number.
+        Predict one series that was read; one that can't be stays a `Failure`. See `predict`.
 
         Raises
         ------
         UsageError
             It has values of a kind that the model has never seen; see `check`.
+        DeviceMemoryError
+            The memory does not hold the windows.
         """
+        if isinstance(read, Failure):
+            return read
         self._check_kind(read)
         with raise_device_memory(str(self.options.device), self.options.batch_size):
-            (answer,) = predict_sources(self._model, [read.volume], self.options)
-        return prediction_of(answer, read, self.adjustment)
+            (answer,) = predict_sources(self._model, [read.volume], self.options, on_windows)
+        return self._checked_answer(answer, read)
+
+    def _checked_answer(self, answer: SeriesPrediction, read: ReadSeries) -> Prediction | Failure:
+        prediction = prediction_of(answer, read, self.adjustment)
+        return prediction if is_finite(prediction) else failure(answer.series_uid, Reason.NOT_A_NUMBER, _NO_NUMBER)
 
     def predict(
         self, paths: Iterable[SeriesPath], on_windows: OnWindows = lambda _done, _of: None
@@ -164,9 +174,7 @@ class Predictor:
                     yield read
                     continue
                 assert answer is not None
-                prediction = prediction_of(answer, read, self.adjustment)
-                finite = is_finite(prediction)
-                yield prediction if finite else failure(answer.series_uid, Reason.NOT_A_NUMBER, _NO_NUMBER)
+                yield self._checked_answer(answer, read)
 
     def check(self, paths: Sequence[SeriesPath]) -> None:
         """

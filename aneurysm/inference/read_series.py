@@ -72,6 +72,43 @@ def failure(series_uid: str, reason: Reason, detail: str) -> Failure:
     return Failure(series_uid, "failed" if reason in FAILURES else "rejected", reason, detail)
 
 
+class SeriesReader:
+    """
+    Reads series for any number of threads.
+
+    Parameters
+    ----------
+    spec
+        Of the volumes.
+    limits
+        What reading one DICOM series may take.
+    """
+
+    def __init__(self, spec: CacheSpec, limits: Limits = NO_LIMITS) -> None:
+        self._spec, self._limits = spec, limits
+        self._children = Children()
+
+    def read(self, path: SeriesPath) -> ReadSeries | Failure:
+        """Read one series as `read_or_fail` does; DICOM in a process, and once more if that is lost."""
+        if isinstance(path, CachedVolume):
+            return read_or_fail(path, self._spec)
+        try:
+            return self._read_in_process(path)
+        except LostError:
+            # In all likelihood for what the series is, but it may have been for what else the machine did.
+            try:
+                return self._read_in_process(path)
+            except LostError as error:
+                return failure(path.uid, error.reason, f"{error.detail} (tried twice)")
+
+    def stop(self) -> None:
+        """End the processes."""
+        self._children.stop()
+
+    def _read_in_process(self, path: SeriesPath) -> ReadSeries | Failure:
+        return self._children.run(read_or_fail, path, self._spec, limits=self._limits)
+
+
 def read_ahead(
     paths: Iterable[SeriesPath], spec: CacheSpec, workers: int, limits: Limits = NO_LIMITS
 ) -> Iterator[ReadSeries | Failure]:
@@ -87,21 +124,8 @@ def read_ahead(
     StoreError
         An object store fails.
     """
-    children = Children()
-
-    def read(path: SeriesPath) -> ReadSeries | Failure:
-        if isinstance(path, CachedVolume):
-            return read_or_fail(path, spec)
-        try:
-            return children.run(read_or_fail, path, spec, limits=limits)
-        except LostError:
-            # In all likelihood for what it is, but it may have been for what else was going on.
-            try:
-                return children.run(read_or_fail, path, spec, limits=limits)
-            except LostError as error:
-                return failure(path.uid, error.reason, f"{error.detail} (tried twice)")
-
-    return ahead(read, paths, workers, end=children.stop)
+    reader = SeriesReader(spec, limits)
+    return ahead(reader.read, paths, workers, end=reader.stop)
 
 
 def read_or_fail(path: SeriesPath, spec: CacheSpec) -> ReadSeries | Failure:

@@ -3,31 +3,33 @@ RsnaPredictor: the function that the RSNA Intracranial Aneurysm Detection host c
 
 One exception ends a submission there, and so do a crash, a hang and a full disk. So reading and model run in a process
 of their own: it alone loads torch and decoders, it can be killed when a series takes too long, and when it dies the
-next one is started. A thread could be given up but not ended, and what crashes in it takes the server along. The price
-is two milliseconds a series.
+next one is started. A thread could be given up but not ended, and what crashes in it takes the server along.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from contextlib import suppress
-from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import pandas as pd
 
-from aneurysm.errors import AneurysmError, UsageError, words_of
+from aneurysm.errors import AneurysmError, SeriesRejectedError, UsageError, words_of
+from aneurysm.inference.calibration import fallback_rates
+from aneurysm.inference.predictor_process import (
+    TIMING,
+    NotLoadedError,
+    PredictorSettings,
+    check_takes_dicom,
+    load,
+    predict_folder,
+)
 from aneurysm.labels import LABELS
+from aneurysm.processes.children import Child, Limits
 
 START_LIMIT_S: Final = 600.0
 """For loading libraries and checkpoints. The host gives a notebook 15 minutes until its server answers."""
@@ -45,7 +47,7 @@ class RsnaPredictor:
     checkpoints
         As `aneurysm.inference.predictor.load_predictor` takes them.
     time_budget_s
-        For one series; then it gets the base rates. Starting the process anew after that does not count. The host
+        For one series; then it gets the base rates. Starting the process again after that does not count. The host
         allows 30 minutes for a series, and 17 s on average.
     shared_dir
         Where the gateway puts the files of a series. All that lies in it is removed after each call.
@@ -69,15 +71,21 @@ class RsnaPredictor:
         **options: Any,
     ) -> None:
         self._time_budget_s, self._shared = time_budget_s, Path(shared_dir)
-        self._settings = {"checkpoints": [str(Path(c).absolute()) for c in checkpoints], "options": options}
-        self._base_rates: list[float] = []
-        self._started = False
-        self._start()
+        paths = tuple(str(Path(c).absolute()) for c in checkpoints)
+        self._settings = PredictorSettings(paths, {"candidates": 0} | options)
+        self._child = Child(TIMING)
+        limits = Limits(START_LIMIT_S)
         try:
-            self._await_start(START_LIMIT_S)
-        except BaseException:
+            self._child.run(load, self._settings, limits=limits)
+            self._child.run(check_takes_dicom, limits=limits)
+            self._base_rates = self._child.run(fallback_rates, paths, limits=limits)
+        except BaseException as error:
             self.close()
-            raise
+            if isinstance(error, TypeError):  # an option that `load_predictor` has not
+                raise UsageError(str(error)) from error
+            if isinstance(error, AneurysmError) or not isinstance(error, Exception):
+                raise
+            raise AneurysmError(words_of(error)) from error
 
     def predict(self, series_path: str) -> pd.DataFrame:
         """
@@ -89,7 +97,7 @@ class RsnaPredictor:
             Folder of the DICOM files of one series.
         """
         try:
-            probabilities = self._ask(str(series_path))
+            probabilities = self._answer(str(series_path))
         except Exception as error:  # noqa: BLE001 - one that gets out of here ends the submission
             name = Path(series_path).name
             _log.warning("base rates for %s: %s", name if _UID.fullmatch(name) else "a series", words_of(error))
@@ -99,13 +107,8 @@ class RsnaPredictor:
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            with suppress(OSError):  # what was not sent yet can't be
-                stream.close()
-        with suppress(subprocess.TimeoutExpired):  # a read from a disk that hangs can't be killed
-            self._process.wait(5.0)
+        self._child.stop()
+        self._child.wait(5.0)  # a read from a disk that hangs can't be killed
 
     def __enter__(self) -> Self:
         return self
@@ -115,70 +118,22 @@ class RsnaPredictor:
     ) -> None:
         self.close()
 
-    def _start(self) -> None:
-        # Not multiprocessing: in a script without `if __name__ == "__main__"` it would run the script again, and a fork
-        # copies the gateway's threads and the GPU's state. What was put on sys.path by hand must be found there, too.
-        path = os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "aneurysm.inference.rsna_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-
-    def _await_start(self, limit_s: float) -> None:
-        self._send(self._settings)
-        answer = self._receive(limit_s)
-        if "error" in answer:
-            raise (UsageError if answer["usage"] else AneurysmError)(answer["error"])
-        self._base_rates, self._started = answer["base_rates"], True
+    def _answer(self, series_path: str) -> list[float]:
+        try:
+            try:
+                return self._ask(series_path)
+            except NotLoadedError:
+                # Not of the series' time: were that too short for it, no series would ever get an answer again.
+                self._child.run(load, self._settings, limits=Limits(_RESTART_LIMIT_S))
+                return self._ask(series_path)
+        except SeriesRejectedError:
+            raise  # for what the series is: the process is as good as before
+        except Exception:
+            self._child.rest()
+            raise
 
     def _ask(self, series_path: str) -> list[float]:
-        try:
-            if not self._started:
-                # Not of the series' time: were that too short for it, no series would ever get an answer again.
-                self._await_start(_RESTART_LIMIT_S)
-            self._send({"series": series_path})
-            answer = self._receive(self._time_budget_s)
-        except Exception:
-            self._restart()
-            raise
-        if answer.get("broken"):
-            self._restart()
-        if "error" in answer:
-            raise AneurysmError(answer["error"])
-        return [float(p) for p in answer["probabilities"]]
-
-    def _restart(self) -> None:
-        self._started = False
-        self.close()
-        self._start()
-
-    def _send(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as error:
-            raise self._death() from error
-
-    def _receive(self, limit_s: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        end, line = time.monotonic() + limit_s, b""
-        while not line.endswith(b"\n"):
-            if not wait([self._process.stdout.fileno()], max(0.0, end - time.monotonic())):
-                raise AneurysmError(f"no answer within {limit_s:g} s")
-            part = os.read(self._process.stdout.fileno(), 1 << 16)
-            if not part:
-                raise self._death()
-            line += part
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def _death(self) -> AneurysmError:
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(5.0)
-        return AneurysmError(f"the process that predicts died (exit code {self._process.returncode})")
+        return self._child.run(predict_folder, series_path, limits=Limits(self._time_budget_s))
 
 
 def _empty(folder: Path) -> None:

@@ -16,19 +16,18 @@ from typing import Any, Final, Literal
 
 from aneurysm.processes.threads import limit_threads
 
-MessageKind = Literal["taken", "answer", "error"]
-"""Of a message of the child: it has the job and begins, or what came of it."""
+MessageKind = Literal["taken", "note", "answer", "error"]
+"""Of a message of the child: it has the job and begins, something on the way, or what came of it."""
 
-_IDLE_S: Final = 60.0
-"""A child without a job ends after so long: a Dask worker goes on when the run that started its children is over."""
 _DATA_LIMITS: Final = resource.getrlimit(resource.RLIMIT_DATA)
+_connection: Connection | None = None
 
 
-def start_worker(parent: int, threads: int = 1) -> None:
-    """Prepare this worker before its first job. ``parent`` is told: it may be dead by now, and getppid() another's."""
+def _start_worker(parent: int) -> None:
+    """Prepare this process before its first job. ``parent`` is passed in: by now getppid() may be another process."""
     # Ctrl-C reaches every process of the terminal's group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    limit_threads(threads)
+    limit_threads(1)
 
     def watch() -> None:
         # A killed parent can't end its workers: they would wait for the next job for minutes.
@@ -39,26 +38,34 @@ def start_worker(parent: int, threads: int = 1) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main(descriptor: int, parent: int) -> None:
-    """Run the jobs that come through the socket ``descriptor``, until it is closed or none has come for a while."""
+def main(descriptor: int, parent: int, idle_s: float | None) -> None:
+    """Run the jobs that come through the socket ``descriptor``, until it is closed or none has come for ``idle_s``."""
+    global _connection
     os.set_inheritable(descriptor, False)
     # A batch system sends SIGTERM to every process of a job. The parent ends this one, and in time.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with suppress(OSError), Path("/proc/self/oom_score_adj").open("w") as file:
         file.write("1000")  # where memory ends, let the kernel kill this process, and not one that holds many series
     threading.Thread(target=_end_with_the_other_side, args=(descriptor,), daemon=True).start()
-    start_worker(parent)
-    connection = Connection(descriptor)
+    _start_worker(parent)
+    connection = _connection = Connection(descriptor)
     with suppress(EOFError, ConnectionError):  # the parent is gone, or has no more jobs
-        while connection.poll(_IDLE_S):
+        while connection.poll(idle_s):
             connection.send(_answer(connection, connection.recv_bytes()))
+
+
+def send_note(content: Any) -> None:
+    """Send what the parent hands to ``on_note`` of `Child.run`; for the thread that runs the job, in a child alone."""
+    assert _connection is not None
+    message: tuple[MessageKind, Any] = "note", content
+    _connection.send(message)
 
 
 def _end_with_the_other_side(descriptor: int) -> None:
     """
     Wait until nobody holds the other end of the socket, also amid a job, and end.
 
-    At once, unlike `start_worker`'s watch: the claim on the series must be free when Dask gives it to another worker.
+    At once, unlike `_start_worker`'s watch: the claim on the series must be free when Dask gives it to another worker.
     """
     poll = select.poll()
     poll.register(descriptor, select.POLLRDHUP)

@@ -33,13 +33,13 @@ T = TypeVar("T")
 # sys.path is given, as multiprocessing does: what can be imported here can be imported there.
 _START: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from aneurysm.processes.child_main import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+    "from aneurysm.processes.child_main import main; main(*map(json.loads, sys.argv[2:]))"
 )
 _LONGEST_S: Final = 3600.0
 """The operating system can't wait for any number of seconds."""
 
 _CAUSES: Final = {"SIGKILL": ": out of memory is the usual cause"} | dict.fromkeys(
-    ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV"), ": a crash in a decoder is the usual cause"
+    ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV"), ": a crash in a decoder or another library is the usual cause"
 )
 """By the signal that ended a process; of others somebody sent it."""
 _LEAST_MB: Final = 250
@@ -93,6 +93,9 @@ class ChildTiming:
     """Between two looks at the memory of a process that has a limit."""
     kill_s: float = 1.0
     """A process that hangs in the kernel, as on a dead file server, does not die: it is not waited for."""
+    idle_s: float | None = 60.0
+    """A process without a job ends after so long, or None: not before this one. A Dask worker outlives the run that
+    started its children."""
 
 
 class LostError(AneurysmError):
@@ -118,11 +121,27 @@ class Child:
         self._stopped = False
         self._lock = threading.Lock()
 
-    def run(self, function: Callable[..., T], *args: Any, limits: Limits = NO_LIMITS) -> T:
+    @property
+    def pid(self) -> int | None:
+        """Number of the process, None if there is none."""
+        return None if self._process is None else self._process.pid
+
+    def run(
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        limits: Limits = NO_LIMITS,
+        on_note: Callable[[Any], None] = lambda _: None,
+    ) -> T:
         """
         Return what ``function`` returns in the process; raise what it raises.
 
         ``function``, arguments and answer are pickled.
+
+        Parameters
+        ----------
+        on_note
+            Called with what ``function`` sends meanwhile by `aneurysm.processes.child_main.send_note`.
 
         Raises
         ------
@@ -145,7 +164,11 @@ class Child:
                     f"{self._timing.starts} times. Is there memory for it, or a limit of processes? It may have said "
                     "more above"
                 )
-            kind, content = self._answer(limits)
+            end = None if limits.timeout_s is None else time.monotonic() + limits.timeout_s
+            kind, content = self._answer(limits, end)
+            while kind == "note":
+                on_note(content)
+                kind, content = self._answer(limits, end)
         except BaseException:
             self._end()
             raise
@@ -181,8 +204,9 @@ class Child:
             ours, theirs = socket.socketpair()
             path = json.dumps([str(folder) for folder in sys.path])
             with ours, theirs:
+                numbers = theirs.fileno(), os.getpid(), self._timing.idle_s
                 self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                    [sys.executable, "-P", "-c", _START, path, str(theirs.fileno()), str(os.getpid())],
+                    [sys.executable, "-P", "-c", _START, path, *map(json.dumps, numbers)],
                     stdin=subprocess.DEVNULL,
                     stdout=2,  # libraries print what they like; standard output is the command's
                     pass_fds=[theirs.fileno()],
@@ -205,9 +229,8 @@ class Child:
             raise content
         return True
 
-    def _answer(self, limits: Limits) -> tuple[MessageKind, Any]:
+    def _answer(self, limits: Limits, end: float | None) -> tuple[MessageKind, Any]:
         assert self._connection is not None
-        end = None if limits.timeout_s is None else time.monotonic() + limits.timeout_s
         try:
             while not self._connection.poll(_step(end, limits, self._timing.poll_s)):
                 if end is not None and time.monotonic() >= end:
@@ -222,8 +245,8 @@ class Child:
             code = self._end(patience_s=self._timing.kill_s)
             if self._stopped:
                 raise StoppedError("the run is over") from None
-            raise LostError(Reason.WORKER_KILLED, f"the process that was at it {_end_in_words(code)}") from None
-        if limits.memory is not None and self._resident() > limits.memory / 2:
+            raise LostError(Reason.WORKER_KILLED, f"the process that worked on it {_end_in_words(code)}") from None
+        if message[0] != "note" and limits.memory is not None and self._resident() > limits.memory / 2:
             self._end()  # what it did not give back would count against the next one
         return message
 

@@ -99,9 +99,9 @@ def test_a_series_that_kills_its_process_costs_no_other(data, deadly):
 @pytest.mark.parametrize(
     "devices, members, number, code",
     [
-        # The command and one that reads; or, of two devices, two that predict, and multiprocessing's tracker.
+        # The command and one that reads; or, of two devices, two that predict.
         pytest.param(1, 2, signal.SIGINT, 130, id="one device, Ctrl-C"),
-        pytest.param(2, 4, signal.SIGTERM, 143, id="two devices, SIGTERM"),
+        pytest.param(2, 3, signal.SIGTERM, 143, id="two devices, SIGTERM"),
     ],
 )
 def test_no_process_outlives_a_command_that_is_stopped(data, checkpoint, tmp_path, devices, members, number, code):

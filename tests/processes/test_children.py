@@ -215,6 +215,40 @@ def test_one_at_work_ends_with_the_other_side_of_its_socket(child: Child) -> Non
     assert not process.is_running()
 
 
+def count_down(n: int) -> str:
+    for k in range(n, 0, -1):
+        child_main.send_note(k)
+    return "done"
+
+
+def test_notes_come_in_order_before_the_answer(child: Child) -> None:
+    notes: list[int] = []
+    assert child.run(count_down, 3, on_note=notes.append, limits=Limits(memory_mb=1000)) == "done"
+    assert notes == [3, 2, 1]
+
+    def refuse(_note: int) -> None:
+        raise ZeroDivisionError
+
+    first = child.pid
+    with pytest.raises(ZeroDivisionError):
+        child.run(count_down, 3, on_note=refuse)
+    assert child.run(os.getpid) != first, "its other notes would have been taken for the next answer"
+
+
+@pytest.mark.parametrize(("idle_s", "stays"), [(0.2, False), (None, True)])
+def test_an_idle_process_ends_after_a_while_unless_it_is_to_stay(idle_s: float | None, stays: bool) -> None:
+    child = Child(ChildTiming(idle_s=idle_s))
+    process = psutil.Process(child.run(os.getpid))
+    if stays:
+        time.sleep(1.0)
+        assert child.run(os.getpid) == process.pid
+    else:
+        process.wait(20)
+        assert child.run(os.getpid) != process.pid
+    child.stop()
+    child.wait()
+
+
 def test_children_are_used_again_and_end_together() -> None:
     with Children() as children:
         first = children.run(os.getpid)
