@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench bench-install bench-patches bench-loader bench-chunks bench-predict clean
+.PHONY: help install demo test test-slow lint format docs bench bench-install bench-patches bench-loader bench-chunks bench-predict clean
 
 help:  ## list the tasks
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,11 @@ format: install  ## let ruff put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: install  ## the pages and the API reference as site/, every link checked
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,train,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/check_site.py site
+
 bench: bench-install  ## precaching and reading patches, beside other tools (installs them)
 	-$(BIN)/python -m benchmarks.precache
 	$(BIN)/python -m benchmarks.patches
@@ -70,5 +75,5 @@ bench-install: install
 	@# patches does not need.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'nnunetv2>=2.8,<3'
 
-clean:  ## remove the virtual environment and the demo's output
-	rm -rf $(VENV) $(DEMO)
+clean:  ## remove the virtual environment, the demo's output and the built pages
+	rm -rf $(VENV) $(DEMO) site
