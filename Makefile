@@ -2,13 +2,15 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PY313  ?= $(firstword $(shell for p in python3.13 $$HOME/.pyenv/versions/3.13.*/bin/python; do $$p -c "" 2>/dev/null && echo $$p; done))
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format docs bench bench-install bench-patches bench-loader bench-chunks bench-predict clean
+.PHONY: help install demo test test-slow test-py313 test-lowest lint format docs bench bench-install bench-patches \
+    bench-loader bench-chunks bench-predict clean
 
 help:  ## list the tasks
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aneurysm needs Python 3.11 or newer: make PYTHON=...")'
@@ -37,6 +39,27 @@ test: install lint  ## lint, types and the fast tests
 test-slow: install  ## the tests that take minutes
 	@# A file at a time for each: some files have one costly fixture for all their tests.
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+
+test-py313:  ## the fast tests that need no torch, on Python 3.13 where there is one
+	@# Without the extra `train`: torch is several gigabytes, and building and reading caches does without it.
+ifeq ($(PY313),)
+	@echo "skipped: there is no Python 3.13 on this machine"
+else
+	test -d $(VENV)-py313 || $(PY313) -m venv $(VENV)-py313
+	$(VENV)-py313/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(VENV)-py313/bin/python -m pytest -n auto -m 'not slow'
+endif
+
+test-lowest: LOWEST := $(VENV)-lowest
+test-lowest:  ## the same tests with the lowest versions of dependencies that pyproject.toml admits
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra objects --extra cluster pyproject.toml \
+	    --output-file $(LOWEST)/lowest.txt
+	@# What the tests are run by is the newest. ome-zarr-models needs a newer zarr: its tests are skipped.
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/lowest.txt --editable . \
+	    hypothesis 'moto[server]' psutil pytest pytest-timeout pytest-xdist tensorstore
+	$(LOWEST)/bin/python -m pytest -n auto -m 'not slow'
 
 lint: install  ## ruff, mypy, and that packages import only what lies below them
 	$(BIN)/ruff check .

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import dcm2niix
 import numpy as np
 import pydicom
 import SimpleITK as sitk
@@ -121,6 +120,8 @@ def convert(dicom: Path, target: Path) -> list[Nifti]:
     """
     target.mkdir(parents=True, exist_ok=True)
     arguments = ["-z", "n", "-b", "n", "-p", "n", "-f", "made", "-o", str(target), str(dicom)]
+    import dcm2niix
+
     done = subprocess.run([dcm2niix.bin, *arguments], capture_output=True, text=True, timeout=120, check=False)
     made = {path.name: read_nifti(path) for path in sorted(target.glob("*.nii"))}
     assert made, f"dcm2niix made nothing of {dicom}: {done.stdout[-500:]}"
