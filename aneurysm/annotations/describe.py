@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.annotations.frames import SourceFrame
-from aneurysm.annotations.lesions import UnplacedLesion, place_lesions
-from aneurysm.annotations.vessels import PlacedGrid, resample_mask
+from aneurysm.annotations.lesions import Lesion, UnplacedLesion, place_lesions
+from aneurysm.annotations.vessels import PlacedGrid
 from aneurysm.dicom.stack import Stack
 from aneurysm.rawdata.tables import Localizer, SeriesNotes
 from aneurysm.spec import CacheSpec
@@ -22,7 +21,7 @@ from aneurysm.volume.grid import target_grid
 
 
 def describe_modality(named: str, inferred: str) -> dict[str, str]:
-    """Return the attributes of the modality: that which train.csv names, if it does, else the one by the DICOM tags."""
+    """Return the entries of the modality: that which train.csv names, if it does, else the one by the DICOM tags."""
     return {"modality": named or inferred, "modality_source": "train.csv" if named else "dicom"}
 
 
@@ -31,43 +30,27 @@ def describe_lesions(
     frames: Sequence[SourceFrame],
     affine_lps: NDArray[np.float64],
     shape: Sequence[int],
-) -> dict[str, list[dict[str, Any]]]:
-    """Return the attributes of the lesions in a volume; see `place_lesions`."""
+) -> dict[str, tuple[Lesion, ...] | tuple[UnplacedLesion, ...]]:
+    """Return the entries of the lesions in a volume; see `place_lesions`."""
     lesions, unplaced = place_lesions(localizers, frames, affine_lps, shape)
-    return {
-        "lesions": [lesion.as_metadata() for lesion in lesions],
-        "unplaced_lesions": [lesion.as_metadata() for lesion in unplaced],
-    }
+    return {"lesions": tuple(lesions), "unplaced_lesions": tuple(unplaced)}
 
 
 def describe_uncached(notes: SeriesNotes, reason: str) -> dict[str, Any]:
-    """Return what a record says of a series that is not cached, for ``reason``."""
+    """Return the entries of the record of a series that is not cached, for ``reason``."""
     rows = [UnplacedLesion(r.location, "series_not_cached", str(reason), r.row) for r in notes.localizers]
     return {
         "modality": notes.modality,
         "modality_source": "train.csv" if notes.modality else "",
         "labels": notes.labels,
-        "unplaced_lesions": [row.as_metadata() for row in rows],
+        "unplaced_lesions": tuple(rows),
     }
 
 
-def describe_field_of_view(stack: Stack, spec: CacheSpec) -> dict[str, Any]:
+def field_of_view(stack: Stack, spec: CacheSpec) -> PlacedGrid:
     """Return the grid that covers all of ``stack``, whatever the region of ``spec``: masks are held against it."""
     whole = target_grid(stack, spec.model_copy(update={"region": None, "max_voxels": sys.maxsize}))
-    return {"affine_lps": whole.affine_lps.tolist(), "shape": list(whole.shape)}
-
-
-def place_mask(
-    mask: Path, affine_lps: NDArray[np.float64], shape: Sequence[int], field_of_view: dict[str, Any]
-) -> tuple[NDArray[np.uint8] | None, dict[str, str]]:
-    """Return a vessel mask on the grid of a volume, None if it can't be used, and the decision; see `resample_mask`."""
-    vessels, decision = resample_mask(mask, _grid(affine_lps, shape), _grid(**field_of_view))
-    return vessels, asdict(decision)
-
-
-def _grid(affine_lps: Any, shape: Sequence[int]) -> PlacedGrid:
-    z, y, x = shape
-    return np.asarray(affine_lps, np.float64), (z, y, x)
+    return whole.affine_lps, whole.shape
 
 
 def file_hash(path: Path) -> str:

@@ -14,10 +14,12 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from aneurysm.dicom.frame import Frame, FrameKey
 
 _TYPES: Final = {"sop": "<u8", "index": "<u4", "frames_in_file": "<u4", "rows": "<u4", "columns": "<u4", "code": "<u2"}
+_Column = int | float | str | None
 _GEOMETRY: Final = {"position": 3, "orientation": 6, "spacing_mm": 2}
 
 
@@ -66,13 +68,31 @@ def source_frames(frames: Iterable[Frame], used: Iterable[Frame], dropped: Mappi
     return found
 
 
-def pack_frames(frames: Sequence[SourceFrame]) -> dict[str, Any]:
+class PackedFrames(BaseModel):
     """
-    Return what stands in a volume's metadata.
+    The images of a series as they stand in a volume's metadata, column by column.
 
     Every column is one number (null: there is none) if all frames have it in common, else a little-endian array in
-    base64: of 8-byte floats where it is geometry.
+    base64: of 8-byte floats where it is geometry. ``code`` is an index into ``codes``, of `SourceFrame.left_out`.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int
+    codes: tuple[str, ...]
+    code: _Column
+    sop: _Column
+    index: _Column
+    frames_in_file: _Column
+    rows: _Column
+    columns: _Column
+    position: tuple[_Column, ...]
+    orientation: tuple[_Column, ...]
+    spacing_mm: tuple[_Column, ...]
+
+
+def pack_frames(frames: Sequence[SourceFrame]) -> PackedFrames:
+    """Return what stands in a volume's metadata."""
     codes = sorted({f.left_out for f in frames})
     columns: dict[str, Any] = {
         name: _packed(np.array([getattr(f, name) for f in frames], _TYPES[name]))
@@ -82,22 +102,23 @@ def pack_frames(frames: Sequence[SourceFrame]) -> dict[str, Any]:
         values = np.array([getattr(f, name) or (np.nan,) * size for f in frames], "<f8").reshape(len(frames), size)
         columns[name] = [_packed(values[:, k]) for k in range(size)]
     code = np.array([codes.index(f.left_out) for f in frames], _TYPES["code"])
-    return {"count": len(frames), "codes": codes, "code": _packed(code), **columns}
+    return PackedFrames(count=len(frames), codes=codes, code=_packed(code), **columns)
 
 
-def unpack_frames(content: Mapping[str, Any], sop_uids: Iterable[str] | None = None) -> list[SourceFrame]:
+def unpack_frames(packed: PackedFrames, sop_uids: Iterable[str] | None = None) -> list[SourceFrame]:
     """
     Return what `pack_frames` packed, or of that only the images of files of these ``sop_uids``.
 
     Raises
     ------
-    ValueError, TypeError, LookupError
+    ValueError, IndexError
         It is damaged.
     """
-    count = int(content["count"])
-    plain = {name: _unpacked(content[name], kind, count) for name, kind in _TYPES.items()}
+    count = packed.count
+    plain = {name: _unpacked(getattr(packed, name), kind, count) for name, kind in _TYPES.items()}
     geometry = {
-        name: np.stack([_unpacked(column, "<f8", count) for column in content[name]], axis=1) for name in _GEOMETRY
+        name: np.stack([_unpacked(column, "<f8", count) for column in getattr(packed, name)], axis=1)
+        for name in _GEOMETRY
     }
     for name, size in _GEOMETRY.items():
         if geometry[name].shape != (count, size):
@@ -105,10 +126,9 @@ def unpack_frames(content: Mapping[str, Any], sop_uids: Iterable[str] | None = N
     named: Any = slice(None)
     if sop_uids is not None:
         named = np.isin(plain["sop"], np.array([sop_key(uid) for uid in sop_uids], _TYPES["sop"]))
-    codes = [str(code) for code in content["codes"]]
     columns: dict[str, list[Any]] = {name: plain[name][named].tolist() for name in plain if name != "code"}
     columns |= {name: [_known(row) for row in values[named]] for name, values in geometry.items()}
-    columns["left_out"] = [codes[code] for code in plain["code"][named]]
+    columns["left_out"] = [packed.codes[code] for code in plain["code"][named]]
     return [SourceFrame(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,14 +36,10 @@ class Lesion:
     lps_mm: tuple[float, float, float]
     row: int
 
-    def as_metadata(self) -> dict[str, Any]:
-        """Return what stands in the volume's metadata."""
-        return {
-            "location": self.location,
-            "zyx": [round(v, 4) for v in self.zyx],
-            "lps_mm": [round(v, 4) for v in self.lps_mm],
-            "row": self.row,
-        }
+    @classmethod
+    def at(cls, location: str, zyx: Iterable[float], lps_mm: Iterable[float], row: int) -> Lesion:
+        """Return a lesion whose places are rounded to a tenth of a micrometre, as metadata and tables hold them."""
+        return cls(location, point(round(v, 4) for v in zyx), point(round(v, 4) for v in lps_mm), row)
 
 
 @dataclass(frozen=True)
@@ -55,10 +50,6 @@ class UnplacedLesion:
     reason: str
     detail: str
     row: int
-
-    def as_metadata(self) -> dict[str, Any]:
-        """Return what stands in the volume's metadata."""
-        return {"location": self.location, "reason": self.reason, "detail": self.detail, "row": self.row}
 
 
 def place_lesions(
@@ -86,7 +77,7 @@ def place_lesions(
             at = ", ".join(f"{v:.1f}" for v in zyx)
             unplaced.append(UnplacedLesion(row.location, "outside_volume", f"voxel ({at}) of {tuple(shape)}", row.row))
             continue
-        lesions.append(Lesion(row.location, point(zyx), point(where), row.row))
+        lesions.append(Lesion.at(row.location, zyx.tolist(), where.tolist(), row.row))
     return lesions, unplaced
 
 

@@ -76,7 +76,7 @@ class Cache:
     """(k, 2): volume and site of each lesion that lies beyond the volume's faces, as of one that was cropped."""
     voxel_hashes: dict[str, str] = field(default_factory=dict)
     """Of a cache in a folder, by UID: what is read is what these tables are of, or an error."""
-    stored: dict[str, RemoteVolume] = field(default_factory=dict)
+    remote: dict[str, RemoteVolume] = field(default_factory=dict)
     """Of a cache in an object store, its volumes by UID."""
 
     @classmethod
@@ -152,9 +152,9 @@ class Cache:
         """
         if not isinstance(self.root, str):
             return CachedVolume(self.root, uid, voxel_hash=self.voxel_hashes.get(uid))
-        if uid not in self.stored:
+        if uid not in self.remote:
             raise CacheNotFoundError(f"there is no volume {uid} in the manifest of {self.root}")
-        return CachedVolume(self.root, uid, self.stored[uid])
+        return CachedVolume(self.root, uid, self.remote[uid])
 
     def lesions_of(self, index: int) -> slice:
         """Return the slice of the lesion arrays that belongs to volume ``index``."""
@@ -249,7 +249,7 @@ def open_remote(url: str, local_cache: str | Path | None, local_cache_gb: float 
             raise DamagedCacheError(f"{url}/manifest.csv is damaged: {strange[0]!a} can't name a volume")
     copy = LocalCopy.of(local_cache, local_cache_gb)
     try:
-        stored = {
+        remote = {
             uid: RemoteVolume(
                 url, uid, rows[uid]["voxel_hash"], rows[uid]["annotation_hash"], int(rows[uid]["bytes_out"]), copy
             )
@@ -257,6 +257,6 @@ def open_remote(url: str, local_cache: str | Path | None, local_cache_gb: float 
         }
     except ValueError as error:
         raise DamagedCacheError(f"{url}/manifest.csv is damaged: {error}. Run aneurysm precache") from error
-    for largest in sorted(stored.values(), key=lambda v: v.size)[-1:]:
+    for largest in sorted(remote.values(), key=lambda v: v.size)[-1:]:
         largest.check_bound()
-    return replace(cache, root=url, voxel_hashes={}, stored=stored)
+    return replace(cache, root=url, voxel_hashes={}, remote=remote)

@@ -20,11 +20,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import ODD, parse_document, read_metadata
-from aneurysm.cache.metadata import find_damage
+from aneurysm.cache.metadata import VolumeMetadata, find_damage, parse_document, read_document_bytes
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, UsageError
 from aneurysm.processes.files import flush_tree, raise_no_space
 from aneurysm.processes.locks import is_locked, locked
@@ -177,27 +176,26 @@ class RemoteVolume:
             )
 
     def _bring(self, folder: Path) -> None:
-        told = ""
+        fault = ""
         # Again, if it was replaced while it was read, or a disk or net did it harm.
         for _ in range(_TRIES):
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 download_volume(ObjectStore(self.url), self.uid, folder)
-                content = read_metadata(folder)
+                content = read_document_bytes(folder)
                 document = parse_document(content, f"{self.name}/zarr.json")
-                told = "; ".join(find_damage(folder, document, content))
-                found = document["attributes"]["aneurysm"]["voxel_hash"]
+                fault = "; ".join(find_damage(folder, document, content))
             except CacheNotFoundError:
                 raise
-            except (CacheError, *ODD) as error:
-                told = str(error).replace(str(folder), self.name)
+            except (CacheError, OSError) as error:
+                fault = str(error).replace(str(folder), self.name)
                 continue
-            if not told:
+            if not fault:
                 # Other annotations are none the worse: what they were when the manifest was read, nobody has any more.
-                if found == self.voxel_hash:
+                if document.own.voxel_hash == self.voxel_hash:
                     return
-                told = "its voxel hash differs from the manifest's: it was built again since the manifest was read"
-        raise DamagedCacheError(f"{self.name} is not what it should be: {told}. Run aneurysm verify on the cache")
+                fault = "its voxel hash differs from the manifest's: it was built again since the manifest was read"
+        raise DamagedCacheError(f"{self.name} is not what it should be: {fault}. Run aneurysm verify on the cache")
 
 
 def download_volume(store: ObjectStore, uid: str, folder: Path) -> None:
@@ -260,19 +258,17 @@ def _fetch(url: str, folder: Path) -> None:
     store.each(lambda path: store.download_if_there(path.name, path), tables)
 
 
-def read_remote_attributes(url: str, uids: Sequence[str]) -> list[dict[str, Any] | CacheError]:
-    """Return what volumes say of themselves, or what is wrong with them; no voxels are brought."""
+def read_remote_metadata(url: str, uids: Sequence[str]) -> list[VolumeMetadata | CacheError]:
+    """Return what volumes say of themselves, or what is wrong with them; no voxels are downloaded."""
     store = ObjectStore(url)
 
-    def read(uid: str) -> dict[str, Any] | CacheError:
+    def read(uid: str) -> VolumeMetadata | CacheError:
         key = f"volumes/{uid}.zarr/zarr.json"
         try:
-            document = parse_document(store.read(key), f"{url}/{key}")
+            return parse_document(store.read(key), f"{url}/{key}").own
         except FileNotFoundError:
             return CacheError(f"{url}/{key} is missing")
         except CacheError as error:
             return error
-        attributes: dict[str, Any] = document["attributes"]["aneurysm"]
-        return attributes
 
     return store.each(read, uids)

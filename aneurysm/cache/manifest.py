@@ -1,4 +1,4 @@
-"""Volumes and records on disk -> manifest.csv and lesions.csv. Both are derived: a run makes them anew."""
+"""Volumes and records on disk -> manifest.csv and lesions.csv. Both are derived: every run writes them again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aneurysm.cache.layout import IMAGE, CacheLayout
-from aneurysm.cache.metadata import read_record
+from aneurysm.cache.metadata import Record, VolumeMetadata, read_document, read_record
 from aneurysm.csv_table import csv_text
 from aneurysm.documents import MOST_JSON, parse_json, read_bounded, read_json
 from aneurysm.errors import CacheError
@@ -57,54 +57,6 @@ LESION_COLUMNS: Final = (
 )
 
 ManifestRow = dict[str, str]
-
-ODD: Final = (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
-"""What comes of metadata that are damaged, or that vanish while they are read."""
-
-
-def read_attributes(volume: Path) -> dict[str, Any]:
-    """
-    Return the attribute ``aneurysm`` of a volume. Raises as `read_document` does.
-
-    zarr.json is read as JSON here: opening thousands of groups with zarr-python just for this takes minutes.
-    """
-    attributes: dict[str, Any] = read_document(volume)["attributes"]["aneurysm"]
-    return attributes
-
-
-def read_document(volume: Path) -> dict[str, Any]:
-    """
-    Return the content of a volume's zarr.json.
-
-    Raises
-    ------
-    CacheError
-        The metadata is missing, is not JSON, or lacks the attribute ``aneurysm``.
-    """
-    return parse_document(read_metadata(volume), str(volume / "zarr.json"))
-
-
-def read_metadata(volume: Path) -> bytes:
-    """Return the bytes of a volume's zarr.json. Raises `CacheError` if it is missing, can't be read, or is too long."""
-    path = volume / "zarr.json"
-    try:
-        return read_bounded(path, MOST_JSON)
-    except FileNotFoundError as error:
-        raise CacheError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
-        raise CacheError(f"{path} is damaged: {type(error).__name__} {error}") from error
-
-
-def parse_document(content: bytes, name: str) -> dict[str, Any]:
-    """Return the content of zarr.json, which errors call ``name``. Raises as `read_document` does."""
-    try:
-        document: dict[str, Any] = parse_json(content)
-        attributes = document["attributes"]["aneurysm"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{name} is damaged: {type(error).__name__} {error}") from error
-    if not isinstance(attributes, dict):
-        raise CacheError(f"{name} is damaged: the attribute aneurysm is no table")
-    return document
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
@@ -199,10 +151,11 @@ def _rows(layout: CacheLayout, seconds: Mapping[str, str]) -> tuple[list[Manifes
 
     def look(path: Path) -> tuple[ManifestRow, list[ManifestRow]] | None:
         # Only rows are kept: the metadata of 100,000 volumes would take gigabytes.
+        uid = path.name.removesuffix(path.suffix)
         try:
             entry = read_entry(path)
-            return manifest_row(entry, seconds.get(entry["series_uid"], "")), lesion_rows(entry)
-        except (CacheError, *ODD):
+            return manifest_row(entry, path, seconds.get(uid, "")), lesion_rows(entry, uid)
+        except (CacheError, OSError):
             return None
 
     rows: dict[str, ManifestRow] = {}
@@ -215,7 +168,7 @@ def _rows(layout: CacheLayout, seconds: Mapping[str, str]) -> tuple[list[Manifes
     return list(rows.values()), lesions
 
 
-def read_entry(path: Path) -> dict[str, Any]:
+def read_entry(path: Path) -> VolumeMetadata | Record:
     """
     Return what is known of the series at ``path``, a volume or a record, for `manifest_row` and `lesion_rows`.
 
@@ -226,35 +179,42 @@ def read_entry(path: Path) -> dict[str, Any]:
     FileNotFoundError
         A record is.
     """
+    return read_document(path).own if path.suffix == ".zarr" else read_record(path)
+
+
+def manifest_row(entry: VolumeMetadata | Record, path: Path, seconds: str) -> ManifestRow:
+    """Return the manifest's row of the volume or record at ``path``, of which ``entry`` is the content."""
     uid = path.name.removesuffix(path.suffix)
-    if path.suffix == ".zarr":
-        return {**read_attributes(path), "series_uid": uid, "status": "cached", "folder": path}
-    return read_record(path).model_dump()
-
-
-def manifest_row(entry: Mapping[str, Any], seconds: str) -> ManifestRow:
-    """Return the manifest's row of an entry, as `read_entry` gives it."""
-    cached = entry["status"] == "cached"
-    labels = entry.get("labels") or {}
-    row: dict[str, Any] = {
-        "series_uid": entry["series_uid"],
-        "status": entry["status"],
-        "reason": entry.get("reason", ""),
-        "detail": "; ".join(str(d["code"]) for d in entry.get("decisions", ())) if cached else entry.get("detail", ""),
-        "modality": entry.get("modality", ""),
-        "shape": "x".join(str(n) for n in shape_of(entry["folder"])) if cached else "",
-        "digest": entry.get("digest", ""),
-        "voxel_hash": entry.get("voxel_hash", ""),
-        "annotation_hash": entry.get("annotation_hash", entry.get("record_hash", "")),
-        "patient_key": entry.get("patient_key", ""),
+    row: dict[str, Any] = dict.fromkeys(MANIFEST_COLUMNS, "")
+    labels = entry.labels or {}
+    row |= {
+        "series_uid": uid,
+        "modality": entry.modality,
+        "digest": entry.digest,
         **{label: labels.get(label, "") for label in LABELS},
-        "n_lesions": len(entry.get("lesions", ())),
-        "n_unplaced": len(entry.get("unplaced_lesions", ())),
-        "seconds": "",
-        "bytes_in": entry["source"]["bytes"] if cached else entry.get("bytes_in", ""),
-        "bytes_out": tree_bytes(entry["folder"]) if cached else "",
-        "modality_source": entry.get("modality_source", ""),
+        "n_lesions": 0,
+        "n_unplaced": len(entry.unplaced_lesions),
+        "modality_source": entry.modality_source,
     }
+    if isinstance(entry, Record):
+        row |= {
+            "status": entry.status,
+            "reason": entry.reason,
+            "detail": entry.detail,
+            "annotation_hash": entry.record_hash,
+        }
+    else:
+        row |= {
+            "status": "cached",
+            "detail": "; ".join(d.code for d in entry.decisions),
+            "shape": "x".join(str(n) for n in shape_of(path)),
+            "voxel_hash": entry.voxel_hash,
+            "annotation_hash": entry.annotation_hash,
+            "patient_key": entry.patient_key,
+            "n_lesions": len(entry.lesions),
+            "bytes_in": entry.source.bytes,
+            "bytes_out": tree_bytes(path),
+        }
     # One line a series, whatever a file put into a message.
     return with_seconds({k: " ".join(str(v).split()) for k, v in row.items()}, seconds)
 
@@ -303,15 +263,14 @@ def parse_shape(content: bytes) -> list[int]:
     return [int(n) for n in parse_json(content)["shape"]]
 
 
-def lesion_rows(entry: Mapping[str, Any]) -> list[ManifestRow]:
-    """Return the rows of lesions.csv of an entry, as `read_entry` gives it."""
-    uid = str(entry["series_uid"])
+def lesion_rows(entry: VolumeMetadata | Record, uid: str) -> list[ManifestRow]:
+    """Return the rows of lesions.csv of a series, a volume or a record."""
     rows = []
-    for lesion in entry.get("lesions", ()):
-        places = [f"{v:.4f}" for v in (*lesion["zyx"], *lesion["lps_mm"])]
-        values = [uid, str(lesion["row"]), lesion["location"], "placed", "", "", *places]
+    for lesion in () if isinstance(entry, Record) else entry.lesions:
+        places = [f"{v:.4f}" for v in (*lesion.zyx, *lesion.lps_mm)]
+        values = [uid, str(lesion.row), lesion.location, "placed", "", "", *places]
         rows.append(dict(zip(LESION_COLUMNS, values, strict=True)))
-    for lesion in entry.get("unplaced_lesions", ()):
-        told = [lesion["location"], "unplaced", lesion["reason"], " ".join(str(lesion["detail"]).split())]
-        rows.append(dict(zip(LESION_COLUMNS, [uid, str(lesion["row"]), *told, *[""] * 6], strict=True)))
+    for unplaced in entry.unplaced_lesions:
+        why = [unplaced.location, "unplaced", unplaced.reason, " ".join(unplaced.detail.split())]
+        rows.append(dict(zip(LESION_COLUMNS, [uid, str(unplaced.row), *why, *[""] * 6], strict=True)))
     return rows

@@ -1,51 +1,280 @@
-"""zarr.json of a volume, and the record of a series without one: their bytes, and the hashes that guard them.
+"""zarr.json of a volume, and the record of a series without one: their content as typed models, and their hashes.
 
-A volume has two parts, each with a hash of its own in the attribute ``aneurysm``:
+`VolumeMetadata` is the group attribute ``aneurysm``. It is written and read here alone, as a part of a
+`VolumeDocument`, the whole of zarr.json; docs/cache.md explains each entry.
+
+A volume has two parts, each with a hash of its own:
 
 - ``voxel_hash``: the files of array `0`, and all of zarr.json that is no annotation. It never changes once the volume
   is built; two volumes of one series and spec have the same.
-- ``annotation_hash``: the attributes `ANNOTATIONS`, and the decisions on the vessel mask. Tables and masks are
-  corrected, and these follow (`aneurysm.precache.relabel`). The mask's files have a hash within the attributes.
+- ``annotation_hash``: the entries `ANNOTATIONS`, and the decisions on the vessel mask. Tables and masks are corrected,
+  and these follow (`aneurysm.precache.relabel`). The mask's files have a hash within the entries.
 
 Both hashes are of parsed content. That the bytes of zarr.json are exactly those that its content is written as is
-checked beside them (`document_bytes`): a changed space or a digit beyond a float's precision changes no content.
+checked beside them (`find_damage`): a changed space or a digit beyond a float's precision changes no content.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
-from aneurysm.cache.layout import IMAGE, VESSELS
+from aneurysm.annotations.frames import PackedFrames
+from aneurysm.annotations.lesions import Lesion, UnplacedLesion
+from aneurysm.cache.layout import IMAGE, STAGED_VESSELS, VESSELS
+from aneurysm.dicom.frame import Decision
 from aneurysm.documents import MOST_JSON, read_bounded
-from aneurysm.errors import CacheError, words_of
+from aneurysm.errors import CacheError, DamagedCacheError, words_of
 from aneurysm.processes.files import tree_files
+from aneurysm.types import Point, Triple
+from aneurysm.volume.blocks import Blocks, PackedSurvey, Survey, unpack_bits
+from aneurysm.volume.intensity import Intensity
 
 FORMAT_VERSION: Final = 3
 ANNOTATIONS: Final = frozenset(
     {"modality", "modality_source", "labels", "lesions", "unplaced_lesions", "vessel_mask", "patient_key"}
 )
-"""Keys of the attribute ``aneurysm`` that are annotations."""
+"""Fields of `VolumeMetadata` that are annotations."""
 _HASHES: Final = frozenset({"voxel_hash", "annotation_hash"})
 _MASK_DECISION: Final = "mask_"
 
+_Row = tuple[float, float, float, float]
+_Affine = tuple[_Row, _Row, _Row, _Row]
 
-def document_bytes(document: Mapping[str, Any]) -> bytes:
-    """Return the bytes of zarr.json whose content is ``document``."""
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    absent: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are left out of JSON where they are None: entries that only some volumes have."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = serialize(self)
+        return {k: v for k, v in content.items() if v is not None or k not in self.absent}
+
+
+class GridEntry(_Model):
+    """A grid: an affine ((z, y, x, 1) to LPS mm) and its voxels along (z, y, x)."""
+
+    affine_lps: _Affine
+    shape: Triple
+
+
+class PartEntry(_Model):
+    """A block of slices of one geometry: slices, rows and columns, and the distances between them in mm."""
+
+    shape: Triple
+    spacing_mm: Point
+    orientation: tuple[float, float, float, float, float, float]
+    plane: str
+    tilt_deg: float
+
+
+class SourceEntry(_Model):
+    """
+    What a volume was made of.
+
+    ``modality`` is what the DICOM tags say, and ``field_of_view`` the grid of all slices. An array has neither, but
+    ``array_hash``, the hash of its values. The five facts of geometry are those of `PartEntry`.
+    """
+
+    absent = frozenset({"array_hash", "modality", "field_of_view"})
+
+    array_hash: str | None = None
+    modality: str | None = None
+    shape: Triple
+    spacing_mm: Point
+    orientation: Annotated[tuple[float, ...], Field(min_length=6, max_length=9)]
+    plane: str
+    tilt_deg: float
+    other_parts: tuple[PartEntry, ...]
+    field_of_view: GridEntry | None = None
+    transfer_syntaxes: tuple[str, ...]
+    files: int
+    frames: int
+    bytes: int
+    acquisition: dict[str, JsonValue]
+
+
+class MaskEntry(_Model):
+    """
+    The vessel mask. ``path`` is None if there was a file that can't be used.
+
+    ``file_hash`` is of the file that it was made of, ``content_hash`` of the files in the volume; ``blocks`` are the
+    packed bits of the blocks that hold a vessel.
+    """
+
+    path: Literal["labels/vessels/0", "labels.next/vessels/0"] | None
+    file_hash: str
+    content_hash: str
+    blocks: str
+
+
+class VolumeMetadata(_Model):
+    """
+    The group attribute ``aneurysm`` of a volume.
+
+    ``labels`` are by name, None if nothing is known; ``lesions`` are those that have a voxel, ``unplaced_lesions`` the
+    rows of tables without one, each with a reason.
+    """
+
+    absent = frozenset({"images"})
+
+    format_version: Literal[3] = FORMAT_VERSION
+    affine_lps: _Affine
+    series_uid: str
+    modality: str
+    modality_source: Literal["train.csv", "dicom", "array"]
+    spec: str
+    digest: str
+    source: SourceEntry
+    images: PackedFrames | None = None
+    decisions: tuple[Decision, ...]
+    labels: dict[str, Literal[0, 1]] | None
+    lesions: tuple[Lesion, ...]
+    unplaced_lesions: tuple[UnplacedLesion, ...]
+    patient_key: str
+    intensity: Intensity
+    blocks: PackedSurvey
+    vessel_mask: MaskEntry | None = None
+    voxel_hash: str = ""
+    annotation_hash: str = ""
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """(4, 4): (z, y, x, 1) to (x, y, z, 1) in LPS mm, voxel centres."""
+        return np.array(self.affine_lps)
+
+    @property
+    def mask_path(self) -> str | None:
+        """Where in the volume its vessel mask is; None if it has none."""
+        return None if self.vessel_mask is None else self.vessel_mask.path
+
+    @property
+    def mask_file_hash(self) -> str:
+        """Hash of the file that the vessel mask was made of, or could not be made of; empty if there was none."""
+        return "" if self.vessel_mask is None else self.vessel_mask.file_hash
+
+    def head_and_vessels(self) -> Blocks:
+        """Return which blocks hold head and which vessels. Raises `ValueError` if the packed bits are damaged."""
+        survey = Survey.unpack(self.blocks)
+        mask = self.vessel_mask
+        bits = unpack_bits(mask.blocks, survey.head.shape) if mask is not None and mask.path else None
+        return survey.blocks(self.modality, bits)
+
+
+class _Attributes(_Model):
+    ome: dict[str, JsonValue]
+    aneurysm: VolumeMetadata
+
+
+class VolumeDocument(_Model):
+    """The content of a volume's zarr.json: OME's metadata, and ours."""
+
+    attributes: _Attributes
+    zarr_format: Literal[3] = 3
+    node_type: Literal["group"] = "group"
+
+    @classmethod
+    def of(cls, ome: dict[str, Any], own: VolumeMetadata) -> VolumeDocument:
+        """Return a document that is not sealed yet."""
+        return cls(attributes=_Attributes(ome=ome, aneurysm=own))
+
+    @property
+    def own(self) -> VolumeMetadata:
+        """The attribute ``aneurysm``."""
+        return self.attributes.aneurysm
+
+    def with_changes(self, **changes: Any) -> VolumeDocument:
+        """Return the document with other annotations, and their hash."""
+        own = self.own.model_copy(update=changes)
+        own = own.model_copy(update={"annotation_hash": annotation_hash(own)})
+        return self.model_copy(update={"attributes": self.attributes.model_copy(update={"aneurysm": own})})
+
+    def sealed(self, folder: Path) -> VolumeDocument:
+        """Return the document with both hashes, of a volume whose arrays are in ``folder``. Raises `OSError`."""
+        # As JSON gives it back: the hash must not depend on whether a number was numpy's.
+        content = VolumeDocument.model_validate_json(self.to_bytes())
+        own = content.own.model_copy(update={"voxel_hash": voxel_hash(folder, content)})
+        attributes = content.attributes.model_copy(update={"aneurysm": own})
+        return content.model_copy(update={"attributes": attributes}).with_changes()
+
+    def to_bytes(self) -> bytes:
+        """Return the bytes of zarr.json."""
+        return document_bytes(_plain(self))
+
+
+def document_bytes(document: dict[str, Any]) -> bytes:
+    """Return the bytes of a zarr.json whose content is ``document``."""
     return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
 
 
-def is_mask_decision(decision: Mapping[str, Any]) -> bool:
+def read_document(volume: Path) -> VolumeDocument:
+    """Return the content of a volume's zarr.json. Raises as `parse_document` and `read_document_bytes` do."""
+    return parse_document(read_document_bytes(volume), str(volume / "zarr.json"))
+
+
+def read_document_bytes(volume: Path) -> bytes:
+    """Return the bytes of a volume's zarr.json. Raises `CacheError` if it is missing, can't be read, or is too long."""
+    path = volume / "zarr.json"
+    try:
+        return read_bounded(path, MOST_JSON)
+    except FileNotFoundError as error:
+        raise CacheError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise CacheError(f"{path} is damaged: {type(error).__name__} {error}") from error
+
+
+def parse_document(content: bytes, name: str) -> VolumeDocument:
+    """
+    Return the content of zarr.json, which errors call ``name``.
+
+    Raises
+    ------
+    DamagedCacheError
+        It is no JSON, of another format version, or lacks an entry or has one of another type.
+    """
+    try:
+        return VolumeDocument.model_validate_json(content, strict=True)
+    except ValidationError as error:
+        raise DamagedCacheError(f"{name} is damaged: {_first_fault(error)}") from error
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Return what is wrong with metadata: another format, what is missing, or the first entry that is wrong."""
+    faults = error.errors(include_url=False)
+    inner = [(".".join(str(part) for part in fault["loc"][2:]), fault) for fault in faults]
+    for name, fault in inner:
+        if name == "format_version":
+            return f"format version {str(fault['input'])[:20]}, this program knows {FORMAT_VERSION}"
+    if missing := [name for name, fault in inner if fault["type"] == "missing" and name]:
+        return f"the metadata lacks {', '.join(sorted(missing))}"
+    name, fault = inner[0]
+    return f"{name or '.'.join(str(part) for part in fault['loc']) or 'the file'}: {fault['msg']}"
+
+
+def is_mask_decision(decision: Decision) -> bool:
     """Return True if a decision is on the vessel mask, and so a part of the annotations."""
-    return str(decision["code"]).startswith(_MASK_DECISION)
+    return decision.code.startswith(_MASK_DECISION)
 
 
-def voxel_hash(folder: Path, document: Mapping[str, Any]) -> str:
+def voxel_hash(folder: Path, document: VolumeDocument) -> str:
     """
     Return the hash of the voxels in ``folder``, a volume, and of all that ``document`` (its zarr.json) says of them.
 
@@ -53,24 +282,22 @@ def voxel_hash(folder: Path, document: Mapping[str, Any]) -> str:
     ------
     OSError
         A file can't be read.
-    LookupError, TypeError
-        The document is damaged.
     """
-    own = document["attributes"]["aneurysm"]
-    kept = {k: v for k, v in own.items() if k not in ANNOTATIONS | _HASHES}
-    kept["decisions"] = [d for d in own.get("decisions", ()) if not is_mask_decision(d)]
-    content = {**document, "attributes": {**document["attributes"], "aneurysm": kept}}
-    return _hash_of(_canonical(content), folder / IMAGE)
+    content = _plain(document)
+    own = {k: v for k, v in content["attributes"]["aneurysm"].items() if k not in ANNOTATIONS | _HASHES}
+    own["decisions"] = [_plain_decision(d) for d in document.own.decisions if not is_mask_decision(d)]
+    return _hash_of(_canonical({**content, "attributes": {**content["attributes"], "aneurysm": own}}), folder / IMAGE)
 
 
-def annotation_hash(own: Mapping[str, Any]) -> str:
-    """Return the hash of the annotations in ``own``, the attribute ``aneurysm``. Raises as `voxel_hash` does."""
-    kept = {k: v for k, v in own.items() if k in ANNOTATIONS}
-    if mask := kept.get("vessel_mask"):
+def annotation_hash(own: VolumeMetadata) -> str:
+    """Return the hash of the annotations in ``own``."""
+    if own.mask_path == STAGED_VESSELS:
         # While a mask is replaced, the new one stands in another place.
-        kept["vessel_mask"] = {**mask, "path": VESSELS if mask["path"] else None}
-    kept["decisions"] = [d for d in own.get("decisions", ()) if is_mask_decision(d)]
-    return _hash_of(_canonical(kept))
+        assert own.vessel_mask is not None
+        own = own.model_copy(update={"vessel_mask": own.vessel_mask.model_copy(update={"path": VESSELS})})
+    content = {k: v for k, v in _plain(own).items() if k in ANNOTATIONS}
+    content["decisions"] = [_plain_decision(d) for d in own.decisions if is_mask_decision(d)]
+    return _hash_of(_canonical(content))
 
 
 def files_hash(folder: Path) -> str:
@@ -78,17 +305,7 @@ def files_hash(folder: Path) -> str:
     return _hash_of(b"", folder)
 
 
-def seal(document: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return ``document`` as JSON gives it back, with both hashes, of a volume whose arrays are in ``folder``."""
-    # As JSON gives it back: the hash must not depend on whether a number was numpy's.
-    content: dict[str, Any] = json.loads(document_bytes(document))
-    own = content["attributes"]["aneurysm"]
-    own["voxel_hash"] = voxel_hash(folder, content)
-    own["annotation_hash"] = annotation_hash(own)
-    return content
-
-
-def find_damage(folder: Path, document: Mapping[str, Any], content: bytes) -> Iterator[str]:
+def find_damage(folder: Path, document: VolumeDocument, content: bytes) -> Iterator[str]:
     """
     Yield what is not as it was written in ``folder``, a volume whose zarr.json is ``content``, parsed ``document``.
 
@@ -96,29 +313,35 @@ def find_damage(folder: Path, document: Mapping[str, Any], content: bytes) -> It
     ------
     OSError
         A file can't be read.
-    LookupError, TypeError, ValueError
-        The document is damaged.
     """
-    own = document["attributes"]["aneurysm"]
-    if own["voxel_hash"] != voxel_hash(folder, document):
+    own = document.own
+    if own.voxel_hash != voxel_hash(folder, document):
         yield "voxel hash differs: a file or the metadata was changed or damaged since it was written"
-    if own["annotation_hash"] != annotation_hash(own):
+    if own.annotation_hash != annotation_hash(own):
         yield "annotation hash differs: the metadata were changed or damaged since they were written"
-    elif content != document_bytes(document):
+    elif content != document.to_bytes():
         yield "zarr.json was changed or damaged since it was written"
-    if (mask := own["vessel_mask"]) and mask["path"]:
-        tree = folder / str(mask["path"]).split("/", 1)[0]
+    if (mask := own.vessel_mask) is not None and mask.path:
+        tree = folder / mask.path.split("/", 1)[0]
         if not tree.is_dir():
             yield "the vessel mask is lost"
-        elif files_hash(tree) != mask["content_hash"]:
+        elif files_hash(tree) != mask.content_hash:
             yield "vessel mask's content hash differs: a file was changed or damaged since it was written"
 
 
-def find_strays(folder: Path, document: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names in ``folder``, a volume, that are no part of it. Raises as `find_damage` does."""
-    mask = document["attributes"]["aneurysm"]["vessel_mask"]
-    known = {"zarr.json", IMAGE, str(mask["path"]).split("/", 1)[0] if mask and mask["path"] else ""}
+def find_strays(folder: Path, document: VolumeDocument) -> Iterator[str]:
+    """Yield the names in ``folder``, a volume, that are no part of it. Raises `OSError`."""
+    path = document.own.mask_path
+    known = {"zarr.json", IMAGE, path.split("/", 1)[0] if path else ""}
     yield from sorted(path.name for path in folder.iterdir() if path.name not in known)
+
+
+def _plain(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(mode="json")
+
+
+def _plain_decision(decision: Decision) -> dict[str, str]:
+    return {"code": decision.code, "detail": decision.detail}
 
 
 def _canonical(content: Any) -> bytes:
@@ -136,20 +359,7 @@ def _hash_of(content: bytes, folder: Path | None = None) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class UnplacedRow(_Strict):
-    """A localizer of a series that is not cached."""
-
-    location: str
-    reason: str
-    detail: str
-    row: int
-
-
-class Record(_Strict):
+class Record(_Model):
     """
     Why a series is not cached, and what the tables say of it: rejected/<uid>.json.
 
@@ -164,7 +374,7 @@ class Record(_Strict):
     modality_source: Literal["train.csv", ""]
     digest: str
     labels: dict[str, Literal[0, 1]] | None
-    unplaced_lesions: list[UnplacedRow]
+    unplaced_lesions: tuple[UnplacedLesion, ...]
     record_hash: str = ""
 
     def sealed(self) -> Record:
@@ -190,7 +400,7 @@ def read_record(path: Path) -> Record:
     """
     try:
         content = read_bounded(path, MOST_JSON)
-        record = Record.model_validate_json(content)
+        record = Record.model_validate_json(content, strict=True)
     except FileNotFoundError:
         raise
     except ValidationError as error:

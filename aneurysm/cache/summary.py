@@ -11,7 +11,8 @@ from typing import Any
 from aneurysm.cache.cache import Cache
 from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import read_attributes, read_manifest
+from aneurysm.cache.manifest import read_manifest
+from aneurysm.cache.metadata import read_document
 from aneurysm.errors import CacheNotFoundError
 from aneurysm.labels import LABELS
 from aneurysm.remote.url import is_url, joined
@@ -100,7 +101,7 @@ def find_volume(cache: str | Path, uid: str) -> Path:
             return layout.volume(uid)
         row = next((r for r in read_manifest(layout.manifest) if r["series_uid"] == uid), None)
     if row is not None and row["status"] == "cached" and is_url(cache):
-        return Cache.open(cache).stored[uid].fetch()
+        return Cache.open(cache).remote[uid].fetch()
     if row is not None:
         raise CacheNotFoundError(f"series {uid} is not cached: {row['status']}, {row['reason']}: {row['detail']}")
     raise CacheNotFoundError(f"there is no series {uid} in {cache}; its manifest.csv lists what there is")
@@ -109,7 +110,6 @@ def find_volume(cache: str | Path, uid: str) -> Path:
 def describe_volume(cache: str | Path, uid: str) -> dict[str, Any]:
     """Return the metadata of a volume, with its shape and size. Raises as `find_volume` does."""
     volume = find_volume(cache, uid)
-    attributes = read_attributes(volume)
     with tables_of(cache) as layout:
         row = next((r for r in read_manifest(layout.manifest) if r["series_uid"] == uid), {})
     files = [p for p in volume.rglob("*") if p.is_file()]
@@ -118,5 +118,5 @@ def describe_volume(cache: str | Path, uid: str) -> dict[str, Any]:
         "shape": [int(n) for n in row.get("shape", "").split("x") if n],
         "files": len(files),
         "bytes": sum(p.stat().st_size for p in files),
-        **attributes,
+        **read_document(volume).own.model_dump(mode="json"),
     }

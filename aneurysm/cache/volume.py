@@ -15,7 +15,6 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -23,14 +22,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.layout import IMAGE, STAGED_VESSELS, VESSELS, CacheLayout
+from aneurysm.cache.layout import IMAGE, VESSELS, CacheLayout
+from aneurysm.cache.metadata import VolumeMetadata, document_bytes, parse_document
 from aneurysm.cache.shard import ShardReader, shard_layout
 from aneurysm.documents import MOST_JSON, parse_json
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError
 from aneurysm.processes.shared_folder import describe_denial
 from aneurysm.types import Triple
-from aneurysm.volume.blocks import Blocks, blocks_of
-from aneurysm.volume.intensity import to_model_units, to_physical
+from aneurysm.volume.blocks import Blocks
+from aneurysm.volume.intensity import Intensity, to_model_units, to_physical
 
 if TYPE_CHECKING:
     from aneurysm.cache.local_copy import RemoteVolume
@@ -53,7 +53,7 @@ class _Handles:
             if found is not None and _has_voxels(found, volume.voxel_hash):
                 self._open.move_to_end(path)
                 return found
-        opened = open_volume(path) if volume.stored is None else self._open_remote_copy(volume.stored)
+        opened = open_volume(path) if volume.remote is None else self._open_remote_copy(volume.remote)
         if not _has_voxels(opened, volume.voxel_hash):
             raise DamagedCacheError(
                 f"volume {volume.uid} is not the one that the cache's manifest.csv named when it was opened: it was "
@@ -66,15 +66,15 @@ class _Handles:
                 self._open.popitem(last=False)
         return opened
 
-    def _open_remote_copy(self, stored: RemoteVolume) -> VolumeHandle:
+    def _open_remote_copy(self, remote: RemoteVolume) -> VolumeHandle:
         # What others removed from the local copy to make room takes its room until it is closed.
         with self._lock:
             for path in [p for p in self._open if isinstance(p, Path) and not p.exists()]:
                 del self._open[path]
         try:
-            return open_volume(stored.fetch())
+            return open_volume(remote.fetch())
         except CacheNotFoundError:
-            return open_volume(stored.fetch())  # it had to make room between the two
+            return open_volume(remote.fetch())  # it had to make room between the two
 
     def clear(self) -> None:
         with self._lock:
@@ -86,7 +86,7 @@ class _Handles:
 
 
 def _has_voxels(opened: VolumeHandle, voxel_hash: str | None) -> bool:
-    return voxel_hash is None or opened.attributes.get("voxel_hash") == voxel_hash
+    return voxel_hash is None or opened.metadata.voxel_hash == voxel_hash
 
 
 _handles = _Handles()
@@ -111,22 +111,22 @@ class CachedVolume:
         which suits a look at a few.
     uid
         The series.
-    stored
+    remote
         The volume in an object store, which is copied to this machine's disk as a whole; see `Cache.open`. ``root`` is
         not used then.
     voxel_hash
         Of the volume that it must be; None: of any.
     """
 
-    __slots__ = ("_path", "stored", "uid", "voxel_hash")
+    __slots__ = ("_path", "remote", "uid", "voxel_hash")
 
     def __init__(
-        self, root: str | Path, uid: str, stored: RemoteVolume | None = None, *, voxel_hash: str | None = None
+        self, root: str | Path, uid: str, remote: RemoteVolume | None = None, *, voxel_hash: str | None = None
     ) -> None:
-        self.uid, self.stored, self.voxel_hash = uid, stored, voxel_hash
+        self.uid, self.remote, self.voxel_hash = uid, remote, voxel_hash
         self._path: Path | str
-        if stored is not None:
-            self._path = stored.path
+        if remote is not None:
+            self._path = remote.path
         elif "://" in str(root):
             self._path = f"{str(root).rstrip('/')}/volumes/{uid}.zarr"
         else:
@@ -138,7 +138,7 @@ class CachedVolume:
     @property
     def name(self) -> str:
         """How messages call it: its folder or URL."""
-        return str(self._path) if self.stored is None else self.stored.name
+        return str(self._path) if self.remote is None else self.remote.name
 
     @property
     def path(self) -> Path:
@@ -148,9 +148,14 @@ class CachedVolume:
         return self._path
 
     @property
-    def attributes(self) -> dict[str, Any]:
-        """The attribute ``aneurysm`` (see docs/cache.md). Not a copy: don't change it."""
-        return _handles.get(self).attributes
+    def metadata(self) -> VolumeMetadata:
+        """All that is known of the volume but its voxels; see docs/cache.md."""
+        return _handles.get(self).metadata
+
+    @property
+    def intensity(self) -> Intensity:
+        """What the stored integers mean."""
+        return self.metadata.intensity
 
     @property
     def shape(self) -> Triple:
@@ -170,7 +175,7 @@ class CachedVolume:
     @property
     def affine_lps(self) -> NDArray[np.float64]:
         """(4, 4): (z, y, x, 1) to (x, y, z, 1) in LPS mm, voxel centres."""
-        return np.array(self.attributes["affine_lps"])
+        return self.metadata.affine
 
     @property
     def blocks(self) -> Blocks:
@@ -178,8 +183,8 @@ class CachedVolume:
         opened = _handles.get(self)
         if opened.blocks is None:
             try:
-                opened.blocks = blocks_of(opened.attributes)
-            except (KeyError, TypeError, ValueError) as error:
+                opened.blocks = opened.metadata.head_and_vessels()
+            except ValueError as error:
                 raise DamagedCacheError(
                     f"volume {self.uid}: the metadata's blocks are missing or damaged ({type(error).__name__}). "
                     f"Rebuild it: aneurysm precache --overwrite --series {self.uid}"
@@ -222,13 +227,13 @@ class CachedVolume:
 
     def read_physical(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[np.float32]:
         """Return a box in HU, or the MR scanner's units: float32, padded with air. See `read`."""
-        intensity = self.attributes["intensity"]
+        intensity = self.intensity
         values = self.read(start_zyx, shape_zyx).astype(np.float32)
-        return to_physical(values, intensity["scale"], intensity["offset"])
+        return to_physical(values, intensity.scale, intensity.offset)
 
     def read_normalised(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[np.float32]:
         """Return a box in model units: the spec's window mapped to [0, 1] and clipped, float32. See `read`."""
-        low, high = self.attributes["intensity"]["window"]
+        low, high = self.intensity.window
         return to_model_units(self.read_physical(start_zyx, shape_zyx), low, high - low)
 
 
@@ -295,7 +300,7 @@ class ZarrArray:
 class VolumeHandle:
     """An open volume: its metadata, its voxels, its vessel mask if it has one, and its blocks once asked for."""
 
-    attributes: dict[str, Any]
+    metadata: VolumeMetadata
     image: ShardReader | ZarrArray
     vessels: ShardReader | ZarrArray | None
     blocks: Blocks | None = None
@@ -355,23 +360,10 @@ def _version(folder: int) -> tuple[int, ...] | None:
 
 
 def _open_local(path: Path, folder: int, name: str) -> VolumeHandle:
-    attributes = _read_json(folder, "zarr.json", name).get("attributes", {}).get("aneurysm")
-    if not isinstance(attributes, dict):
-        raise DamagedCacheError(f"volume {name}: zarr.json lacks the attribute aneurysm")
+    metadata = parse_document(_read_file(folder, "zarr.json", name), f"volume {name}: zarr.json").own
     image = _open_array(path, folder, IMAGE, name)
-    vessels = vessel_path(attributes)
-    return VolumeHandle(attributes, image, None if vessels is None else _open_array(path, folder, vessels, name))
-
-
-def vessel_path(attributes: Mapping[str, Any]) -> str | None:
-    """Return where in a volume its vessel mask is, None if it has none. Raises `DamagedCacheError`."""
-    mask = attributes.get("vessel_mask")
-    if mask is None:
-        return None
-    if not isinstance(mask, dict) or mask.get("path", "") not in (VESSELS, STAGED_VESSELS, None):
-        raise DamagedCacheError("the attribute vessel_mask is damaged")
-    found: str | None = mask["path"]
-    return found
+    vessels = metadata.mask_path
+    return VolumeHandle(metadata, image, None if vessels is None else _open_array(path, folder, vessels, name))
 
 
 def _open_array(path: Path, folder: int, array: str, name: str) -> ShardReader | ZarrArray:
@@ -390,25 +382,32 @@ def _open_remote(url: str) -> VolumeHandle:
     name = url.rsplit("/", 1)[-1].removesuffix(".zarr")
     try:
         group: Any = zarr.open_group(url, mode="r")
-        image, attributes = group[IMAGE], group.attrs.get("aneurysm")
+        image, attributes = group[IMAGE], dict(group.attrs)
     except (FileNotFoundError, KeyError) as error:
         raise CacheNotFoundError(f"there is no volume {url}") from error
-    if not isinstance(attributes, dict):
-        raise DamagedCacheError(f"volume {name}: zarr.json lacks the attribute aneurysm")
-    called, vessels = f"volume {name}, array ", vessel_path(attributes)
+    content = document_bytes({"attributes": attributes, "zarr_format": 3, "node_type": "group"})
+    metadata = parse_document(content, f"volume {name}: zarr.json").own
+    called, vessels = f"volume {name}, array ", metadata.mask_path
     try:
         masked = None if vessels is None else ZarrArray(group[vessels], called + VESSELS)
     except KeyError as error:
         raise DamagedCacheError(f"volume {name} has lost its vessel mask") from error
-    return VolumeHandle(attributes, ZarrArray(image, called + IMAGE), masked)
+    return VolumeHandle(metadata, ZarrArray(image, called + IMAGE), masked)
+
+
+def _read_file(folder: int, path: str, name: str) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(MOST_JSON)
+    except OSError as error:
+        raise DamagedCacheError(f"{name}: {path} is missing or damaged ({type(error).__name__})") from error
 
 
 def _read_json(folder: int, path: str, name: str) -> dict[str, Any]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-        with os.fdopen(descriptor, "rb") as file:
-            content = parse_json(file.read(MOST_JSON))
-    except (OSError, ValueError) as error:
+        content = parse_json(_read_file(folder, path, name))
+    except ValueError as error:
         raise DamagedCacheError(f"{name}: {path} is missing or damaged ({type(error).__name__})") from error
     if not isinstance(content, dict):
         raise DamagedCacheError(f"{name}: {path} is damaged")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from aneurysm.cache.layout import IMAGE, VESSELS
-from aneurysm.cache.metadata import FORMAT_VERSION, document_bytes, files_hash, seal
+from aneurysm.cache.metadata import MaskEntry, VolumeDocument, VolumeMetadata, document_bytes, files_hash
 from aneurysm.cache.shard import write_shard
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
 from aneurysm.spec import StorageSpec
@@ -28,32 +28,36 @@ _COLOURS: Final = (
 def write_volume(
     folder: Path,
     voxels: NDArray[Any],
-    affine_lps: NDArray[np.float64],
+    own: VolumeMetadata,
+    *,
     storage: StorageSpec,
     fill: int,
-    attributes: dict[str, Any],
     vessels: NDArray[np.uint8] | None = None,
     vessels_from: str = "",
-) -> dict[str, Any]:
+) -> VolumeMetadata:
     """
-    Write one image to ``folder``, which must not exist; return its attribute ``aneurysm``.
+    Write one image to ``folder``, which must not exist; return its metadata.
 
-    That has ``attributes``, and ``format_version``, ``affine_lps``, ``vessel_mask`` and both hashes. ``vessels_from``
-    is the hash of what ``vessels`` were made of, or of a mask that could not be used. Nothing is flushed to the disk
-    here: publishing does that.
+    These are ``own``, with the entry of the vessel mask and both hashes. Nothing is flushed to the disk here:
+    publishing does that.
+
+    Parameters
+    ----------
+    voxels
+        Stored integers (z, y, x); ``fill`` is that of air.
+    vessels, vessels_from
+        The vessel mask on the same grid, or None; and the hash of what it was made of, or of a mask that could not be
+        used; empty if there was none.
     """
     folder.mkdir(parents=True)
     _write_array(folder / IMAGE, voxels, storage, fill)
-    own = {"format_version": FORMAT_VERSION, "affine_lps": affine_lps.tolist(), **attributes}
     if vessels is not None:
-        write_vessels(folder / VESSELS, vessels, affine_lps, storage)
-    own["vessel_mask"] = describe_vessels(folder, vessels, vessels_from, own)
-    ome = {"version": "0.5", "multiscales": _multiscales(affine_lps)}
-    document = {"attributes": {"ome": ome, "aneurysm": own}, "zarr_format": 3, "node_type": "group"}
-    sealed = seal(document, folder)
-    (folder / "zarr.json").write_bytes(document_bytes(sealed))
-    content: dict[str, Any] = sealed["attributes"]["aneurysm"]
-    return content
+        write_vessels(folder / VESSELS, vessels, own.affine, storage)
+    own = own.model_copy(update={"vessel_mask": describe_vessels(folder, vessels, vessels_from, own)})
+    ome = {"version": "0.5", "multiscales": _multiscales(own.affine)}
+    document = VolumeDocument.of(ome, own).sealed(folder)
+    (folder / "zarr.json").write_bytes(document.to_bytes())
+    return document.own
 
 
 def write_vessels(
@@ -70,22 +74,21 @@ def write_vessels(
 
 
 def describe_vessels(
-    folder: Path, vessels: NDArray[np.uint8] | None, vessels_from: str, own: dict[str, Any]
-) -> dict[str, Any] | None:
+    folder: Path, vessels: NDArray[np.uint8] | None, vessels_from: str, own: VolumeMetadata
+) -> MaskEntry | None:
     """
-    Return the attribute ``vessel_mask`` of a volume whose mask stands in ``folder`` / `VESSELS`; None if there is none.
+    Return the entry of a vessel mask that is in ``folder`` / `VESSELS`; None if there is none.
 
-    ``own`` are the other attributes: the mask's blocks are as large as theirs.
+    ``own`` are the other entries: the mask's blocks are as large as theirs.
     """
     if vessels is None:
-        return {"path": None, "file_hash": vessels_from, "content_hash": "", "blocks": ""} if vessels_from else None
-    z, y, x = own["blocks"]["edge"]
-    return {
-        "path": VESSELS,
-        "file_hash": vessels_from,
-        "content_hash": files_hash((folder / VESSELS).parents[1]),
-        "blocks": pack_bits(mask_blocks(vessels, (z, y, x))),
-    }
+        return MaskEntry(path=None, file_hash=vessels_from, content_hash="", blocks="") if vessels_from else None
+    return MaskEntry(
+        path=VESSELS,
+        file_hash=vessels_from,
+        content_hash=files_hash((folder / VESSELS).parents[1]),
+        blocks=pack_bits(mask_blocks(vessels, own.blocks.edge)),
+    )
 
 
 def _write_array(folder: Path, voxels: NDArray[Any], storage: StorageSpec, fill: int) -> None:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from aneurysm.dicom.header import Header
+if TYPE_CHECKING:  # stage 2 reads decisions, and loads no pydicom
+    from aneurysm.dicom.header import Header
 
 MAX_MATRIX: Final = 8192
 """Rows or columns beyond this are taken for damage: the largest medical CT or MR matrix is 2,048."""

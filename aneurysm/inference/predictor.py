@@ -202,7 +202,7 @@ class Predictor:
 
     def _check_kind(self, read: ReadSeries) -> None:
         """Make sure that a volume's values are of the kind that the model was trained on."""
-        plain = read.volume.attributes.get("modality") == UNKNOWN_MODALITY
+        plain = read.volume.modality == UNKNOWN_MODALITY
         if not (self.takes_plain_arrays if plain else self.takes_dicom):
             kinds = ("has a modality", "is a plain array, without a modality")
             raise UsageError(

@@ -31,7 +31,6 @@ from aneurysm.processes.children import NO_LIMITS, Children, Limits, LostError
 from aneurysm.processes.threads import ahead
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import CacheSpec
-from aneurysm.volume.head_and_vessels import head_blocks
 from aneurysm.volume.volume import assemble
 from aneurysm.windows.grid import MemoryVolume
 
@@ -170,29 +169,24 @@ def _read_dicom(source: SeriesSource, spec: CacheSpec) -> ReadSeries:
         if not files:
             raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty")
         volume = assemble(read_series(source.uid, files), spec)
-    held = MemoryVolume(
-        source.uid,
-        volume.voxels,
-        volume.intensity.fill,
-        volume.affine_lps,
-        head_blocks(volume.voxels, volume.intensity, spec.spacing_mm),
-        {"intensity": volume.intensity.as_metadata()},
-    )
+    intensity = volume.intensity
+    held = MemoryVolume(source.uid, volume.voxels, intensity.fill, volume.affine_lps, volume.head_blocks, intensity)
     return ReadSeries(held, volume.stack, list(dict.fromkeys(volume.decisions)))
 
 
 def _read_cached(volume: CachedVolume, spec: CacheSpec) -> ReadSeries:
-    if (digest := volume.attributes.get("digest")) != spec.digest:
+    if (digest := volume.metadata.digest) != spec.digest:
         cache = volume.name.removesuffix(f"/volumes/{volume.uid}.zarr")
         raise SpecMismatchError(
             f"{cache} has volumes of digest {digest}, the checkpoint wants {spec.digest} (spec {spec.name!r}). "
             "Give the DICOM series themselves, or a cache of that spec"
         )
-    intensity = volume.attributes["intensity"]
-    low, high = intensity["window"]
-    if not (np.isfinite([intensity["scale"], intensity["offset"], low, high]).all() and low < high):
+    intensity = volume.intensity
+    low, high = intensity.window
+    if not (np.isfinite([intensity.scale, intensity.offset, low, high]).all() and low < high):
         # A model has a confident answer to voxels that are all infinite, too: they are clipped to the window.
         raise DamagedCacheError(f"volume {volume.uid}: its intensities are not finite. Run aneurysm verify")
     voxels = volume.read((0, 0, 0), volume.shape)
-    held = MemoryVolume(volume.uid, voxels, volume.fill, volume.affine_lps, volume.blocks, volume.attributes)
+    modality = volume.metadata.modality
+    held = MemoryVolume(volume.uid, voxels, volume.fill, volume.affine_lps, volume.blocks, intensity, modality)
     return ReadSeries(held, None, [])

@@ -88,7 +88,7 @@ def is_same(one: SeriesPath, other: SeriesPath) -> bool:
 
 def _content(path: SeriesPath) -> object:
     if isinstance(path, CachedVolume):
-        return path.name if path.stored is not None else os.path.realpath(path.name)
+        return path.name if path.remote is not None else os.path.realpath(path.name)
     if isinstance(path, BucketSource):
         return path
     return sorted(os.path.realpath(file) for file in path.list_files())

@@ -20,6 +20,7 @@ from aneurysm.patches.randomness import Stream, augmentation_seed, generator
 from aneurysm.patches.samplers import PatchLocation, block_start, lesion_start, uniform_start
 from aneurysm.patches.targets import BatchLesions, inner_places, patch_targets
 from aneurysm.types import Triple
+from aneurysm.volume.intensity import Intensity
 
 _REPLACEMENTS: Final = 10
 """So many volumes are tried for one sample before the cache is given up."""
@@ -31,7 +32,7 @@ class _Patch(NamedTuple):
 
     location: PatchLocation
     uid: str
-    intensity: dict[str, Any]
+    intensity: Intensity
     fill: int
     has_vessels: bool
 
@@ -137,8 +138,7 @@ class PatchDataset(Dataset[Batch]):
                 elif vessels is not None:
                     vessels.fill(0)
                 # Now: it may be gone by the time the batch is put together.
-                stored = volume.attributes["intensity"]
-                intensity = {k: stored[k] for k in ("scale", "offset", "window", "unit")}
+                intensity = volume.metadata.intensity
                 patch = _Patch(location, volume.uid, intensity, volume.fill, volume.has_vessels)
             except (StoreError, NoSpaceError) as error:
                 raise LoaderError(str(error)) from error  # the next volume would fare no better
@@ -183,11 +183,11 @@ class PatchDataset(Dataset[Batch]):
 
         return Batch(
             image=image,
-            scale=each([i["scale"] for i in intensity]),
-            offset=each([i["offset"] for i in intensity]),
-            window=each([i["window"] for i in intensity]),
+            scale=each([i.scale for i in intensity]),
+            offset=each([i.offset for i in intensity]),
+            window=each([i.window for i in intensity]),
             fill=each([p.fill for p in patches]),
-            is_ct=torch.tensor([i["unit"] == "HU" for i in intensity]),
+            is_ct=torch.tensor([i.unit == "HU" for i in intensity]),
             vessels=vessels,
             has_vessels=torch.tensor([p.has_vessels for p in patches]),
             targets=targets,

@@ -131,9 +131,9 @@ class PatchLoader:
             pin_memory=pin_memory,
             worker_init_fn=_start_worker,
             # What reads object stores does not survive a fork.
-            multiprocessing_context="spawn" if workers and cache.stored else None,
+            multiprocessing_context="spawn" if workers and cache.remote else None,
         )
-        self._stored = {v: cache.stored[cache.uids[v]] for v in self.plan.volumes} if cache.stored else {}
+        self._remote = {v: cache.remote[cache.uids[v]] for v in self.plan.volumes} if cache.remote else {}
         self._ranks = (rank, ranks)
         self._ahead: FetchAhead | None = None
         self._steps, self._max_damaged = steps, max_damaged
@@ -229,8 +229,8 @@ class PatchLoader:
         if self._ahead is not None and self._ahead.start > at:
             self._ahead.close()  # the loader was set back
             self._ahead = None
-        if self._ahead is None and self._stored:
-            self._ahead = FetchAhead(self._stored, self._walk(self.epoch, self._step), self._ranks[1], start=at)
+        if self._ahead is None and self._remote:
+            self._ahead = FetchAhead(self._remote, self._walk(self.epoch, self._step), self._ranks[1], start=at)
         if self._ahead is not None:
             self._ahead.reached(at)
 

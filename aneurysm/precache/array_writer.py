@@ -1,7 +1,7 @@
 """CacheWriter: volumes that are arrays, with what is known of them -> a cache like one from DICOM.
 
 A volume is claimed, built, flushed and renamed into place as `aneurysm precache` does it: after a kill those that are
-there are complete, the next run goes on, and several processes may write at once. Closing writes the manifest.
+there are complete, the next run resumes, and several processes may write at once. Closing writes the manifest.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from aneurysm.annotations.lesions import Lesion, UnplacedLesion
-from aneurysm.cache.folder import is_done, patient_secret, prepare_cache
+from aneurysm.cache.folder import patient_secret, prepare_cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.metadata import SourceEntry, VolumeMetadata
+from aneurysm.cache.writer import write_volume
+from aneurysm.dicom.frame import Decision
 from aneurysm.errors import DamagedCacheError, DataError, SeriesRejectedError, UsageError
 from aneurysm.labels import LABELS, SITES, UNKNOWN_MODALITY, UNKNOWN_VESSEL
 from aneurysm.precache.build_series import patient_key
-from aneurysm.precache.publish import claim, sweep
-from aneurysm.precache.relabel import LocalFiles, read_sound_document, replace_annotations, replace_vessels, settle
-from aneurysm.precache.store import store_volume
+from aneurysm.precache.publish import sweep
+from aneurysm.precache.relabel import read_sound_document, replace_annotations, replace_vessels, settle
+from aneurysm.precache.slot import VolumeSlot, open_slot
 from aneurysm.precache.write_errors import translate_write_errors
 from aneurysm.rawdata.folder import safe_source
 from aneurysm.remote.url import is_url
 from aneurysm.spec import CacheSpec, load_spec
+from aneurysm.types import point, triple
 from aneurysm.volume.from_array import CT_MODALITIES, KNOWN_MODALITIES, grid_array, grid_mask
 
 _PRESENT = LABELS[-1]
@@ -182,31 +186,35 @@ class CacheWriter:
             raise UsageError(f"{problem}: letters, digits, '.', '-' and '_', at most 128, can name a volume")
         if uid in self._given:
             raise UsageError(f"volume {uid} is given twice")
-        with translate_write_errors(self._layout.root), claim(self._layout, uid) as folder:
-            if folder is None:
+        with open_slot(self._layout.root, "", uid) as slot:
+            if slot is None:
                 return "busy"
             given = self._given_array(uid, voxels, spacing_mm, affine_lps, modality, lesions, labels or {}, vessels)
-            if not self._overwrite and is_done(self._layout, uid):
-                status = self._update(given, patient, folder)
+            if not self._overwrite and slot.is_done(retry=False):
+                status = self._update(given, patient, slot)
                 self._given.add(uid)
                 return status
             try:
                 volume = grid_array(given.values, given.affine, modality, self.spec, given.mask)
             except (DataError, SeriesRejectedError) as error:
                 raise DataError(f"volume {uid}: {error}") from error
-            attributes = {
-                "series_uid": uid,
-                "spec": self.spec.name,
-                "digest": self.spec.digest,
-                "source": _source(given),
-                "decisions": [{"code": "cropped", "detail": "to the region of the spec"}] if volume.cropped else [],
+            metadata = VolumeMetadata(
+                affine_lps=volume.affine_lps.tolist(),
+                series_uid=uid,
+                spec=self.spec.name,
+                digest=self.spec.digest,
+                source=_source(given),
+                decisions=(Decision("cropped", "to the region of the spec"),) if volume.cropped else (),
                 **self._annotations(given, patient, volume.affine_lps, volume.voxels.shape),
-            }
-            store_volume(
-                self._layout, folder, self.spec, attributes, volume.voxels, volume.affine_lps, volume.intensity,
-                volume.vessels, given.mask_hash, overwrite=self._overwrite,
+                intensity=volume.intensity,
+                blocks=volume.survey.pack(),
+            )
+            built = slot.folder / "built.zarr"
+            write_volume(
+                built, volume.voxels, metadata, storage=self.spec.storage, fill=volume.intensity.fill,
+                vessels=volume.vessels, vessels_from=given.mask_hash,
             )  # fmt: skip
-            self._layout.record(uid).unlink(missing_ok=True)
+            slot.publish(built, replace=self._overwrite)
             self._given.add(uid)
             self._seconds[uid] = round(time.perf_counter() - started, 3)
             return "cached"
@@ -234,43 +242,42 @@ class CacheWriter:
     def _annotations(
         self, given: _GivenArray, patient: str, affine_lps: NDArray[np.float64], shape: Sequence[int]
     ) -> dict[str, Any]:
-        """Return the attributes of what is known of an array, on the grid of its volume."""
+        """Return the entries of what is known of an array, on the grid of its volume."""
         placed, outside = _placed(given, affine_lps, shape)
         return {
             "modality": given.modality or UNKNOWN_MODALITY,
             "modality_source": "array",
             "labels": given.labels or None,
-            "lesions": [lesion.as_metadata() for lesion in placed],
-            "unplaced_lesions": [lesion.as_metadata() for lesion in outside],
+            "lesions": tuple(placed),
+            "unplaced_lesions": tuple(outside),
             "patient_key": patient_key(self._secret, patient),
         }
 
-    def _update(self, given: _GivenArray, patient: str, claimed: Path) -> Literal["updated", "skipped"]:
+    def _update(self, given: _GivenArray, patient: str, slot: VolumeSlot) -> Literal["updated", "skipped"]:
         """Bring the annotations of a volume that is there up to what is given."""
-        files = LocalFiles(self._layout.volume(given.uid), claimed)
+        files = slot.files()
         try:
             document = read_sound_document(files)
         except FileNotFoundError:
             return "skipped"  # a record says why there is none
         except DamagedCacheError as error:
             raise DamagedCacheError(f"volume {given.uid}: {error}; overwrite=True builds it again") from error
-        own = document["attributes"]["aneurysm"]
-        settle(files, document)
-        new = self._annotations(given, patient, np.array(own["affine_lps"]), files.shape())
-        other_mask = given.mask_hash != (own["vessel_mask"] or {"file_hash": ""})["file_hash"]
-        if not other_mask and all(own[k] == v for k, v in new.items()):
+        document = settle(files, document)
+        own = document.own
+        new = self._annotations(given, patient, own.affine, files.shape())
+        other_mask = given.mask_hash != own.mask_file_hash
+        if not other_mask and all(getattr(own, k) == v for k, v in new.items()):
             return "skipped"
-        if own["source"]["array_hash"] != given.array_hash:
+        if own.source.array_hash != given.array_hash:
             raise DataError(
                 f"volume {given.uid} is there with other voxels, so what is known of these can't be taken for it. "
                 "overwrite=True builds it again"
             )
-        own.update(new)
         if other_mask:
             mask = None if given.mask is None else grid_mask(given.mask, given.affine, self.spec)
-            replace_vessels(files, document, mask, given.mask_hash, self.spec, claimed)
+            replace_vessels(files, document.with_changes(**new), mask, given.mask_hash, self.spec, slot.folder)
         else:
-            replace_annotations(files, document)
+            replace_annotations(files, document, **new)
         return "updated"
 
     def _affine(
@@ -360,29 +367,28 @@ def _placed(
             detail = f"voxel {inner.round(1).tolist()} of {tuple(shape)}"
             outside.append(UnplacedLesion(site, "outside_volume", detail, row))
             continue
-        a, b, c = inner.tolist()
-        placed.append(Lesion(site, (a, b, c), (x, y, z), row))
+        placed.append(Lesion.at(site, inner.tolist(), (x, y, z), row))
     return placed, outside
 
 
-def _source(given: _GivenArray) -> dict[str, Any]:
-    """Return what stands for the DICOM files in the metadata: the same keys, empty where an array has no such thing."""
+def _source(given: _GivenArray) -> SourceEntry:
+    """Return what the metadata say of an array in place of DICOM files, empty where it has no such thing."""
     values, affine_lps = given.values, given.affine
     steps = np.linalg.norm(affine_lps[:3, :3], axis=0)
-    return {
-        "array_hash": given.array_hash,
-        "shape": list(values.shape),
-        "spacing_mm": [round(float(v), 6) for v in steps],
-        "orientation": [round(float(v), 6) for v in (affine_lps[:3, :3] / steps).T.ravel()],
-        "plane": "",
-        "tilt_deg": 0.0,
-        "other_parts": [],
-        "transfer_syntaxes": [],
-        "files": 0,
-        "frames": 0,
-        "bytes": values.nbytes,
-        "acquisition": {},
-    }
+    return SourceEntry(
+        array_hash=given.array_hash,
+        shape=triple(values.shape),
+        spacing_mm=point(round(float(v), 6) for v in steps),
+        orientation=tuple(round(float(v), 6) for v in (affine_lps[:3, :3] / steps).T.ravel()),
+        plane="",
+        tilt_deg=0.0,
+        other_parts=(),
+        transfer_syntaxes=(),
+        files=0,
+        frames=0,
+        bytes=values.nbytes,
+        acquisition={},
+    )
 
 
 def _unknown(uid: str, kind: str, name: object, known: Sequence[str]) -> str:

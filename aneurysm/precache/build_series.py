@@ -5,35 +5,35 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from aneurysm.annotations.describe import (
-    describe_field_of_view,
     describe_lesions,
     describe_modality,
     describe_uncached,
+    field_of_view,
     file_hash,
-    place_mask,
 )
 from aneurysm.annotations.frames import pack_frames, source_frames
+from aneurysm.annotations.vessels import PlacedGrid, resample_mask
 from aneurysm.cache.folder import is_done
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.metadata import Record
+from aneurysm.cache.metadata import GridEntry, PartEntry, Record, SourceEntry, VolumeMetadata
+from aneurysm.cache.writer import write_volume
+from aneurysm.dicom.frame import Decision
 from aneurysm.dicom.series import Series, read_series
 from aneurysm.dicom.stack import Stack
 from aneurysm.errors import FAILURES, Reason, SeriesRejectedError, StoreError, reason_of
-from aneurysm.precache.publish import claim, set_aside
-from aneurysm.precache.remote_destination import VolumeSender, working_folder
-from aneurysm.precache.store import store_volume
-from aneurysm.precache.write_errors import ends_the_run, translate_write_errors
-from aneurysm.processes.files import write_atomically
+from aneurysm.precache.slot import VolumeSlot, open_slot
+from aneurysm.precache.write_errors import ends_the_run
+from aneurysm.processes.files import tree_bytes
 from aneurysm.rawdata.bucket import local_mask
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.rawdata.tables import SeriesNotes
 from aneurysm.spec import CacheSpec
+from aneurysm.types import triple
 from aneurysm.volume.modality import inferred_modality
 from aneurysm.volume.volume import Volume, assemble
 
@@ -111,102 +111,91 @@ def build_series(job: SeriesJob) -> Outcome:
     """
     uid = job.source.uid
     started = time.perf_counter()
-    working = working_folder(job.cache) if job.url else nullcontext(job.cache)
-    with (
-        working as root,
-        translate_write_errors(root),
-        claim(layout := CacheLayout(root), uid) as folder,
-        ExitStack() as stack,
-    ):
-        if folder is None:
+    with open_slot(job.cache, job.url, uid, insist=job.insist) as slot:
+        if slot is None:
             return Outcome(uid, "busy")
-        sender = VolumeSender(job.url, uid, folder) if job.url else None
-        if sender is not None and not stack.enter_context(sender.marked(insist=job.insist)):
-            return Outcome(uid, "busy")
-        done = job.is_done(layout)
-        if sender is not None and not job.overwrite:
-            done = done or sender.is_done() or (not job.retry and sender.is_recorded())
-        if done:
+        if not job.overwrite and slot.is_done(retry=job.retry):
             return Outcome(uid, "skipped")
-        layout = layout if sender is None else sender.layout
         try:
-            bytes_in, bytes_out = _cache(job, layout, folder)
-            layout.record(uid).unlink(missing_ok=True)
-            if sender is not None:
-                sender.send_volume(overwrite=job.overwrite)
+            bytes_in, bytes_out = _cache(job, slot)
             return Outcome(uid, "cached", seconds=_since(started), bytes_in=bytes_in, bytes_out=bytes_out)
         except Exception as error:
             if ends_the_run(error) or isinstance(error, StoreError):
                 raise
-            outcome = _record(job, layout, folder, error, _since(started))
+            reason, detail = reason_of(error)
+        status, detail = outcome_of(reason, detail, has_volume=slot.has_volume())
         # A failure says nothing of the volume that is there.
-        if sender is not None and (outcome.status == "rejected" or not sender.is_done()):
-            sender.send_record(overwrite=job.overwrite)
-        return outcome
+        if status == "rejected" or not slot.has_volume():
+            slot.record(record_of(job.spec, uid, reason, detail, job.notes), replace=job.overwrite)
+        return Outcome(uid, status, reason, detail, _since(started), _size(job.source))
 
 
 def _since(started: float) -> float:
     return round(time.perf_counter() - started, 3)
 
 
-def _cache(job: SeriesJob, layout: CacheLayout, folder: Path) -> tuple[int, int]:
-    """Build the volume in ``folder`` and publish it; return the bytes read and written."""
+def _cache(job: SeriesJob, slot: VolumeSlot) -> tuple[int, int]:
+    """Build the volume and publish it; return the bytes read and written."""
     if job.source.problem:
         raise SeriesRejectedError(Reason.INVALID_UID, job.source.problem)
     job.source.check_complete()
     with job.source.brought() as source, local_mask(job.mask) as mask:
-        return _cache_files(job, source.list_files(), mask, layout, folder)
+        return _cache_files(job, source.list_files(), mask, slot)
 
 
-def _cache_files(
-    job: SeriesJob, files: list[Path], mask: Path | None, layout: CacheLayout, folder: Path
-) -> tuple[int, int]:
-    uid, spec = job.source.uid, job.spec
+def _cache_files(job: SeriesJob, files: list[Path], mask: Path | None, slot: VolumeSlot) -> tuple[int, int]:
     if not files:
         raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty or absent")
-    series = read_series(uid, files)
-    volume = assemble(series, spec)
-    attributes = _attributes(job, series, volume)
+    series = read_series(job.source.uid, files)
+    volume = assemble(series, job.spec)
+    whole = field_of_view(volume.stack, job.spec)
     vessels, vessels_from = None, ""
+    decisions = tuple(dict.fromkeys(volume.decisions))
     if mask is not None:
         vessels_from = file_hash(mask)
-        vessels, decision = place_mask(
-            mask, volume.affine_lps, volume.voxels.shape, attributes["source"]["field_of_view"]
-        )
-        attributes["decisions"].append(decision)
-    bytes_out = store_volume(
-        layout, folder, spec, attributes, volume.voxels, volume.affine_lps, volume.intensity, vessels, vessels_from,
-        overwrite=job.overwrite,
+        vessels, decision = resample_mask(mask, (volume.affine_lps, triple(volume.voxels.shape)), whole)
+        decisions += (decision,)
+    built = slot.folder / "built.zarr"
+    write_volume(
+        built, volume.voxels, _metadata(job, series, volume, whole, decisions), storage=job.spec.storage,
+        fill=volume.intensity.fill, vessels=vessels, vessels_from=vessels_from,
     )  # fmt: skip
+    bytes_out = tree_bytes(built)
+    slot.publish(built, replace=job.overwrite)
     return series.bytes_in, bytes_out
 
 
-def _attributes(job: SeriesJob, series: Series, volume: Volume) -> dict[str, Any]:
+def _metadata(
+    job: SeriesJob, series: Series, volume: Volume, whole: PlacedGrid, decisions: tuple[Decision, ...]
+) -> VolumeMetadata:
     notes, stack = job.notes, volume.stack
     frames = source_frames(series.frames, stack.all_frames, stack.dropped)
     inferred = inferred_modality(series)
-    return {
-        "series_uid": series.uid,
+    return VolumeMetadata(
+        affine_lps=volume.affine_lps.tolist(),
+        series_uid=series.uid,
         **describe_modality(notes.modality, inferred),
-        "spec": job.spec.name,
-        "digest": job.spec.digest,
-        "source": {
-            "modality": inferred,
+        spec=job.spec.name,
+        digest=job.spec.digest,
+        source=SourceEntry(
+            modality=inferred,
             **_part_facts(stack),
-            "other_parts": [_part_facts(part) for part in stack.others],
-            "field_of_view": describe_field_of_view(stack, job.spec),
-            "transfer_syntaxes": sorted({f.format.transfer_syntax for f in stack.all_frames}),
-            "files": series.files,
-            "frames": len(series.frames),
-            "bytes": series.bytes_in,
-            "acquisition": {k: series.header.values[k] for k in _ACQUISITION if k in series.header.values},
-        },
-        "images": pack_frames(frames),
-        "decisions": [asdict(d) for d in dict.fromkeys(volume.decisions)],
-        "labels": notes.labels,
+            other_parts=tuple(PartEntry(**_part_facts(part)) for part in stack.others),
+            field_of_view=GridEntry(affine_lps=whole[0].tolist(), shape=whole[1]),
+            transfer_syntaxes=tuple(sorted({f.format.transfer_syntax for f in stack.all_frames})),
+            files=series.files,
+            frames=len(series.frames),
+            bytes=series.bytes_in,
+            acquisition={k: series.header.values[k] for k in _ACQUISITION if k in series.header.values},
+        ),
+        images=pack_frames(frames),
+        decisions=decisions,
+        labels=notes.labels,
         **describe_lesions(notes.localizers, frames, volume.affine_lps, volume.voxels.shape),
-        "patient_key": patient_key(job.secret, series.patient_id),
-    }
+        patient_key=patient_key(job.secret, series.patient_id),
+        intensity=volume.intensity,
+        blocks=volume.survey.pack(),
+    )
 
 
 def _part_facts(part: Stack) -> dict[str, Any]:
@@ -226,37 +215,24 @@ def patient_key(secret: bytes, patient_id: str) -> str:
     return hmac.new(secret, patient_id.encode("utf-8"), hashlib.sha256).hexdigest()[:16] if patient_id else ""
 
 
-def _record(job: SeriesJob, layout: CacheLayout, folder: Path, error: Exception, seconds: float) -> Outcome:
-    """Write down why there is no volume; take away the one that is there, if it should not be."""
-    status, reason, detail = write_outcome(job, layout, *reason_of(error))
-    if job.overwrite and status == "rejected":
-        set_aside(layout.volume(job.source.uid), folder)
-    return Outcome(job.source.uid, status, reason, detail, seconds, _size(job.source))
+def outcome_of(reason: Reason, detail: str, *, has_volume: bool) -> tuple[Literal["rejected", "failed"], str]:
+    """Return the status that follows from a reason, and the detail of it beside the volume that may be there."""
+    if reason not in FAILURES:
+        return "rejected", detail
+    return "failed", f"{detail}; the volume that was there is kept" if has_volume else detail
 
 
-def write_outcome(job: SeriesJob, layout: CacheLayout, reason: Reason, detail: str) -> tuple[Status, Reason, str]:
-    """Record what came of a series that was not built; return it. Of a failure beside a good volume nothing is left."""
-    if reason in FAILURES and layout.volume(job.source.uid).exists():
-        return "failed", reason, f"{detail}; the volume that was there is kept"
-    return write_record(layout, job.spec, job.source.uid, reason, detail, job.notes), reason, detail
-
-
-def write_record(
-    layout: CacheLayout, spec: CacheSpec, uid: str, reason: Reason, detail: str, notes: SeriesNotes
-) -> Status:
-    """Write the record of a series that is not cached; return its status, which follows from the reason."""
-    status: Literal["rejected", "failed"] = "failed" if reason in FAILURES else "rejected"
-    record = Record(
+def record_of(spec: CacheSpec, uid: str, reason: Reason, detail: str, notes: SeriesNotes) -> Record:
+    """Return the record of a series that is not cached."""
+    return Record(
         series_uid=uid,
-        status=status,
+        status=outcome_of(reason, detail, has_volume=False)[0],
         reason=str(reason),
         # What comes of a broken encoding can't stand in JSON.
         detail=detail.encode("utf-8", "replace").decode(),
         digest=spec.digest,
         **describe_uncached(notes, reason),
-    )
-    write_atomically(layout.record(uid), record.sealed().to_json())
-    return status
+    ).sealed()
 
 
 def _size(source: SeriesSource) -> int:

@@ -16,10 +16,11 @@ import joblib
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import Reason, reason_of
-from aneurysm.precache.build_series import Outcome, SeriesJob, build_series, write_outcome
+from aneurysm.precache.build_series import Outcome, SeriesJob, build_series, outcome_of, record_of
 from aneurysm.precache.publish import is_claimed
 from aneurysm.precache.write_errors import translate_write_errors
 from aneurysm.processes.children import Limits, LostError, Runner
+from aneurysm.processes.files import write_atomically
 
 _TRIED_AGAIN: Final = frozenset({Reason.WORKER_KILLED, Reason.OUT_OF_MEMORY, Reason.TIMED_OUT})
 """Reasons that may lie in what else was going on at the time."""
@@ -108,8 +109,12 @@ def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout, 
         last, tried = first, "not tried again: its process could not be ended, or another run is at it"
     if last.reason not in _TRIED_AGAIN:
         return last
-    with translate_write_errors(layout.root):
-        status, _, detail = write_outcome(job, layout, Reason(last.reason), f"{last.detail} ({tried})")
+    uid, reason = job.source.uid, Reason(last.reason)
+    has_volume = layout.volume(uid).exists()
+    status, detail = outcome_of(reason, f"{last.detail} ({tried})", has_volume=has_volume)
+    if not has_volume:
+        with translate_write_errors(layout.root):
+            write_atomically(layout.record(uid), record_of(job.spec, uid, reason, detail, job.notes).to_json())
     return replace(last, status=status, detail=detail)
 
 

@@ -18,29 +18,43 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from aneurysm.annotations.describe import describe_lesions, describe_modality, describe_uncached, file_hash, place_mask
+import numpy as np
+
+from aneurysm.annotations.describe import describe_lesions, describe_modality, describe_uncached, file_hash
 from aneurysm.annotations.frames import unpack_frames
-from aneurysm.cache.layout import LABELS_TREE, STAGED_TREE, STAGED_VESSELS, VESSELS, CacheLayout, label_trees
-from aneurysm.cache.manifest import ODD, parse_document, read_document, shape_of
-from aneurysm.cache.metadata import Record, annotation_hash, document_bytes, is_mask_decision, read_record
+from aneurysm.annotations.lesions import Lesion, UnplacedLesion
+from aneurysm.annotations.vessels import resample_mask
+from aneurysm.cache.layout import LABELS_TREE, STAGED_TREE, STAGED_VESSELS, VESSELS, CacheLayout
+from aneurysm.cache.manifest import shape_of
+from aneurysm.cache.metadata import (
+    Record,
+    VolumeDocument,
+    VolumeMetadata,
+    annotation_hash,
+    is_mask_decision,
+    parse_document,
+    read_document,
+    read_record,
+)
 from aneurysm.cache.writer import describe_vessels, write_vessels
 from aneurysm.errors import AneurysmError, CacheError, DamagedCacheError, reason_of, words_of
 from aneurysm.precache.destination import Destination
-from aneurysm.precache.publish import claim, publish_file, publish_tree
+from aneurysm.precache.publish import claim
+from aneurysm.precache.slot import VolumeFiles, open_slot, read_files
 from aneurysm.precache.write_errors import translate_write_errors
 from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
-from aneurysm.processes.files import tree_files, write_atomically
+from aneurysm.processes.files import write_atomically
 from aneurysm.processes.map_batches import map_batches
 from aneurysm.processes.threads import map_io
 from aneurysm.rawdata.bucket import local_mask
 from aneurysm.rawdata.tables import SeriesNotes, Tables
-from aneurysm.remote.scratch import scratch_folder
 from aneurysm.spec import CacheSpec
+from aneurysm.types import triple
 
 ANNOTATION_KINDS: Final = {
     "labels": "labels",
@@ -89,72 +103,6 @@ class Update:
     changes: frozenset[str] = frozenset()
     problem: str = ""
     busy: bool = False
-
-
-class VolumeFiles(Protocol):
-    """The files of one volume that may be changed; a folder (``tree``) of it is replaced or removed as a whole."""
-
-    def read_metadata(self) -> bytes:
-        """Return zarr.json. Raises `FileNotFoundError`."""
-
-    def write_metadata(self, content: bytes) -> None:
-        """Replace zarr.json in one step."""
-
-    def shape(self) -> list[int]:
-        """Return the voxels along (z, y, x)."""
-
-    def trees(self) -> set[str]:
-        """Return which of `LABELS_TREE` and `STAGED_TREE` there are."""
-
-    def read_tree(self, tree: str) -> dict[str, bytes]:
-        """Return the files of a folder, by their names in it."""
-
-    def write_tree(self, tree: str, files: Mapping[str, bytes]) -> None:
-        """Put a folder in place of the one that is there."""
-
-    def remove_tree(self, tree: str) -> None:
-        """Remove a folder."""
-
-
-@dataclass(frozen=True)
-class LocalFiles:
-    """The files of a volume in a folder; ``claimed`` is the folder of the claim on it, and on the same disk."""
-
-    volume: Path
-    claimed: Path
-
-    def read_metadata(self) -> bytes:
-        """Return zarr.json."""
-        return (self.volume / "zarr.json").read_bytes()
-
-    def write_metadata(self, content: bytes) -> None:
-        """Replace zarr.json in one step."""
-        publish_file(content, self.volume / "zarr.json", self.claimed)
-
-    def shape(self) -> list[int]:
-        """Return the voxels along (z, y, x)."""
-        return shape_of(self.volume)
-
-    def trees(self) -> set[str]:
-        """Return which folders of labels there are."""
-        return label_trees(self.volume)
-
-    def read_tree(self, tree: str) -> dict[str, bytes]:
-        """Return the files of a folder."""
-        return read_files(self.volume / tree)
-
-    def write_tree(self, tree: str, files: Mapping[str, bytes]) -> None:
-        """Put a folder in place of the one that is there; between the two there is none."""
-        publish_tree(files, self.volume / tree, self.claimed)
-
-    def remove_tree(self, tree: str) -> None:
-        """Remove a folder."""
-        publish_tree(None, self.volume / tree, self.claimed)
-
-
-def read_files(folder: Path) -> dict[str, bytes]:
-    """Return the content of all files in ``folder`` and below, by name."""
-    return {name: (folder / name).read_bytes() for name, _ in tree_files(folder)}
 
 
 @dataclass(frozen=True)
@@ -234,13 +182,13 @@ def _compared(place: Destination, uids: Sequence[str], given: Annotations) -> It
     def look(uid: str) -> tuple[Update, Expected | None]:
         volume = place.layout.volume(uid)
         try:
-            own = read_document(volume)["attributes"]["aneurysm"]
+            own = read_document(volume).own
             expected = _expected(uid, given)
             _, changes = _changes(own, shape_of(volume), expected)
             settled = _is_settled(own, place.label_trees(uid))
         except _MaskReadError as error:
             return Update(uid, problem=str(error)), None
-        except (CacheError, *ODD):
+        except (CacheError, OSError, ValueError, IndexError):
             return Update(uid), None  # absent, or damaged, of which `aneurysm verify` speaks
         return Update(uid, changes), None if settled and not changes else expected
 
@@ -273,44 +221,42 @@ def _expected(uid: str, given: Annotations) -> Expected:
     return Expected(tables.of(uid), tables.has_labels, tables.has_localizers, mask, known)
 
 
-def _changes(own: Mapping[str, Any], shape: Sequence[int], expected: Expected) -> tuple[dict[str, Any], frozenset[str]]:
-    """Return the attributes that should be others, without the mask's, and what differs."""
-    import numpy as np
-
+def _changes(own: VolumeMetadata, shape: Sequence[int], expected: Expected) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the entries that should be others, without the mask's, and what differs. Raises as `unpack_frames`."""
     notes, new, changes = expected.notes, dict[str, Any](), set[str]()
     if expected.has_labels:
-        modality = describe_modality(notes.modality, own["source"]["modality"])
+        modality = describe_modality(notes.modality, own.source.modality or "")
         new |= {"labels": notes.labels, **modality}
-        changes |= {"labels"} if own["labels"] != notes.labels else set()
-        changes |= {"modality"} if any(own[k] != v for k, v in modality.items()) else set()
+        changes |= {"labels"} if own.labels != notes.labels else set()
+        changes |= {"modality"} if any(getattr(own, k) != v for k, v in modality.items()) else set()
     if expected.has_localizers:
         # Most series have none, and then nothing has to be unpacked; of others a file or two of hundreds.
         named = {row.sop_uid for row in notes.localizers}
-        frames = unpack_frames(own["images"], named) if named else []
-        lesions = describe_lesions(notes.localizers, frames, np.array(own["affine_lps"]), shape)
+        frames = unpack_frames(own.images, named) if named and own.images is not None else []
+        lesions = describe_lesions(notes.localizers, frames, own.affine, shape)
         new |= lesions
-        if any(own[k] != v for k, v in lesions.items()):
-            same = all(_without_rows(own[k]) == _without_rows(v) for k, v in lesions.items())
+        if any(getattr(own, k) != v for k, v in lesions.items()):
+            same = all(_without_rows(getattr(own, k)) == _without_rows(v) for k, v in lesions.items())
             changes.add("rows" if same else "lesions")
-    if expected.mask_hash is not None and expected.mask_hash != (own["vessel_mask"] or {"file_hash": ""})["file_hash"]:
+    if expected.mask_hash is not None and expected.mask_hash != own.mask_file_hash:
         changes.add("vessels")
     return new, frozenset(changes)
 
 
-def _without_rows(lesions: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in lesion.items() if k != "row"} for lesion in lesions]
+def _without_rows(lesions: Iterable[Lesion | UnplacedLesion]) -> list[Lesion | UnplacedLesion]:
+    return [replace(lesion, row=0) for lesion in lesions]
 
 
-def _is_settled(own: Mapping[str, Any], trees: set[str]) -> bool:
+def _is_settled(own: VolumeMetadata, trees: set[str]) -> bool:
     """Return True if a volume's mask is where it belongs, and there is no other."""
-    path = (own["vessel_mask"] or {"path": None})["path"]
-    return bool(trees == (set() if path is None else {LABELS_TREE}) and path in (None, VESSELS))
+    path = own.mask_path
+    return trees == (set() if path is None else {LABELS_TREE}) and path in (None, VESSELS)
 
 
 def _update(job: _Job) -> Update:
     try:
-        with _opened(job) as (files, scratch):
-            return Update(job.uid, busy=True) if files is None else _update_held(job, files, scratch)
+        with open_slot(job.cache, job.url, job.uid) as slot:
+            return Update(job.uid, busy=True) if slot is None else _update_held(job, slot.files(), slot.folder)
     except _MaskReadError as error:
         return Update(job.uid, problem=str(error))
     except (AneurysmError, MemoryError):  # none of this volume alone; or one for `map_batches`, which knows the limit
@@ -329,7 +275,7 @@ def _update_held(job: _Job, files: VolumeFiles, scratch: Path) -> Update:
     return Update(job.uid, update_volume(files, document, job.expected, job.spec, scratch))
 
 
-def read_sound_document(files: VolumeFiles) -> dict[str, Any]:
+def read_sound_document(files: VolumeFiles) -> VolumeDocument:
     """
     Return the content of a volume's zarr.json, whose annotations may be replaced.
 
@@ -340,121 +286,88 @@ def read_sound_document(files: VolumeFiles) -> dict[str, Any]:
     DamagedCacheError
         Another hash would make the damage look sound.
     """
+    damage = "its metadata were changed or damaged since they were written"
     try:
         document = parse_document(files.read_metadata(), "zarr.json")
-        own = document["attributes"]["aneurysm"]
-        sound = annotation_hash(own) == own["annotation_hash"]
     except FileNotFoundError:
         raise
-    except (CacheError, *ODD):
-        sound = False
-    if not sound:
-        raise DamagedCacheError("its metadata were changed or damaged since they were written")
+    except (DamagedCacheError, OSError) as error:
+        raise DamagedCacheError(damage) from error
+    if annotation_hash(document.own) != document.own.annotation_hash:
+        raise DamagedCacheError(damage)
     return document
 
 
-@contextmanager
-def _opened(job: _Job) -> Iterator[tuple[VolumeFiles | None, Path]]:
-    """
-    Yield the files of a volume that nobody else is at, None if somebody is, and a folder for what is on its way.
-
-    Raises
-    ------
-    NoSpaceError, CacheError, StoreError
-        They can't be written.
-    """
-    if job.url:
-        from aneurysm.precache.remote_destination import RemoteFiles, VolumeSender
-
-        with (
-            translate_write_errors(job.cache),
-            scratch_folder() as scratch,
-            VolumeSender(job.url, job.uid, scratch).marked(insist=False) as ours,
-        ):
-            yield RemoteFiles(job.url, job.uid) if ours else None, scratch
-        return
-    layout = CacheLayout(job.cache)
-    with translate_write_errors(job.cache), claim(layout, job.uid) as claimed:
-        if claimed is None:
-            yield None, Path()
-        else:
-            yield LocalFiles(layout.volume(job.uid), claimed), claimed
-
-
 def update_volume(
-    files: VolumeFiles, document: dict[str, Any], expected: Expected, spec: CacheSpec, scratch: Path
+    files: VolumeFiles, document: VolumeDocument, expected: Expected, spec: CacheSpec, scratch: Path
 ) -> frozenset[str]:
     """
     Bring a volume's annotations up to what is ``expected``; return what differed.
 
     ``document`` is the content of its zarr.json, ``scratch`` a folder of one's own. Raises `_MaskReadError`.
     """
-    own = document["attributes"]["aneurysm"]
-    settle(files, document)
-    shape = files.shape()
+    document = settle(files, document)
+    own, shape = document.own, files.shape()
     new, changes = _changes(own, shape, expected)
     if not changes:
         return changes
-    own.update(new)
     if "vessels" not in changes:
-        replace_annotations(files, document)
+        replace_annotations(files, document, **new)
         return changes
-    vessels, decisions = None, [d for d in own["decisions"] if not is_mask_decision(d)]
+    vessels, decisions = None, tuple(d for d in own.decisions if not is_mask_decision(d))
     if expected.mask is not None:
+        assert own.source.field_of_view is not None  # only an array has none, and no file is an array's mask
+        whole = own.source.field_of_view
         with _local_mask(expected.mask) as path:
-            vessels, decision = place_mask(path, own["affine_lps"], shape, own["source"]["field_of_view"])
-        decisions.append(decision)
-    own["decisions"] = decisions
+            vessels, decision = resample_mask(
+                path, (own.affine, triple(shape)), (np.array(whole.affine_lps), whole.shape)
+            )
+        decisions += (decision,)
+    document = document.with_changes(**new, decisions=decisions)
     replace_vessels(files, document, vessels, expected.mask_hash or "", spec, scratch)
     return changes
 
 
 def replace_vessels(
-    files: VolumeFiles, document: dict[str, Any], vessels: Any, vessels_from: str, spec: CacheSpec, scratch: Path
+    files: VolumeFiles, document: VolumeDocument, vessels: Any, vessels_from: str, spec: CacheSpec, scratch: Path
 ) -> None:
     """Write ``document``, whose annotations are new, with another vessel mask (z, y, x), or without one."""
-    import numpy as np
-
-    own = document["attributes"]["aneurysm"]
-    before = (own["vessel_mask"] or {"path": None})["path"]
-    built = scratch / "relabelled"
+    own, built = document.own, scratch / "relabelled"
     if vessels is not None:
-        write_vessels(built / VESSELS, vessels, np.array(own["affine_lps"]), spec.storage)
-    own["vessel_mask"] = describe_vessels(built, vessels, vessels_from, own)
-    if vessels is None:
-        replace_annotations(files, document)
+        write_vessels(built / VESSELS, vessels, own.affine, spec.storage)
+    mask = describe_vessels(built, vessels, vessels_from, own)
+    if mask is None or vessels is None:
+        replace_annotations(files, document, vessel_mask=mask)
         files.remove_tree(LABELS_TREE)
         return
     tree = read_files(built / LABELS_TREE)
-    if before is None:
+    if own.mask_path is None:
         files.write_tree(LABELS_TREE, tree)
-        replace_annotations(files, document)
+        replace_annotations(files, document, vessel_mask=mask)
         return
     files.write_tree(STAGED_TREE, tree)
-    own["vessel_mask"]["path"] = STAGED_VESSELS
-    replace_annotations(files, document)
-    settle(files, document)
+    staged = mask.model_copy(update={"path": STAGED_VESSELS})
+    settle(files, replace_annotations(files, document, vessel_mask=staged))
 
 
-def settle(files: VolumeFiles, document: dict[str, Any]) -> None:
-    """Bring a volume's mask to where it belongs, and remove what a killed run left of others."""
-    own = document["attributes"]["aneurysm"]
-    mask, trees = own["vessel_mask"], files.trees()
-    if mask is not None and mask["path"] == STAGED_VESSELS:
+def settle(files: VolumeFiles, document: VolumeDocument) -> VolumeDocument:
+    """Bring a volume's mask to where it belongs, and remove what a killed run left of others; return what is there."""
+    mask, trees = document.own.vessel_mask, files.trees()
+    if mask is not None and mask.path == STAGED_VESSELS:
         files.write_tree(LABELS_TREE, files.read_tree(STAGED_TREE))
-        mask["path"] = VESSELS
-        replace_annotations(files, document)
-    elif LABELS_TREE in trees and (mask is None or mask["path"] is None):
+        document = replace_annotations(files, document, vessel_mask=mask.model_copy(update={"path": VESSELS}))
+    elif LABELS_TREE in trees and (mask is None or mask.path is None):
         files.remove_tree(LABELS_TREE)
     if STAGED_TREE in trees:
         files.remove_tree(STAGED_TREE)
+    return document
 
 
-def replace_annotations(files: VolumeFiles, document: dict[str, Any]) -> None:
-    """Write ``document``, whose annotations are new, in one step."""
-    own = document["attributes"]["aneurysm"]
-    own["annotation_hash"] = annotation_hash(own)
-    files.write_metadata(document_bytes(document))
+def replace_annotations(files: VolumeFiles, document: VolumeDocument, **changes: Any) -> VolumeDocument:
+    """Write ``document`` with other annotations in one step; return what was written."""
+    document = document.with_changes(**changes)
+    files.write_metadata(document.to_bytes())
+    return document
 
 
 def _record_changes(layout: CacheLayout, uid: str, given: Annotations) -> tuple[Record | None, frozenset[str]]:
@@ -473,12 +386,12 @@ def _record_changes(layout: CacheLayout, uid: str, given: Annotations) -> tuple[
     new = describe_uncached(given.tables.of(uid), record.reason)
     if not given.tables.has_labels:
         new |= {k: getattr(record, k) for k in ("labels", "modality", "modality_source")}
-    expected = Record.model_validate(record.model_dump() | new)
     if not given.tables.has_localizers:
-        expected = expected.model_copy(update={"unplaced_lesions": record.unplaced_lesions})
+        new["unplaced_lesions"] = record.unplaced_lesions
+    expected = record.model_copy(update=new)
     changes = {k for k in ("labels", "modality") if getattr(record, k) != getattr(expected, k)}
     if record.unplaced_lesions != expected.unplaced_lesions:
-        rows = [_without_rows([r.model_dump() for r in one.unplaced_lesions]) for one in (record, expected)]
+        rows = [_without_rows(one.unplaced_lesions) for one in (record, expected)]
         changes.add("rows" if rows[0] == rows[1] else "lesions")
     return expected.sealed(), frozenset(changes)
 

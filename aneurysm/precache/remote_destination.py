@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Final
 
 from aneurysm.cache.folder import prepare_cache
-from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout
-from aneurysm.cache.manifest import ManifestRow, parse_shape
-from aneurysm.errors import StoreError
+from aneurysm.cache.layout import IMAGE, LABEL_TREES
+from aneurysm.cache.manifest import ManifestRow
 from aneurysm.precache.destination import Destination
+from aneurysm.precache.remote_slot import mark_of, prefix_of, record_of
 from aneurysm.processes.children import Limits, Runner
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.remote.client import ObjectStore, RemoteObject
-from aneurysm.remote.scratch import held, renaming_paths, scratch_folder
+from aneurysm.remote.scratch import renaming_paths, scratch_folder
 from aneurysm.remote.url import is_url
 from aneurysm.spec import CacheSpec
 
@@ -259,130 +259,3 @@ def _is_abandoned(objects: Sequence[RemoteObject], prefix: str) -> bool:
 
 def _is_old(found: RemoteObject) -> bool:
     return found.modified < datetime.now(UTC) - ABANDONED_AFTER
-
-
-def prefix_of(uid: str) -> str:
-    """Return the prefix of a volume's objects, without a slash."""
-    return f"volumes/{uid}.zarr"
-
-
-def record_of(uid: str) -> str:
-    """Return the key of the record of why there is no volume."""
-    return f"rejected/{uid}.json"
-
-
-def mark_of(uid: str) -> str:
-    """Return the key of the mark that somebody is at a series."""
-    return f".building/{uid}"
-
-
-@contextmanager
-def working_folder(shadow: Path) -> Iterator[Path]:
-    """Yield the run's shadow to build in, which tells who builds what on this machine; on another, a folder apart."""
-    if shadow.is_dir():
-        with held(shadow.parent):
-            yield shadow
-    else:
-        with scratch_folder() as folder:
-            (root := folder / shadow.name).mkdir()
-            yield root
-
-
-class RemoteFiles:
-    """The files of a volume that may be changed, in a store; see `aneurysm.precache.relabel.VolumeFiles`."""
-
-    def __init__(self, url: str, uid: str) -> None:
-        self._store, self._prefix = ObjectStore(url), prefix_of(uid)
-
-    def read_metadata(self) -> bytes:
-        """Return zarr.json."""
-        return self._store.read(f"{self._prefix}/zarr.json")
-
-    def write_metadata(self, content: bytes) -> None:
-        """Replace zarr.json in one step."""
-        self._store.write(f"{self._prefix}/zarr.json", content)
-
-    def shape(self) -> list[int]:
-        """Return the voxels along (z, y, x)."""
-        return parse_shape(self._store.read(f"{self._prefix}/{IMAGE}/zarr.json"))
-
-    def trees(self) -> set[str]:
-        """Return which folders of labels there are."""
-        return {tree for tree in LABEL_TREES if self._keys(tree)}
-
-    def read_tree(self, tree: str) -> dict[str, bytes]:
-        """Return the files of a folder."""
-        keys = self._keys(tree)
-        return dict(zip((self._name(key, tree) for key in keys), self._store.each(self._store.read, keys), strict=True))
-
-    def write_tree(self, tree: str, files: Mapping[str, bytes]) -> None:
-        """Put a folder in place of the one that is there, file by file."""
-        self._store.each(lambda item: self._store.write(f"{self._prefix}/{tree}/{item[0]}", item[1]), files.items())
-        self._store.delete(key for key in self._keys(tree) if self._name(key, tree) not in files)
-
-    def remove_tree(self, tree: str) -> None:
-        """Remove a folder."""
-        self._store.delete(self._keys(tree))
-
-    def _keys(self, tree: str) -> list[str]:
-        return [o.key for o in self._store.find(f"{self._prefix}/{tree}")]
-
-    def _name(self, key: str, tree: str) -> str:
-        return key.removeprefix(f"{self._prefix}/{tree}/")
-
-
-class VolumeSender:
-    """What the worker at one series asks of the store; it builds in ``layout``, a cache of its own, and sends it."""
-
-    def __init__(self, url: str, uid: str, folder: Path) -> None:
-        self._store, self._uid = ObjectStore(url), uid
-        self.layout = CacheLayout(folder / "cache")
-        self.layout.root.mkdir()
-
-    @contextmanager
-    def marked(self, *, insist: bool) -> Iterator[bool]:
-        """Mark the series as one that is being built; False if it was so already, unless we ``insist``."""
-        mark = mark_of(self._uid)
-        if not self._store.create(mark, b"") and not insist:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            with suppress(StoreError):  # what is left of it changes nothing but an order
-                self._store.delete([mark])
-
-    def is_done(self) -> bool:
-        """Return True if another run has built the volume meanwhile."""
-        return self._store.exists(f"{prefix_of(self._uid)}/zarr.json")
-
-    def is_recorded(self) -> bool:
-        """Return True if another run has recorded meanwhile why there is no volume."""
-        return self._store.exists(record_of(self._uid))
-
-    def send_volume(self, *, overwrite: bool) -> None:
-        """Send the volume, its root metadata last, and remove the record of why it was not there."""
-        prefix, folder = prefix_of(self._uid), self.layout.volume(self._uid)
-        files = {f"{prefix}/{p.relative_to(folder).as_posix()}": p for p in folder.rglob("*") if p.is_file()}
-        root = f"{prefix}/zarr.json"
-        there = {o.key for o in self._store.find(prefix)}
-        if root not in there or overwrite:
-            # Invisible from here on. What has a name that will be written again is left, for another run may be at it.
-            self._store.delete([root] if root in there else [])
-            self._store.delete(there - files.keys())
-            self._send(files, files.keys() - {root})
-            # A run that took what we found here for a dead run's may have deleted it while we wrote over it.
-            self._send(files, files.keys() - {root} - {o.key for o in self._store.find(prefix)})
-            self._store.write(root, files[root])
-        self._store.delete([record_of(self._uid)])
-
-    def _send(self, files: Mapping[str, Path], keys: Iterable[str]) -> None:
-        self._store.each(lambda key: self._store.write(key, files[key]), sorted(keys))
-
-    def send_record(self, *, overwrite: bool) -> None:
-        """Send the record of why there is no volume; with ``overwrite`` take away the one that is there."""
-        self._store.write(record_of(self._uid), self.layout.record(self._uid))
-        if overwrite:
-            keys = [o.key for o in self._store.find(prefix_of(self._uid))]
-            self._store.delete(k for k in keys if k == f"{prefix_of(self._uid)}/zarr.json")
-            self._store.delete(keys)

@@ -19,7 +19,7 @@ from aneurysm.cache.folder import cached_series, done_series
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import read_record
 from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, UsageError
-from aneurysm.precache.build_series import Outcome, SeriesJob, write_record
+from aneurysm.precache.build_series import Outcome, SeriesJob, record_of
 from aneurysm.precache.destination import Destination
 from aneurysm.precache.engines import Engine, Local, WaitTiming, run_jobs
 from aneurysm.precache.partition import Shard
@@ -28,6 +28,7 @@ from aneurysm.precache.relabel import Annotations, Update, relabel
 from aneurysm.precache.remote_destination import open_destination
 from aneurysm.precache.write_errors import translate_write_errors
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner, runner
+from aneurysm.processes.files import write_atomically
 from aneurysm.processes.threads import map_io
 from aneurysm.rawdata.bucket import open_data
 from aneurysm.rawdata.folder import UNREADABLE, Inventory, SeriesSource, safe_source
@@ -329,7 +330,8 @@ def _record_missing(
         notes = tables.of(uid)
         named = "train.csv" if notes.labels else "train_localizers.csv"
         detail = f"{_NAMED_IN}{named}, but there is no such series in the data"
-        write_record(place.layout, spec, safe_source(uid).uid, Reason.NO_FILES, detail, notes)
+        missing = record_of(spec, safe_source(uid).uid, Reason.NO_FILES, detail, notes)
+        write_atomically(place.layout.record(missing.series_uid), missing.to_json())
 
     there = {s.uid for s in inventory.sources}
     named = {safe_source(uid).uid: uid for uid in sorted(tables.notes.keys() - there)}

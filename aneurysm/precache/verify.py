@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import zarr
@@ -18,20 +18,25 @@ from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout
 from aneurysm.cache.local_copy import download_volume
 from aneurysm.cache.manifest import (
     LESION_COLUMNS,
-    ODD,
     ManifestRow,
     left_seconds,
     lesion_rows,
     lesions_text,
     manifest_row,
     manifest_text,
-    parse_document,
     read_entry,
     read_manifest,
-    read_metadata,
     with_seconds,
 )
-from aneurysm.cache.metadata import FORMAT_VERSION, find_damage, find_strays
+from aneurysm.cache.metadata import (
+    Record,
+    VolumeDocument,
+    VolumeMetadata,
+    find_damage,
+    find_strays,
+    parse_document,
+    read_document_bytes,
+)
 from aneurysm.documents import read_json
 from aneurysm.errors import CacheError
 from aneurysm.labels import UNKNOWN_VESSEL
@@ -48,7 +53,7 @@ from aneurysm.rawdata.bucket import open_data
 from aneurysm.remote.client import ObjectStore
 from aneurysm.remote.scratch import scratch_folder
 from aneurysm.spec import CacheSpec, is_as_written
-from aneurysm.volume.blocks import SURVEY_VERSION, blocks_of
+from aneurysm.volume.blocks import SURVEY_VERSION
 
 _BATCH: Final = 64
 _TRIES: Final = 3
@@ -60,12 +65,6 @@ _SETTLE = "Run aneurysm precache with the data: it finishes what a run began tha
 _RELABEL = "Run aneurysm precache: it updates the volume"
 _COMPARE = "Mend that, and run aneurysm verify again"
 _KEY = "No series is built until this is mended"
-_NEEDED = frozenset(
-    {
-        "series_uid", "modality", "affine_lps", "spec", "digest", "intensity", "source", "blocks", "decisions",
-        "labels", "lesions", "unplaced_lesions", "vessel_mask", "patient_key", "voxel_hash", "annotation_hash",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ def _check_volume(folder: Path, spec: CacheSpec, deep: bool) -> _Checked:
 def _metadata_of(folder: Path) -> bytes | str:
     """Return the bytes of a volume's zarr.json, or why they can't be read."""
     try:
-        return read_metadata(folder)
+        return read_document_bytes(folder)
     except CacheError as error:
         return str(error)
 
@@ -217,53 +216,42 @@ def _check_metadata(folder: Path, content: bytes | str, spec: CacheSpec, deep: b
     if isinstance(content, str):
         return [fault(content)], None, 0
     try:
-        document = parse_document(content, str(folder / "zarr.json"))
+        document = parse_document(content, "zarr.json")
     except CacheError as error:
         return [fault(str(error))], None, 0
     faults: list[Fault] = []
-    attributes = document["attributes"]["aneurysm"]
     rows, size = None, 0
     try:
         faults.extend(map(fault, _faults(folder, document, content, spec, deep)))  # up to an error, if one comes
         size = tree_bytes(folder)
-        if attributes.keys() >= _NEEDED:
-            rows = rows_of({**attributes, "series_uid": uid, "status": "cached", "folder": folder})
-    except ODD as error:
-        kind = "can't be read" if isinstance(error, OSError) else "has damaged metadata"
-        faults.append(fault(f"the volume {kind}: {type(error).__name__} {error}"))
+        rows = rows_of(document.own, folder)
+    except (OSError, ValueError) as error:
+        faults.append(fault(f"the volume can't be read: {type(error).__name__} {error}"))
     return faults, rows, size
 
 
-def rows_of(entry: dict[str, Any]) -> _Rows:
-    """Return the rows of manifest.csv (without seconds) and lesions.csv of an entry, as `read_entry` gives it."""
-    return manifest_row(entry, ""), lesion_rows(entry)
+def rows_of(entry: VolumeMetadata | Record, path: Path) -> _Rows:
+    """Return the rows of manifest.csv (without seconds) and lesions.csv of the volume or record at ``path``."""
+    return manifest_row(entry, path, ""), lesion_rows(entry, path.name.removesuffix(path.suffix))
 
 
-def _faults(folder: Path, document: dict[str, Any], content: bytes, spec: CacheSpec, deep: bool) -> Iterator[str]:
-    attributes = document["attributes"]["aneurysm"]
-    if attributes.get("format_version") != FORMAT_VERSION:
-        yield f"format version {attributes.get('format_version')}, this program knows {FORMAT_VERSION}"
-    if missing := sorted(_NEEDED - attributes.keys()):
-        yield f"the metadata lacks {', '.join(missing)}"
-        return
-    if attributes["series_uid"] != folder.name.removesuffix(".zarr"):
-        yield f"the metadata is of series {attributes['series_uid']}"
-    if attributes["digest"] != spec.digest:
-        yield f"digest {attributes['digest']}, the cache's spec has {spec.digest}"
-    blocks = attributes["blocks"]
-    if isinstance(blocks, dict) and (survey := blocks.get("survey", 1)) != SURVEY_VERSION:
-        yield f"head and vessels were found by survey {survey}, this program's is {SURVEY_VERSION}"
-    arrays = [IMAGE]
-    if attributes["vessel_mask"] and (path := attributes["vessel_mask"]["path"]):
-        arrays.append(path)
+def _faults(folder: Path, document: VolumeDocument, content: bytes, spec: CacheSpec, deep: bool) -> Iterator[str]:
+    own = document.own
+    if own.series_uid != folder.name.removesuffix(".zarr"):
+        yield f"the metadata is of series {own.series_uid}"
+    if own.digest != spec.digest:
+        yield f"digest {own.digest}, the cache's spec has {spec.digest}"
+    if own.blocks.survey != SURVEY_VERSION:
+        yield f"head and vessels were found by survey {own.blocks.survey}, this program's is {SURVEY_VERSION}"
+    arrays = [IMAGE, *([] if own.mask_path is None else [own.mask_path])]
     yield from _check_arrays(folder, spec, arrays)
     yield from find_damage(folder, document, content)
     for name in find_strays(folder, document):
         # Of a mask that is being replaced there are two for a while.
-        if name not in LABEL_TREES or not is_claimed(CacheLayout(folder.parents[1]), attributes["series_uid"]):
+        if name not in LABEL_TREES or not is_claimed(CacheLayout(folder.parents[1]), own.series_uid):
             yield f"{name} is no part of the volume"
     if deep:
-        yield from _check_values(folder, spec, attributes, arrays)
+        yield from _check_values(folder, spec, own, arrays)
 
 
 def _check_arrays(folder: Path, spec: CacheSpec, arrays: Sequence[str]) -> Iterator[str]:
@@ -282,7 +270,7 @@ def _check_arrays(folder: Path, spec: CacheSpec, arrays: Sequence[str]) -> Itera
             yield f"array {name} has lost its shard c/0/0/0"
 
 
-def _check_values(folder: Path, spec: CacheSpec, attributes: dict[str, Any], arrays: Sequence[str]) -> Iterator[str]:
+def _check_values(folder: Path, spec: CacheSpec, own: VolumeMetadata, arrays: Sequence[str]) -> Iterator[str]:
     """Decode everything with zarr-python, which is not what wrote it."""
     shapes = {}
     for name in arrays:
@@ -293,30 +281,27 @@ def _check_values(folder: Path, spec: CacheSpec, attributes: dict[str, Any], arr
             continue
         shapes[name] = voxels.shape
         if name == IMAGE:
-            intensity = attributes["intensity"]
-            low, high = ((v - intensity["offset"]) / intensity["scale"] for v in intensity["clip"])
+            low, high = ((v - own.intensity.offset) / own.intensity.scale for v in own.intensity.clip)
             if voxels.min() < low - 0.5 or voxels.max() > high + 0.5:
                 yield f"values from {voxels.min()} to {voxels.max()}, the metadata allows {low:.0f} to {high:.0f}"
         elif voxels.max() > UNKNOWN_VESSEL:
             yield f"vessel mask holds {voxels.max()}, the highest label is {UNKNOWN_VESSEL}"
     if len(set(shapes.values())) > 1:
         yield f"the vessel mask is {shapes[arrays[1]]}, the volume {shapes[IMAGE]}"
-    yield from _check_blocks(attributes, shapes.get(IMAGE))
-    affine = np.array(attributes["affine_lps"], float)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0) if affine.shape == (4, 4) else np.zeros(3)
+    yield from _check_blocks(own, shapes.get(IMAGE))
+    spacing = np.linalg.norm(own.affine[:3, :3], axis=0)
     if not np.allclose(spacing, spec.spacing_mm, atol=1e-6):
         yield f"the affine has a spacing of {spacing.round(4).tolist()}, the spec {list(spec.spacing_mm)}"
         return
-    for lesion in attributes.get("lesions", ()):
-        there = affine @ [*lesion["zyx"], 1.0]
-        if not np.allclose(there[:3], lesion["lps_mm"], atol=0.01):
-            yield f"lesion of row {lesion['row']}: voxel and point in the patient differ"
+    for lesion in own.lesions:
+        if not np.allclose((own.affine @ [*lesion.zyx, 1.0])[:3], lesion.lps_mm, atol=0.01):
+            yield f"lesion of row {lesion.row}: voxel and point in the patient differ"
 
 
-def _check_blocks(attributes: dict[str, Any], shape: tuple[int, ...] | None) -> Iterator[str]:
+def _check_blocks(own: VolumeMetadata, shape: tuple[int, ...] | None) -> Iterator[str]:
     try:
-        blocks = blocks_of(attributes)
-    except (KeyError, TypeError, ValueError) as error:
+        blocks = own.head_and_vessels()
+    except ValueError as error:
         yield f"the blocks can't be read ({type(error).__name__})"
         return
     if shape is not None and blocks.head.shape != tuple(-(-n // e) for n, e in zip(shape, blocks.edge, strict=True)):
@@ -344,9 +329,9 @@ def _check_records(layout: CacheLayout, spec: CacheSpec, rows: dict[str, _Rows])
         except CacheError as error:
             yield Fault(uid, str(error), _RETRY)
             continue
-        if entry["digest"] != spec.digest:
-            yield Fault(uid, f"the record has digest {entry['digest']}, the cache's spec {spec.digest}", _RETRY)
-        rows.setdefault(uid, rows_of(entry))
+        if entry.digest != spec.digest:
+            yield Fault(uid, f"the record has digest {entry.digest}, the cache's spec {spec.digest}", _RETRY)
+        rows.setdefault(uid, rows_of(entry, path))
 
 
 def _check_annotations(place: Destination, data: str | Path, volumes: set[str], workers: int) -> Iterator[Fault]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.cache.cache import Cache
+from aneurysm.cache.metadata import VolumeMetadata
 from aneurysm.csv_table import read_csv_rows
 from aneurysm.errors import CacheError, CacheNotFoundError, DataError, SpecMismatchError
 from aneurysm.labels import SITES
@@ -118,18 +118,19 @@ def open_runs_cache(
 
 
 def acquisitions(cache: Cache, predictions: Predictions) -> AcquisitionFacts:
-    """Read plane and slice thickness from the volumes' attributes; a damaged volume's are not known."""
+    """Read plane and slice thickness from the volumes' metadata; a damaged volume's are not known."""
     planes, thickness = [], []
     low, high = THICKNESS_MM
-    for attributes in _attributes(cache, predictions.uids.tolist()):
-        source = {} if isinstance(attributes, CacheError) else attributes.get("source") or {}
-        planes.append(str(source.get("plane") or NOT_KNOWN))
-        value = (source.get("acquisition") or {}).get("SliceThickness")
-        if not isinstance(value, int | float) or value <= 0:
-            value = (source.get("spacing_mm") or [None])[0]
-        if not isinstance(value, int | float):
+    for metadata in _metadata(cache, predictions.uids.tolist()):
+        if isinstance(metadata, CacheError):
+            planes.append(NOT_KNOWN)
             thickness.append(NOT_KNOWN)
         else:
+            source = metadata.source
+            planes.append(source.plane or NOT_KNOWN)
+            value = source.acquisition.get("SliceThickness")
+            if not isinstance(value, int | float) or value <= 0:
+                value = source.spacing_mm[0]
             classes = (f"0 to {low:g} mm", f"{low:g} to {high:g} mm", f"{high:g} mm and more")
             thickness.append(classes[int(np.digitize(value, THICKNESS_MM))])
     return AcquisitionFacts(np.array(planes), np.array(thickness))
@@ -161,11 +162,11 @@ def lesions(cache: Cache, predictions: Predictions, truth: Path | None) -> Lesio
         rows = cache.lesions_of(volume)
         if rows.start < rows.stop:
             rows_of[i] = rows
-    told = _attributes(cache, predictions.uids[list(rows_of)].tolist()) if rows_of else []
-    for (i, rows), attributes in zip(rows_of.items(), told, strict=True):
-        if isinstance(attributes, CacheError):
-            raise attributes
-        affine = np.array(attributes["affine_lps"])
+    known = _metadata(cache, predictions.uids[list(rows_of)].tolist()) if rows_of else []
+    for (i, rows), metadata in zip(rows_of.items(), known, strict=True):
+        if isinstance(metadata, CacheError):
+            raise metadata
+        affine = metadata.affine
         series += [i] * (rows.stop - rows.start)
         sites += cache.lesion_site[rows].tolist()
         places += (cache.lesion_zyx[rows].astype(np.float64) @ affine[:3, :3].T + affine[:3, 3]).tolist()
@@ -203,16 +204,16 @@ def localisation(predictions: Predictions, found: Lesions, candidates: Candidate
     )
 
 
-def _attributes(cache: Cache, uids: Sequence[str]) -> list[dict[str, Any] | CacheError]:
-    """Return what volumes say of themselves, or what is wrong with them; of a stored cache no voxels are brought."""
+def _metadata(cache: Cache, uids: Sequence[str]) -> list[VolumeMetadata | CacheError]:
+    """Return what volumes say of themselves, or what is wrong with them; of a remote cache no voxels are downloaded."""
     if isinstance(cache.root, str):
-        from aneurysm.cache.local_copy import read_remote_attributes
+        from aneurysm.cache.local_copy import read_remote_metadata
 
-        return read_remote_attributes(cache.root, uids)
-    found: list[dict[str, Any] | CacheError] = []
+        return read_remote_metadata(cache.root, uids)
+    found: list[VolumeMetadata | CacheError] = []
     for uid in uids:
         try:
-            found.append(cache.volume(uid).attributes)
+            found.append(cache.volume(uid).metadata)
         except CacheError as error:
             found.append(error)
     return found

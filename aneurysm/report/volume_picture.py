@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
+from aneurysm.cache.metadata import VolumeMetadata
 from aneurysm.cache.shard import ShardReader
 from aneurysm.cache.volume import ZarrArray, open_volume
 from aneurysm.errors import DamagedCacheError, NoSpaceError, UsageError
@@ -32,8 +34,9 @@ from aneurysm.report.marks import (
     write,
 )
 from aneurysm.report.views import CT_PROJECTION_HU, View, ViewName, mr_projection_window, view
-from aneurysm.volume.blocks import DARK_VESSELS, blocks_of
-from aneurysm.volume.intensity import to_physical
+from aneurysm.types import Point
+from aneurysm.volume.blocks import DARK_VESSELS
+from aneurysm.volume.intensity import Intensity, to_physical
 
 _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
 PICTURE_SLAB_MM = 24.0
@@ -101,16 +104,16 @@ def draw_volume(volume: str | Path, picture: str | Path) -> None:
 
 def _draw_figure(volume: Path) -> Figure:
     opened = open_volume(volume)
-    attributes, voxels = opened.attributes, _read_whole(opened.image)
+    metadata, voxels = opened.metadata, _read_whole(opened.image)
     vessels = None if opened.vessels is None else _read_whole(opened.vessels)
-    affine = np.asarray(attributes["affine_lps"], float)
+    affine = metadata.affine
     views = [view(voxels, affine, name) for name in _VIEWS]
-    focus, focus_name = _focus(attributes, vessels, affine, voxels.shape)
-    dark = attributes["modality"] == DARK_VESSELS
+    focus, focus_name = _focus(metadata, vessels, affine, voxels.shape)
+    dark = metadata.modality == DARK_VESSELS
     # Scaled in two dimensions only: the volume itself stays in its stored integers.
-    slices = [_physical(seen.slice_through(focus), attributes) for seen in views]
-    slabs = [_physical(seen.slab(focus, PICTURE_SLAB_MM, minimum=dark), attributes) for seen in views]
-    windows = _windows(attributes["intensity"], slices, slabs)
+    slices = [_physical(seen.slice_through(focus), metadata.intensity) for seen in views]
+    slabs = [_physical(seen.slab(focus, PICTURE_SLAB_MM, minimum=dark), metadata.intensity) for seen in views]
+    windows = _windows(metadata.intensity, slices, slabs)
 
     figure = Figure(figsize=(13.5, 9.9), layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)  # registers itself with the figure; pyplot would keep every figure for good
@@ -123,17 +126,17 @@ def _draw_figure(volume: Path) -> Figure:
         shown = None if mask is None else (mask.slice_through(focus), mask.slab(focus, PICTURE_SLAB_MM))
         for row, (images, near_mm) in enumerate(((slices, _NEAR_MM), (slabs, PICTURE_SLAB_MM / 2))):
             _draw(axes[row, column], seen, images[column], windows[row], None if shown is None else shown[row])
-            for number, lesion in enumerate(attributes.get("lesions") or [], start=1):
-                _mark(axes[row, column], seen, lesion["lps_mm"], number, focus, near_mm)
+            for number, lesion in enumerate(metadata.lesions, start=1):
+                _mark(axes[row, column], seen, lesion.lps_mm, number, focus, near_mm)
             kind_shown = "slice" if row == 0 else f"{'minimum' if dark else 'maximum'} of {PICTURE_SLAB_MM:g} mm"
             axes[row, column].set_title(f"{seen.name}, {kind_shown}", color=INK, fontsize=9, pad=18)
-    unit = attributes["intensity"]["unit"]
+    unit = metadata.intensity.unit
     shown_as = ", ".join(
         f"{name} {low:.4g} to {high:.4g}" for name, (low, high) in zip(("slices", "projections"), windows, strict=True)
     )
     facts = f"about {focus_name}   black to white: {shown_as} {'HU' if unit == 'HU' else '(no unit)'}"
-    figure.suptitle(f"{_title(attributes, voxels.shape)}\n{facts}", color=INK, fontsize=11)
-    _add_legend(figure, attributes.get("lesions") or [], vessels)
+    figure.suptitle(f"{_title(metadata, voxels.shape)}\n{facts}", color=INK, fontsize=11)
+    _add_legend(figure, metadata.lesions, vessels)
     return figure
 
 
@@ -144,13 +147,13 @@ def _read_whole(array: ShardReader | ZarrArray) -> NDArray[Any]:
 
 
 def _focus(
-    attributes: dict[str, Any],
+    metadata: VolumeMetadata,
     vessels: NDArray[np.uint8] | None,
     affine: NDArray[np.float64],
     shape: tuple[int, ...],
 ) -> tuple[NDArray[np.float64], str]:
     """Return the point (LPS mm) that the picture is about, and what it is."""
-    lesions = np.array([lesion["lps_mm"] for lesion in attributes.get("lesions") or []], float).reshape(-1, 3)
+    lesions = np.array([lesion.lps_mm for lesion in metadata.lesions], float).reshape(-1, 3)
     if len(lesions):
         apart = np.linalg.norm(lesions[:, None] - lesions, axis=2)
         chosen = int((apart <= PICTURE_SLAB_MM / 2).sum(axis=1).argmax())
@@ -159,25 +162,24 @@ def _focus(
         middle, name = np.argwhere(vessels).mean(axis=0), "the middle of the vessels"
     else:
         middle, name = (np.array(shape) - 1) / 2, "the middle of the volume"
-        if "blocks" in attributes and (head := blocks_of(attributes)).head.any():
+        if (head := metadata.head_and_vessels()).head.any():
             edges = np.argwhere(head.head)
             middle = (edges.min(axis=0) + edges.max(axis=0) + 1) / 2 * np.array(head.edge) - 0.5
             name = "the middle of the head"
     return (affine @ [*middle, 1.0])[:3], name
 
 
-def _physical(stored: NDArray[Any], attributes: dict[str, Any]) -> NDArray[np.float32]:
-    intensity = attributes["intensity"]
-    return to_physical(stored.astype(np.float32), intensity["scale"], intensity["offset"])
+def _physical(stored: NDArray[Any], intensity: Intensity) -> NDArray[np.float32]:
+    return to_physical(stored.astype(np.float32), intensity.scale, intensity.offset)
 
 
 def _windows(
-    intensity: dict[str, Any], slices: list[NDArray[np.float32]], slabs: list[NDArray[np.float32]]
+    intensity: Intensity, slices: list[NDArray[np.float32]], slabs: list[NDArray[np.float32]]
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the window of the slices and that of the projections: one each, so that panels can be compared."""
-    if intensity["unit"] == "HU":
+    if intensity.unit == "HU":
         return _CT_SLICE_HU, CT_PROJECTION_HU
-    low, high = (float(v) for v in intensity["window"])
+    low, high = (float(v) for v in intensity.window)
     # The window of MR has room for the brightest vessels; where slices have none, tissue would be all but black.
     bright = np.percentile(np.concatenate([v.ravel() for v in slices]), _MR_BRIGHT_PERCENTILE)
     return (low, min(high, max(float(bright), (3 * low + high) / 4))), mr_projection_window(
@@ -213,15 +215,15 @@ def _coloured(mask: NDArray[np.uint8]) -> NDArray[np.float32]:
     return colours[mask]
 
 
-def _mark(axes: Axes, seen: View, lps_mm: list[float], number: int, focus: NDArray[np.float64], near_mm: float) -> None:
+def _mark(axes: Axes, seen: View, lps_mm: Point, number: int, focus: NDArray[np.float64], near_mm: float) -> None:
     x, y = seen.in_picture_mm(lps_mm)
     # A tenth of tolerance: a slice shows the voxels about it.
     add_circle(axes, x, y, near=seen.distance_mm(lps_mm, focus) <= near_mm + 0.1)
     write(axes, x + LESION_RADIUS_MM, y - LESION_RADIUS_MM, str(number), LESION_COLOUR)
 
 
-def _add_legend(figure: Figure, lesions: list[dict[str, Any]], vessels: NDArray[np.uint8] | None) -> None:
-    handles = [_key("o", LESION_COLOUR, f"{i} {x['location']}") for i, x in enumerate(lesions, start=1)]
+def _add_legend(figure: Figure, lesions: Sequence[Lesion], vessels: NDArray[np.uint8] | None) -> None:
+    handles = [_key("o", LESION_COLOUR, f"{i} {x.location}") for i, x in enumerate(lesions, start=1)]
     if len(lesions) > 1:
         dashed = Line2D([], [], color=LESION_COLOUR, linestyle=LESION_DASHES, linewidth=1.2, alpha=0.6)
         dashed.set_label(
@@ -241,9 +243,9 @@ def _key(marker: str, colour: ColorType, label: str) -> Line2D:
     return Line2D([], [], marker=marker, linestyle="", color=colour, markerfacecolor=filling, label=label)
 
 
-def _title(attributes: dict[str, Any], shape: tuple[int, ...]) -> str:
-    spacing_mm = np.linalg.norm(np.asarray(attributes["affine_lps"], float)[:3, :3], axis=0)
+def _title(metadata: VolumeMetadata, shape: tuple[int, ...]) -> str:
+    spacing_mm = np.linalg.norm(metadata.affine[:3, :3], axis=0)
     size = " x ".join(str(n) for n in shape)
     spacing = " x ".join(f"{s:.4g}" for s in spacing_mm)
-    facts = (attributes["modality"], f"{size} at {spacing} mm (z, y, x)", attributes["spec"])
-    return f"{attributes['series_uid']}\n{'   '.join(facts)}"
+    facts = (metadata.modality, f"{size} at {spacing} mm (z, y, x)", metadata.spec)
+    return f"{metadata.series_uid}\n{'   '.join(facts)}"

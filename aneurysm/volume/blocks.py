@@ -4,18 +4,21 @@ Blocks are finer than chunks on purpose. A chunk of 32 mm at the edge of the hea
 within, it yields patches of air; drawn by its share of head, each of its head voxels is drawn too rarely.
 
 What the voxels alone say is a `Survey`, found once, when a volume is built. Which blocks count as vessels also depends
-on annotations, which change later: a vessel mask, or the modality that train.csv names. `blocks_of` puts both together.
+on annotations, which change later: a vessel mask, or the modality that train.csv names. `Survey.blocks` puts both
+together.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+
+from aneurysm.types import Triple, triple
 
 EDGE_MM: Final = 8.0
 SURVEY_VERSION: Final = 2
@@ -47,6 +50,28 @@ class Blocks(HeadBlocks):
     from_mask: bool
 
 
+class PackedSurvey(BaseModel):
+    """
+    A `Survey` as it stands in a volume's metadata: bits in C order, the first the highest of its byte, as base64.
+
+    ``survey`` is the `SURVEY_VERSION` that found it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    edge: Triple
+    shape: Triple
+    head: str
+    bright: str
+    survey: int
+    dark: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = serialize(self)
+        return {k: v for k, v in content.items() if v is not None}
+
+
 @dataclass(frozen=True)
 class Survey:
     """
@@ -69,32 +94,23 @@ class Survey:
         dark = modality == DARK_VESSELS and self.dark is not None
         return Blocks(self.edge, self.head, self.dark if dark and self.dark is not None else self.bright, False)
 
-    def as_metadata(self) -> dict[str, Any]:
-        """Return what stands in the volume's metadata: bits in C order, the first the highest of its byte, base64."""
-        content = {
-            "edge": list(self.edge),
-            "shape": list(self.head.shape),
-            "head": pack_bits(self.head),
-            "bright": pack_bits(self.bright),
-            "survey": SURVEY_VERSION,
-        }
-        return content if self.dark is None else content | {"dark": pack_bits(self.dark)}
+    def pack(self) -> PackedSurvey:
+        """Return what stands in the volume's metadata."""
+        dark = None if self.dark is None else pack_bits(self.dark)
+        return PackedSurvey(
+            edge=self.edge,
+            shape=triple(self.head.shape),
+            head=pack_bits(self.head),
+            bright=pack_bits(self.bright),
+            survey=SURVEY_VERSION,
+            dark=dark,
+        )
 
     @classmethod
-    def from_metadata(cls, content: Mapping[str, Any]) -> Survey:
-        """Return what `as_metadata` described; raise `ValueError`, `TypeError` or `KeyError` if it is damaged."""
-        z, y, x = (int(n) for n in content["edge"])
-        shape = tuple(int(n) for n in content["shape"])
-        dark = unpack_bits(content["dark"], shape) if "dark" in content else None
-        return cls((z, y, x), unpack_bits(content["head"], shape), unpack_bits(content["bright"], shape), dark)
-
-
-def blocks_of(attributes: Mapping[str, Any]) -> Blocks:
-    """Return the blocks by a volume's attributes; raise `ValueError`, `TypeError` or `KeyError` if they are damaged."""
-    survey = Survey.from_metadata(attributes["blocks"])
-    mask = attributes.get("vessel_mask")
-    bits = unpack_bits(mask["blocks"], survey.head.shape) if mask and mask["path"] else None
-    return survey.blocks(attributes["modality"], bits)
+    def unpack(cls, packed: PackedSurvey) -> Survey:
+        """Return what `pack` packed; raise `ValueError` if it is damaged."""
+        dark = None if packed.dark is None else unpack_bits(packed.dark, packed.shape)
+        return cls(packed.edge, unpack_bits(packed.head, packed.shape), unpack_bits(packed.bright, packed.shape), dark)
 
 
 def mask_blocks(mask: NDArray[np.uint8], edge: tuple[int, int, int]) -> Bits:

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from aneurysm.errors import DataError, UsageError
 from aneurysm.labels import MODALITIES
 from aneurysm.spec import CacheSpec
+from aneurysm.volume.blocks import Survey
 from aneurysm.volume.grid import TargetGrid, lay_grid
-from aneurysm.volume.intensity import Intensity, array_intensity, ct_intensity, mr_intensity
+from aneurysm.volume.head_and_vessels import survey
+from aneurysm.volume.intensity import StoredIntensity, array_intensity, ct_intensity, mr_intensity
 from aneurysm.volume.weights import axis_weights
 
 CT_MODALITIES: Final = ("CT", "CTA")
@@ -35,6 +37,8 @@ class GriddedArray:
         (4, 4): (z, y, x, 1) to (x, y, z, 1) in LPS mm, voxel centres.
     intensity
         What the integers mean.
+    survey
+        Where head and vessels are.
     vessels
         The vessel mask on the same grid, or None.
     cropped
@@ -43,7 +47,8 @@ class GriddedArray:
 
     voxels: NDArray[Any]
     affine_lps: NDArray[np.float64]
-    intensity: Intensity
+    intensity: StoredIntensity
+    survey: Survey
     vessels: NDArray[np.uint8] | None
     cropped: bool
 
@@ -87,7 +92,7 @@ def grid_array(
             f"the spec {spec.name!r} does not say what the values of an array without a modality mean: give one of "
             f"{', '.join(KNOWN_MODALITIES)}, or take a spec with [intensity.array], such as arrays-u8"
         )
-    known: Intensity | None = None
+    known: StoredIntensity | None = None
     if modality in CT_MODALITIES:
         known = ct_intensity(spec.intensity.CT, spec.storage)
     elif not modality and entry is not None:
@@ -103,7 +108,8 @@ def grid_array(
     intensity = known or mr_intensity(spec.intensity.MR, spec.storage, physical)
     voxels = intensity.store(_in_order(physical, grid))
     placed = None if vessels is None else _in_order(_nearest(vessels, steps, grid), grid)
-    return GriddedArray(voxels, grid.affine_lps, intensity, placed, grid.cropped)
+    found = survey(voxels, intensity, spec.spacing_mm)
+    return GriddedArray(voxels, grid.affine_lps, intensity, found, placed, grid.cropped)
 
 
 def grid_mask(mask: NDArray[np.uint8], affine_lps: NDArray[np.float64], spec: CacheSpec) -> NDArray[np.uint8]:

@@ -54,7 +54,7 @@ class Intensity:
     How stored integers map to physical values, and those to a model's [0, 1].
 
     ``physical = stored * scale + offset``; ``clip`` is the range that is stored and ``window`` the range that maps
-    to [0, 1], both in physical units. ``fill`` is the stored value of air.
+    to [0, 1], both in physical units. ``statistics`` are those of an MR volume that set its scale.
     """
 
     unit: Literal["HU", "arbitrary"]
@@ -62,9 +62,15 @@ class Intensity:
     offset: float
     clip: tuple[float, float]
     window: tuple[float, float]
+    statistics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class StoredIntensity(Intensity):
+    """An `Intensity` with how it is stored: the integers' ``dtype``, and ``fill``, the stored value of air."""
+
     fill: int
     dtype: str
-    statistics: dict[str, float]
 
     def store(self, physical: NDArray[np.float32]) -> NDArray[Any]:
         """Return the stored integers of ``physical``, clipped and rounded to the nearest step."""
@@ -72,17 +78,6 @@ class Intensity:
         steps -= self.offset
         steps *= 1 / self.scale
         return np.rint(steps, out=steps).astype(self.dtype)
-
-    def as_metadata(self) -> dict[str, Any]:
-        """Return what stands in the volume's metadata."""
-        return {
-            "unit": self.unit,
-            "scale": self.scale,
-            "offset": self.offset,
-            "clip": list(self.clip),
-            "window": list(self.window),
-            "statistics": self.statistics,
-        }
 
 
 def _integers(low: float, high: float, levels: int, storage: StorageSpec) -> tuple[float, float]:
@@ -97,23 +92,23 @@ def _integers(low: float, high: float, levels: int, storage: StorageSpec) -> tup
     return scale, offset if abs(offset) > 1e-6 * scale else 0.0
 
 
-def ct_intensity(entry: CTIntensity, storage: StorageSpec) -> Intensity:
+def ct_intensity(entry: CTIntensity, storage: StorageSpec) -> StoredIntensity:
     """Return the mapping of CT: fixed, since HU are physical."""
     low, high = entry.clip_hu
     scale, offset = _integers(low, high, entry.levels, storage)
     # Air is -1000 HU, or the lowest value that is kept.
     fill = round((max(low, -1000.0) - offset) / scale)
-    return Intensity("HU", scale, offset, entry.clip_hu, entry.window_hu, fill, storage.dtype, {})
+    return StoredIntensity("HU", scale, offset, entry.clip_hu, entry.window_hu, {}, fill, storage.dtype)
 
 
-def array_intensity(entry: ArrayIntensity, storage: StorageSpec) -> Intensity:
+def array_intensity(entry: ArrayIntensity, storage: StorageSpec) -> StoredIntensity:
     """Return the mapping of arrays without a modality: fixed; the window's lower end stands for air."""
     scale, offset = _integers(*entry.window, entry.levels, storage)
     fill = round((entry.window[0] - offset) / scale)
-    return Intensity("arbitrary", scale, offset, entry.window, entry.window, fill, storage.dtype, {})
+    return StoredIntensity("arbitrary", scale, offset, entry.window, entry.window, {}, fill, storage.dtype)
 
 
-def mr_intensity(entry: MRIntensity, storage: StorageSpec, volume: NDArray[np.float32]) -> Intensity:
+def mr_intensity(entry: MRIntensity, storage: StorageSpec, volume: NDArray[np.float32]) -> StoredIntensity:
     """
     Return the mapping of one MR ``volume`` (physical values).
 
@@ -145,4 +140,4 @@ def mr_intensity(entry: MRIntensity, storage: StorageSpec, volume: NDArray[np.fl
         "head_fraction": round(len(head) / len(sample), 4),
     }
     fill = round((0.0 - offset) / scale)
-    return Intensity("arbitrary", scale, offset, (bottom, top), (low, top), fill, storage.dtype, statistics)
+    return StoredIntensity("arbitrary", scale, offset, (bottom, top), (low, top), statistics, fill, storage.dtype)

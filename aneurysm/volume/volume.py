@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -18,8 +19,10 @@ from aneurysm.dicom.stack import Stack, stack_frames
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
 from aneurysm.spec import CacheSpec
 from aneurysm.volume.agreement import DAMAGED
+from aneurysm.volume.blocks import HeadBlocks, Survey
 from aneurysm.volume.grid import TargetGrid, field_of_view, lay_grid, target_grid
-from aneurysm.volume.intensity import Intensity, ct_intensity, mr_intensity, to_physical
+from aneurysm.volume.head_and_vessels import head_blocks, survey
+from aneurysm.volume.intensity import StoredIntensity, ct_intensity, mr_intensity, to_physical
 from aneurysm.volume.modality import dicom_modality
 from aneurysm.volume.parts import Coverage, OtherPart, PartMerger
 from aneurysm.volume.stored_values import Meaning, StoredValues, stored_values
@@ -40,9 +43,20 @@ class Volume:
 
     voxels: NDArray[Any]
     affine_lps: NDArray[np.float64]
-    intensity: Intensity
+    intensity: StoredIntensity
+    spacing_mm: tuple[float, float, float]
     stack: Stack
     decisions: list[Decision]
+
+    @cached_property
+    def head_blocks(self) -> HeadBlocks:
+        """Where the head is."""
+        return head_blocks(self.voxels, self.intensity, self.spacing_mm)
+
+    @cached_property
+    def survey(self) -> Survey:
+        """Where head and vessels are; the search for vessels takes most of the time."""
+        return survey(self.voxels, self.intensity, self.spacing_mm)
 
 
 def assemble(series: Series, spec: CacheSpec) -> Volume:
@@ -112,7 +126,7 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
     decisions += [*stack.decisions, *meaning.decisions]
     if grid.cropped:
         decisions.append(Decision("cropped", "to the region of the spec"))
-    return Volume(grid.to_cached(voxels), grid.affine_lps, intensity, stack, decisions)
+    return Volume(grid.to_cached(voxels), grid.affine_lps, intensity, spec.spacing_mm, stack, decisions)
 
 
 def _readable(frame: Frame, reader: PixelReader) -> bool:
@@ -125,7 +139,7 @@ def _readable(frame: Frame, reader: PixelReader) -> bool:
 
 def _resample(
     stack: Stack, meaning: Meaning, spec: CacheSpec, reader: PixelReader, *, ct: bool
-) -> tuple[TargetGrid, NDArray[Any], Intensity]:
+) -> tuple[TargetGrid, NDArray[Any], StoredIntensity]:
     """Return the grid and the voxels on it: (slice, column, row), stored integers."""
     grid = target_grid(stack, spec)
     source = _Physical(reader, spec, ct=ct)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,13 +12,13 @@ from aneurysm.cache.volume import read_box
 from aneurysm.patches.samplers import grid_starts
 from aneurysm.types import Triple, triple
 from aneurysm.volume.blocks import HeadBlocks
+from aneurysm.volume.intensity import Intensity
 
 
 class Source(Protocol):
     """
     One volume: an `aneurysm.cache.volume.CachedVolume`, or a `MemoryVolume`.
 
-    ``attributes["intensity"]`` has ``unit``, ``scale``, ``offset`` and ``window``, as docs/cache.md explains them.
     ``read(start, shape)`` returns the stored integers of a box (z, y, x), padded with air outside the volume.
     """
 
@@ -40,8 +39,8 @@ class Source(Protocol):
         """Where the head is."""
 
     @property
-    def attributes(self) -> Mapping[str, Any]:
-        """What is known of the volume."""
+    def intensity(self) -> Intensity:
+        """What its stored integers mean."""
 
     def read(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[Any]:
         """Return the stored integers of a box."""
@@ -52,7 +51,8 @@ class MemoryVolume:
     """
     A `Source` in memory.
 
-    ``voxels`` are stored integers (z, y, x), ``fill`` is the stored value of air.
+    ``voxels`` are stored integers (z, y, x), ``fill`` is the stored value of air. ``modality`` is that of a cached
+    volume, empty for one that comes from DICOM.
     """
 
     uid: str
@@ -60,7 +60,8 @@ class MemoryVolume:
     fill: int
     affine_lps: NDArray[np.float64]
     blocks: HeadBlocks
-    attributes: Mapping[str, Any]
+    intensity: Intensity
+    modality: str = ""
 
     @property
     def shape(self) -> Triple:

@@ -250,9 +250,9 @@ class _Series:
     def __post_init__(self) -> None:
         if self.options.map_label is not None:
             self.stitched = StitchedMap(self.windows.source.shape, self.options.map_label)
-        intensity = self.windows.source.attributes["intensity"]
+        intensity = self.windows.source.intensity
         self.voxels = torch.from_numpy(self.windows.voxels).to(self.options.device)
-        self.units = (intensity["scale"], intensity["offset"], *intensity["window"], intensity["unit"] == "HU")
+        self.units = (intensity.scale, intensity.offset, *intensity.window, intensity.unit == "HU")
 
     @property
     def complete(self) -> bool:
