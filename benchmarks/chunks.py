@@ -135,7 +135,7 @@ def _write(sources: list[CachedVolume], storage: StorageSpec, root: Path) -> tup
         fill = int(zarr.open_array(source.path / "0", mode="r").fill_value)
         path = CacheLayout(root).volume(source.uid)
         started = time.perf_counter()
-        write_volume(path, voxels, source.affine_lps, storage, fill, {})
+        write_volume(path, voxels, source.metadata, storage=storage, fill=fill)
         seconds += time.perf_counter() - started
         copy = CachedVolume(root, source.uid)
         if not np.array_equal(copy.read((0, 0, 0), copy.shape), voxels):

@@ -155,7 +155,7 @@ def _note(contender: Contender) -> Path:
 
 def _prepare(contender: Contender) -> None:
     note = _note(contender)
-    of = [volume.attributes["voxel_hash"] for volume in contender.volumes]
+    of = [volume.metadata.voxel_hash for volume in contender.volumes]
     if note.exists() and json.loads(note.read_text())["of"] == of:
         return
     shutil.rmtree(contender.folder, ignore_errors=True)

@@ -7,7 +7,6 @@ volume has its own metadata and the hashes that belong to them: `aneurysm verify
 from __future__ import annotations
 
 import io
-import json
 import os
 import struct
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +20,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from aneurysm.annotations.frames import pack_frames, sop_key, unpack_frames
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.metadata import document_bytes, seal
+from aneurysm.cache.metadata import read_document
 from aneurysm.labels import LABELS
 
 _ROOT = "1.2.826.0.1.3680043.8.498.99"
@@ -96,19 +95,19 @@ def clone_volume(cache: Path, numbers: range) -> None:
 def _clone_part(cache: Path, numbers: range) -> None:
     layout = CacheLayout(cache)
     original = layout.volume(series_uid(0))
-    metadata = json.loads((original / "zarr.json").read_text())
-    own = metadata["attributes"]["aneurysm"]
+    document = read_document(original)
     others = {
         p.relative_to(original): p.read_bytes() for p in original.rglob("*") if p.is_file() and p.parent != original
     }
-    frames = unpack_frames(own["images"])
+    assert document.own.images is not None
+    frames = unpack_frames(document.own.images)
     for number in numbers:
         uid = series_uid(number)
         folder = layout.volume(uid)
         for name, content in others.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        own["series_uid"] = uid
         sops = [sop_key(f"{uid}.{100 + k}") for k in range(len(frames))]
-        own["images"] = pack_frames([replace(f, sop=sop) for f, sop in zip(frames, sops, strict=True)])
-        (folder / "zarr.json").write_bytes(document_bytes(seal(metadata, folder)))
+        images = pack_frames([replace(f, sop=sop) for f, sop in zip(frames, sops, strict=True)])
+        copy = document.with_changes(series_uid=uid, images=images).sealed(folder)
+        (folder / "zarr.json").write_bytes(copy.to_bytes())

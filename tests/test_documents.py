@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache.manifest import read_attributes
+from aneurysm.cache.metadata import read_document
 from aneurysm.cache.volume import _read_json
 from aneurysm.documents import MOST_JSON, MOST_TOML, parse_json, parse_toml, read_json, read_toml
 from aneurysm.errors import CacheError, DamagedCacheError, SpecError, UsageError
@@ -74,7 +74,7 @@ def test_a_spec_or_configuration_without_end_is_one_line(tmp_path: Path, text: s
 def test_metadata_without_end_are_damage(tmp_path: Path) -> None:
     (tmp_path / "zarr.json").write_text(DEEP_JSON["objects"])
     with pytest.raises(CacheError, match="damaged"):
-        read_attributes(tmp_path)
+        read_document(tmp_path)
     folder = os.open(tmp_path, os.O_RDONLY)
     try:
         with pytest.raises(DamagedCacheError, match="damaged"):

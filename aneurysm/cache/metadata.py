@@ -52,6 +52,7 @@ ANNOTATIONS: Final = frozenset(
 """Fields of `VolumeMetadata` that are annotations."""
 _HASHES: Final = frozenset({"voxel_hash", "annotation_hash"})
 _MASK_DECISION: Final = "mask_"
+_OWN: Final = ("attributes", "aneurysm")
 
 _Row = tuple[float, float, float, float]
 _Affine = tuple[_Row, _Row, _Row, _Row]
@@ -253,20 +254,22 @@ def parse_document(content: bytes, name: str) -> VolumeDocument:
     try:
         return VolumeDocument.model_validate_json(content, strict=True)
     except ValidationError as error:
-        raise DamagedCacheError(f"{name} is damaged: {_first_fault(error)}") from error
+        raise DamagedCacheError(f"{name} {_first_fault(error)}") from error
 
 
 def _first_fault(error: ValidationError) -> str:
-    """Return what is wrong with metadata: another format, what is missing, or the first entry that is wrong."""
+    """Return what is wrong with metadata: no volume of ours, another format, what is missing, or the first fault."""
     faults = error.errors(include_url=False)
     inner = [(".".join(str(part) for part in fault["loc"][2:]), fault) for fault in faults]
+    if any(fault["type"] == "missing" and fault["loc"] in (("attributes",), _OWN) for fault in faults):
+        return "lacks the attribute aneurysm: it is no volume of a cache, or damaged"
     for name, fault in inner:
         if name == "format_version":
-            return f"format version {str(fault['input'])[:20]}, this program knows {FORMAT_VERSION}"
+            return f"is of format version {str(fault['input'])[:20]}, this program knows {FORMAT_VERSION}"
     if missing := [name for name, fault in inner if fault["type"] == "missing" and name]:
-        return f"the metadata lacks {', '.join(sorted(missing))}"
+        return f"is damaged: the metadata lacks {', '.join(sorted(missing))}"
     name, fault = inner[0]
-    return f"{name or '.'.join(str(part) for part in fault['loc']) or 'the file'}: {fault['msg']}"
+    return f"is damaged: {name or '.'.join(str(part) for part in fault['loc']) or 'the file'}: {fault['msg']}"
 
 
 def is_mask_decision(decision: Decision) -> bool:

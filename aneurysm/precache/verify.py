@@ -216,7 +216,7 @@ def _check_metadata(folder: Path, content: bytes | str, spec: CacheSpec, deep: b
     if isinstance(content, str):
         return [fault(content)], None, 0
     try:
-        document = parse_document(content, "zarr.json")
+        document = parse_document(content, str(folder / "zarr.json"))
     except CacheError as error:
         return [fault(str(error))], None, 0
     faults: list[Fault] = []

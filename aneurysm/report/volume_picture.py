@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
+from aneurysm.annotations.lesions import Lesion
 from aneurysm.cache.metadata import VolumeMetadata
 from aneurysm.cache.shard import ShardReader
 from aneurysm.cache.volume import ZarrArray, open_volume

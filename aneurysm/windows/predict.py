@@ -167,16 +167,16 @@ def prefetch(cache: Cache, volumes: Iterable[int]) -> Iterator[CachedVolume]:
         The object store can't be read. What is wrong with one volume shows when it is read.
     """
     chosen = (cache[i] for i in volumes)
-    if not cache.stored:
+    if not cache.remote:
         yield from chosen
         return
     yield from ahead(_fetch, chosen, _PREFETCHED)
 
 
 def _fetch(volume: CachedVolume) -> CachedVolume:
-    if volume.stored is not None:
+    if volume.remote is not None:
         with suppress(CacheError):
-            volume.stored.fetch()
+            volume.remote.fetch()
     return volume
 
 

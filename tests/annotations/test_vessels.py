@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from aneurysm.cache.metadata import read_document
 from aneurysm.labels import UNKNOWN_VESSEL
 from aneurysm.rawdata.masks import find_masks
-from aneurysm.volume.blocks import blocks_of
 from tests.support.acquisition import Acquisition, acquire, rotation
 from tests.support.cached import CachedImage, Outcome, run
 from tests.support.pattern import anatomy
@@ -265,7 +265,7 @@ def test_a_mask_of_0_and_1_says_where_vessels_are_and_not_which(tree):
     assert np.allclose(middle, (6, 0, -4), atol=0.6)
     assert "mask_without_sites" in image.codes
     assert "mask_placed" not in image.codes
-    assert blocks_of(image.meta).from_mask
+    assert read_document(image.path).own.head_and_vessels().from_mask
 
 
 def test_the_masks_of_the_data_set_have_right_on_the_right(tree):

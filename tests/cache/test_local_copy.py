@@ -44,7 +44,7 @@ def test_the_same_tables_and_voxels(stored: str, built: Built) -> None:
     np.testing.assert_array_equal(cache.labels, local.labels)
     for ours, theirs in zip(cache, local, strict=True):
         np.testing.assert_array_equal(whole(ours), whole(theirs))
-        assert ours.attributes == theirs.attributes
+        assert ours.metadata == theirs.metadata
         assert ours.has_vessels == theirs.has_vessels
     assert repr(cache[0]) == f"CachedVolume('{stored}/volumes/{cache.uids[0]}.zarr')"
 
@@ -64,14 +64,14 @@ def test_tables_that_do_not_fit_together_are_fetched_again(
 
 def test_the_bound_holds_and_the_least_recently_used_goes(stored: str, built: Built, tmp_path: Path) -> None:
     local = Cache.open(built.cache)
-    sizes = [v.size for v in Cache.open(stored).stored.values()]
+    sizes = [v.size for v in Cache.open(stored).remote.values()]
     most = sum(sorted(sizes)[-2:]) + 1000  # any two, and never three
     cache = Cache.open(stored, local_cache=tmp_path / "small", local_cache_gb=most / 1e9)
     for i in (0, 1, 0, 2, 3, 0, 1):
         np.testing.assert_array_equal(whole(cache[i]), whole(local[i]))
         assert copied_bytes(tmp_path / "small") <= most
     assert names(tmp_path / "small") == sorted(f"{cache.uids[i]}.zarr" for i in (0, 1))
-    os.utime(cache.stored[cache.uids[0]].path.parent, (2e9, 2e9))
+    os.utime(cache.remote[cache.uids[0]].path.parent, (2e9, 2e9))
     _ = cache[2].shape
     assert names(tmp_path / "small") == sorted(f"{cache.uids[i]}.zarr" for i in (0, 2))
 
@@ -127,7 +127,7 @@ def test_many_readers_fetch_a_volume_once(stored: str, monkeypatch: pytest.Monke
         real(store, uid, folder)
 
     monkeypatch.setattr(local_copy, "download_volume", counted)
-    threads = [threading.Thread(target=cache.stored[cache.uids[0]].fetch) for _ in range(6)]
+    threads = [threading.Thread(target=cache.remote[cache.uids[0]].fetch) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -137,7 +137,7 @@ def test_many_readers_fetch_a_volume_once(stored: str, monkeypatch: pytest.Monke
 
 def test_what_a_killed_process_was_fetching_is_swept(stored: str, tmp_path: Path) -> None:
     cache = Cache.open(stored)
-    for name in (cache.stored[cache.uids[0]]._entry, "f" * 32 + "-5000"):
+    for name in (cache.remote[cache.uids[0]]._entry, "f" * 32 + "-5000"):
         half = tmp_path / "local" / "fetching" / name / "x.zarr"
         half.mkdir(parents=True)
         (half / "zarr.json").write_text("{}")

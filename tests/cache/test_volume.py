@@ -26,6 +26,8 @@ from aneurysm.cache.volume import CachedVolume, ZarrArray, close_volumes, open_v
 from aneurysm.cache.writer import write_volume
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.spec import load_spec, shipped_specs
+from aneurysm.volume.intensity import Intensity
+from tests.support.metadata import metadata
 
 
 def make_volume(root: Path, uid: str, shape, spec="rsna-1mm", seed=0, vessels=False) -> np.ndarray:
@@ -35,10 +37,10 @@ def make_volume(root: Path, uid: str, shape, spec="rsna-1mm", seed=0, vessels=Fa
     voxels = rng.integers(low, high, shape).astype(storage.dtype)
     fill = low
     voxels[: shape[0] // 2, : shape[1] // 2] = fill  # so that some chunks are absent
-    attributes = {"series_uid": uid, "intensity": {"scale": 2.0, "offset": -10.0, "window": [0.0, 100.0]}}
-    attributes["blocks"] = {"edge": [8, 8, 8]}
+    intensity = Intensity("HU", 2.0, -10.0, (-2010.0, 3990.0), (0.0, 100.0), {})
+    own = metadata(uid, shape, affine=np.eye(4), intensity=intensity)
     mask = (voxels > 100).astype(np.uint8) if vessels else None
-    write_volume(root / "volumes" / f"{uid}.zarr", voxels, np.eye(4), storage, fill, attributes, mask)
+    write_volume(root / "volumes" / f"{uid}.zarr", voxels, own, storage=storage, fill=fill, vessels=mask)
     return voxels
 
 
@@ -116,7 +118,7 @@ def test_remote_volumes_are_read_by_zarr(tmp_path):
     here, there = CachedVolume(tmp_path, "1"), pickle.loads(pickle.dumps(CachedVolume(url, "1")))
     assert isinstance(volume_module._handles.get(CachedVolume(url, "1")).image, ZarrArray)
     assert there.shape == voxels.shape
-    assert there.attributes == here.attributes
+    assert there.metadata == here.metadata
     box = ((-3, 4, 20), (30, 30, 40))
     assert np.array_equal(there.read(*box), here.read(*box))
     assert np.array_equal(there.read_vessels(*box), here.read_vessels(*box))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from aneurysm.phantom.truth import read_truth
 from aneurysm.precache.run import precache
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import load_spec
+from aneurysm.volume.intensity import Intensity
 from tests.support.acquisition import acquire
 from tests.support.pattern import anatomy
 from tests.support.series import write_series
@@ -50,7 +53,7 @@ def test_voxels_units_and_place_are_those_of_the_cache(phantom):
         assert read.voxels.dtype == cached.dtype
         assert np.array_equal(read.voxels, cached.read((0, 0, 0), cached.shape))
         assert np.array_equal(read.affine_lps, cached.affine_lps)
-        assert read.attributes["intensity"] == cached.attributes["intensity"]
+        assert Intensity(*[getattr(read.intensity, f.name) for f in fields(Intensity)]) == cached.intensity
         assert read.fill == cached.fill
         if not cached.has_vessels:
             assert np.array_equal(read.blocks.head, cached.blocks.head)

@@ -15,7 +15,8 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.errors import CacheError, Reason
 from aneurysm.precache import run
-from aneurysm.precache.build_series import Outcome, write_record
+from aneurysm.precache.build_series import Outcome, record_of
+from aneurysm.processes.files import write_atomically
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.support.built import Built
 from tests.support.cache_state import manifest, same_cache
@@ -28,7 +29,8 @@ def layout(built: Built, tmp_path) -> CacheLayout:
 
 
 def put_record(layout: CacheLayout, uid: str) -> None:
-    write_record(layout, read_spec(layout), uid, Reason.NO_FILES, "a test", SeriesNotes())
+    record = record_of(read_spec(layout), uid, Reason.NO_FILES, "a test", SeriesNotes())
+    write_atomically(layout.record(uid), record.to_json())
 
 
 def test_the_tables_are_the_same_when_derived_again(built, layout):

@@ -14,9 +14,10 @@ from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.precache import publish
-from aneurysm.precache.build_series import write_record
+from aneurysm.precache.build_series import record_of
 from aneurysm.precache.publish import claim
 from aneurysm.precache.run import RunSummary, precache
+from aneurysm.processes.files import write_atomically
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.support.built import Built
 from tests.support.cache_state import leftovers, manifest, same_cache, tree_digest
@@ -43,7 +44,8 @@ def fail_before(copied: Built, *uids: str) -> None:
     layout = CacheLayout(copied.cache)
     for uid in uids:
         shutil.rmtree(layout.volume(uid))
-        write_record(layout, read_spec(layout), uid, Reason.READ_ERROR, "before", SeriesNotes())
+        record = record_of(read_spec(layout), uid, Reason.READ_ERROR, "before", SeriesNotes())
+        write_atomically(layout.record(uid), record.to_json())
 
 
 def test_a_failure_leaves_the_volume_that_is_there(copied: Built, monkeypatch: pytest.MonkeyPatch) -> None:

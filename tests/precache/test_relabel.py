@@ -17,8 +17,9 @@ import pytest
 import SimpleITK as sitk
 
 from aneurysm.cache.volume import CachedVolume, close_volumes
-from aneurysm.precache import build_series, relabel
+from aneurysm.precache import build_series, relabel, slot
 from aneurysm.precache.run import RunSummary, precache
+from aneurysm.precache.slot import LocalFiles
 from aneurysm.precache.verify import verify_cache
 from tests.support.built import Built
 from tests.support.cache_state import attributes, leftovers, manifest, same_cache, tree_digest
@@ -203,8 +204,8 @@ def _count_down(monkeypatch: pytest.MonkeyPatch, steps: int) -> list[str]:
 
         return write
 
-    monkeypatch.setattr(relabel, "publish_file", dying(relabel.publish_file))
-    monkeypatch.setattr(relabel, "publish_tree", dying(relabel.publish_tree))
+    monkeypatch.setattr(slot, "publish_file", dying(slot.publish_file))
+    monkeypatch.setattr(slot, "publish_tree", dying(slot.publish_tree))
     return done
 
 
@@ -213,8 +214,8 @@ def state_of(cache: Path, uid: str) -> tuple[object, ...]:
     close_volumes()
     volume = CachedVolume(cache, uid)
     mask = volume.read_vessels((0, 0, 0), volume.shape).tobytes() if volume.has_vessels else b""
-    facts = [volume.attributes[k] for k in ("labels", "lesions", "modality")]
-    return json.dumps(facts), volume.blocks.vessels.tobytes(), volume.blocks.from_mask, mask
+    facts = volume.metadata.model_dump_json(include={"labels", "lesions", "modality"})
+    return facts, volume.blocks.vessels.tobytes(), volume.blocks.from_mask, mask
 
 
 @pytest.mark.parametrize("what", ["another mask", "no mask any more", "one mask more"])
@@ -363,7 +364,7 @@ def test_damaged_annotations_are_not_made_to_look_sound(copied: Built) -> None:
     assert verify_cache(copied.cache, data=copied.data, workers=0).faults == []
 
 
-@pytest.mark.parametrize("step", ["file_hash", "place_mask"])
+@pytest.mark.parametrize("step", ["file_hash", "resample_mask"])
 def test_a_mask_that_can_not_be_read_is_told_and_its_volume_stays_as_it_was(
     copied: Built, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -404,7 +405,7 @@ def test_an_unforeseen_error_costs_one_volume_and_not_the_run(
 
 
 def _failing_of(update: Callable[..., object], uid: str) -> Callable[..., object]:
-    def fail(files: relabel.LocalFiles, *args: object) -> object:
+    def fail(files: LocalFiles, *args: object) -> object:
         if files.volume.name == f"{uid}.zarr":
             raise KeyError("Doe^Jane")
         return update(files, *args)
@@ -416,7 +417,7 @@ MASK_KILLS = """
 import os, signal
 from aneurysm.precache import relabel
 
-relabel.place_mask = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+relabel.resample_mask = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
 
 

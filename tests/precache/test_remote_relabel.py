@@ -12,7 +12,7 @@ from aneurysm.cache.cache import Cache
 from aneurysm.cache.volume import close_volumes
 from aneurysm.precache import verify
 from aneurysm.precache.partition import Shard
-from aneurysm.precache.remote_destination import RemoteFiles
+from aneurysm.precache.remote_slot import RemoteFiles
 from aneurysm.precache.run import precache
 from aneurysm.precache.verify import verify_cache
 from aneurysm.remote.client import ObjectStore

@@ -14,7 +14,7 @@ from aneurysm.errors import Reason
 from aneurysm.precache import remote_destination
 from aneurysm.precache.build_series import Outcome, SeriesJob, build_series
 from aneurysm.precache.engines import Local, run_jobs
-from aneurysm.precache.remote_destination import VolumeSender
+from aneurysm.precache.remote_slot import RemoteSlot
 from aneurysm.precache.run import precache
 from aneurysm.precache.verify import verify_cache
 from aneurysm.processes.children import NO_LIMITS, InProcess
@@ -60,7 +60,7 @@ def test_series_that_another_run_is_at_come_last_and_are_built_if_it_is_dead(bui
 def test_two_runs_at_once_share_the_series(built: Built, bucket: Bucket, tmp_path: Path) -> None:
     url, (first, second) = f"{bucket.url}/cache", built.uids[:2]
     jobs = [job_of(built, uid, url, tmp_path) for uid in (first, second)]
-    with VolumeSender(url, first, tmp_path).marked(insist=False) as ours:
+    with RemoteSlot(url, first, tmp_path).marked(insist=False) as ours:
         assert ours
         assert bucket.keys("cache/.building/") == [f"cache/.building/{first}"]
         assert build_series(jobs[0]).status == "busy"

@@ -9,16 +9,24 @@ import zarr
 from matplotlib.figure import Figure
 from PIL import Image
 
+from aneurysm.annotations.lesions import Lesion
+from aneurysm.cache.metadata import MaskEntry, VolumeDocument
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, NoSpaceError, UsageError
 from aneurysm.report.volume_picture import draw_volume
+from aneurysm.volume.blocks import pack_bits
+from aneurysm.volume.intensity import Intensity
+from tests.support.metadata import metadata
 
 AFFINE = [[0, 0, 1.0, -60], [0, 1.0, 0, -70], [1.0, 0, 0, -40], [0, 0, 0, 1]]
-LESIONS = [
-    {"location": "Left Middle Cerebral Artery", "zyx": [60.0, 60.0, 95.0], "lps_mm": [35.0, -10.0, 20.0]},
-    {"location": "Basilar Tip", "zyx": [40.0, 70.0, 60.0], "lps_mm": [0.0, 0.0, 0.0]},
-]
-CT = {"unit": "HU", "scale": 1.0, "offset": 0.0, "clip": [-1000, 2000], "window": [-1000, 2000]}
-MR = {"unit": "arbitrary", "scale": 0.5, "offset": 10.0, "clip": [10, 2000], "window": [10, 400]}
+LESIONS = (
+    Lesion("Left Middle Cerebral Artery", (60.0, 60.0, 95.0), (35.0, -10.0, 20.0), 0),
+    Lesion("Basilar Tip", (40.0, 70.0, 60.0), (0.0, 0.0, 0.0), 1),
+)
+CT = Intensity("HU", 1.0, 0.0, (-1000.0, 2000.0), (-1000.0, 2000.0), {})
+MR = Intensity("arbitrary", 0.5, 10.0, (10.0, 2000.0), (10.0, 400.0), {})
+
+
+NO_VESSELS = pack_bits(np.zeros((10, 18, 15), bool))
 
 
 def write_volume(path, *, modality="CTA", intensity=CT, lesions=LESIONS, vessels=True, affine=AFFINE):
@@ -30,7 +38,7 @@ def write_volume(path, *, modality="CTA", intensity=CT, lesions=LESIONS, vessels
     volume[r < 0.85] = 40 if intensity is CT else 300
     volume[r < 0.08] = 5 if intensity is CT else 80
     for lesion in lesions:
-        zyx = np.rint(lesion["zyx"]).astype(int)
+        zyx = np.rint(lesion.zyx).astype(int)
         near = (z - zyx[0]) ** 2 + (y - zyx[1]) ** 2 + (x - zyx[2]) ** 2 < 9
         volume[near] = 1500
     group = zarr.create_group(str(path), zarr_format=3)
@@ -40,16 +48,12 @@ def write_volume(path, *, modality="CTA", intensity=CT, lesions=LESIONS, vessels
         mask[60, 60, 60:96] = 10
         mask[20:41, 69:72, 59:62] = 2
         group.create_array("labels/vessels/0", data=mask, chunks=(32, 32, 32))
-    group.attrs["aneurysm"] = {
-        "format_version": 1,
-        "series_uid": "1.2.826.0.1.1",
-        "modality": modality,
-        "affine_lps": affine,
-        "spec": "rsna-1mm",
-        "intensity": intensity,
-        "lesions": lesions,
-        "vessel_mask": {"path": "labels/vessels/0"} if vessels else None,
-    }
+    mask = MaskEntry(path="labels/vessels/0", file_hash="", content_hash="", blocks=NO_VESSELS) if vessels else None
+    own = metadata(
+        "1.2.826.0.1.1", volume.shape, affine=affine, modality=modality, intensity=intensity, lesions=tuple(lesions),
+        vessel_mask=mask,
+    )  # fmt: skip
+    (path / "zarr.json").write_bytes(VolumeDocument.of({}, own).to_bytes())
     return path
 
 

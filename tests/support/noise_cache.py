@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aneurysm.annotations.lesions import Lesion, UnplacedLesion
 from aneurysm.cache.cache import Cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
@@ -14,6 +15,8 @@ from aneurysm.cache.writer import write_volume
 from aneurysm.labels import LABELS, SITES
 from aneurysm.spec import load_spec
 from aneurysm.volume.blocks import Survey
+from aneurysm.volume.intensity import Intensity
+from tests.support.metadata import metadata
 
 AFFINE = np.array([[0, 0, 1.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
 
@@ -49,32 +52,28 @@ def add_volume(
     rng = np.random.default_rng(int(uid.replace(".", "")) + seed)
     voxels = rng.integers(-1000, 2000, shape).astype(spec.storage.dtype)
     places = rng.uniform(10, 60, (len(sites), 3)) if places is None else np.asarray(places, float)
-    lesions = [
-        {"location": SITES[s], "zyx": p.tolist(), "lps_mm": p[::-1].tolist(), "row": i}
-        for i, (s, p) in enumerate(zip(sites, places))
-    ]
+    lesions = tuple(
+        Lesion(SITES[s], tuple(p.tolist()), tuple(p[::-1].tolist()), i) for i, (s, p) in enumerate(zip(sites, places))
+    )
     present = {site: int(i in sites) for i, site in enumerate(SITES)}
     for site, _ in unplaced:
         present[SITES[site]] = 1
-    attributes = {
-        "series_uid": uid,
-        "modality": modality,
-        "digest": spec.digest,
-        "intensity": {"unit": "HU" if modality == "CTA" else "arbitrary", "scale": 2.0, "offset": -10.0,
-                      "clip": [-3000, 5000], "window": [-100.0, 900.0]},
-        "source": {"bytes": 1},
-        "labels": {**present, LABELS[13]: int(any(present.values()))} if labels else None,
-        "lesions": lesions,
-        "unplaced_lesions": [
-            {"location": SITES[s], "reason": reason, "detail": "", "row": 50 + i}
-            for i, (s, reason) in enumerate(unplaced)
-        ],
-        "blocks": (blocks or blocks_of(shape, np.s_[2:7, 2:8, 2:9], np.s_[4:5, 4:5, 4:6])).as_metadata(),
-        "patient_key": patient,
-    }  # fmt: skip
+    unit = "HU" if modality == "CTA" else "arbitrary"
+    own = metadata(
+        uid,
+        affine=AFFINE,
+        modality=modality,
+        digest=spec.digest,
+        intensity=Intensity(unit, 2.0, -10.0, (-3000.0, 5000.0), (-100.0, 900.0), {}),
+        labels={**present, LABELS[13]: int(any(present.values()))} if labels else None,
+        lesions=lesions,
+        unplaced=tuple(UnplacedLesion(SITES[s], reason, "", 50 + i) for i, (s, reason) in enumerate(unplaced)),
+        blocks=(blocks or blocks_of(shape, np.s_[2:7, 2:8, 2:9], np.s_[4:5, 4:5, 4:6])).pack(),
+        patient_key=patient,
+    )
     vessels = (rng.random(shape) < 0.1).astype(np.uint8) * 5 if mask else None
     folder = root / "volumes" / f"{uid}.zarr"
-    write_volume(folder, voxels, AFFINE, spec.storage, -1000, attributes, vessels)
+    write_volume(folder, voxels, own, storage=spec.storage, fill=-1000, vessels=vessels)
 
 
 def open_cache(root: Path, spec="rsna-1mm") -> Cache:

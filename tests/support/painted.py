@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from aneurysm.cache.volume import close_volumes
 from aneurysm.cache.writer import write_volume
 from aneurysm.spec import load_spec
 from aneurysm.volume.blocks import Survey
+from tests.support.metadata import HU, metadata
 
 SPEC = load_spec("rsna-1mm")
 STRAIGHT = np.array([[0, 0, 1.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
@@ -57,21 +58,12 @@ class PaintedCaches:
         root = self.root / str(self.count)
         for volume in volumes:
             blocks = Survey((8, 8, 8), volume.head, np.zeros_like(volume.head))
-            attributes = {
-                "series_uid": volume.uid,
-                "modality": "CTA",
-                "digest": SPEC.digest,
-                "intensity": {"unit": "HU", "scale": 1.0, "offset": 0.0, "clip": [-1000, 2000],
-                              "window": list(volume.window)},
-                "source": {"bytes": 1},
-                "labels": None,
-                "lesions": [],
-                "unplaced_lesions": [],
-                "blocks": blocks.as_metadata(),
-                "patient_key": "",
-            }  # fmt: skip
+            intensity = replace(HU, window=tuple(map(float, volume.window)))
+            own = metadata(
+                volume.uid, affine=volume.affine, digest=SPEC.digest, intensity=intensity, blocks=blocks.pack()
+            )
             folder = root / "volumes" / f"{volume.uid}.zarr"
-            write_volume(folder, volume.voxels, volume.affine, SPEC.storage, AIR, attributes, None)
+            write_volume(folder, volume.voxels, own, storage=SPEC.storage, fill=AIR)
         (root / "spec.toml").write_text(SPEC.to_toml())
         write_manifest(CacheLayout(root))
         close_volumes()

@@ -29,7 +29,7 @@ MODEL = ("--model", "tests.support.tiny:classifier")
 
 def bound_of_two(cache: Cache) -> float:
     """GB that hold any two volumes and never three."""
-    return (sum(sorted(v.size for v in cache.stored.values())[-2:]) + 1000) / 1e9
+    return (sum(sorted(v.size for v in cache.remote.values())[-2:]) + 1000) / 1e9
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aneurysm.spec import load_spec, shipped_specs
-from aneurysm.volume.blocks import Survey, mask_blocks
+from aneurysm.volume.blocks import PackedSurvey, Survey, mask_blocks
 from aneurysm.volume.head_and_vessels import survey
-from aneurysm.volume.intensity import Intensity, ct_intensity
+from aneurysm.volume.intensity import StoredIntensity, ct_intensity
 
-HU = Intensity("HU", 1.0, 0.0, (-1000, 2000), (-100, 900), -1000, "int16", {})
-MR = Intensity("arbitrary", 0.5, 10.0, (0, 1000), (50, 1000), -20, "int16", {})
+HU = StoredIntensity("HU", 1.0, 0.0, (-1000, 2000), (-100, 900), {}, -1000, "int16")
+MR = StoredIntensity("arbitrary", 0.5, 10.0, (0, 1000), (50, 1000), {}, -20, "int16")
 
 
 def head(shape=(120, 128, 136), radius=54.0, air=-1000.0, brain=35.0) -> np.ndarray:
@@ -26,7 +24,7 @@ def head(shape=(120, 128, 136), radius=54.0, air=-1000.0, brain=35.0) -> np.ndar
     return values
 
 
-def stored(physical: np.ndarray, intensity: Intensity = HU) -> np.ndarray:
+def stored(physical: np.ndarray, intensity: StoredIntensity = HU) -> np.ndarray:
     return intensity.store(physical.astype(np.float32))
 
 
@@ -143,7 +141,7 @@ def test_any_shape_and_spacing_is_covered(shape, spacing, masked):
     if mask is not None:
         for place in np.argwhere(mask):
             assert blocks.vessels[tuple(place // blocks.edge)]
-    again = Survey.from_metadata(json.loads(json.dumps(found.as_metadata())))
+    again = Survey.unpack(PackedSurvey.model_validate_json(found.pack().model_dump_json(), strict=True))
     assert (again.edge, again.dark) == (found.edge, None)
     assert np.array_equal(again.head, found.head)
     assert np.array_equal(again.bright, found.bright)
@@ -151,13 +149,15 @@ def test_any_shape_and_spacing_is_covered(shape, spacing, masked):
 
 def test_dark_vessels_come_back_from_the_metadata():
     found = survey(stored(head(air=5, brain=500), MR), MR, (1, 1, 1))
-    again = Survey.from_metadata(json.loads(json.dumps(found.as_metadata())))
+    again = Survey.unpack(PackedSurvey.model_validate_json(found.pack().model_dump_json(), strict=True))
     assert np.array_equal(again.dark, found.dark)
     assert not np.array_equal(again.dark, again.bright)
 
 
 def test_damaged_metadata_is_refused():
-    content = survey(stored(head()), HU, (1, 1, 1)).as_metadata()
-    for change in ({"shape": [1, 2, 3]}, {"head": "AAAA"}, {"edge": [8]}, {"bright": "no base64!"}):
+    packed = survey(stored(head()), HU, (1, 1, 1)).pack()
+    for change in ({"shape": (1, 2, 3)}, {"head": "AAAA"}, {"bright": "no base64!"}):
         with pytest.raises(ValueError):
-            Survey.from_metadata({**content, **change})
+            Survey.unpack(packed.model_copy(update=change))
+    with pytest.raises(ValueError, match="edge"):
+        PackedSurvey.model_validate({**packed.model_dump(), "edge": (8,)})

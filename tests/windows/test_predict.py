@@ -20,6 +20,7 @@ from aneurysm.windows.grid import read_windows
 from aneurysm.windows.predict import WindowOptions, predict_cached, predict_or_pass
 from tests.support.batches import make_batch
 from tests.support.mark_finder import SURE, Finds, sites_of
+from tests.support.metadata import HU
 from tests.support.painted import AIR, STRAIGHT, Painted
 
 PATCH = (16, 24, 24)
@@ -211,7 +212,7 @@ class Fake:
     """A source that has no voxels."""
 
     def __init__(self, shape, head) -> None:
-        self.uid, self.shape, self.affine_lps, self.attributes = "1", shape, STRAIGHT, {}
+        self.uid, self.shape, self.affine_lps, self.intensity = "1", shape, STRAIGHT, HU
         self.blocks = Blocks((8, 8, 8), head, head, from_mask=False)
 
     def read(self, start, shape):
