@@ -181,12 +181,16 @@ class VolumeMetadata(_Model):
 
 
 class _Attributes(_Model):
+    model_config = ConfigDict(extra="allow")  # other programs may add theirs, which the hash of the voxels shows
+
     ome: dict[str, JsonValue]
     aneurysm: VolumeMetadata
 
 
 class VolumeDocument(_Model):
     """The content of a volume's zarr.json: OME's metadata, and ours."""
+
+    model_config = ConfigDict(extra="allow")
 
     attributes: _Attributes
     zarr_format: Literal[3] = 3

@@ -360,7 +360,10 @@ def _version(folder: int) -> tuple[int, ...] | None:
 
 
 def _open_local(path: Path, folder: int, name: str) -> VolumeHandle:
-    metadata = parse_document(_read_file(folder, "zarr.json", name), f"volume {name}: zarr.json").own
+    try:
+        metadata = parse_document(_read_file(folder, "zarr.json", name), f"volume {name}: zarr.json").own
+    except DamagedCacheError as error:
+        raise DamagedCacheError(f"{error}. Run aneurysm verify") from error
     image = _open_array(path, folder, IMAGE, name)
     vessels = metadata.mask_path
     return VolumeHandle(metadata, image, None if vessels is None else _open_array(path, folder, vessels, name))

@@ -90,10 +90,8 @@ def draw_volume(volume: str | Path, picture: str | Path) -> None:
     name = Path(volume).name.removesuffix(".zarr")
     try:
         figure = _draw_figure(Path(volume))
-    except (LookupError, TypeError, ValueError) as error:
-        raise DamagedCacheError(
-            f"volume {name}: its metadata are damaged ({type(error).__name__}: {error}). Run aneurysm verify"
-        ) from error
+    except ValueError as error:
+        raise DamagedCacheError(f"volume {name}: its blocks are damaged ({error}). Run aneurysm verify") from error
     try:
         with raise_no_space(picture.parent, "Free some space, or name another file"), replaced_file(picture) as file:
             figure.savefig(file, format=kind, facecolor=PAPER)

@@ -255,15 +255,15 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
 
 DIES = """
 import os, signal
-from aneurysm.precache import relabel
+from aneurysm.precache import slot
 
-publish = relabel.publish_file
+publish = slot.publish_file
 
 def dying(content, final, claimed):
     publish(content, final, claimed)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
-relabel.publish_file = dying
+slot.publish_file = dying
 """
 
 

@@ -311,7 +311,7 @@ FACTS: dict[str, tuple[Callable[[Path, str], object], str]] = {
     "an attribute beside ours": (
         lambda c, u: _document(c, u, lambda d: d["attributes"].update(x=1)), "voxel hash differs",
     ),
-    "an attribute more": (lambda c, u: _attributes(c, u, x=1), "voxel hash differs"),
+    "an attribute more": (lambda c, u: _attributes(c, u, x=1), "zarr.json is damaged: x: Extra inputs"),
     "the patient": (lambda c, u: _attributes(c, u, patient_key="0" * 16), "annotation hash differs"),
     "a label": (lambda c, u: _attributes(c, u, labels=None), "annotation hash differs"),
     "zarr.json in other words": (lambda c, u: _document(c, u, lambda d: None), "zarr.json was changed"),

@@ -173,7 +173,7 @@ def test_damaged_metadata_are_told_in_one_line(tmp_path, damaged):
     volume = write_volume(tmp_path / "a.zarr", lesions=[], vessels=False)
     group = zarr.open_group(str(volume))
     group.attrs["aneurysm"] = {**group.attrs["aneurysm"], **damaged}
-    with pytest.raises(DamagedCacheError, match=r"^volume a: its metadata are damaged .*\. Run aneurysm verify$"):
+    with pytest.raises(DamagedCacheError, match=r"^volume a: zarr\.json is damaged: .*\. Run aneurysm verify$"):
         draw_volume(volume, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 
@@ -205,7 +205,7 @@ def test_slices_go_through_the_lesion(tmp_path, monkeypatch):
 
 
 def test_of_several_lesions_the_one_among_most_others_is_shown(tmp_path, monkeypatch):
-    more = {"location": "Basilar Tip", "zyx": [43.0, 73.0, 60.0], "lps_mm": [0.0, 3.0, 3.0]}
+    more = Lesion("Basilar Tip", (43.0, 73.0, 60.0), (0.0, 3.0, 3.0), 2)
     figure, axes = panels(monkeypatch, write_volume(tmp_path / "a.zarr", lesions=[*LESIONS, more]), tmp_path / "a.png")
     assert "about lesion 2 " in figure.get_suptitle()
     styles = [[line.get_linestyle() for line in panel.lines if len(line.get_xdata()) > 2] for panel in axes[1]]
@@ -213,9 +213,7 @@ def test_of_several_lesions_the_one_among_most_others_is_shown(tmp_path, monkeyp
     assert all(style[1:] == ["-", "-"] for style in styles)
 
 
-@pytest.mark.parametrize(
-    ("vessels", "name"), [(True, "the middle of the vessels"), (False, "the middle of the volume")]
-)
+@pytest.mark.parametrize(("vessels", "name"), [(True, "the middle of the vessels"), (False, "the middle of the head")])
 def test_without_lesions_it_is_about_vessels_or_the_middle(tmp_path, monkeypatch, vessels, name):
     volume = write_volume(tmp_path / "a.zarr", lesions=[], vessels=vessels)
     figure, _ = panels(monkeypatch, volume, tmp_path / "a.png")
