@@ -37,7 +37,7 @@ from tests.support.series import TEST_SET_TAGS, write_multiframe, write_series
 
 TROUBLE = "tests.support.trouble:build"
 BUDGET_S = 4.0
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "rsna.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -262,9 +262,9 @@ def test_what_is_wrong_at_the_start_is_told_there(checkpoint, tmp_path):
         RsnaPredictor([plain])
 
 
-def test_the_code_in_the_readme(checkpoint, good, tmp_path, monkeypatch):
+def test_the_code_on_the_page(checkpoint, good, tmp_path, monkeypatch):
     """In a notebook of the host: in its rerun the server serves, before that it asks itself."""
-    (block,) = [b for b in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "kaggle" in b]
+    (block,) = [b for b in re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL) if "kaggle" in b]
     answers = {}
 
     class Server:
@@ -287,7 +287,7 @@ def test_the_code_in_the_readme(checkpoint, good, tmp_path, monkeypatch):
     names = {}
     for rerun in ("1", ""):
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", rerun)
-        exec(compile(block.replace(place, str(checkpoint)), "README.md", "exec"), names)
+        exec(compile(block.replace(place, str(checkpoint)), "docs/rsna.md", "exec"), names)
         names["rsna"].close()
     assert list(answers) == ["served", "local"]
     assert not np.allclose(answers["served"], PREVALENCE)
