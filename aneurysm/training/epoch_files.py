@@ -6,10 +6,13 @@ import logging
 import os
 import secrets
 import socket
+import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
+
+from crc32c import crc32c
 
 from aneurysm.cache.cache import Cache
 from aneurysm.metrics import Score
@@ -104,16 +107,16 @@ class _Events:
     """
     An event file of TensorBoard's, written at once.
 
-    Its own writer does so in a thread, which answers a full disk with a traceback, and lets the run go on.
+    Its own writer does so in a thread, which answers a full disk with a traceback, and lets the run go on; and it takes
+    a second to load.
     """
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-        self._writer = RecordWriter((folder / name).open("wb", buffering=0))
+        self._file = (folder / name).open("wb", buffering=0)
         self._write(Event(file_version="brain.Event:2"))
         if purge_step is not None:
             self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
@@ -125,8 +128,16 @@ class _Events:
         self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)])))
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
     def _write(self, event: Any) -> None:
         event.wall_time = time.time()
-        self._writer.write(event.SerializeToString())
+        content = event.SerializeToString()
+        length = struct.pack("<Q", len(content))
+        self._file.write(length + _masked_crc(length) + content + _masked_crc(content))
+
+
+def _masked_crc(content: bytes) -> bytes:
+    """Return the checksum of a TFRecord's part, as TensorFlow's lib/io/record_writer.h masks it."""
+    crc = crc32c(content)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
