@@ -34,18 +34,19 @@ class PatchModule(nn.Module):
     def __init__(self, model: nn.Module, config: ResolvedConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
-        given = config.pos_weight
-        if given == "auto":
+        factors = config.pos_weight
+        if factors == "auto":
             raise ValueError("pos_weight 'auto' has to be replaced by numbers before: they follow from the patches")
-        weights = given if isinstance(given, tuple) else None if given is None else (given,) * len(LABELS)
+        if isinstance(factors, float):
+            factors = (factors,) * len(LABELS)
         if config.channels_last:
             model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if config.compile:
             model.compile()  # in place: the names in the state dict stay
-        of_labels = None if weights is None else torch.tensor(weights, dtype=torch.float32)
-        self.objective = Objective(config.losses, pos_weight=of_labels)
+        pos_weight = None if factors is None else torch.tensor(factors, dtype=torch.float32)
+        self.objective = Objective(config.losses, pos_weight=pos_weight)
         self._checked = False
-        self._inputs: deque[ModelInput] = deque()
+        self._step_inputs: deque[ModelInput] = deque()
         self._counts: SampleCounts | None = None
 
     @property
@@ -83,39 +84,40 @@ class PatchModule(nn.Module):
         which gradients are averaged: so the gradients of a step's batches add up to the step's.
         """
         if batch.number == 0:
-            self._inputs = deque(self._augmented(b) for b in batch.step)
+            self._step_inputs = deque(self._augmented(patches) for patches in batch.step)
             self._counts = None
-        given = self._inputs.popleft()
-        image = given.image
+        inputs = self._step_inputs.popleft()
+        image = inputs.image
         if self.config.channels_last:
             image = image.contiguous(memory_format=torch.channels_last_3d)
         output = self.model(image)
         if not self._checked:
             check_output(output, image)
             self._checked = True
-        dense = self._lesions(given, output)
+        lesion_map = self._lesion_map(inputs, output)
         if self._counts is None:
-            self._counts = self._of_step(given, output, dense)
-        losses = self.objective(output, given.targets, given.ignore, **self._masks(given, dense), counts=self._counts)
+            self._counts = self._step_counts(inputs, output, lesion_map)
+        masks = self._masks(inputs, lesion_map)
+        losses = self.objective(output, inputs.targets, inputs.ignore, **masks, counts=self._counts)
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         return {name: value * ranks for name, value in losses.items()}
 
     @torch.no_grad()
-    def _augmented(self, batch: Batch) -> ModelInput:
-        return augment(batch, self.config.augment, ct_windows_hu=self.config.ct_windows_hu)
+    def _augmented(self, patches: Batch) -> ModelInput:
+        return augment(patches, self.config.augment, ct_windows_hu=self.config.ct_windows_hu)
 
     @torch.no_grad()
-    def _of_step(self, first: ModelInput, output: ModelOutput, dense: Tensor | None) -> SampleCounts:
+    def _step_counts(self, first: ModelInput, output: ModelOutput, lesion_map: Tensor | None) -> SampleCounts:
         """
         Return over how many values the losses' means are, in all batches of a step on all ranks.
 
         It takes the output for the first batch, which shows what the model's map is like.
         """
-        counts = dict(self.objective.counts(first.ignore, **self._masks(first, dense)))
-        for given in self._inputs:
-            maps = self._lesions(given, output) if self.objective.has_filled_maps else None
-            others = self.objective.counts(given.ignore, **self._masks(given, maps))
-            counts = {name: count + others[name] for name, count in counts.items()}
+        counts = dict(self.objective.counts(first.ignore, **self._masks(first, lesion_map)))
+        for other in self._step_inputs:
+            other_map = self._lesion_map(other, output) if self.objective.has_filled_maps else None
+            more = self.objective.counts(other.ignore, **self._masks(other, other_map))
+            counts = {name: count + more[name] for name, count in counts.items()}
         if not torch.distributed.is_initialized():
             return counts
         # Each rank has the same terms, and so the same names in the same order.
@@ -124,25 +126,25 @@ class PatchModule(nn.Module):
         return dict(zip(counts, summed.unbind(), strict=True))
 
     @staticmethod
-    def _masks(given: ModelInput, dense: Tensor | None) -> dict[str, Tensor | None]:
+    def _masks(inputs: ModelInput, lesion_map: Tensor | None) -> dict[str, Tensor | None]:
         return {
-            "dense": dense,
-            "unmapped": given.certain,
-            "vessels": given.vessels,
-            "has_vessels": given.has_vessels,
+            "dense": lesion_map,
+            "unmapped": inputs.certain,
+            "vessels": inputs.vessels,
+            "has_vessels": inputs.has_vessels,
         }
 
-    def _lesions(self, given: ModelInput, output: ModelOutput) -> Tensor | None:
+    def _lesion_map(self, inputs: ModelInput, output: ModelOutput) -> Tensor | None:
         if not self.objective.has_maps or output.dense is None:
             return None
         stride, *others = output.stride_zyx
         if others != [stride, stride]:
             raise UsageError(f"a lesion map of {output.stride_zyx} voxels per cell: only cubes can be taught")
         return map_targets(
-            given.lesions,
-            len(given),
+            inputs.lesions,
+            len(inputs),
             self.config.patch,
-            given.spacing_mm,
+            inputs.spacing_mm,
             radius_mm=self.config.lesion_radius_mm,
             kind=self.config.lesion_shape,
             stride=stride,

@@ -28,10 +28,10 @@ def test_tensorboard_reads_the_curves(files, tmp_path):
         row = {"epoch": epoch, "step": 10 * epoch, "loss": 1 / epoch, "loss: bce": 0.5, "idle_share": 0.0}
         files.add(row | {"score": None, "train_s": 1.0}, None, None)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert sorted(events.Tags()["tensors"]) == ["epoch/idle_share", "epoch/loss", "epoch/train_s", "loss/bce"]
-    losses = events.Tensors("epoch/loss")
+    assert sorted(events.Tags()["scalars"]) == ["epoch/idle_share", "epoch/loss", "epoch/train_s", "loss/bce"]
+    losses = events.Scalars("epoch/loss")
     assert [event.step for event in losses] == [30, 40]
-    assert [event.tensor_proto.float_val[0] for event in losses] == pytest.approx([1 / 3, 1 / 4])
+    assert [event.value for event in losses] == pytest.approx([1 / 3, 1 / 4])
 
 
 @pytest.mark.parametrize("idle_share, train_s, warns", [(0.5, 60.0, True), (0.01, 60.0, False), (0.5, 5.0, False)])
