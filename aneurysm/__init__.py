@@ -8,7 +8,7 @@ from aneurysm._version import __version__
 
 if TYPE_CHECKING:
     from aneurysm.inference.predictor import load_predictor
-    from aneurysm.precache.array_writer import CacheWriter
+    from aneurysm.precaching.array_writer import CacheWriter
 
 __all__ = ["CacheWriter", "__version__", "load_predictor"]
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return load_predictor
     if name == "CacheWriter":
-        from aneurysm.precache.array_writer import CacheWriter
+        from aneurysm.precaching.array_writer import CacheWriter
 
         return CacheWriter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,7 +39,7 @@ class Contender:
 
 def ours() -> Run:
     """Do what a precache worker does with one series: the whole volume, hashed, flushed, renamed in."""
-    from aneurysm.precache.build_series import SeriesJob, build_series
+    from aneurysm.precaching.build_series import SeriesJob, build_series
     from aneurysm.processes.threads import limit_threads
     from aneurysm.rawdata.folder import SeriesSource
     from aneurysm.rawdata.tables import SeriesNotes

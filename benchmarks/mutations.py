@@ -38,7 +38,7 @@ _SLICES, _LARGEST = 6, 1_500_000
 _IN_TREES, _WITH_MASK = 0.2, 0.1
 """Shares of folders that are no RSNA layout, and of series with a damaged mask."""
 _CALL = (
-    "import sys; from aneurysm.precache.run import precache; "
+    "import sys; from aneurysm.precaching.run import precache; "
     f"precache(sys.argv[1], sys.argv[2], workers={_WORKERS}, timeout_s={_TIMEOUT_S}, memory_mb={_MEMORY_MB})"
 )
 _NOTES = f"""\

@@ -19,8 +19,8 @@ import numpy as np
 from aneurysm.cache.folder import prepare_cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import read_manifest
-from aneurysm.precache.build_series import SeriesJob, build_series
-from aneurysm.precache.run import precache
+from aneurysm.precaching.build_series import SeriesJob, build_series
+from aneurysm.precaching.run import precache
 from aneurysm.rawdata.folder import find_series
 from aneurysm.rawdata.tables import SeriesNotes
 from aneurysm.spec import load_spec
@@ -28,7 +28,7 @@ from benchmarks.data import SYNTAXES, write_series
 from benchmarks.makespan import Costs
 
 if TYPE_CHECKING:
-    from aneurysm.precache.build_series import Outcome
+    from aneurysm.precaching.build_series import Outcome
     from aneurysm.rawdata.folder import Inventory
 
 ALONE = (

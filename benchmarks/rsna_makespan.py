@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 
-from aneurysm.precache.partition import Shard
+from aneurysm.precaching.partition import Shard
 from benchmarks.makespan import RATIO, Costs, Job, least, makespan, rsna_jobs
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.precache_costs import SLICE_MB, TOGETHER, Measured, Run, best_runs, fitted_costs, measured_costs

@@ -23,15 +23,15 @@ import numpy as np
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
-from aneurysm.precache.run import precache
-from aneurysm.precache.verify import verify_cache
+from aneurysm.precaching.run import precache
+from aneurysm.precaching.verify import verify_cache
 from aneurysm.rawdata.folder import find_series
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.table import Target, aims, command_line, machine, write_section
 from benchmarks.tiny import SLICES, clone_volume, series_uid, write_tiny_data
 
 if TYPE_CHECKING:
-    from aneurysm.precache.build_series import Outcome
+    from aneurysm.precaching.build_series import Outcome
     from aneurysm.rawdata.folder import Inventory
 
 _ROOT = Path(__file__).parents[1]

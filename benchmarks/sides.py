@@ -92,7 +92,7 @@ def _options() -> argparse.Namespace:
 def _make_cache(work: Path, options: argparse.Namespace) -> Path:
     from aneurysm.phantom.dataset import write_plans
     from aneurysm.phantom.plan import plan_series
-    from aneurysm.precache.run import precache
+    from aneurysm.precaching.run import precache
     from aneurysm.spec import load_spec
 
     data = work / f"sides-{options.series}-{options.difficulty:g}"

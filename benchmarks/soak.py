@@ -23,7 +23,7 @@ import psutil
 from aneurysm.cache.folder import done_series
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import read_manifest
-from aneurysm.precache.verify import verify_cache
+from aneurysm.precaching.verify import verify_cache
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.table import Target, aims, command_line, machine, write_section
 from benchmarks.tiny import series_uid, write_tiny_data

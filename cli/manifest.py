@@ -31,7 +31,7 @@ def manifest(
 
     Exit code 0: all cached; 8: some rejected, failed or missing. Without --data nobody knows what is missing.
     """
-    from aneurysm.precache.finish import merge
+    from aneurysm.precaching.finish import merge
 
     merged = merge(cache, data, workers=chosen_workers(workers))
     typer.echo(f"{cache} holds {merged.cached} volumes; {merged.not_cached} series are recorded as not cached.")

@@ -15,7 +15,7 @@ from cli.options import CacheOption, MemoryMb, TimeoutS, Workers, chosen_workers
 from cli.values import whole
 
 if TYPE_CHECKING:
-    from aneurysm.precache.run import RunSummary
+    from aneurysm.precaching.run import RunSummary
 
 
 def precache(
@@ -66,8 +66,8 @@ def precache(
     ] = False,
 ) -> None:
     """Build what is missing of the cache. Exit code 0: all cached; 8: some rejected or failed (see manifest.csv)."""
-    from aneurysm.precache import run as build
-    from aneurysm.precache.partition import find_shard
+    from aneurysm.precaching import run as build
+    from aneurysm.precaching.partition import find_shard
     from cli.progress import PrecacheProgress
 
     part = find_shard(shard, os.environ)
@@ -119,7 +119,7 @@ def precache(
 
 
 def _annotation_lines(summary: RunSummary, data: str) -> Iterator[str]:
-    from aneurysm.precache.relabel import ANNOTATION_KINDS
+    from aneurysm.precaching.relabel import ANNOTATION_KINDS
 
     if not summary.has_labels:
         kept = " Those of volumes that were there stay." if summary.skipped else ""

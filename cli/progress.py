@@ -16,7 +16,7 @@ from rich.text import Text
 from aneurysm.sizes import size_text
 
 if TYPE_CHECKING:  # they load pydicom and zarr, which most commands need not wait for
-    from aneurysm.precache.build_series import Outcome
+    from aneurysm.precaching.build_series import Outcome
     from aneurysm.rawdata.folder import Inventory
 
 LINE_EVERY_S: Final = 10.0

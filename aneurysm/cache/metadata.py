@@ -8,7 +8,7 @@ A volume has two parts, each with a hash of its own:
 - ``voxel_hash``: the files of array `0`, and all of zarr.json that is no annotation. It never changes once the volume
   is built; two volumes of one series and spec have the same.
 - ``annotation_hash``: the entries `ANNOTATIONS`, and the decisions on the vessel mask. Tables and masks are corrected,
-  and these follow (`aneurysm.precache.relabel`). The mask's files have a hash within the entries.
+  and these follow (`aneurysm.precaching.relabel`). The mask's files have a hash within the entries.
 
 Both hashes are of parsed content. That the bytes of zarr.json are exactly those that its content is written as is
 checked beside them (`find_damage`): a changed space or a digit beyond a float's precision changes no content.

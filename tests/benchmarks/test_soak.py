@@ -10,8 +10,8 @@ import pytest
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
-from aneurysm.precache.run import precache
-from aneurysm.precache.verify import verify_cache
+from aneurysm.precaching.run import precache
+from aneurysm.precaching.verify import verify_cache
 from benchmarks.soak import Soak, differences
 from benchmarks.tiny import clone_volume, series_uid, write_tiny_data
 

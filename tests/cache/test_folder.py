@@ -14,7 +14,7 @@ import pytest
 from aneurysm.cache.folder import key_fault, patient_secret, prepare_cache, read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import CacheError, PatientKeyError, SpecMismatchError
-from aneurysm.precache import finish
+from aneurysm.precaching import finish
 from aneurysm.processes import files
 from aneurysm.processes.files import write_once
 from aneurysm.spec import load_spec

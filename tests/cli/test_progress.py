@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from aneurysm.precache.build_series import Outcome
+from aneurysm.precaching.build_series import Outcome
 from aneurysm.rawdata.folder import Inventory
 from aneurysm.training.progress import RunFacts, StepFacts
 from cli import progress

@@ -15,7 +15,7 @@ from aneurysm.dicom.header import read_header
 from aneurysm.dicom.pixels import PixelReader
 from aneurysm.dicom.series import read_series
 from aneurysm.errors import system_error
-from aneurysm.precache import build_series
+from aneurysm.precaching import build_series
 from tests.support.acquisition import acquire
 from tests.support.cached import run
 from tests.support.pattern import anatomy

@@ -6,7 +6,7 @@ import shlex
 import numpy as np
 import pytest
 
-from aneurysm.precache.run import precache
+from aneurysm.precaching.run import precache
 from tests.support.acquisition import acquire
 from tests.support.calibrations import write_calibration
 from tests.support.checkpoints import write_checkpoint

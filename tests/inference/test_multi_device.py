@@ -18,7 +18,7 @@ from aneurysm.inference.predictor import load_predictor
 from aneurysm.inference.read_series import Failure
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.labels import LABELS
-from aneurysm.precache.run import precache
+from aneurysm.precaching.run import precache
 from tests.support import hooks
 from tests.support.acquisition import acquire
 from tests.support.checkpoints import write_checkpoint

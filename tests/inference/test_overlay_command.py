@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from aneurysm.precache.run import precache
+from aneurysm.precaching.run import precache
 from tests.support.acquisition import acquire
 from tests.support.checkpoints import write_checkpoint
 from tests.support.command import call_cli

@@ -20,7 +20,7 @@ from aneurysm.inference.read_series import Failure
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput
-from aneurysm.precache.run import precache
+from aneurysm.precaching.run import precache
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import load_spec
 from aneurysm.windows.predict import WindowOptions, predict_cached

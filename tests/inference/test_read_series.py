@@ -15,7 +15,7 @@ from aneurysm.inference.series_paths import find_paths
 from aneurysm.phantom.dataset import write_plans
 from aneurysm.phantom.plan import plan_series
 from aneurysm.phantom.truth import read_truth
-from aneurysm.precache.run import precache
+from aneurysm.precaching.run import precache
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import load_spec
 from aneurysm.volume.intensity import Intensity

@@ -8,7 +8,7 @@ import pytest
 
 from aneurysm.errors import DataError, UsageError
 from aneurysm.inference.series_paths import find_paths, unnamed_place
-from aneurysm.precache.run import precache
+from aneurysm.precaching.run import precache
 from aneurysm.rawdata.bucket import BucketSource
 from aneurysm.rawdata.folder import find_series
 from cli.predict_input import find, split

@@ -18,7 +18,7 @@ from aneurysm.phantom.dataset import write_dataset, write_plans
 from aneurysm.phantom.plan import COVERED_FROM, plan_series
 from aneurysm.phantom.quirks import QUIRKS
 from aneurysm.phantom.truth import read_truth
-from aneurysm.precache.run import precache
+from aneurysm.precaching.run import precache
 
 _spec = importlib.util.spec_from_file_location("phantom_comparison", Path(__file__).with_name("comparison.py"))
 assert _spec is not None

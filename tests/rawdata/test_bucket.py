@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aneurysm.errors import NoSpaceError
-from aneurysm.precache.run import precache
+from aneurysm.precaching.run import precache
 from aneurysm.remote.client import ObjectStore
 from tests.support.built import Built
 from tests.support.s3 import Bucket

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from aneurysm.dicom.header import Header, read_header
 from aneurysm.errors import Reason, SeriesRejectedError
-from aneurysm.precache.run import precache
+from aneurysm.precaching.run import precache
 from aneurysm.processes.children import LostError
 from aneurysm.rawdata.folder import FileFacts, SeriesSource, find_series, group_by_series, hashed_name, lost_facts
 from cli.progress import PrecacheProgress

@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from aneurysm.precache.run import precache
+from aneurysm.precaching.run import precache
 from tests.real.references import Agreement, Nifti, Slices, compare, convert, read_nifti, read_slices, same_box
 from tests.support.cache_state import attributes, leftovers, manifest, stored_voxels
 from tests.support.run_data import real_data_root, unpack_real_series

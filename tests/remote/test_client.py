@@ -14,7 +14,7 @@ import pytest
 
 from aneurysm.cache.cache import Cache
 from aneurysm.errors import StoreError, StoreRefusedError, UsageError
-from aneurysm.precache.array_writer import CacheWriter
+from aneurysm.precaching.array_writer import CacheWriter
 from aneurysm.remote import client
 from aneurysm.remote.client import ObjectStore
 from aneurysm.remote.url import checked_url, is_url

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from aneurysm.precache.run import precache
+from aneurysm.precaching.run import precache
 
 CLOSEST = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 """LPS (rows) of the axes z, y, x (columns) of a cached volume that is not oblique."""

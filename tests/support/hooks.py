@@ -11,7 +11,7 @@ held = []
 
 def misbehave(event, args):
     # Only where series are built, or predicted: the same processes look through the data before.
-    at_work = "aneurysm.precache.build_series" in sys.modules or "aneurysm.inference.read_series" in sys.modules
+    at_work = "aneurysm.precaching.build_series" in sys.modules or "aneurysm.inference.read_series" in sys.modules
     if event == "open" and at_work and isinstance(args[0], (str, bytes, os.PathLike)):
         name = os.fsdecode(args[0])
         if "/{uid}/" in name and name.endswith(".dcm"):

@@ -17,10 +17,10 @@ import pytest
 import SimpleITK as sitk
 
 from aneurysm.cache.volume import CachedVolume, close_volumes
-from aneurysm.precache import build_series, relabel, slot
-from aneurysm.precache.run import RunSummary, precache
-from aneurysm.precache.slot import LocalFiles
-from aneurysm.precache.verify import verify_cache
+from aneurysm.precaching import build_series, relabel, slot
+from aneurysm.precaching.run import RunSummary, precache
+from aneurysm.precaching.slot import LocalFiles
+from aneurysm.precaching.verify import verify_cache
 from tests.support.built import Built
 from tests.support.cache_state import attributes, leftovers, manifest, same_cache, tree_digest
 from tests.support.command import call_cli, environment, start_cli
@@ -255,7 +255,7 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
 
 DIES = """
 import os, signal
-from aneurysm.precache import slot
+from aneurysm.precaching import slot
 
 publish = slot.publish_file
 
@@ -333,7 +333,7 @@ def test_whoever_has_a_volume_open_reads_on(copied: Built) -> None:
 
 def test_what_another_run_holds_is_left_to_it(copied: Built) -> None:
     from aneurysm.cache.layout import CacheLayout
-    from aneurysm.precache.publish import claim
+    from aneurysm.precaching.publish import claim
 
     two_labels(copied.data, copied.uids)
     before = tree_digest(copied.cache / "volumes")
@@ -415,7 +415,7 @@ def _failing_of(update: Callable[..., object], uid: str) -> Callable[..., object
 
 MASK_KILLS = """
 import os, signal
-from aneurysm.precache import relabel
+from aneurysm.precaching import relabel
 
 relabel.resample_mask = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """

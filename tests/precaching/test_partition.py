@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aneurysm.errors import UsageError
-from aneurysm.precache.partition import Shard, find_shard
+from aneurysm.precaching.partition import Shard, find_shard
 
 ARRAY = {
     "SLURM_ARRAY_TASK_ID": "2",

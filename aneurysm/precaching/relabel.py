@@ -43,10 +43,10 @@ from aneurysm.cache.metadata import (
 )
 from aneurysm.cache.writer import describe_vessels, write_vessels
 from aneurysm.errors import AneurysmError, CacheError, DamagedCacheError, reason_of, words_of
-from aneurysm.precache.destination import Destination
-from aneurysm.precache.publish import claim
-from aneurysm.precache.slot import VolumeFiles, open_slot, read_files
-from aneurysm.precache.write_errors import translate_write_errors
+from aneurysm.precaching.destination import Destination
+from aneurysm.precaching.publish import claim
+from aneurysm.precaching.slot import VolumeFiles, open_slot, read_files
+from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.processes.files import write_atomically
 from aneurysm.processes.map_batches import map_batches

@@ -22,8 +22,8 @@ from aneurysm._version import __version__
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.documents import read_json
 from aneurysm.errors import AneurysmError, ClusterError, Reason, UsageError, words_of
-from aneurysm.precache.build_series import Outcome, SeriesJob
-from aneurysm.precache.engines import build_in_child
+from aneurysm.precaching.build_series import Outcome, SeriesJob
+from aneurysm.precaching.engines import build_in_child
 from aneurysm.processes.children import Children, Limits
 from aneurysm.spec import RECIPE_VERSION
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aneurysm.cache.folder import read_spec
-from aneurysm.precache.publish import sweep
-from aneurysm.precache.remote_destination import open_destination
-from aneurysm.precache.write_errors import translate_write_errors
+from aneurysm.precaching.publish import sweep
+from aneurysm.precaching.remote_destination import open_destination
+from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.rawdata.bucket import open_data
 
 

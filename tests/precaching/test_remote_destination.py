@@ -15,12 +15,12 @@ import pytest
 
 from aneurysm.cache.cache import Cache
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError, PatientKeyError
-from aneurysm.precache import remote_destination
-from aneurysm.precache.build_series import SeriesJob, build_series, patient_key
-from aneurysm.precache.finish import merge
-from aneurysm.precache.partition import Shard
-from aneurysm.precache.run import precache
-from aneurysm.precache.verify import verify_cache
+from aneurysm.precaching import remote_destination
+from aneurysm.precaching.build_series import SeriesJob, build_series, patient_key
+from aneurysm.precaching.finish import merge
+from aneurysm.precaching.partition import Shard
+from aneurysm.precaching.run import precache
+from aneurysm.precaching.verify import verify_cache
 from aneurysm.rawdata.folder import safe_source
 from aneurysm.rawdata.tables import read_tables
 from aneurysm.remote.client import ObjectStore
@@ -225,7 +225,7 @@ def test_a_failure_leaves_the_volume_that_is_there(
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("aneurysm.precache.build_series.read_series", fail)
+    monkeypatch.setattr("aneurysm.precaching.build_series.read_series", fail)
     summary = precache(built.data, url, overwrite=True, series=[uid], workers=0)
     assert (summary.failed, summary.total_cached) == (1, 4)
     assert bucket.keys("cache/volumes/") == before

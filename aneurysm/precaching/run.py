@@ -19,14 +19,14 @@ from aneurysm.cache.folder import cached_series, done_series
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import read_record
 from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, UsageError
-from aneurysm.precache.build_series import Outcome, SeriesJob, record_of
-from aneurysm.precache.destination import Destination
-from aneurysm.precache.engines import Engine, Local, WaitTiming, run_jobs
-from aneurysm.precache.partition import Shard
-from aneurysm.precache.publish import sweep
-from aneurysm.precache.relabel import Annotations, Update, relabel
-from aneurysm.precache.remote_destination import open_destination
-from aneurysm.precache.write_errors import translate_write_errors
+from aneurysm.precaching.build_series import Outcome, SeriesJob, record_of
+from aneurysm.precaching.destination import Destination
+from aneurysm.precaching.engines import Engine, Local, WaitTiming, run_jobs
+from aneurysm.precaching.partition import Shard
+from aneurysm.precaching.publish import sweep
+from aneurysm.precaching.relabel import Annotations, Update, relabel
+from aneurysm.precaching.remote_destination import open_destination
+from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner, runner
 from aneurysm.processes.files import write_atomically
 from aneurysm.processes.threads import map_io
@@ -73,7 +73,7 @@ class RunSummary:
     updated: int = 0
     """Volumes, and records of series that are not cached, whose annotations were brought up to the tables and masks."""
     updates: Counter[str] = field(default_factory=Counter)
-    """How many of each kind these were; see `aneurysm.precache.relabel.Update`."""
+    """How many of each kind these were; see `aneurysm.precaching.relabel.Update`."""
     not_updated: dict[str, str] = field(default_factory=dict)
     """Why the annotations of a series could not be, by UID."""
     has_labels: bool = True
@@ -245,7 +245,7 @@ def _engine(
     processes: Runner, workers: int, data: Path | None, limits: Limits, dask: str | None, scheduler_file: Path | None
 ) -> Iterator[Engine]:
     if dask is not None or scheduler_file is not None:
-        from aneurysm.precache.dask_engine import dask_engine
+        from aneurysm.precaching.dask_engine import dask_engine
 
         with dask_engine(dask, scheduler_file, data, limits) as cluster:
             yield cluster

@@ -16,8 +16,8 @@ from aneurysm.cache.folder import is_done
 from aneurysm.cache.layout import CacheLayout, label_trees
 from aneurysm.cache.manifest import shape_of
 from aneurysm.cache.metadata import Record
-from aneurysm.precache.publish import claim, publish, publish_file, publish_tree, set_aside
-from aneurysm.precache.write_errors import translate_write_errors
+from aneurysm.precaching.publish import claim, publish, publish_file, publish_tree, set_aside
+from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.files import tree_files, write_atomically
 
 
@@ -89,7 +89,7 @@ def open_slot(cache: Path, url: str, uid: str, *, insist: bool = False) -> Itera
         It can't be written to.
     """
     if url:
-        from aneurysm.precache.remote_slot import open_remote_slot
+        from aneurysm.precaching.remote_slot import open_remote_slot
 
         with open_remote_slot(cache, url, uid, insist=insist) as slot:
             yield slot

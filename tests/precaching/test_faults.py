@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from aneurysm.errors import UsageError
-from aneurysm.precache.disk_space import check_space
-from aneurysm.precache.run import precache as precache_in_python
+from aneurysm.precaching.disk_space import check_space
+from aneurysm.precaching.run import precache as precache_in_python
 from aneurysm.processes.children import NO_LIMITS, Children, Limits
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import load_spec

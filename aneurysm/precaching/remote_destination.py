@@ -25,8 +25,8 @@ from typing import Final
 from aneurysm.cache.folder import prepare_cache
 from aneurysm.cache.layout import IMAGE, LABEL_TREES
 from aneurysm.cache.manifest import ManifestRow
-from aneurysm.precache.destination import Destination
-from aneurysm.precache.remote_slot import mark_of, prefix_of, record_of
+from aneurysm.precaching.destination import Destination
+from aneurysm.precaching.remote_slot import mark_of, prefix_of, record_of
 from aneurysm.processes.children import Limits, Runner
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.remote.client import ObjectStore, RemoteObject

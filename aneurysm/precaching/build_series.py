@@ -26,8 +26,8 @@ from aneurysm.dicom.frame import Decision
 from aneurysm.dicom.series import Series, read_series
 from aneurysm.dicom.stack import Stack
 from aneurysm.errors import FAILURES, Reason, SeriesRejectedError, StoreError, reason_of
-from aneurysm.precache.slot import VolumeSlot, open_slot
-from aneurysm.precache.write_errors import ends_the_run
+from aneurysm.precaching.slot import VolumeSlot, open_slot
+from aneurysm.precaching.write_errors import ends_the_run
 from aneurysm.processes.files import tree_bytes
 from aneurysm.rawdata.bucket import local_mask
 from aneurysm.rawdata.folder import SeriesSource

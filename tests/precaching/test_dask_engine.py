@@ -14,8 +14,8 @@ import pytest
 
 from aneurysm._version import __version__
 from aneurysm.errors import UsageError
-from aneurysm.precache.build_series import SeriesJob
-from aneurysm.precache.dask_engine import build_on_worker, dask_engine
+from aneurysm.precaching.build_series import SeriesJob
+from aneurysm.precaching.dask_engine import build_on_worker, dask_engine
 from aneurysm.processes.children import Limits
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.rawdata.tables import SeriesNotes

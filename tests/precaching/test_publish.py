@@ -12,7 +12,7 @@ import time
 import pytest
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.precache.publish import abandoned, claim, publish, sweep
+from aneurysm.precaching.publish import abandoned, claim, publish, sweep
 from aneurysm.processes.children import Child, Limits, LostError
 from aneurysm.processes.files import is_disk_full, write_atomically
 from aneurysm.processes.locks import one_at_a_time
@@ -77,7 +77,7 @@ def test_where_locks_do_not_reach_other_nodes_nobody_harms_anybody(tmp_path, hol
 
     layout = CacheLayout(tmp_path)
     monkeypatch.setattr(fcntl, "flock", flock)
-    monkeypatch.setattr("aneurysm.precache.publish._NODE", "another")
+    monkeypatch.setattr("aneurysm.precaching.publish._NODE", "another")
     (theirs,) = layout.building.glob("1.2@*/half-done")
     assert sweep(layout) == []
     assert abandoned(layout) == []
@@ -142,7 +142,9 @@ def test_what_is_replaced_is_there_until_the_new_one_is_on_the_disk(tmp_path, mo
     for folder, text in ((final, "old"), (tmp_path / "new", "new")):
         folder.mkdir(parents=True)
         (folder / "content").write_text(text)
-    monkeypatch.setattr("aneurysm.precache.publish.flush_tree", lambda _: seen.append((final / "content").read_text()))
+    monkeypatch.setattr(
+        "aneurysm.precaching.publish.flush_tree", lambda _: seen.append((final / "content").read_text())
+    )
     with claim(layout, "v") as folder:
         assert publish(tmp_path / "new", final, folder)
         assert [path.read_text() for path in folder.glob("replaced-*/content")] == ["old"]

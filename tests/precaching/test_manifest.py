@@ -14,8 +14,8 @@ from aneurysm.cache.folder import done_series, is_done, read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.errors import CacheError, Reason
-from aneurysm.precache import run
-from aneurysm.precache.build_series import Outcome, record_of
+from aneurysm.precaching import run
+from aneurysm.precaching.build_series import Outcome, record_of
 from aneurysm.processes.files import write_atomically
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.support.built import Built

@@ -1,4 +1,4 @@
-"""Destination: where a cache that is being built is. A folder here; a URL in aneurysm.precache.remote_destination."""
+"""Destination: where a cache that is being built is. A folder here; a URL in aneurysm.precaching.remote_destination."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from aneurysm.cache.folder import key_fault, patient_secret, prepare_cache
 from aneurysm.cache.layout import CacheLayout, label_trees
 from aneurysm.cache.manifest import ManifestRow, leave_seconds, write_manifest
-from aneurysm.precache.disk_space import check_space
-from aneurysm.precache.publish import abandoned
+from aneurysm.precaching.disk_space import check_space
+from aneurysm.precaching.publish import abandoned
 from aneurysm.processes.children import Limits, Runner
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import CacheSpec

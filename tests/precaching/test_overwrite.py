@@ -13,10 +13,10 @@ import pytest
 from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import Reason, SeriesRejectedError
-from aneurysm.precache import publish
-from aneurysm.precache.build_series import record_of
-from aneurysm.precache.publish import claim
-from aneurysm.precache.run import RunSummary, precache
+from aneurysm.precaching import publish
+from aneurysm.precaching.build_series import record_of
+from aneurysm.precaching.publish import claim
+from aneurysm.precaching.run import RunSummary, precache
 from aneurysm.processes.files import write_atomically
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.support.built import Built
@@ -36,7 +36,7 @@ def fails_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("aneurysm.precache.build_series.read_series", fail)
+    monkeypatch.setattr("aneurysm.precaching.build_series.read_series", fail)
 
 
 def fail_before(copied: Built, *uids: str) -> None:
@@ -77,7 +77,7 @@ def test_a_rejection_takes_the_volume_away_in_one_step(copied: Built, monkeypatc
 
 @pytest.mark.parametrize("summary", [RunSummary(failed=1), RunSummary(rejected=1), RunSummary(busy=1)])
 def test_what_was_not_built_again_is_exit_code_8(summary: RunSummary, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aneurysm.precache.run.precache", lambda *_, **__: summary)
+    monkeypatch.setattr("aneurysm.precaching.run.precache", lambda *_, **__: summary)
     assert call_cli("precache").code == 8
     assert call_cli("precache", "--exit-zero").code == 0
 
@@ -100,7 +100,7 @@ def test_a_retry_that_succeeds_leaves_no_record(built: Built, copied: Built) -> 
 
 
 def test_series_that_another_run_holds_are_told(copied: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aneurysm.precache.run.precache", partial(precache, patience_s=0.1))
+    monkeypatch.setattr("aneurysm.precaching.run.precache", partial(precache, patience_s=0.1))
     layout = CacheLayout(copied.cache)
     shutil.rmtree(layout.volume(copied.uids[0]))
     with claim(layout, copied.uids[0]):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.precache.verify import verify_cache
+from aneurysm.precaching.verify import verify_cache
 from aneurysm.processes.locks import is_locked, take_lock
 from tests.support.built import Built
 from tests.support.cache_state import leftovers, manifest, same_cache
@@ -89,7 +89,7 @@ def folder() -> Iterator[Path]:
     base = Path(tempfile.mkdtemp())
     base.chmod(0o755)
     try:
-        ran = User(54001, 0o022).run("-c", "import aneurysm.precache.run, cli.main")
+        ran = User(54001, 0o022).run("-c", "import aneurysm.precaching.run, cli.main")
         if ran.code:
             pytest.skip(f"other users can't run this checkout: {ran.err[-300:]}")
         shared = base / "shared"
@@ -233,7 +233,7 @@ def test_whoever_may_write_to_a_folder_takes_its_locks(folder: Path) -> None:
 
 def test_arrays_are_written_by_two_users(folder: Path) -> None:
     code = (
-        "import sys, numpy as np\nfrom aneurysm.precache.array_writer import CacheWriter\n"
+        "import sys, numpy as np\nfrom aneurysm.precaching.array_writer import CacheWriter\n"
         "with CacheWriter(sys.argv[1]) as writer:\n"
         "    writer.add(sys.argv[2], np.zeros((9, 9, 9), np.uint8), patient='one')"
     )

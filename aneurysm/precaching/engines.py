@@ -16,9 +16,9 @@ import joblib
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import Reason, reason_of
-from aneurysm.precache.build_series import Outcome, SeriesJob, build_series, outcome_of, record_of
-from aneurysm.precache.publish import is_claimed
-from aneurysm.precache.write_errors import translate_write_errors
+from aneurysm.precaching.build_series import Outcome, SeriesJob, build_series, outcome_of, record_of
+from aneurysm.precaching.publish import is_claimed
+from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.children import Limits, LostError, Runner
 from aneurysm.processes.files import write_atomically
 

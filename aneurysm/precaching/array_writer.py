@@ -28,11 +28,11 @@ from aneurysm.cache.writer import write_volume
 from aneurysm.dicom.frame import Decision
 from aneurysm.errors import DamagedCacheError, DataError, SeriesRejectedError, UsageError
 from aneurysm.labels import LABELS, SITES, UNKNOWN_MODALITY, UNKNOWN_VESSEL
-from aneurysm.precache.build_series import patient_key
-from aneurysm.precache.publish import sweep
-from aneurysm.precache.relabel import read_sound_document, replace_annotations, replace_vessels, settle
-from aneurysm.precache.slot import VolumeSlot, open_slot
-from aneurysm.precache.write_errors import translate_write_errors
+from aneurysm.precaching.build_series import patient_key
+from aneurysm.precaching.publish import sweep
+from aneurysm.precaching.relabel import read_sound_document, replace_annotations, replace_vessels, settle
+from aneurysm.precaching.slot import VolumeSlot, open_slot
+from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.rawdata.folder import safe_source
 from aneurysm.remote.url import is_url
 from aneurysm.spec import CacheSpec, load_spec

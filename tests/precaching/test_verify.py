@@ -18,11 +18,11 @@ from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import leave_seconds, write_manifest
 from aneurysm.errors import CacheError, Reason
-from aneurysm.precache import verify
-from aneurysm.precache.build_series import record_of
-from aneurysm.precache.publish import claim
-from aneurysm.precache.run import precache
-from aneurysm.precache.verify import verify_cache
+from aneurysm.precaching import verify
+from aneurysm.precaching.build_series import record_of
+from aneurysm.precaching.publish import claim
+from aneurysm.precaching.run import precache
+from aneurysm.precaching.verify import verify_cache
 from aneurysm.processes.files import write_atomically
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.support.built import Built

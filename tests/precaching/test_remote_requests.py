@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.precache.finish import merge
-from aneurysm.precache.partition import Shard
-from aneurysm.precache.run import precache
-from aneurysm.precache.verify import verify_cache
+from aneurysm.precaching.finish import merge
+from aneurysm.precaching.partition import Shard
+from aneurysm.precaching.run import precache
+from aneurysm.precaching.verify import verify_cache
 from aneurysm.remote.client import ObjectStore
 from tests.support.built import Built
 from tests.support.cache_state import manifest

@@ -10,11 +10,11 @@ import pytest
 
 from aneurysm.cache.cache import Cache
 from aneurysm.cache.volume import close_volumes
-from aneurysm.precache import verify
-from aneurysm.precache.partition import Shard
-from aneurysm.precache.remote_slot import RemoteFiles
-from aneurysm.precache.run import precache
-from aneurysm.precache.verify import verify_cache
+from aneurysm.precaching import verify
+from aneurysm.precaching.partition import Shard
+from aneurysm.precaching.remote_slot import RemoteFiles
+from aneurysm.precaching.run import precache
+from aneurysm.precaching.verify import verify_cache
 from aneurysm.remote.client import ObjectStore
 from tests.support.built import Built
 from tests.support.cache_state import leftovers, same_cache, tree_digest

@@ -10,8 +10,8 @@ from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout
 from aneurysm.cache.manifest import parse_shape
 from aneurysm.cache.metadata import Record
 from aneurysm.errors import StoreError
-from aneurysm.precache.publish import claim
-from aneurysm.precache.write_errors import translate_write_errors
+from aneurysm.precaching.publish import claim
+from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.remote.client import ObjectStore
 from aneurysm.remote.scratch import held, scratch_folder
 
@@ -33,7 +33,7 @@ def mark_of(uid: str) -> str:
 
 @contextmanager
 def open_remote_slot(shadow: Path, url: str, uid: str, *, insist: bool) -> Iterator[RemoteSlot | None]:
-    """Yield the slot of a series at ``url``; see `aneurysm.precache.slot.open_slot`."""
+    """Yield the slot of a series at ``url``; see `aneurysm.precaching.slot.open_slot`."""
     with (
         _working_folder(shadow) as root,
         translate_write_errors(root),
@@ -67,7 +67,7 @@ class RemoteSlot:
 
     @property
     def folder(self) -> Path:
-        """See `aneurysm.precache.slot.VolumeSlot.folder`."""
+        """See `aneurysm.precaching.slot.VolumeSlot.folder`."""
         return self._folder
 
     @contextmanager
@@ -84,11 +84,11 @@ class RemoteSlot:
                 self._store.delete([mark])
 
     def is_done(self, *, retry: bool) -> bool:
-        """See `aneurysm.precache.slot.VolumeSlot.is_done`."""
+        """See `aneurysm.precaching.slot.VolumeSlot.is_done`."""
         return self.has_volume() or (not retry and self._store.exists(record_of(self._uid)))
 
     def has_volume(self) -> bool:
-        """See `aneurysm.precache.slot.VolumeSlot.has_volume`."""
+        """See `aneurysm.precaching.slot.VolumeSlot.has_volume`."""
         return self._store.exists(f"{prefix_of(self._uid)}/zarr.json")
 
     def publish(self, built: Path, *, replace: bool) -> None:
@@ -119,12 +119,12 @@ class RemoteSlot:
             self._store.delete(keys)
 
     def files(self) -> RemoteFiles:
-        """See `aneurysm.precache.slot.VolumeSlot.files`."""
+        """See `aneurysm.precaching.slot.VolumeSlot.files`."""
         return RemoteFiles(self._store, self._uid)
 
 
 class RemoteFiles:
-    """The files of a volume that may be changed, in a store; see `aneurysm.precache.slot.VolumeFiles`."""
+    """The files of a volume that may be changed, in a store; see `aneurysm.precaching.slot.VolumeFiles`."""
 
     def __init__(self, store: ObjectStore, uid: str) -> None:
         self._store, self._prefix = store, prefix_of(uid)

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from aneurysm.errors import NoSpaceError
-from aneurysm.precache import disk_space
-from aneurysm.precache.disk_space import check_space
+from aneurysm.precaching import disk_space
+from aneurysm.precaching.disk_space import check_space
 from aneurysm.processes.children import InProcess
 from aneurysm.rawdata.folder import find_series
 from aneurysm.spec import load_spec

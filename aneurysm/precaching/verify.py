@@ -40,11 +40,11 @@ from aneurysm.cache.metadata import (
 from aneurysm.documents import read_json
 from aneurysm.errors import CacheError
 from aneurysm.labels import UNKNOWN_VESSEL
-from aneurysm.precache.destination import Destination
-from aneurysm.precache.publish import is_claimed
-from aneurysm.precache.relabel import ANNOTATION_KINDS, Annotations, find_differences
-from aneurysm.precache.remote_destination import open_destination
-from aneurysm.precache.write_errors import translate_write_errors
+from aneurysm.precaching.destination import Destination
+from aneurysm.precaching.publish import is_claimed
+from aneurysm.precaching.relabel import ANNOTATION_KINDS, Annotations, find_differences
+from aneurysm.precaching.remote_destination import open_destination
+from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.children import LostError
 from aneurysm.processes.files import tree_bytes
 from aneurysm.processes.map_batches import map_batches

@@ -21,7 +21,7 @@ from aneurysm.cache.summary import describe_cache
 from aneurysm.cache.volume import CachedVolume, close_volumes
 from aneurysm.errors import AneurysmError, DamagedCacheError, DataError, SpecMismatchError, UsageError
 from aneurysm.labels import LABELS, SITES, UNKNOWN, UNKNOWN_VESSEL
-from aneurysm.precache.verify import verify_cache
+from aneurysm.precaching.verify import verify_cache
 from aneurysm.spec import load_spec
 from tests.support.cache_state import attributes, leftovers, manifest, same_cache, stored_voxels
 from tests.support.command import environment

@@ -11,12 +11,12 @@ import pytest
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import Reason
-from aneurysm.precache import remote_destination
-from aneurysm.precache.build_series import Outcome, SeriesJob, build_series
-from aneurysm.precache.engines import Local, run_jobs
-from aneurysm.precache.remote_slot import RemoteSlot
-from aneurysm.precache.run import precache
-from aneurysm.precache.verify import verify_cache
+from aneurysm.precaching import remote_destination
+from aneurysm.precaching.build_series import Outcome, SeriesJob, build_series
+from aneurysm.precaching.engines import Local, run_jobs
+from aneurysm.precaching.remote_slot import RemoteSlot
+from aneurysm.precaching.run import precache
+from aneurysm.precaching.verify import verify_cache
 from aneurysm.processes.children import NO_LIMITS, InProcess
 from aneurysm.rawdata.folder import Inventory, safe_source
 from aneurysm.rawdata.tables import read_tables

@@ -13,9 +13,9 @@ import pytest
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import NoSpaceError, Reason
-from aneurysm.precache.build_series import Outcome, SeriesJob
-from aneurysm.precache.engines import WaitTiming, build_in_child, run_jobs
-from aneurysm.precache.publish import claim
+from aneurysm.precaching.build_series import Outcome, SeriesJob
+from aneurysm.precaching.engines import WaitTiming, build_in_child, run_jobs
+from aneurysm.precaching.publish import claim
 from aneurysm.processes.children import Limits
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.rawdata.tables import SeriesNotes
@@ -149,6 +149,6 @@ def test_a_disk_that_is_full_when_a_lost_series_is_recorded_is_told(tmp_path, mo
     def refuse(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("aneurysm.precache.engines.write_atomically", refuse)
+    monkeypatch.setattr("aneurysm.precaching.engines.write_atomically", refuse)
     with pytest.raises(NoSpaceError, match="full"):
         list(run_jobs([job(tmp_path, "1.1")], Losing(), CacheLayout(tmp_path)))
