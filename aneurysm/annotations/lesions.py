@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.annotations.frames import SourceFrame, frames_of
-from aneurysm.annotations.source_pixel import patient_point
+from aneurysm.annotations.image_plane import patient_point
 from aneurysm.rawdata.tables import Localizer
 from aneurysm.types import point
 

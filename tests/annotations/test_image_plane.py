@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aneurysm.annotations.frames import SourceFrame
-from aneurysm.annotations.source_pixel import image_pixel, patient_point
+from aneurysm.annotations.image_plane import image_pixel, patient_point
 
 number = st.floats(-1000, 1000)
 spacing = st.floats(0.05, 10)
