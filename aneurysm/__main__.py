@@ -1,5 +1,5 @@
 """`python -m aneurysm` is the command `aneurysm`."""
 
-from cli.main import main
+from aneurysm.cli.main import main
 
 main()

@@ -177,7 +177,9 @@ def is_as_written(text: str) -> bool:
 def shipped_specs() -> list[str]:
     """Return the names of the specs that come with the package."""
     return sorted(
-        p.name.removesuffix(".toml") for p in resources.files("cache_specs").iterdir() if p.name.endswith(".toml")
+        p.name.removesuffix(".toml")
+        for p in resources.files("aneurysm.cache_specs").iterdir()
+        if p.name.endswith(".toml")
     )
 
 
@@ -197,7 +199,7 @@ def load_spec(name_or_path: str | Path) -> CacheSpec:
                 f"there is no cache spec {text!r}. Shipped: {', '.join(shipped_specs())}. For one of your own give its "
                 f"path, for example ./{text}.toml"
             )
-        return parse_spec((resources.files("cache_specs") / f"{text}.toml").read_text("utf-8"), f"{text}.toml")
+        return parse_spec((resources.files("aneurysm.cache_specs") / f"{text}.toml").read_text("utf-8"), f"{text}.toml")
     if is_url(text):
         from aneurysm.remote.client import ObjectStore
 

@@ -62,7 +62,17 @@ def time_dataset(series: int, size: str, workers: int) -> dict[str, float]:
     """Make a whole data set with the command; return wall and CPU seconds and bytes."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "data"
-        command = [sys.executable, "-m", "cli.main", "phantom", str(out), "--series", str(series), "--size", size]
+        command = [
+            sys.executable,
+            "-m",
+            "aneurysm.cli.main",
+            "phantom",
+            str(out),
+            "--series",
+            str(series),
+            "--size",
+            size,
+        ]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         started = time.perf_counter()
         subprocess.run([*command, "--workers", str(workers)], check=True, stdout=subprocess.DEVNULL)

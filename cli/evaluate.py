@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from aneurysm.cli.options import LocalCache, LocalCacheGb
+from aneurysm.cli.progress import Display, series_share, series_text
+from aneurysm.cli.values import number, parse_fold, whole
 from aneurysm.errors import UsageError
-from cli.options import LocalCache, LocalCacheGb
-from cli.progress import Display, series_share, series_text
-from cli.values import number, parse_fold, whole
 
 if TYPE_CHECKING:
     from aneurysm.report.evaluate import EvaluateOptions

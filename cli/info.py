@@ -11,10 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from aneurysm.cli.options import CacheOption
 from aneurysm.errors import UsageError
 from aneurysm.inputs import InputKind, describe
 from aneurysm.sizes import size_text
-from cli.options import CacheOption
 
 
 def info(

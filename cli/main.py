@@ -11,10 +11,10 @@ import typer
 from typer.main import get_command
 
 from aneurysm._version import __version__
+from aneurysm.cli import evaluate, info, manifest, phantom, precache, predict, train, verify
+from aneurysm.cli.command import Command, Group, expand_environment
+from aneurysm.cli.exits import Exit
 from aneurysm.errors import AneurysmError, CacheError, NoSpaceError, UsageError
-from cli import evaluate, info, manifest, phantom, precache, predict, train, verify
-from cli.command import Command, Group, expand_environment
-from cli.exits import Exit
 
 _NAME = "aneurysm"
 """What the program is called in usage lines, however it was started."""

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from aneurysm.cli.exits import Exit
+from aneurysm.cli.options import CacheOption, Workers, chosen_workers
 from aneurysm.remote.url import joined
-from cli.exits import Exit
-from cli.options import CacheOption, Workers, chosen_workers
 
 _NAMED = 20
 

@@ -6,8 +6,8 @@ from typing import Annotated, Final
 
 import typer
 
+from aneurysm.cli.values import number, whole
 from aneurysm.processes.threads import usable_cpus
-from cli.values import number, whole
 
 MOST_WORKERS: Final = 1024
 

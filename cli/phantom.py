@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from aneurysm.cli.exits import end_on_sigterm
+from aneurysm.cli.options import Workers, chosen_workers
+from aneurysm.cli.progress import Display
+from aneurysm.cli.values import choice, number, whole
 from aneurysm.sizes import size_text
-from cli.exits import end_on_sigterm
-from cli.options import Workers, chosen_workers
-from cli.progress import Display
-from cli.values import choice, number, whole
 
 
 def phantom(

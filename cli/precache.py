@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aneurysm.cli.exits import Exit, end_on_sigterm
+from aneurysm.cli.options import CacheOption, MemoryMb, TimeoutS, Workers, chosen_workers
+from aneurysm.cli.values import whole
 from aneurysm.remote.url import joined
-from cli.exits import Exit, end_on_sigterm
-from cli.options import CacheOption, MemoryMb, TimeoutS, Workers, chosen_workers
-from cli.values import whole
 
 if TYPE_CHECKING:
     from aneurysm.precaching.run import RunSummary
@@ -66,9 +66,9 @@ def precache(
     ] = False,
 ) -> None:
     """Build what is missing of the cache. Exit code 0: all cached; 8: some rejected or failed (see manifest.csv)."""
+    from aneurysm.cli.progress import PrecacheProgress
     from aneurysm.precaching import run as build
     from aneurysm.precaching.partition import find_shard
-    from cli.progress import PrecacheProgress
 
     part = find_shard(shard, os.environ)
     end_on_sigterm()

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aneurysm.cli.exits import Exit, end_on_sigterm
+from aneurysm.cli.options import MOST_WORKERS, LocalCache, LocalCacheGb, MemoryMb, TimeoutS, chosen_workers
+from aneurysm.cli.predict_input import find, split
+from aneurysm.cli.predict_output import PredictProgress, fill_table, laid_over, print_answer
+from aneurysm.cli.values import choice, number, parse_devices, whole
 from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
-from cli.exits import Exit, end_on_sigterm
-from cli.options import MOST_WORKERS, LocalCache, LocalCacheGb, MemoryMb, TimeoutS, chosen_workers
-from cli.predict_input import find, split
-from cli.predict_output import PredictProgress, fill_table, laid_over, print_answer
-from cli.values import choice, number, parse_devices, whole
 
 if TYPE_CHECKING:
     from aneurysm.inference.calibration import Calibration

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
+from aneurysm.cli.progress import Display, series_share, series_text
 from aneurysm.labels import LABELS
-from cli.progress import Display, series_share, series_text
 
 if TYPE_CHECKING:
     from aneurysm.inference.overlays import Overlays

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from aneurysm.cli.options import MOST_WORKERS, LocalCache, LocalCacheGb, chosen_workers
+from aneurysm.cli.values import choice, number, parse_devices, patch_edges, whole
 from aneurysm.errors import InterruptedRunError, UsageError
 from aneurysm.inputs import InputKind, Wanted, describe, mistake
-from cli.options import MOST_WORKERS, LocalCache, LocalCacheGb, chosen_workers
-from cli.values import choice, number, parse_devices, patch_edges, whole
 
 _MAY_CHANGE = {"cache", "local_cache", "local_cache_gb", "workers", "devices", "epochs"}
 """What a run that goes on may be given anew: it draws the same patches in the same order."""
@@ -210,8 +210,8 @@ def _run(
         folder = RunFolder(out or default_root(resolved))
     if "workers" in options and is_first_process():
         chosen_workers(options["workers"], devices=_n_devices(resolved.devices))
+    from aneurysm.cli.train_progress import TrainProgress
     from aneurysm.training.fit import fit
-    from cli.train_progress import TrainProgress
 
     with TrainProgress() as progress:
         try:

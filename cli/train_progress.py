@@ -10,10 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from aneurysm.cli.progress import Clock, Display, series_share, series_text
 from aneurysm.metrics import Score
 from aneurysm.training.metrics_table import EpochRow
 from aneurysm.training.progress import RunFacts, StepFacts
-from cli.progress import Clock, Display, series_share, series_text
 
 _LINE_EVERY_S: Final = 30.0
 

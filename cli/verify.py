@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from aneurysm.cli.exits import Exit
+from aneurysm.cli.options import CacheOption, Workers, chosen_workers
 from aneurysm.sizes import size_text
-from cli.exits import Exit
-from cli.options import CacheOption, Workers, chosen_workers
 
 
 def verify(

@@ -48,7 +48,7 @@ WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None  # as if it were not installed
 sys.argv = ["aneurysm", *sys.argv[1:]]
-from cli.main import main
+from aneurysm.cli.main import main
 main()
 """
 
@@ -83,7 +83,7 @@ def test_a_mistyped_path_is_answered_before_torch_is_loaded(arguments, said, tmp
 HELP = """
 import sys
 sys.argv = ["aneurysm", "precache", "--help"]
-from cli.main import main
+from aneurysm.cli.main import main
 try:
     main()
 finally:

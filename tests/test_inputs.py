@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from aneurysm.cli.predict_input import find, split
 from aneurysm.errors import DataError, UsageError
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.inputs import InputKind, Wanted, describe, folders_inside, mistake
 from aneurysm.rawdata.folder import check_level, find_series
 from aneurysm.report.run import read_run
-from cli.predict_input import find, split
 from tests.support.acquisition import acquire
 from tests.support.command import call_cli
 from tests.support.pattern import lone_blob

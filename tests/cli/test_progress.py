@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from aneurysm.cli import progress
+from aneurysm.cli.progress import Clock, Display, PrecacheProgress, series_share, series_text
+from aneurysm.cli.train_progress import TrainProgress
 from aneurysm.precaching.build_series import Outcome
 from aneurysm.rawdata.folder import Inventory
 from aneurysm.training.progress import RunFacts, StepFacts
-from cli import progress
-from cli.progress import Clock, Display, PrecacheProgress, series_share, series_text
-from cli.train_progress import TrainProgress
 from tests.support.command import environment
 
 
@@ -152,7 +152,7 @@ def test_a_terminal_has_a_bar_and_no_lines():
 
 
 SCRIPT = """
-from cli.progress import Display
+from aneurysm.cli.progress import Display
 with Display("predict") as display:
     display.show("1 of 2 series", 0.5)
     print("the answer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from typer.main import get_command
 
-from cli.main import app
+from aneurysm.cli.main import app
 from tests.support.command import call_cli
 
 COMMANDS = get_command(app).commands

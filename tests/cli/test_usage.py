@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
 from typer.main import get_command
 
-from cli import options
-from cli.command import _spread
-from cli.main import app
-from tests.support.command import call_cli, environment
+from aneurysm.cli import options
+from aneurysm.cli.command import _spread
+from aneurysm.cli.main import app
+from tests.support.command import call_cli, environment, run_cli
 from tests.support.run_data import write_rsna_data
 
 COMMANDS = get_command(app).commands
@@ -139,3 +140,10 @@ def test_more_workers_than_cpus_are_warned_of_and_not_refused(tmp_path, capsys):
         ran = call_cli(*command, "--workers", 900, cwd=tmp_path)
         assert ran.code == 0, ran.text
         assert "--workers 900: " in ran.err
+
+
+def test_modules_of_ones_own_named_as_ours_break_nothing(tmp_path: Path) -> None:
+    for name in ("cli", "cache_specs"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')")
+    ran = run_cli("precache", "--help", env=environment(first_path=tmp_path))
+    assert (ran.code, "precache [OPTIONS]" in ran.out) == (0, True), ran.text

@@ -28,8 +28,8 @@ def test_packages_stand_in_the_order_that_lint_holds():
         if contract.get("containers") == ["aneurysm"]
     )
     named = [cell.strip("`") for cell, *_ in rows("Packages")]
-    assert named[1:-1] == layers[-2::-1]
-    assert named[-1] == "cli"
+    assert layers[0] == "__main__"
+    assert named[1:] == layers[-2:0:-1]
 
 
 def test_files_and_names_are_there():

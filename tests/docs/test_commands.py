@@ -10,7 +10,7 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from cli.main import app
+from aneurysm.cli.main import app
 from tests.support.run_data import ROOT
 
 PAGES = {path.stem: path.read_text() for path in [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]}

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from aneurysm.annotations.source_pixel import SourcePixel
+from aneurysm.cli.predict_output import print_answer
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.inference.prediction import LocatedCandidate, Prediction
 from aneurysm.inference.prediction_table import open_table
 from aneurysm.labels import LABELS
-from cli.predict_output import print_answer
 from tests.support.acquisition import acquire
 from tests.support.checkpoints import write_checkpoint
 from tests.support.command import call_cli

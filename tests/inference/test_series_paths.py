@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
+from aneurysm.cli.predict_input import find, split
 from aneurysm.errors import DataError, UsageError
 from aneurysm.inference.series_paths import find_paths, unnamed_place
 from aneurysm.precaching.run import precache
 from aneurysm.rawdata.bucket import BucketSource
 from aneurysm.rawdata.folder import find_series
-from cli.predict_input import find, split
 from tests.support.acquisition import acquire
 from tests.support.pattern import lone_blob
 from tests.support.series import write_multiframe, write_series

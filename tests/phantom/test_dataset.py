@@ -12,13 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from aneurysm.cli.main import main
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.labels import LABELS
 from aneurysm.phantom import dataset
 from aneurysm.phantom.dataset import write_dataset, write_plans
 from aneurysm.phantom.plan import plan_series
 from aneurysm.phantom.truth import read_truth, write_truth
-from cli.main import main
 
 SMALL = {"series": 4, "seed": 2, "size": "tiny"}
 

@@ -127,7 +127,7 @@ def kill_precache(slurm: Slurm, array: str, task: str) -> list[psutil.Process]:
 
 
 def precache_processes(slurm: Slurm, **variables: str) -> list[psutil.Process]:
-    return [process for process in slurm.processes(**variables) if "cli.main" in process.cmdline()]
+    return [process for process in slurm.processes(**variables) if "aneurysm.cli.main" in process.cmdline()]
 
 
 def test_preempted_tasks_drop_what_they_hold_within_seconds(long_run: Built, work: Path) -> None:

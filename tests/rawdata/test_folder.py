@@ -12,12 +12,12 @@ import pydicom
 import pytest
 from rich.console import Console
 
+from aneurysm.cli.progress import PrecacheProgress
 from aneurysm.dicom.header import Header, read_header
 from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.precaching.run import precache
 from aneurysm.processes.children import LostError
 from aneurysm.rawdata.folder import FileFacts, SeriesSource, find_series, group_by_series, hashed_name, lost_facts
-from cli.progress import PrecacheProgress
 from tests.support.acquisition import acquire
 from tests.support.cached import run
 from tests.support.pattern import anatomy

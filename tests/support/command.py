@@ -48,7 +48,7 @@ def environment(*, first_path: Path | None = None, **extra: str) -> dict[str, st
 
 def command(*args: object) -> list[str]:
     """The command line, started with this interpreter."""
-    return [sys.executable, "-m", "cli.main", *map(str, args)]
+    return [sys.executable, "-m", "aneurysm.cli.main", *map(str, args)]
 
 
 def run_cli(*args: object, timeout_s: float = 120, cwd: Path | None = None, env: dict[str, str] | None = None) -> Ran:
@@ -68,7 +68,7 @@ def call_cli(*args: object, cwd: Path | None = None, env: dict[str, str] | None 
 
     An exception that would show as a traceback comes out of here as it is.
     """
-    from cli.main import main
+    from aneurysm.cli.main import main
 
     out, err = StringIO(), StringIO()
     terminated = signal.getsignal(signal.SIGTERM)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def spec_text(name: str = "rsna-1mm") -> str:
-    return (resources.files("cache_specs") / f"{name}.toml").read_text("utf-8")
+    return (resources.files("aneurysm.cache_specs") / f"{name}.toml").read_text("utf-8")
 
 
 def changed(text: str, key: str, value: str) -> str:
