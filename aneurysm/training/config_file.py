@@ -101,19 +101,19 @@ def _by_key(errors: Iterable[dict[str, Any]]) -> dict[str, str]:
             problems[key] = _problem({**error, "loc": loc})
         else:
             message = str(error["msg"]).removeprefix("Input should be ").partition(",")[0]
-            told, found, value = first.rpartition(" (found ")
-            problems[key] = f"{told}, or {message}{found}{value}"
+            problem, separator, value = first.rpartition(" (found ")
+            problems[key] = f"{problem}, or {message}{separator}{value}"
     return problems
 
 
 def _problem(error: dict[str, Any]) -> str:
-    told = format_problem(error)
+    problem = format_problem(error)
     if error["type"] != "extra_forbidden":
-        return told
+        return problem
     *sections, key = (str(part) for part in error["loc"])
     names = _keys(sections)
     near = difflib.get_close_matches(key, names, n=1)
-    return f"{told}: did you mean {near[0]}?" if near else f"{told}: there are {', '.join(names)}"
+    return f"{problem}: did you mean {near[0]}?" if near else f"{problem}: there are {', '.join(names)}"
 
 
 def _keys(sections: list[str]) -> list[str]:

@@ -107,8 +107,8 @@ class _Events:
     """
     An event file of TensorBoard's, written at once.
 
-    Its own writer does so in a thread, which answers a full disk with a traceback, and lets the run go on; and it takes
-    a second to load.
+    Its own writer does so in a thread, which answers a full disk with a traceback and does not end the run; and it
+    takes a second to load.
     """
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:

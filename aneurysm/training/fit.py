@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,16 +71,16 @@ def fit(
     progress: TrainingProgress | None = None,
 ) -> FitSummary:
     """
-    Train, or go on with a run.
+    Train, or resume a run.
 
     Parameters
     ----------
     config
-        Of the run; if it goes on, as it was, but for `epochs`, `cache`, `devices` and `workers`.
+        Of the run; if it is resumed, as it was, but for `epochs`, `cache`, `devices` and `workers`.
     folder
         Of the run.
     resume
-        Go on from ``last.ckpt``.
+        Resume from ``last.ckpt``.
     init
         Checkpoint whose weights to begin with.
     progress
@@ -104,11 +105,12 @@ def fit(
         if ranks.is_first and not resume:
             folder.check_unused()
         config = for_machine(config)
-        with started_ranks(ranks, _train_other, config, folder, resume=resume, init=init) as first:
+        other = partial(_train_other, config=config, folder=folder, resume=resume, init=init)
+        with started_ranks(ranks, other) as first:
             return _train(first, config, folder, resume=resume, init=init, progress=progress or Silent())
 
 
-def _train_other(ranks: Ranks, config: ResolvedConfig, folder: RunFolder, *, resume: bool, init: Path | None) -> None:
+def _train_other(ranks: Ranks, *, config: ResolvedConfig, folder: RunFolder, resume: bool, init: Path | None) -> None:
     """Train as another rank than the first one, in a process that it started; it tells of an interruption."""
     with suppress(InterruptedRunError):
         _train(ranks, config, folder, resume=resume, init=init, progress=Silent())
@@ -201,7 +203,7 @@ def _train(
 
 
 def for_machine(config: ResolvedConfig) -> ResolvedConfig:
-    """Decide what depends on the machine, so that the run's config.toml has it; `UsageError` if it can't do as told."""
+    """Decide what depends on the machine, so that the run's config.toml has it; `UsageError` if it can't do it."""
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
@@ -257,8 +259,8 @@ def _check_resumable(last: dict[str, Any], folder: RunFolder, cache: Cache) -> N
         raise UsageError(
             f"{cache.root} has other series than when the run began ({len(differing)} came or went, as "
             f"{min(differing)}): it can't go on exactly. Begin a new run with --init {folder.last} and --folds-file, a "
-            f"copy of {folder.folds} with a row for each new series: in folds dealt anew held-out patients would be "
-            "such as the weights have learnt from"
+            f"copy of {folder.folds} with a row for each new series: in other folds held-out patients would be "
+            "such as the weights were trained on"
         )
 
 

@@ -246,7 +246,7 @@ class TrainingLoop:
         )
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
-        """Resume from a checkpoint; where its patches are, the loader is told."""
+        """Resume from a checkpoint; the loader has a state of its own."""
         loop = content["loop"]
         self._learner.load_state_dict(content)
         self._watch.load_state_dict(loop["losses"])

@@ -24,7 +24,7 @@ class RunFacts:
     train, val
         Series, and how many have an aneurysm.
     first_epoch
-        From 0; above it if the run goes on.
+        From 0; above it if the run is resumed.
     """
 
     folder: Path
@@ -77,7 +77,7 @@ class TrainingProgress(Protocol):
         """
         Take note that ``done`` of ``total`` held-out series are predicted, of this process's part.
 
-        Of the next one ``window`` of ``windows`` windows are; 0 of 0 before it is begun.
+        Of the next one ``window`` of ``windows`` windows are; 0 of 0 before the first.
         """
 
     def epoch(self, row: EpochRow, score: Score | None, *, best: bool) -> None:

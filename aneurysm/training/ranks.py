@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Concatenate, Final, Literal, ParamSpec
+from typing import Any, Final, Literal
 
 import torch
 import torch.distributed as dist
@@ -29,14 +29,12 @@ from aneurysm.processes.children import Child, LostError
 from aneurysm.processes.threads import usable_cpus
 from aneurysm.training.launcher import launched_process, set_meeting_point
 
-P = ParamSpec("P")
-
 _TIMEOUT: Final = timedelta(minutes=30)
 """Of an exchange between ranks: in validation one may have far fewer windows than another."""
 _NOTICE_S: Final = 5.0
 """An exchange fails a moment before it is known which rank has ended."""
 _GRACE_S: Final = 20.0
-"""So long after a rank's end the first one may wait for it; on a GPU such a wait has no end."""
+"""On a GPU the first rank would wait for one that has ended without an end of its own."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +105,23 @@ def _threads(processes: int) -> int:
 
 @contextmanager
 def started_ranks(
-    ranks: Ranks, function: Callable[Concatenate[Ranks, P], None], *args: P.args, **kwargs: P.kwargs
+    ranks: Ranks, function: Callable[[Ranks], None], *, notice_s: float = _NOTICE_S, grace_s: float = _GRACE_S
 ) -> Iterator[Ranks]:
     """
-    Run ``function(ranks, ...)`` in a child for each rank but the first, beside the block; yield the first's own ranks.
+    Run a function in a child for each rank but the first, beside the block; yield what the first one is to go by.
 
     If nothing is to be started, since there is but one rank or all are launched already, yield ``ranks`` as it is.
+
+    Parameters
+    ----------
+    ranks
+        The first.
+    function
+        Takes a child's own `Ranks`; it is pickled.
+    notice_s
+        Seconds that are waited for a child's error when the block has failed.
+    grace_s
+        Seconds that the block has to end after a child has failed; then the whole process ends, with one line.
 
     Raises
     ------
@@ -128,8 +137,7 @@ def started_ranks(
     ranks = replace(ranks, meeting_point=Path(folder.name, "store").as_uri())
     has_ended = threading.Event()
     others = [
-        _OtherRank(replace(ranks, rank=n, local_rank=n), has_ended, function, args, kwargs)
-        for n in range(1, ranks.size)
+        _OtherRank(replace(ranks, rank=n, local_rank=n), function, has_ended, grace_s) for n in range(1, ranks.size)
     ]
     try:
         for other in others:
@@ -140,13 +148,15 @@ def started_ranks(
     except AneurysmError:
         raise
     except Exception as error:
-        if (cause := _cause(others)) is not None:
+        if (cause := _cause(others, notice_s)) is not None:
             raise cause from error
         raise
     finally:
         has_ended.set()
         for other in others:
             other.child.stop()
+        for other in others:
+            other.child.wait()
         folder.cleanup()
 
 
@@ -154,47 +164,42 @@ class _OtherRank(threading.Thread):
     """Another rank's process, in which the function runs, and the thread that waits for its end."""
 
     def __init__(
-        self,
-        ranks: Ranks,
-        has_ended: threading.Event,
-        function: Callable[..., None],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, ranks: Ranks, function: Callable[[Ranks], None], has_ended: threading.Event, grace_s: float
     ) -> None:
         super().__init__(name=f"rank {ranks.rank}", daemon=True)
         self.child = Child()
         self.error: Exception | None = None
-        self._ranks, self._has_ended = ranks, has_ended
-        self._job = (ranks, function, args, kwargs)
+        self._ranks, self._function = ranks, function
+        self._has_ended, self._grace_s = has_ended, grace_s
 
     def run(self) -> None:
         try:
-            self.child.run(_run_rank, *self._job)
+            self.child.run(_run_rank, self._function, self._ranks)
         except LostError as error:
             self.error = AneurysmError(f"rank {self._ranks.rank} of {self._ranks.size}: {error.detail}")
         except Exception as error:  # noqa: BLE001 - the first rank raises it
             self.error = error
         # With it its connections go: the others need not wait for what it will not send.
         self.child.stop()
-        if self.error is not None and not self._has_ended.wait(_GRACE_S):
+        if self.error is not None and not self._has_ended.wait(self._grace_s):
             # The first rank is held in a call of the device's library, where no exception reaches it.
             sys.stderr.write(f"aneurysm: {self.error}\n")
             sys.stderr.flush()
             os._exit(1)
 
 
-def _run_rank(ranks: Ranks, function: Callable[..., None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _run_rank(function: Callable[[Ranks], None], ranks: Ranks) -> None:
     try:
-        function(ranks, *args, **kwargs)
+        function(ranks)
     except Exception as error:
         if not isinstance(error, AneurysmError):
             error.add_note(f"in rank {ranks.rank}: {traceback.format_exc()}")  # which pickling would leave out
         raise
 
 
-def _cause(others: Sequence[_OtherRank]) -> Exception | None:
+def _cause(others: Sequence[_OtherRank], notice_s: float) -> Exception | None:
     """Return the error of the first of the other ranks that has one by now, or in a moment."""
-    end = time.monotonic() + _NOTICE_S
+    end = time.monotonic() + notice_s
     while time.monotonic() < end:
         for other in others:
             if other.error is not None:

@@ -92,7 +92,7 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """From which a run goes on."""
+        """From which a run resumes."""
         return self.root / "checkpoints" / "last.ckpt"
 
     @property
@@ -220,8 +220,8 @@ def log_file(path: Path, *, wanted: bool) -> Iterator[None]:
         yield
     except BaseException as error:
         # To the file alone: whoever called shows the error in a way of its own.
-        told = f"ended by {type(error).__name__}: {error}"
-        handler.handle(package.makeRecord(package.name, logging.ERROR, __file__, 0, told, (), None))
+        message = f"ended by {type(error).__name__}: {error}"
+        handler.handle(package.makeRecord(package.name, logging.ERROR, __file__, 0, message, (), None))
         raise
     finally:
         package.removeHandler(handler)

@@ -58,7 +58,7 @@ def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None =
     Parameters
     ----------
     folds_file
-        In place of the configuration's, for a run that goes on with the folds that it wrote.
+        In place of the configuration's, for a run that resumes with the folds that it wrote.
 
     Raises
     ------
@@ -71,11 +71,11 @@ def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None =
     if not len(cache):
         raise UsageError(f"{cache.root} holds no volumes. Run aneurysm precache")
     keys, present = cache.patient_keys, cache.labels[:, _PRESENT]
-    given = folds_file or config.folds_file
-    if given is None:
+    path = folds_file or config.folds_file
+    if path is None:
         folds = assign_folds(cache.uids, keys, present, cache.modalities, n_folds=config.folds, seed=config.seed)
     else:
-        folds = read_folds(given, cache.uids, keys)
+        folds = read_folds(path, cache.uids, keys)
     if unknown := sorted(set(config.modality) - set(cache.modalities)):
         there = ", ".join(sorted(set(cache.modalities)))
         raise UsageError(f"no series in {cache.root} has the modality {unknown[0]!r}; there are {there}")
