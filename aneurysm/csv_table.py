@@ -32,13 +32,13 @@ class TableRow:
         return self.cells[column]
 
 
-def read_csv_rows(path: Path, columns: Sequence[str]) -> list[TableRow]:
+def read_csv_rows(path: Path, columns: Sequence[str], *, max_cell: int = MAX_CELL) -> list[TableRow]:
     """
     Read the ``columns`` of the table at ``path``, stripped of blanks and NULs.
 
     Read are UTF-8 and UTF-16, with or without a byte order mark, and Latin-1; commas, semicolons, tabs or bars between
     cells; any end of line; surplus empty cells at the end of a line; names of columns in any case. Empty lines are
-    skipped.
+    skipped. A cell holds ``max_cell`` characters at most.
 
     Raises
     ------
@@ -59,8 +59,8 @@ def read_csv_rows(path: Path, columns: Sequence[str]) -> list[TableRow]:
     line = 1
     try:
         for cells in reader:
-            if (longest := max(map(len, cells), default=0)) > MAX_CELL:
-                raise DataError(f"{path} line {line} has a cell of {longest} characters, at most {MAX_CELL} are read")
+            if (longest := max(map(len, cells), default=0)) > max_cell:
+                raise DataError(f"{path} line {line} has a cell of {longest} characters, at most {max_cell} are read")
             cells = [cell.strip(_BLANK) for cell in cells]
             if any(cells):
                 if names is None:

@@ -1,4 +1,4 @@
-"""aneurysm evaluate: runs -> metrics, plots and a page."""
+"""aneurysm evaluate: runs, or tables of predictions -> metrics, plots and a page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ class EnsembleName(StrEnum):
 
 
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `aneurysm train` wrote.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN|TABLE...",
+            help="Folders that `aneurysm train` wrote; or, with --labels, tables of `aneurysm predict --out`.",
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the report.", show_default="RUN/evaluation, of one run"),
@@ -35,6 +41,12 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="DIR|URL", envvar="ANEURYSM_CACHE", help="The runs' cache.", show_default="where the runs say"
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The truth about series in tables: a table as train.csv.", show_default=False
         ),
     ] = None,
     truth: Annotated[
@@ -64,7 +76,7 @@ def evaluate(
     ] = 0,
     cases: Annotated[int, typer.Option(metavar="N", parser=whole(0), help="Series of each kind in the gallery.")] = 4,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Predict anew with the best checkpoints, from --cache or the run's own.")
+        bool, typer.Option("--fresh", help="Predict again with the best checkpoints, from --cache or the run's own.")
     ] = False,
     fold: Annotated[
         Any,  # Typer knows no unions
@@ -102,6 +114,15 @@ def evaluate(
 
     if fold is not None and not fresh:
         raise UsageError("--fold goes with --fresh: without it, what the runs predicted in training is evaluated")
+    tables = [path for path in runs if path.suffix in (".csv", ".json") and not path.is_dir()]
+    if tables and (labels is None or fresh or len(tables) < len(runs)):
+        raise UsageError(
+            f"{tables[0]} is a table of predictions: give the truth with --labels, and neither runs nor --fresh with it"
+        )
+    if labels is not None and not tables:
+        raise UsageError("--labels goes with tables of `aneurysm predict --out`: runs have their own")
+    if tables and out is None:
+        raise UsageError("name the report's folder with --out")
     if out is None and len(runs) > 1:
         raise UsageError("name the report's folder with --out: RUN/evaluation is for the report of one run alone")
     options = EvaluateOptions(
@@ -116,8 +137,14 @@ def evaluate(
         seed=seed,
     )
     out = out or runs[0] / ("evaluation-fresh" if fresh else "evaluation")
-    predicted = _predicted(runs, out, options, fold, device, model) if fresh else runs
-    evaluation = evaluated(predicted, options)
+    evaluation = evaluated(
+        _with_labels(runs, labels)
+        if labels is not None
+        else _predicted(runs, out, options, fold, device, model)
+        if fresh
+        else runs,
+        options,
+    )
     page = write_report(evaluation, out, cases=cases)
     ranking = evaluation.ranking
     typer.echo(f"{ranking.n} {evaluation.series} of {ranking.n_patients} patients, {len(runs)} runs")
@@ -135,6 +162,13 @@ def evaluate(
     typer.echo(f"Read {page}. {NOTICE}.")
 
 
+def _with_labels(tables: list[Path], labels: Path) -> list[Run]:
+    """Read tables of predictions, and say what is left out of them on stderr."""
+    from aneurysm.report.run import read_predicted
+
+    return [read_predicted(path, labels, on_omission=lambda said: typer.echo(said, err=True)) for path in tables]
+
+
 def _predicted(
     runs: list[Path],
     out: Path,
@@ -143,7 +177,7 @@ def _predicted(
     device: str,
     model: str | None,
 ) -> list[Run]:
-    """Predict anew, and say how it goes on stderr."""
+    """Predict again, and show the progress on stderr."""
     from aneurysm.report.repredict import FreshOptions, predict_fresh
 
     options = FreshOptions(given.cache, fold, device, model, given.local_cache, given.local_cache_gb)

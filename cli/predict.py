@@ -20,11 +20,12 @@ from aneurysm.cli.predict_output import PredictProgress, fill_table, laid_over, 
 from aneurysm.cli.values import choice, number, parse_devices, whole
 from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
+from aneurysm.prediction_table import PREDICTED
 
 if TYPE_CHECKING:
     from aneurysm.inference.calibration import Calibration
+    from aneurysm.inference.output_table import OutputTable
     from aneurysm.inference.prediction import Prediction
-    from aneurysm.inference.prediction_table import PredictionTable
     from aneurysm.inference.read_series import Failure
 
 
@@ -148,8 +149,8 @@ def predict(
     checkpoints, series = split(paths)
     from aneurysm.inference.calibration import base_rates
     from aneurysm.inference.multi_device import device_names, predict_on
+    from aneurysm.inference.output_table import model_key, open_output
     from aneurysm.inference.overlays import Overlays
-    from aneurysm.inference.prediction_table import model_key, open_table
     from aneurysm.inference.predictor import load_predictor
     from aneurysm.models.device import usual_precision
 
@@ -177,7 +178,7 @@ def predict(
         if out is not None:
             key = "" if fitted is None else fitted.key
             made_by = model_key(checkpoints, **options, model=model, calibration=key, fallback=fallback)
-            table = stack.enter_context(open_table(out, made_by, key, gate))
+            table = stack.enter_context(open_output(out, made_by, key, gate))
         predictor = load_predictor(checkpoints, device=names[0], **loading) if len(names) == 1 else None
         overlays = None if overlay is None else Overlays(overlay, overlay_label, cam=cam)
         found, absent = find(series, local_cache, local_cache_gb)
@@ -191,7 +192,7 @@ def predict(
             for p in found
             if table is None
             or not table.has(p.uid, retry_failed=retry_failed)
-            or (overlays is not None and table.rows[p.uid]["status"] == "predicted" and not overlays.has(p.uid))
+            or (overlays is not None and table.rows[p.uid].status == PREDICTED and not overlays.has(p.uid))
         ]
         progress = stack.enter_context(PredictProgress(len(absent) + len(todo)))
         if predictor is None:
@@ -215,7 +216,7 @@ def predict(
         raise typer.Exit(Exit.SOME_FAILED)
 
 
-def _new(absent: list[Failure], table: PredictionTable, *, retry_failed: bool) -> list[Failure]:
+def _new(absent: list[Failure], table: OutputTable, *, retry_failed: bool) -> list[Failure]:
     """Leave out those that the table has a row of, above all an answer: today its folder may just not be mounted."""
     new = []
     for failure in absent:

@@ -13,9 +13,9 @@ from aneurysm.cli.progress import Display, series_share, series_text
 from aneurysm.labels import LABELS
 
 if TYPE_CHECKING:
+    from aneurysm.inference.output_table import OutputTable
     from aneurysm.inference.overlays import Overlays
     from aneurysm.inference.prediction import LocatedCandidate, Prediction
-    from aneurysm.inference.prediction_table import PredictionTable
     from aneurysm.inference.read_series import Failure
 
 _EVERY_S: Final = 10.0
@@ -58,7 +58,7 @@ def laid_over(answers: Iterator[Prediction | Failure], overlays: Overlays) -> It
             yield answer
 
 
-def fill_table(table: PredictionTable, answers: Iterator[Prediction | Failure]) -> None:
+def fill_table(table: OutputTable, answers: Iterator[Prediction | Failure]) -> None:
     """Put answers into a table as they come, and write it now and then, and at the end."""
     written = time.monotonic()
     try:

@@ -75,7 +75,7 @@ def read_tables(root: Path) -> Tables:
     DataError
         A table can't be read, lacks a column, gives one series different labels, or has a label that is not 0 or 1.
     """
-    labels, modality = _train(root / TRAIN_CSV)
+    labels, modality = read_labels(root / TRAIN_CSV)
     localizers = _localizers(root / LOCALIZERS_CSV)
     uids = labels.keys() | localizers.keys()
     return Tables(
@@ -98,7 +98,8 @@ def _rows(path: Path, columns: list[str]) -> list[TableRow]:
     return rows
 
 
-def _train(path: Path) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+def read_labels(path: Path) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+    """Return labels and modality by series UID of a table as train.csv. Raises `DataError`; see `read_tables`."""
     labels: dict[str, dict[str, int]] = {}
     modality: dict[str, str] = {}
     lines: dict[str, int] = {}

@@ -180,7 +180,7 @@ def evaluate(runs: Sequence[str | Path | Run], options: EvaluateOptions | None =
     if cache is None or found is None:
         no_froc = f"Candidates can't be compared with lesions: {no_cache}."
     elif candidates is None:
-        no_froc = "There is no candidates_val.csv in every run, so there is nothing to compare with the lesions."
+        no_froc = "Not every run has candidates, so there is nothing to compare with the lesions."
     else:
         where = localisation(predictions, found, candidates)
         if len(where.lesion_scan):

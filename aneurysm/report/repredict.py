@@ -26,7 +26,7 @@ from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import fold_rows, write_folds
 from aneurysm.training.lineage import training_series
 from aneurysm.training.run_folder import RunFolder
-from aneurysm.training.validation import ValidationPart, predict_series, write_candidates, write_predictions
+from aneurysm.training.validation import ValidationPart, predict_series, write_predictions
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def predict_fresh(
     on_progress: Callable[[int, int, int, int], None] = lambda _done, _total, _window, _windows: None,
 ) -> list[Run]:
     """
-    Predict with the best checkpoint of each run, and write predictions and candidates into ``out/<name of the run>``.
+    Predict with the best checkpoint of each run, and write predictions into ``out/<name of the run>``.
 
     Parameters
     ----------
@@ -157,7 +157,6 @@ def _predict(
         shutil.copyfile(run.folds, new.folds)
     of_fold = dict.fromkeys(volumes, fold)
     write_predictions(new.predictions, cache, predictions, of_fold, epoch=checkpoint.epoch, part=part)
-    write_candidates(new.candidates, cache, predictions)
     for old, copy in ((run.metrics, new.metrics), (run.init, new.init)):
         copy.unlink(missing_ok=True)
         if old.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,7 @@ from numpy.typing import NDArray
 
 from aneurysm.errors import DataError
 from aneurysm.labels import LABELS, SITES, UNKNOWN
-
-_CANDIDATE_COLUMNS = ("series_uid", "site", "probability", "x_mm", "y_mm", "z_mm")
+from aneurysm.prediction_table import PredictionRow
 
 
 @dataclass(frozen=True)
@@ -101,67 +101,49 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     return table
 
 
-def checked_predictions(path: Path, table: pd.DataFrame, folds: pd.DataFrame) -> Predictions:
-    """Return the predictions in a table that was read from ``path``. Raises `DataError` on what is wrong with them."""
-    for kind in ("p: ", "y: "):
-        found = {c.removeprefix(kind) for c in table.columns if c.startswith(kind)}
-        if found != set(LABELS):
-            lacks, has = sorted(set(LABELS) - found), sorted(found - set(LABELS))
-            raise DataError(
-                f"{path} is of another set of labels: columns {kind.strip()!r} lack {', '.join(lacks) or 'none'}"
-                f" and have {', '.join(has) or 'none'} beside those expected"
-            )
-    if table.empty:
+def checked_predictions(path: Path, rows: Sequence[PredictionRow], patients: Mapping[str, str]) -> Predictions:
+    """
+    Return the predictions in the rows of ``path``, all of which have one and a truth.
+
+    Parameters
+    ----------
+    patients
+        Key of each series' patient, empty if it is not known.
+
+    Raises
+    ------
+    DataError
+        There are none, or one is no probability.
+    """
+    if not rows:
         raise DataError(f"{path} has no series")
-    if (twice := table.loc[table["series_uid"].duplicated(), "series_uid"]).size:
-        raise DataError(f"{path}: {twice.iloc[0]} is there twice")
-    table = table.sort_values("series_uid")
-    keys = dict(zip(folds["series_uid"], folds["patient_key"], strict=True))
-    if missing := [uid for uid in table["series_uid"] if uid not in keys]:
-        raise DataError(f"{path.with_name('folds.csv')} lacks {len(missing)} of the series predicted, {missing[0]} one")
-    probabilities = _numbers(path, table[[f"p: {name}" for name in LABELS]])
+    rows = sorted(rows, key=lambda row: row.series_uid)
+    probabilities = np.array([[(row.probabilities or {})[name] for name in LABELS] for row in rows], np.float64)
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         row, column = np.argwhere(~((probabilities >= 0) & (probabilities <= 1)))[0]
         raise DataError(
-            f"{path}: of {table['series_uid'].iloc[row]}, {LABELS[column]!r} is {probabilities[row, column]}, which is "
+            f"{path}: of {rows[row].series_uid}, {LABELS[column]!r} is {probabilities[row, column]}, which is "
             "no probability. Has the run diverged?"
         )
-    labels = table[[f"y: {name}" for name in LABELS]].to_numpy(str)
-    if wrong := sorted(set(np.unique(labels).tolist()) - {"", "0", "1"}):
-        raise DataError(f"{path}: a label is {wrong[0]!r}, expected 0, 1 or nothing")
+    truth = [[UNKNOWN if (y := (row.truth or {}).get(name)) is None else y for name in LABELS] for row in rows]
     return Predictions(
-        table["series_uid"].to_numpy(str),
-        np.array([keys[uid] or f"series {uid}" for uid in table["series_uid"]]),
-        table["modality"].to_numpy(str),
-        table["fold"].to_numpy(np.int64),
+        np.array([row.series_uid for row in rows]),
+        np.array([patients.get(row.series_uid) or f"series {row.series_uid}" for row in rows]),
+        np.array([row.modality for row in rows]),
+        np.array([row.fold or 0 for row in rows], np.int64),
         probabilities,
-        np.where(labels == "", str(UNKNOWN), labels).astype(np.uint8),
+        np.array(truth, np.uint8),
     )
 
 
-def read_candidates(path: Path, uids: set[str]) -> Candidates | None:
-    """Return the candidates of series, None if there is no such file. Raises `DataError` if it is damaged."""
-    if not path.exists():
+def candidates_of(rows: Sequence[PredictionRow]) -> Candidates | None:
+    """Return the candidates in rows, None if a row has none because none were asked for."""
+    if any(row.candidates is None for row in rows):
         return None
-    table = read_table(path, _CANDIDATE_COLUMNS)
-    numbers = {site: i for i, site in enumerate(SITES)}
-    if wrong := sorted(set(table["site"]) - set(numbers)):
-        raise DataError(f"{path}: there is no site {wrong[0]!r}")
-    if strange := sorted(set(table["series_uid"]) - uids):
-        raise DataError(f"{path}: {strange[0]} is none of the series in predictions_val.csv")
-    values = _numbers(path, table[["probability", "x_mm", "y_mm", "z_mm"]])
-    if not np.isfinite(values).all():
-        raise DataError(f"{path}: a probability or place is not a finite number")
+    found = [(row.series_uid, candidate) for row in rows for candidate in row.candidates or []]
     return Candidates(
-        table["series_uid"].to_numpy(str),
-        np.array([numbers[s] for s in table["site"]], np.int64),
-        values[:, 0],
-        values[:, 1:],
+        np.array([uid for uid, _ in found], np.str_),
+        np.array([SITES.index(c["site"]) for _, c in found], np.int64),
+        np.array([c["probability"] for _, c in found], np.float64),
+        np.array([c["lps_mm"] for _, c in found], np.float64).reshape(-1, 3),
     )
-
-
-def _numbers(path: Path, table: pd.DataFrame) -> NDArray[np.float64]:
-    try:
-        return table.to_numpy(np.float64)
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}") from error

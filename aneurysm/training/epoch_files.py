@@ -19,7 +19,7 @@ from aneurysm.metrics import Score
 from aneurysm.training.metrics_table import EpochRow, MetricsTable
 from aneurysm.training.run_folder import RunFolder
 from aneurysm.training.split import Split
-from aneurysm.training.validation import Predictions, write_candidates, write_predictions
+from aneurysm.training.validation import PredictionsByVolume, write_predictions
 
 _IDLE_WARNING_SHARE: Final = 0.05
 _IDLE_WARNING_AFTER_S: Final = 10.0
@@ -29,7 +29,7 @@ _log: Final = logging.getLogger(__name__)
 
 class EpochFiles:
     """
-    ``metrics.csv``, ``tensorboard/``, ``predictions_val.csv``, ``candidates_val.csv``; and lines of the log.
+    ``metrics.csv``, ``tensorboard/``, ``predictions_val.csv``; and lines of the log.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class EpochFiles:
         purge = done * steps_per_epoch + 1 if done else None
         self._events = _Events(folder.tensorboard, purge)
 
-    def add(self, row: EpochRow, score: Score | None, best: Predictions | None) -> None:
+    def add(self, row: EpochRow, score: Score | None, best: PredictionsByVolume | None) -> None:
         """
         Write what an epoch gave.
 
@@ -80,7 +80,6 @@ class EpochFiles:
         if best is not None:
             folds = dict(enumerate(self._split.folds.tolist()))
             write_predictions(self._folder.predictions, self._cache, best, folds, epoch=int(row["epoch"] or 0))
-            write_candidates(self._folder.candidates, self._cache, best)
         self._add_to_log(row, score)
 
     def _add_to_log(self, row: EpochRow, score: Score | None) -> None:

@@ -29,7 +29,7 @@ from aneurysm.training.run_folder import RunFolder
 from aneurysm.training.split import Split
 from aneurysm.training.stop_signal import StopSignal
 from aneurysm.training.timed_loader import TimedBatches
-from aneurysm.training.validation import Predictions, ValidationStoppedError, predict_series, score_predictions
+from aneurysm.training.validation import PredictionsByVolume, ValidationStoppedError, predict_series, score_predictions
 
 READ_EVERY: Final = 20
 """Losses are read from the device after so many batches; with several ranks signals are looked for as often."""
@@ -135,7 +135,7 @@ class TrainingLoop:
         """Validate, write the row and what is best so far, and save."""
         config = self._config
         score: Score | None = None
-        predictions: Predictions = {}
+        predictions: PredictionsByVolume = {}
         try:
             if self._epoch % config.validation.every == 0 or self._epoch == config.epochs:
                 started = time.perf_counter()
@@ -157,7 +157,7 @@ class TrainingLoop:
         if self._stop.agree(self._learner.device) is not None and self._epoch < config.epochs:
             raise InterruptedRunError(self._stop.wanted or 0)
 
-    def _validate(self) -> Predictions:
+    def _validate(self) -> PredictionsByVolume:
         """Predict the held-out series, each rank its part, with the mean of the weights."""
         self._learner.ema.broadcast_buffers()
         rank, ranks, held_out = self._ranks.rank, self._ranks.size, self._split.val

@@ -39,7 +39,7 @@ class RunFolder:
 
     ::
 
-        config.toml  folds.csv  [init.json]  metrics.csv  predictions_val.csv  candidates_val.csv  log.txt
+        config.toml  folds.csv  [init.json]  metrics.csv  predictions_val.csv  log.txt
         tensorboard/  checkpoints/{last,best}.ckpt
     """
 
@@ -72,13 +72,8 @@ class RunFolder:
 
     @property
     def predictions(self) -> Path:
-        """Probabilities and labels of the held-out series, of the best epoch."""
+        """Probabilities, candidates and labels of the held-out series, of the best epoch."""
         return self.root / "predictions_val.csv"
-
-    @property
-    def candidates(self) -> Path:
-        """The most probable places in the held-out series, of the same epoch."""
-        return self.root / "candidates_val.csv"
 
     @property
     def log(self) -> Path:

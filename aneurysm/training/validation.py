@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from aneurysm.cache.cache import Cache
-from aneurysm.csv_table import csv_text
 from aneurysm.errors import AneurysmError, CacheError, StoreError
 from aneurysm.labels import LABELS, SITES, UNKNOWN
 from aneurysm.metrics import Score, score_series
+from aneurysm.prediction_table import PredictionRow, candidate_entry, table_text
 from aneurysm.processes.files import write_atomically
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.ranks import gathered
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CANDIDATES: Final = 10
 """Places a series, at most: enough for a FROC curve up to 8 false positives a scan."""
 
-Predictions = dict[int, "SeriesPrediction"]
+PredictionsByVolume = dict[int, "SeriesPrediction"]
 """By the series' index in the cache."""
 ValidationPart = Literal["val", "test", "external"]
 """Series that picked the best epoch, those of the fold kept for a test, and those of another cache."""
@@ -47,7 +47,7 @@ def predict_series(
     workers: int = 0,
     stopped: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int, int], None] = lambda _series, _window, _windows: None,
-) -> Predictions:
+) -> PredictionsByVolume:
     """
     Predict the series, each rank its part; all ranks get all.
 
@@ -68,7 +68,7 @@ def predict_series(
     """
     from aneurysm.windows.predict import WindowOptions, predict_cached
 
-    found: Predictions = {}
+    found: PredictionsByVolume = {}
     stop, error = False, None
     options = WindowOptions(
         patch_shape=config.patch,
@@ -91,7 +91,7 @@ def predict_series(
                 break
     except (CacheError, StoreError) as caught:
         error = str(caught)
-    parts: list[tuple[Predictions, bool, str | None]] = gathered((found, stop, error))
+    parts: list[tuple[PredictionsByVolume, bool, str | None]] = gathered((found, stop, error))
     for _, _, told in parts:
         if told is not None:
             raise CacheError(f"validation can't go on: {told}")
@@ -100,7 +100,7 @@ def predict_series(
     return {volume: values for part, _, _ in parts for volume, values in part.items()}
 
 
-def score_predictions(cache: Cache, predictions: Predictions) -> Score:
+def score_predictions(cache: Cache, predictions: PredictionsByVolume) -> Score:
     """Score the predictions against the labels of the cache, all and by modality."""
     volumes = sorted(predictions)
     true, scores = cache.labels[volumes], np.stack([predictions[v].probabilities for v in volumes])
@@ -110,16 +110,14 @@ def score_predictions(cache: Cache, predictions: Predictions) -> Score:
 def write_predictions(
     path: Path,
     cache: Cache,
-    predictions: Predictions,
+    predictions: PredictionsByVolume,
     folds: Mapping[int, int],
     *,
     epoch: int,
     part: ValidationPart = "val",
 ) -> None:
     """
-    Write a row per series: ``series_uid, modality, fold, part, epoch, digest``, ``p: <label>`` and ``y: <label>``.
-
-    Labels are the 14; ``y`` is empty where one is unknown. ``digest`` is that of the cache's spec.
+    Write the table of `aneurysm.prediction_table`, with the truth and the candidates of each series.
 
     Parameters
     ----------
@@ -128,33 +126,26 @@ def write_predictions(
     epoch
         That the checkpoint has seen.
     """
-    header = ["series_uid", "modality", "fold", "part", "epoch", "digest"]
     rows = []
-    for volume in _by_uid(cache, predictions):
-        labels = ["" if y == UNKNOWN else int(y) for y in cache.labels[volume]]
-        about = [cache.uids[volume], cache.modalities[volume], folds[volume], part, epoch, cache.spec.digest]
-        # All digits: with fewer, the surest would tie, which the score tells apart.
-        rows.append([*about, *map(repr, predictions[volume].probabilities.tolist()), *labels])
-    _write(path, [*header, *(f"p: {name}" for name in LABELS), *(f"y: {name}" for name in LABELS)], rows)
-
-
-def write_candidates(path: Path, cache: Cache, predictions: Predictions) -> None:
-    """
-    Write ``series_uid, site, probability, z, y, x, x_mm, y_mm, z_mm``, the most probable of a series first.
-
-    z, y, x are voxel coordinates in the cached volume; the last three are the same place in patient space (LPS).
-    """
-    rows = [
-        [cache.uids[volume], SITES[c.site], repr(c.probability), *(f"{v:.3f}" for v in (*c.zyx, *c.lps_mm))]
-        for volume in _by_uid(cache, predictions)
-        for c in predictions[volume].candidates
-    ]
-    _write(path, ["series_uid", "site", "probability", "z", "y", "x", "x_mm", "y_mm", "z_mm"], rows)
-
-
-def _by_uid(cache: Cache, predictions: Predictions) -> list[int]:
-    return sorted(predictions, key=lambda volume: cache.uids[volume])
-
-
-def _write(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
-    write_atomically(path, csv_text(header, rows))
+    for volume in sorted(predictions, key=lambda volume: cache.uids[volume]):
+        prediction = predictions[volume]
+        rows.append(
+            PredictionRow(
+                cache.uids[volume],
+                # All digits: with fewer, the surest would tie, which the score tells apart.
+                probabilities=dict(zip(LABELS, prediction.probabilities.tolist(), strict=True)),
+                candidates=[
+                    candidate_entry(SITES[c.site], c.probability, c.lps_mm, c.zyx) for c in prediction.candidates
+                ],
+                modality=cache.modalities[volume],
+                fold=folds[volume],
+                part=part,
+                epoch=epoch,
+                digest=cache.spec.digest,
+                truth={
+                    label: None if y == UNKNOWN else int(y)
+                    for label, y in zip(LABELS, cache.labels[volume], strict=True)
+                },
+            )
+        )
+    write_atomically(path, table_text(rows, path.suffix))

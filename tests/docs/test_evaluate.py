@@ -10,7 +10,7 @@ from aneurysm.report import evaluate, page
 from aneurysm.report.bootstrap import patient_weights
 from tests.support.checkpoints import write_checkpoint
 from tests.support.command import call_cli
-from tests.support.fake_runs import of_cache, write_candidates, write_run
+from tests.support.fake_runs import of_cache, write_candidates, write_labels, write_run
 from tests.support.noise_cache import add_volume, open_cache
 from tests.support.run_data import ROOT
 
@@ -30,6 +30,8 @@ def work(report_cache, tmp_path, monkeypatch):
         write_candidates(write_run(tmp_path / "runs" / f"fold{k}", series, fold=k, n_folds=3), report_cache)
     write_candidates(write_run(tmp_path / "runs" / "fold0-again", series, n_folds=3, seed=1), report_cache)
     (tmp_path / "data").mkdir()
+    write_labels(tmp_path / "data" / "train.csv", series)
+    shutil.copy(tmp_path / "runs" / "fold0" / "predictions_val.csv", tmp_path / "answers.csv")
     (tmp_path / "data" / "truth.csv").write_text("series_uid,location,x_mm,y_mm,z_mm,radius_mm\n")
     # Of --fresh: a best checkpoint, and a cache of other patients.
     write_checkpoint(tmp_path / "runs" / "fold0" / "checkpoints" / "best.ckpt", 0)

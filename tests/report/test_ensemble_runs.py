@@ -1,7 +1,7 @@
 """Several runs: folds put together, models averaged, and what must not be mixed."""
 
-import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +9,13 @@ import pytest
 from aneurysm.errors import DataError, SpecMismatchError
 from aneurysm.inference.calibration import read_calibration
 from aneurysm.labels import LABELS
+from aneurysm.prediction_table import candidate_entry
 from aneurysm.probability import logit, sigmoid
 from aneurysm.report.ensemble_runs import combine, combine_candidates, group_runs
 from aneurysm.report.evaluate import EvaluateOptions, evaluate
 from aneurysm.report.results import calibration_json
 from aneurysm.report.run import read_run
-from tests.support.fake_runs import fake_series, of_cache, say, write_run
+from tests.support.fake_runs import change_rows, fake_series, of_cache, say, write_run
 from tests.support.noise_cache import add_volume, open_cache
 
 
@@ -65,15 +66,16 @@ def test_candidates_of_several_runs_become_one_where_they_meet(tmp_path):
         [("Basilar Tip", 0.4, 3), ("Basilar Tip", 0.2, 40)],
     )
     for root, found in zip(roots, rows):
-        with (root / "candidates_val.csv").open("w", newline="") as file:
-            csv.writer(file).writerow(("series_uid", "site", "probability", "x_mm", "y_mm", "z_mm"))
-            csv.writer(file).writerows([(series.uids[0], site, p, x, 0, 0) for site, p, x in found])
+        entries = [candidate_entry(site, p, (x, 0, 0), (0, 0, 0)) for site, p, x in found]
+        change_rows(
+            root, lambda row, entries=entries: replace(row, candidates=entries * (row.series_uid == series.uids[0]))
+        )
     groups = group_runs([read_run(root) for root in roots])
     merged = combine_candidates(groups, 5.0)
     assert merged.sites.tolist() == [11, 7, 11]
     np.testing.assert_allclose(merged.probabilities, [0.6, 0.25, 0.1])
     np.testing.assert_allclose(merged.lps_mm[:, 0], [0, 0, 40])
-    (roots[1] / "candidates_val.csv").unlink()
+    change_rows(roots[1], lambda row: replace(row, candidates=None))
     assert combine_candidates(group_runs([read_run(root) for root in roots]), 5.0) is None
 
 
@@ -154,18 +156,13 @@ def test_runs_say_themselves_of_which_spec_they_are(tmp_path):
 
 def saturated(root, scale, shift):
     """Make a run's answers as sure as a network's: many beyond what float32 or a clip of 1e-6 tells from 0 and 1."""
-    path = root / "predictions_val.csv"
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        for name in row:
-            if name.startswith("p: "):
-                row[name] = repr(float(sigmoid(scale * logit(float(row[name])) + shift)))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return root
+
+    def surer(row):
+        return replace(
+            row, probabilities={k: float(sigmoid(scale * logit(p) + shift)) for k, p in row.probabilities.items()}
+        )
+
+    return change_rows(root, surer)
 
 
 def test_two_identical_runs_averaged_are_each_of_them(tmp_path):

@@ -1,11 +1,14 @@
 """What a run's folder holds, and what is said if it is not what it should be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from aneurysm.errors import DataError
 from aneurysm.labels import LABELS, SITES
 from aneurysm.metrics import score_series
+from aneurysm.prediction_table import candidate_entry, read_rows, table_text
 from aneurysm.report.run import read_run
 from aneurysm.training.folds import write_folds
 from aneurysm.training.validation import score_predictions, write_predictions
@@ -95,11 +98,23 @@ def diverged(run):
     path.write_text("\n".join([lines[0], ",".join(fields), *lines[2:]]) + "\n")
 
 
-def with_candidate(row):
+def with_candidate(site, probability=0.25, lps_mm=(-30.5, 20.0, 10.0)):
     def write(run):
-        (run / "candidates_val.csv").write_text(f"series_uid,site,probability,z,y,x,x_mm,y_mm,z_mm\n{row}\n")
+        first, *others = read_rows(run / "predictions_val.csv")
+        entry = candidate_entry(site, probability, lps_mm, (1, 2, 3))
+        rows = [replace(first, candidates=[entry]), *(replace(row, candidates=[]) for row in others)]
+        (run / "predictions_val.csv").write_text(table_text(rows, ".csv"))
 
     return write
+
+
+def of_version_2(run):
+    path = run / "predictions_val.csv"
+    lines = path.read_text().splitlines()
+    column = lines[0].split(",").index("format_version")
+    fields = lines[1].split(",")
+    fields[column] = "2"
+    path.write_text("\n".join([lines[0], ",".join(fields), *lines[2:]]) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -107,22 +122,23 @@ def with_candidate(row):
     [
         (lambda run: (run / "predictions_val.csv").unlink(), "has no predictions_val.csv"),
         (lambda run: (run / "folds.csv").unlink(), "folds.csv is missing or damaged"),
-        (rewritten("predictions_val.csv", "p: Basilar Tip", "p: Circle of Willis"), "another set of labels.*Circle of"),
-        (rewritten("predictions_val.csv", "modality", "kind"), "has no column modality"),
+        (rewritten("predictions_val.csv", "Basilar Tip", "Circle of Willis"), r"lacks the column\(s\) Basilar Tip"),
+        (rewritten("predictions_val.csv", "modality", "kind"), r"lacks the column\(s\) modality"),
+        (of_version_2, "of version '2', this program reads version 1: predict again"),
         (rewritten("folds.csv", "series_uid", "uid"), "has no column series_uid"),
         (lambda run: (run / "folds.csv").write_text("series_uid,patient_key,fold\n"), "lacks .* of the series"),
-        (repeated, "is there twice"),
+        (repeated, "has two rows of series"),
         (emptied, "has no series"),
         (diverged, "no probability. Has the run diverged"),
         (rewritten("config.toml", "model =", "model"), "config.toml is damaged"),
         (lambda run: say(run, part="train"), "part is 'train', expected one of val, test, external"),
-        (with_candidate("9.9.9,Basilar Tip,0.5,1,1,1,1,1,1"), "9.9.9 is none of the series"),
-        (with_candidate("9.9.9,Elbow,0.5,1,1,1,1,1,1"), "no site 'Elbow'"),
+        (with_candidate("Elbow"), "a candidate at 'Elbow', which is no site"),
+        (rewritten("predictions_val.csv", ",0\n", ",2\n"), "a label is '2', expected 0, 1 or nothing"),
     ],
     ids=[
-        "no predictions", "no folds", "another label", "no modality", "no uid in folds", "series not in folds",
-        "a series twice", "no series", "diverged", "no toml", "another part",
-        "a candidate of another series", "an unknown site",
+        "no predictions", "no folds", "another label", "no modality", "another version", "no uid in folds",
+        "series not in folds", "a series twice", "no series", "diverged", "no toml", "another part",
+        "an unknown site", "no label",
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(run, damage, message):
@@ -137,10 +153,11 @@ def test_no_such_run(tmp_path):
 
 
 def test_candidates_come_back(run):
-    uid = read_run(run).predictions.uids[0]
-    with_candidate(f"{uid},{SITES[4]},0.25,1,2,3,-30.5,20,10")(run)
+    uid = read_rows(run / "predictions_val.csv")[0].series_uid
+    with_candidate(SITES[4])(run)
     found = read_run(run).candidates
     assert found.uids.tolist() == [uid]
+    assert found.probabilities.tolist() == [0.25]
     assert found.sites.tolist() == [LABELS.index("Left Middle Cerebral Artery")]
     np.testing.assert_allclose(found.lps_mm, [[-30.5, 20, 10]])
 

@@ -98,7 +98,7 @@ def test_a_cache_that_is_elsewhere(tmp_path, report_cache):
     assert set(alone.groupings) == {"modality"}
     named = evaluate([run], EvaluateOptions(samples=50, cache=report_cache.root))
     assert set(named.groupings) == {"modality", "plane", "slice thickness"}
-    assert named.no_froc.startswith("There is no candidates_val.csv")
+    assert named.no_froc.startswith("Not every run has candidates")
     with pytest.raises(CacheNotFoundError):
         evaluate([run], EvaluateOptions(cache=tmp_path / "none"))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from aneurysm.labels import LABELS, MODALITIES, SITES
+from aneurysm.prediction_table import PredictionRow, candidate_entry, read_rows, table_text
 
 # Shares of the 13 sites among positives, and of the modalities, about as in the competition's data.
 _SITE_SHARES = np.array([4, 5, 15, 14, 11, 14, 18, 3, 3, 4, 5, 6, 6], float)
@@ -64,9 +65,7 @@ def folds_of(series: FakeSeries, n_folds=5) -> np.ndarray:
     return np.array([zlib.crc32((p or u).encode()) % n_folds for p, u in zip(series.patients, series.uids)])
 
 
-def write_run(
-    root: Path, series: FakeSeries, *, fold=0, n_folds=5, seed=0, skill=1.5, cache="cache", columns=LABELS, epochs=8
-) -> Path:
+def write_run(root: Path, series: FakeSeries, *, fold=0, n_folds=5, seed=0, skill=1.5, cache="cache", epochs=8) -> Path:
     """A run's folder with config.toml, folds.csv, metrics.csv and predictions_val.csv."""
     root.mkdir(parents=True)
     rng = np.random.default_rng([seed, fold])
@@ -81,7 +80,7 @@ def write_run(
         )
     held_out = np.flatnonzero(folds == fold)
     scores = fake_scores(series.labels[held_out], rng, skill)
-    write_predictions(root / "predictions_val.csv", series, held_out, scores, fold, columns)
+    write_predictions(root / "predictions_val.csv", series, held_out, scores, fold)
     with (root / "metrics.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("epoch", "step", "loss", "learning_rate", "score", "present_auc", "site_auc"))
@@ -94,44 +93,63 @@ def write_run(
     return root
 
 
-def write_predictions(path: Path, series: FakeSeries, chosen, scores, fold=0, columns=LABELS) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["series_uid", "modality", "fold", *(f"p: {c}" for c in columns), *(f"y: {c}" for c in columns)]
+def write_predictions(path: Path, series: FakeSeries, chosen, scores, fold=0) -> None:
+    rows = [
+        PredictionRow(
+            series.uids[i],
+            probabilities={name: float(f"{v:.6g}") for name, v in zip(LABELS, values)},
+            modality=series.modalities[i],
+            fold=int(fold),
+            truth={name: None if y == 255 else int(y) for name, y in zip(LABELS, series.labels[i])},
         )
-        for i, values in zip(chosen, scores):
-            labels = ["" if y == 255 else int(y) for y in series.labels[i]]
-            writer.writerow([series.uids[i], series.modalities[i], fold, *(f"{v:.6g}" for v in values), *labels])
+        for i, values in zip(chosen, scores)
+    ]
+    path.write_text(table_text(rows, path.suffix))
 
 
-def say(root: Path, **values) -> Path:
-    """Add columns that are the same for all series to a run's predictions: part, epoch, digest."""
-    header, *rows = (root / "predictions_val.csv").read_text().splitlines()
-    lines = [",".join([header, *values]), *(",".join([row, *map(str, values.values())]) for row in rows)]
-    (root / "predictions_val.csv").write_text("\n".join(lines) + "\n")
+def change_rows(root: Path, change) -> Path:
+    """Write each row of a run's predictions again, as ``change`` makes it."""
+    path = root / "predictions_val.csv"
+    path.write_text(table_text([change(row) for row in read_rows(path)], path.suffix))
     return root
 
 
+def say(root: Path, **values) -> Path:
+    """Give a run's predictions what is the same for all series: part, epoch, digest."""
+    return change_rows(root, lambda row: replace(row, **values))
+
+
 def write_candidates(root: Path, cache, *, seed=0, sensitivity=0.75, false_per_scan=2.0) -> None:
-    """candidates_val.csv: most lesions are found within 2 mm; false ones lie anywhere, and are less probable."""
+    """Most lesions are found within 2 mm; false ones lie anywhere, and are less probable."""
     rng = np.random.default_rng(seed)
-    with (root / "predictions_val.csv").open(newline="") as file:
-        uids = [row["series_uid"] for row in csv.DictReader(file)]
-    with (root / "candidates_val.csv").open("w", newline="") as file:
+
+    def with_candidates(row):
+        i = cache.uids.index(row.series_uid)
+        affine = cache[i].affine_lps
+        found = []
+        lesions = cache.lesions_of(i)
+        for site, zyx in zip(cache.lesion_site[lesions], cache.lesion_zyx[lesions]):
+            if rng.random() < sensitivity:
+                found.append((int(site), rng.beta(4, 2), zyx + rng.normal(0, 0.8, 3)))
+        for _ in range(rng.poisson(false_per_scan)):
+            place = rng.uniform(0.25, 0.75, 3) * cache.shapes[i]
+            found.append((int(rng.integers(len(SITES))), rng.beta(1.5, 5), place))
+        return replace(
+            row,
+            candidates=[
+                candidate_entry(SITES[site], float(f"{p:.6g}"), affine[:3, :3] @ zyx + affine[:3, 3], zyx)
+                for site, p, zyx in sorted(found, key=lambda c: -c[1])
+            ],
+        )
+
+    change_rows(root, with_candidates)
+
+
+def write_labels(path: Path, series: FakeSeries) -> Path:
+    """The truth as train.csv has it; of what is not known, that there is none."""
+    with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("series_uid", "site", "probability", "z", "y", "x", "x_mm", "y_mm", "z_mm"))
-        for uid in uids:
-            i = cache.uids.index(uid)
-            affine = cache[i].affine_lps
-            found = []
-            lesions = cache.lesions_of(i)
-            for site, zyx in zip(cache.lesion_site[lesions], cache.lesion_zyx[lesions]):
-                if rng.random() < sensitivity:
-                    found.append((int(site), rng.beta(4, 2), zyx + rng.normal(0, 0.8, 3)))
-            for _ in range(rng.poisson(false_per_scan)):
-                place = rng.uniform(0.25, 0.75, 3) * cache.shapes[i]
-                found.append((int(rng.integers(len(SITES))), rng.beta(1.5, 5), place))
-            for site, probability, zyx in sorted(found, key=lambda c: -c[1]):
-                lps = affine[:3, :3] @ zyx + affine[:3, 3]
-                writer.writerow([uid, SITES[site], f"{probability:.6g}", *np.round([*zyx, *lps], 4).tolist()])
+        writer.writerow(("SeriesInstanceUID", "Modality", *LABELS))
+        for uid, modality, labels in zip(series.uids, series.modalities, series.labels):
+            writer.writerow((uid, modality, *(int(y == 1) for y in labels)))
+    return path

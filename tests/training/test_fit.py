@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ def test_fp16_is_refused_on_a_cpu(train_cache, tmp_path, monkeypatch):
 
 def test_the_folder_holds_what_is_promised(straight, train_cache):
     assert sorted(p.name for p in straight.root.iterdir()) == [
-        "candidates_val.csv", "checkpoints", "config.toml", "folds.csv", "log.txt", "metrics.csv",
+        "checkpoints", "config.toml", "folds.csv", "log.txt", "metrics.csv",
         "predictions_val.csv", "tensorboard",
     ]  # fmt: skip
     assert sorted(p.name for p in straight.last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -59,9 +61,9 @@ def test_the_folder_holds_what_is_promised(straight, train_cache):
         i = train_cache.uids.index(row["series_uid"])
         assert (row["modality"], row["fold"]) == (train_cache.modalities[i], "0")
         assert [int(row[f"y: {name}"]) for name in LABELS] == train_cache.labels[i].tolist()
-        assert all(0 < float(row[f"p: {name}"]) < 1 for name in LABELS)
-    about = ["series_uid", "modality", "fold", "part", "epoch", "digest"]
-    assert list(predictions[0])[:7] == [*about, f"p: {LABELS[0]}"]
+        assert all(0 < float(row[name]) < 1 for name in LABELS)
+        assert (row["status"], row["format_version"]) == ("predicted", "1")
+        assert 1 <= len(json.loads(row["candidates"])) <= 10
     epoch = str(load_checkpoint(straight.best).epoch)
     assert {(p["part"], p["epoch"], p["digest"]) for p in predictions} == {("val", epoch, train_cache.spec.digest)}
 
@@ -127,7 +129,7 @@ def test_the_best_epochs_predictions_are_those_of_its_checkpoint(straight, train
     )
     for prediction in predict_cached(model, train_cache, [train_cache.uids.index(uid) for uid in rows], options):
         row = rows[prediction.series_uid]
-        assert [float(row[f"p: {name}"]) for name in LABELS] == pytest.approx(prediction.probabilities, rel=1e-4)
+        assert [float(row[name]) for name in LABELS] == pytest.approx(prediction.probabilities, rel=1e-4)
 
 
 def test_the_candidates_are_those_of_the_best_checkpoint_and_evaluate_reads_them(train_cache, tmp_path):
@@ -146,10 +148,9 @@ def test_the_candidates_are_those_of_the_best_checkpoint_and_evaluate_reads_them
         assert run.candidates.sites[mine].tolist() == [c.site for c in prediction.candidates]
         assert run.candidates.probabilities[mine] == pytest.approx([c.probability for c in prediction.candidates])
         assert np.allclose(run.candidates.lps_mm[mine], [c.lps_mm for c in prediction.candidates], atol=1e-3)
-    row = table(folder.candidates)[0]
-    affine = train_cache.volume(row["series_uid"]).affine_lps
-    zyx = [float(row[k]) for k in "zyx"]
-    assert affine @ [*zyx, 1] == pytest.approx([*(float(row[k]) for k in ("x_mm", "y_mm", "z_mm")), 1], abs=2e-3)
+    row = table(folder.predictions)[0]
+    affine, candidate = train_cache.volume(row["series_uid"]).affine_lps, json.loads(row["candidates"])[0]
+    assert affine @ [*candidate["zyx"], 1] == pytest.approx([*candidate["lps_mm"], 1], abs=1e-4)
     found = evaluate([folder.root], EvaluateOptions(cache=train_cache.root, samples=50))
     assert found.froc is not None
     assert found.froc.n_scans == len(run.predictions)

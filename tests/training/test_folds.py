@@ -11,7 +11,7 @@ from aneurysm.errors import DataError, UsageError
 from aneurysm.labels import MODALITIES
 from aneurysm.training.folds import assign_folds, read_folds, write_folds
 from aneurysm.training.metrics_table import MetricsTable
-from aneurysm.training.validation import write_candidates
+from aneurysm.training.validation import write_predictions
 
 
 @st.composite
@@ -166,7 +166,7 @@ def test_tables_are_on_the_disk_or_as_they_were(tmp_path, monkeypatch):
     for write in (
         lambda: write_folds(path, ["1.2"], ["p"], [1]),
         lambda: tables.add({"epoch": 1, "step": 4}),
-        lambda: write_candidates(tmp_path / "candidates_val.csv", None, {}),
+        lambda: write_predictions(tmp_path / "predictions_val.csv", None, {}, {}, epoch=1),
     ):
         with pytest.raises(OSError, match="No space"):
             write()

@@ -11,8 +11,8 @@ import pytest
 from aneurysm.annotations.source_pixel import SourcePixel
 from aneurysm.cli.predict_output import print_answer
 from aneurysm.errors import NoSpaceError, UsageError
+from aneurysm.inference.output_table import open_output
 from aneurysm.inference.prediction import LocatedCandidate, Prediction
-from aneurysm.inference.prediction_table import open_table
 from aneurysm.labels import LABELS
 from tests.support.acquisition import acquire
 from tests.support.checkpoints import write_checkpoint
@@ -39,15 +39,15 @@ def given(tmp_path_factory):
 @pytest.mark.parametrize("suffix", ["csv", "json"])
 def test_two_commands_don_t_write_over_each_other_s_rows(given, tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
-    with open_table(path, "m") as table:
+    with open_output(path, "m") as table:
         table.add(answer("1"))
-        with pytest.raises(UsageError, match="another command is at work on"), open_table(path, "m"):
+        with pytest.raises(UsageError, match="another command is at work on"), open_output(path, "m"):
             pass
         ran = call_cli("predict", *given, "--out", path)
         assert ran.code == 2
         assert "another command is at work on" in ran.err
         table.write()
-    with open_table(path, "m") as table:
+    with open_output(path, "m") as table:
         assert list(table.rows) == ["1"]
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -55,23 +55,26 @@ def test_two_commands_don_t_write_over_each_other_s_rows(given, tmp_path, suffix
 def test_what_a_killed_command_left_is_swept(tmp_path):
     for name in (".x.csv.0123abcd.tmp", ".x.csv.lock", ".y.csv.0123abcd.tmp"):
         (tmp_path / name).touch()
-    with open_table(tmp_path / "x.csv", "m"):
+    with open_output(tmp_path / "x.csv", "m"):
         pass
     assert [p.name for p in tmp_path.iterdir()] == [".y.csv.0123abcd.tmp"]
 
 
 def test_a_row_of_many_candidates_is_read_again(tmp_path):
-    with open_table(tmp_path / "x.csv", "m") as table:
+    with open_output(tmp_path / "x.csv", "m") as table:
         table.add(answer("1", candidates=2000))
         table.write()
     csv.field_size_limit(131_072)  # the default, which is of the process
-    with open_table(tmp_path / "x.csv", "m") as table:
-        assert len(table.rows["1"]["candidates"]) == 2000
+    with open_output(tmp_path / "x.csv", "m") as table:
+        assert len(table.rows["1"].candidates) == 2000
 
 
 def test_a_csv_that_can_t_be_read_is_no_table(tmp_path):
     (tmp_path / "x.csv").write_bytes(b"series_uid\n1\r2\n")
-    with pytest.raises(UsageError, match="not a table of predictions"), open_table(tmp_path / "x.csv", "m"):
+    with (
+        pytest.raises(UsageError, match=r"x\.csv .* Name another file for the predictions"),
+        open_output(tmp_path / "x.csv", "m"),
+    ):
         pass
 
 
@@ -85,7 +88,7 @@ def test_what_is_no_file_is_no_table(tmp_path, kind):
         "a device without an end": lambda: path.symlink_to("/dev/zero"),
         "a disk that is full": lambda: path.symlink_to("/dev/full"),
     }[kind]()
-    with pytest.raises(UsageError, match=r"x\.csv is no file: name another"), open_table(path, "m"):
+    with pytest.raises(UsageError, match=r"x\.csv is no file: name another"), open_output(path, "m"):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
 
@@ -93,9 +96,9 @@ def test_what_is_no_file_is_no_table(tmp_path, kind):
 @pytest.mark.parametrize("suffix", ["csv", "json"])
 def test_json_has_no_nan(tmp_path, suffix):
     """It is no JSON, and other programs would refuse the file."""
-    with open_table(tmp_path / f"x.{suffix}", "m") as table:
+    with open_output(tmp_path / f"x.{suffix}", "m") as table:
         table.add(answer("1"))
-        table.rows["1"]["candidates"][0]["probability"] = float("nan")
+        table.rows["1"].candidates[0]["probability"] = float("nan")
         with pytest.raises(ValueError, match="not JSON compliant"):
             table.write()
 
@@ -135,7 +138,7 @@ def test_where_no_table_can_be_written_is_told_before_anything_is_predicted(give
     def refused(*_args):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("aneurysm.inference.prediction_table.write_atomically", refused)
+    monkeypatch.setattr("aneurysm.inference.output_table.write_atomically", refused)
     ran = call_cli("predict", *given, "--out", tmp_path / "x.csv")
     assert ran.code == 2
     assert "x.csv can't be written: Permission denied" in ran.err
@@ -143,7 +146,7 @@ def test_where_no_table_can_be_written_is_told_before_anything_is_predicted(give
 
 def test_a_disk_that_is_full_is_told_and_the_answers_that_were_written_stay(given, tmp_path, monkeypatch):
     path = tmp_path / "x.csv"
-    with open_table(path, "m") as table:
+    with open_output(path, "m") as table:
         table.add(answer("1"))
         table.write()
         before = path.read_bytes()
