@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -179,3 +180,15 @@ def test_a_cache_of_another_spec_or_with_other_series_is_not_gone_on_with(train_
     add_volume(finer, "1.0", shape=(30, 30, 30), spec="rsna-head-0.5mm", sites=(4,))
     with pytest.raises(SpecMismatchError, match="was trained on a cache of digest"):
         fit(quick(open_cache(finer, "rsna-head-0.5mm")), folder, resume=True)
+
+
+@pytest.mark.parametrize("part", ["optimizer", "state_dict", "loop", "global_step"])
+def test_a_damaged_state_of_the_run_is_told_and_what_to_begin_from(train_cache, straight, tmp_path, part):
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(straight.root, folder.root)
+    content = read_file(folder.last)
+    checkpoint.save_atomically(content | {part: {"a": torch.zeros(3)}}, folder.last)
+    with pytest.raises(
+        UsageError, match=r"its state of the run is damaged \(.*\)\. Begin a new run with --init .*best"
+    ):
+        fit(quick(train_cache, epochs=4), folder, resume=True)
