@@ -14,7 +14,8 @@ pytest_plugins = [f"tests.support.{name}" for name in ("built", "s3", "painted",
 # Without the extra `train`, as where only caches are built and read: no test that trains, predicts or evaluates.
 if find_spec("torch") is None:
     collect_ignore = ["docs", "inference", "models", "patches", "report", "training", "windows"]
-    collect_ignore += ["test_documents.py", "test_imports.py", "test_inputs.py", "test_no_patient.py"]
+    collect_ignore += ["test_documents.py", "test_imports.py", "test_inputs.py", "test_metrics.py"]
+    collect_ignore += ["test_no_patient.py"]
 
 # What a test builds by a call, and what by a command, may go into one cache.
 os.environ["ANEURYSM_PATIENT_KEY"] = PATIENT_KEY

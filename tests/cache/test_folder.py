@@ -20,7 +20,7 @@ from aneurysm.processes.files import write_once
 from aneurysm.spec import load_spec
 from tests.support.built import Built
 from tests.support.cache_state import tree_digest
-from tests.support.command import call_cli, environment
+from tests.support.command import call_in_process, environment
 
 
 def write_meanwhile(monkeypatch: pytest.MonkeyPatch, path: Path, content: str) -> None:
@@ -131,11 +131,11 @@ def test_another_key_is_refused_by_every_command_that_builds_and_found_by_verify
     shutil.copytree(built.cache, cache)
     other = environment(ANEURYSM_PATIENT_KEY="two")
     before = tree_digest(cache)
-    ran = call_cli("precache", "--data", built.data, "--cache", cache, "--overwrite", env=other)
+    ran = call_in_process("precache", "--data", built.data, "--cache", cache, "--overwrite", env=other)
     assert ran.code == 2, ran.text
     assert "was begun with another key" in ran.err
     assert tree_digest(cache) == before
-    ran = call_cli("verify", "--cache", cache, env=other)
+    ran = call_in_process("verify", "--cache", cache, env=other)
     assert ran.code == 3
     assert ".patient-key-check: " in ran.out
     assert "one patient would have two keys" in ran.out
@@ -156,14 +156,14 @@ def test_what_is_no_cache_is_told(tmp_path: Path, command: str, kind: str) -> No
         (cache / "spec.toml").write_bytes(b"\xff\xfe")
     else:
         (cache / "spec.toml").mkdir(parents=True)
-    ran = call_cli(command, "--cache", cache)
+    ran = call_in_process(command, "--cache", cache)
     assert ran.code == 3
     assert str(cache) in ran.err
 
 
 @pytest.mark.parametrize("command", ["verify", "manifest"])
 def test_no_workers_are_refused(built: Built, command: str) -> None:
-    assert call_cli(command, "--cache", built.cache, "--workers", 0).code == 2
+    assert call_in_process(command, "--cache", built.cache, "--workers", 0).code == 2
 
 
 def test_an_error_of_the_operating_system_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_an_error_of_the_operating_system_is_one_line(monkeypatch: pytest.Monkey
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/data/odd")
 
     monkeypatch.setattr(finish, "merge", fail)
-    ran = call_cli("manifest")
+    ran = call_in_process("manifest")
     assert ran.code == 1
     assert ran.err == "aneurysm: /data/odd: Input/output error\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import struct
+from functools import cache
 
 import numpy as np
 import pytest
@@ -42,9 +43,14 @@ BENT = [
 ]
 
 
+@cache
+def predictor():
+    """One for all tests: its process that reads DICOM takes a second to start."""
+    return Predictor(Brightest(), SPEC, WindowOptions((16, 24, 24), map_label=SITE))
+
+
 def predicted(folder):
-    options = WindowOptions((16, 24, 24), map_label=SITE)
-    return Predictor(Brightest(), SPEC, options)(folder)
+    return predictor()(folder)
 
 
 def nifti(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from functools import cache
 
 import numpy as np
 import pytest
@@ -35,7 +36,9 @@ SPEC = load_spec("rsna-1mm")
 PATCH = (16, 24, 24)
 
 
+@cache
 def brightest(**options):
+    """One for all tests: its process that reads DICOM takes a second to start."""
     return Predictor(Brightest(), SPEC, WindowOptions(PATCH, **{"candidates": 1, **options}))
 
 

@@ -8,8 +8,6 @@ decisions. What is not: the voxels of the anatomy, which the tests of volume/ ho
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,13 +17,7 @@ from aneurysm.phantom.plan import COVERED_FROM, plan_series
 from aneurysm.phantom.quirks import QUIRKS
 from aneurysm.phantom.truth import read_truth
 from aneurysm.precaching.run import precache
-
-_spec = importlib.util.spec_from_file_location("phantom_comparison", Path(__file__).with_name("comparison.py"))
-assert _spec is not None
-assert _spec.loader is not None
-comparison = importlib.util.module_from_spec(_spec)
-sys.modules["phantom_comparison"] = comparison
-_spec.loader.exec_module(comparison)
+from tests.phantom.comparison import compare
 
 
 def test_a_few_series_with_several_quirks_each(tmp_path: Path) -> None:
@@ -44,7 +36,7 @@ def test_a_few_series_with_several_quirks_each(tmp_path: Path) -> None:
     write_plans(tmp_path / "data", plans)
     summary = precache(tmp_path / "data", tmp_path / "cache", workers=0)
     assert (summary.cached, summary.rejected, summary.failed) == (5, 1, 0)
-    assert comparison.compare(tmp_path / "data", tmp_path / "cache") == []
+    assert compare(tmp_path / "data", tmp_path / "cache") == []
 
 
 @pytest.mark.slow
@@ -57,4 +49,4 @@ def test_every_quirk_is_cached_or_refused_as_the_truth_says(tmp_path: Path) -> N
     summary = precache(tmp_path / "data", tmp_path / "cache", workers=2)
     assert summary.failed == 0
     assert summary.rejected == sum(bool(t.rejected) for t in truths)
-    assert comparison.compare(tmp_path / "data", tmp_path / "cache") == []
+    assert compare(tmp_path / "data", tmp_path / "cache") == []

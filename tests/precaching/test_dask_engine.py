@@ -113,7 +113,7 @@ def test_a_killed_worker_costs_nothing(long_run: Built, cluster: Callable[..., C
     [
         pytest.param(hooks.KILLED, "SIGKILL", id="the process that builds it"),
         pytest.param(hooks.SEGMENTATION_FAULT, "SIGSEGV", id="a decoder that crashes", marks=pytest.mark.slow),
-        pytest.param(hooks.KILLS_ITS_PARENT, "Dask workers", id="the whole Dask worker"),
+        pytest.param(hooks.KILLS_ITS_PARENT, "Dask workers", id="the whole Dask worker", marks=pytest.mark.slow),
     ],
 )
 def test_a_series_that_kills_is_one_row(

@@ -23,7 +23,7 @@ from aneurysm.precaching.slot import LocalFiles
 from aneurysm.precaching.verify import verify_cache
 from tests.support.built import Built
 from tests.support.cache_state import attributes, leftovers, manifest, same_cache, tree_digest
-from tests.support.command import call_cli, environment, start_cli
+from tests.support.command import call_cli, call_in_process, environment, start_cli
 from tests.support.corrections import (
     CORRECTIONS,
     edit_localizer,
@@ -118,12 +118,12 @@ def test_tables_that_are_absent_leave_what_is_known(copied: Built, monkeypatch: 
 def test_the_command_says_how_many(copied: Built) -> None:
     two_labels(copied.data, copied.uids)
     command = ("precache", "--data", copied.data, "--cache", copied.cache, "--workers", 1)
-    first = call_cli(*command)
+    first = call_in_process(*command)
     assert first.code == 0, first.text
     assert "2 of 4 volumes: labels updated (labels of 2)." in first.out
-    assert "labels updated" not in call_cli(*command).text
+    assert "labels updated" not in call_in_process(*command).text
     (copied.data / "train.csv").unlink()
-    without = call_cli(*command)
+    without = call_in_process(*command)
     assert without.text.count("no train.csv") == 1
     assert "Those of volumes that were there stay" in without.out
 
@@ -141,15 +141,15 @@ def test_verify_tells_differences_and_changes_nothing(copied: Built) -> None:
     to_another_image(copied.data, copied.uids)
     turn_mask(copied.data, copied.uids[0])
     before = tree_digest(copied.cache)
-    assert call_cli("verify", "--cache", copied.cache, "--workers", 1).code == 0
-    ran = call_cli("verify", "--cache", copied.cache, "--data", copied.data, "--workers", 1)
+    assert call_in_process("verify", "--cache", copied.cache, "--workers", 1).code == 0
+    ran = call_in_process("verify", "--cache", copied.cache, "--data", copied.data, "--workers", 1)
     assert ran.code == 3, ran.text
     assert f"{copied.uids[0]}: the labels, the lesions, the vessel mask in the cache and in" in ran.out
     assert f"{copied.uids[1]}: the labels in the cache" in ran.out
     assert copied.uids[2] not in ran.out
     assert tree_digest(copied.cache) == before
-    assert call_cli("precache", "--data", copied.data, "--cache", copied.cache, "--workers", 1).code == 0
-    assert call_cli("verify", "--cache", copied.cache, "--data", copied.data, "--workers", 1).code == 0
+    assert call_in_process("precache", "--data", copied.data, "--cache", copied.cache, "--workers", 1).code == 0
+    assert call_in_process("verify", "--cache", copied.cache, "--data", copied.data, "--workers", 1).code == 0
 
 
 def test_only_the_chosen_series_are_updated(copied: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +278,7 @@ def test_sigkill_in_the_middle_is_mended_by_the_next_run(copied: Built, tmp_path
     volume = copied.cache / f"volumes/{copied.uids[0]}.zarr"
     assert (volume / "labels.next").is_dir(), "the run was not in the middle of its work"
     assert attributes(copied.cache, copied.uids[0])["vessel_mask"]["path"] == "labels.next/vessels/0"
-    found = call_cli("verify", "--cache", copied.cache, "--workers", 1)
+    found = call_in_process("verify", "--cache", copied.cache, "--workers", 1)
     assert "labels is no part of the volume. Run aneurysm precache" in found.out
     precache(copied.data, copied.cache, workers=0)
     assert_as_built_anew(copied, tmp_path)
@@ -340,7 +340,7 @@ def test_what_another_run_holds_is_left_to_it(copied: Built) -> None:
     with claim(CacheLayout(copied.cache), copied.uids[0]):
         summary = precache(copied.data, copied.cache, workers=0)
         assert (summary.updated, summary.busy) == (1, 1)
-        ran = call_cli("precache", "--data", copied.data, "--cache", copied.cache, "--workers", 1)
+        ran = call_in_process("precache", "--data", copied.data, "--cache", copied.cache, "--workers", 1)
     assert ran.code == 8, ran.text
     assert "1 series are in the hands of another run: when it is done, run this again." in ran.out
     after = tree_digest(copied.cache / "volumes")
@@ -356,10 +356,10 @@ def test_damaged_annotations_are_not_made_to_look_sound(copied: Built) -> None:
     content["attributes"]["aneurysm"]["patient_key"] = "0" * 16
     path.write_text(json.dumps(content, indent=2) + "\n")
     two_labels(copied.data, copied.uids)
-    ran = call_cli("precache", "--data", copied.data, "--cache", copied.cache, "--workers", 1)
+    ran = call_in_process("precache", "--data", copied.data, "--cache", copied.cache, "--workers", 1)
     assert ran.code == 8, ran.text
     assert f"the labels of {uid} were not updated: its metadata were changed or damaged" in ran.out
-    assert call_cli("verify", "--cache", copied.cache, "--workers", 1).code == 3
+    assert call_in_process("verify", "--cache", copied.cache, "--workers", 1).code == 3
     assert precache(copied.data, copied.cache, overwrite=True, series=[uid], workers=0).cached == 1
     assert verify_cache(copied.cache, data=copied.data, workers=0).faults == []
 

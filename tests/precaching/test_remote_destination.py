@@ -27,7 +27,7 @@ from aneurysm.remote.client import ObjectStore
 from aneurysm.spec import load_spec
 from tests.support.built import Built
 from tests.support.cache_state import leftovers, manifest, same_cache
-from tests.support.command import Ran, call_cli, environment, start_cli
+from tests.support.command import Ran, call_cli, call_in_process, environment, start_cli
 from tests.support.run_data import write_series
 from tests.support.s3 import SECRET, Bucket
 
@@ -167,9 +167,9 @@ def test_what_dead_runs_left_is_removed_once_it_is_old(
     bucket.put("cache/volumes/9.9.zarr/0/zarr.json", b"{}")
     precache(built.data, url, workers=0)
     assert len(bucket.keys("cache/volumes/9.9.zarr/")) == 2, "it may be somebody's work"
-    assert call_cli("verify", "--cache", url).code == 0
+    assert call_in_process("verify", "--cache", url).code == 0
     monkeypatch.setattr(remote_destination, "ABANDONED_AFTER", timedelta(0))
-    found = call_cli("verify", "--cache", url)
+    found = call_in_process("verify", "--cache", url)
     assert found.code == 3
     assert "volumes/9.9.zarr: left behind by a run that died" in found.out
     before = bucket.keys(f"cache/volumes/{built.uids[0]}")
@@ -255,7 +255,7 @@ def test_shards_and_their_tables(built: Built, bucket: Bucket, tmp_path: Path) -
     for index in range(2):
         precache(built.data, url, shard=Shard(index, 2, "test"), workers=0)
     assert not bucket.keys("cache/manifest.csv")
-    merged = call_cli("manifest", "--cache", url, "--data", built.data)
+    merged = call_in_process("manifest", "--cache", url, "--data", built.data)
     assert merged.code == 0, merged.text
     assert_same(bucket, "cache", tmp_path / "copy", built.cache)
     assert all(row["seconds"] for row in manifest(tmp_path / "copy").values())
@@ -285,9 +285,9 @@ def test_the_key_of_patients_is_made_once(
     monkeypatch.setenv("ANEURYSM_PATIENT_KEY", "another")
     with pytest.raises(PatientKeyError, match=f"{url} was begun with another key"):
         precache(built.data, url, series=built.uids[2:3], workers=0)
-    assert call_cli("verify", "--cache", url, env=dict(os.environ)).code == 3
+    assert call_in_process("verify", "--cache", url, env=dict(os.environ)).code == 3
     monkeypatch.delenv("ANEURYSM_PATIENT_KEY")
-    assert call_cli("verify", "--cache", url, env=dict(os.environ)).code == 0
+    assert call_in_process("verify", "--cache", url, env=dict(os.environ)).code == 0
     bucket.put("cache/.patient-key", b"another\n")
     with pytest.raises(PatientKeyError, match="patient-key is not the key"):
         precache(built.data, url, series=built.uids[2:3], workers=0)
@@ -298,14 +298,14 @@ def test_the_key_of_patients_is_made_once(
 
 def test_verify_finds_what_is_damaged_or_missing(built: Built, bucket: Bucket) -> None:
     url = bucket.upload(built.cache, "cache")
-    assert call_cli("verify", "--cache", url, "--deep").code == 0
+    assert call_in_process("verify", "--cache", url, "--deep").code == 0
     shard = f"cache/volumes/{built.uids[0]}.zarr/0/c/0/0/0"
     content = bytearray(bucket.get(shard))
     content[1000] ^= 1
     bucket.put(shard, bytes(content))
     bucket.delete(f"cache/volumes/{built.uids[1]}.zarr/0/c/0/0/0")
     bucket.delete(f"cache/volumes/{built.uids[2]}.zarr/zarr.json")
-    ran = call_cli("verify", "--cache", url)
+    ran = call_in_process("verify", "--cache", url)
     assert ran.code == 3
     assert f"{built.uids[0]}: voxel hash differs" in ran.out
     assert f"{built.uids[1]}: array 0 has lost its shard" in ran.out

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.built import Built
 from tests.support.cache_state import leftovers, manifest, same_cache
-from tests.support.command import call_cli, environment
+from tests.support.command import call_in_process, environment
 from tests.support.running import precache_here, published
 
 
@@ -24,11 +24,13 @@ def _array(task: int, count: int) -> dict[str, str]:
 
 
 def _task(built: Built, cache: Path, task: int, count: int, *more: object):
-    return call_cli("precache", "--data", built.data, "--cache", cache, "--workers", 1, *more, env=_array(task, count))
+    return call_in_process(
+        "precache", "--data", built.data, "--cache", cache, "--workers", 1, *more, env=_array(task, count)
+    )
 
 
 def _merge(built: Built, cache: Path):
-    return call_cli("manifest", "--data", built.data, "--cache", cache)
+    return call_in_process("manifest", "--data", built.data, "--cache", cache)
 
 
 def test_the_tasks_of_an_array_build_the_cache_of_a_single_run(built: Built, tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_no_more_workers_than_slurm_gives(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_manifest_of_no_cache(tmp_path: Path) -> None:
-    ran = call_cli("manifest", "--cache", tmp_path / "none")
+    ran = call_in_process("manifest", "--cache", tmp_path / "none")
     assert ran.code == 3
     assert "there is no cache" in ran.err
 
@@ -118,7 +120,7 @@ def test_times_that_were_left_damaged_are_passed_over(built: Built, tmp_path: Pa
     assert _task(built, cache, 0, 1).code == 0
     (cache / ".seconds" / "half.json").write_text('{"1.2": ')
     (cache / ".seconds" / "other.json").write_text(json.dumps([1, 2]))
-    ran = call_cli("manifest", "--cache", cache)
+    ran = call_in_process("manifest", "--cache", cache)
     assert ran.code == 0
     assert "can't be said without --data" in ran.out
     assert same_cache(cache, built.cache) == []

@@ -79,19 +79,24 @@ def second(umask: int) -> User:
     return User(54002, umask)
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder of the group, with the set-group-ID bit, where other users get to."""
+@pytest.fixture(scope="session")
+def _other_users() -> None:
+    """Skip where this process can't be somebody else, or others can't run this checkout."""
     if os.geteuid() != 0:
         pytest.skip("only root can be somebody else")
     if not all(map(shutil.which, ("unshare", "setpriv"))):
         pytest.skip("util-linux is not installed")
+    ran = User(54001, 0o022).run("-c", "import aneurysm.precaching.run, cli.main")
+    if ran.code:
+        pytest.skip(f"other users can't run this checkout: {ran.err[-300:]}")
+
+
+@pytest.fixture
+def folder(_other_users: None) -> Iterator[Path]:
+    """A folder of the group, with the set-group-ID bit, where other users get to."""
     base = Path(tempfile.mkdtemp())
     base.chmod(0o755)
     try:
-        ran = User(54001, 0o022).run("-c", "import aneurysm.precaching.run, cli.main")
-        if ran.code:
-            pytest.skip(f"other users can't run this checkout: {ran.err[-300:]}")
         shared = base / "shared"
         shared.mkdir()
         os.chown(shared, 54001, GROUP)

@@ -27,7 +27,7 @@ from aneurysm.processes.files import write_atomically
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.support.built import Built
 from tests.support.cache_state import manifest, same_cache, tree_digest
-from tests.support.command import call_cli
+from tests.support.command import call_in_process
 
 
 def volume(cache: Path, uid: str) -> Path:
@@ -146,7 +146,7 @@ def cache(built: Built, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("deep", [False, True], ids=["", "deep"])
 def test_a_sound_cache_passes(built: Built, deep: bool) -> None:
     before = tree_digest(built.cache)
-    ran = call_cli("verify", "--workers", 1, "--cache", built.cache, *(["--deep"] if deep else []))
+    ran = call_in_process("verify", "--workers", 1, "--cache", built.cache, *(["--deep"] if deep else []))
     assert ran.code == 0, ran.text
     assert tree_digest(built.cache) == before, "verify changed the cache"
 
@@ -155,7 +155,7 @@ def test_a_sound_cache_passes(built: Built, deep: bool) -> None:
 def test_damage_is_found(cache: Path, built: Built, damage: str) -> None:
     SHALLOW[damage](cache, built.uids[1])
     before = tree_digest(cache)
-    ran = call_cli("verify", "--workers", 1, "--cache", cache)
+    ran = call_in_process("verify", "--workers", 1, "--cache", cache)
     assert ran.code not in (0, 2), ran.text
     assert "Traceback" not in ran.text
     assert ran.text.strip(), "nothing said"
@@ -166,7 +166,7 @@ def test_blocks_of_an_older_survey_are_told(cache: Path, built: Built) -> None:
     edit_metadata(
         volume(cache, built.uids[1]) / "zarr.json", lambda c: c["attributes"]["aneurysm"]["blocks"].update(survey=1)
     )
-    ran = call_cli("verify", "--workers", 1, "--cache", cache)
+    ran = call_in_process("verify", "--workers", 1, "--cache", cache)
     assert ran.code == 3, ran.text
     assert "found by survey 1" in ran.text
 
@@ -174,7 +174,7 @@ def test_blocks_of_an_older_survey_are_told(cache: Path, built: Built) -> None:
 @pytest.mark.parametrize("damage", DEEP)
 def test_damage_inside_the_data_is_found_by_deep(cache: Path, built: Built, damage: str) -> None:
     DEEP[damage](cache, built.uids[1])
-    ran = call_cli("verify", "--workers", 1, "--cache", cache, "--deep")
+    ran = call_in_process("verify", "--workers", 1, "--cache", cache, "--deep")
     assert ran.code not in (0, 2), ran.text
     assert "Traceback" not in ran.text
     if damage != "two volumes swapped":
@@ -193,7 +193,7 @@ ODD: dict[str, object] = {
 @pytest.mark.parametrize("key", ODD)
 def test_odd_metadata_are_a_fault(cache: Path, built: Built, key: str) -> None:
     _attributes(cache, built.uids[1], **{key: ODD[key]})
-    ran = call_cli("verify", "--workers", 1, "--cache", cache, "--deep")
+    ran = call_in_process("verify", "--workers", 1, "--cache", cache, "--deep")
     assert ran.code == 3, ran.text
     assert re.search(rf"{built.uids[1]}: .*zarr\.json is damaged: (the metadata lacks )?{key}", ran.out)
     assert built.uids[0] not in ran.out
@@ -248,7 +248,7 @@ def test_a_mask_that_a_run_is_replacing_is_no_fault_and_one_of_a_dead_run_is(cac
 def test_a_record_without_a_row_is_a_fault(cache: Path) -> None:
     (cache / "rejected").mkdir(exist_ok=True)
     (cache / "rejected" / "1.2.json").write_text("[]")
-    ran = call_cli("verify", "--workers", 1, "--cache", cache)
+    ran = call_in_process("verify", "--workers", 1, "--cache", cache)
     assert ran.code == 3
     assert "1.2: there is a record" in ran.out
 
@@ -354,7 +354,7 @@ def test_records_are_parsed_and_compared(built: Built, tmp_path: Path) -> None:
     shutil.copytree(built.data, data)
     for path in (data / "series" / uid).iterdir():
         path.write_bytes(b"")
-    call_cli("precache", "--data", data, "--cache", cache, "--workers", 1)
+    call_in_process("precache", "--data", data, "--cache", cache, "--workers", 1)
     assert verify_cache(cache, deep=True, workers=0).faults == []
     record = cache / "rejected" / f"{uid}.json"
     sound = record.read_text()
@@ -379,19 +379,19 @@ def test_records_are_parsed_and_compared(built: Built, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [None, "", "a,b\n1,2\n"])
 def test_fix_writes_the_tables_anew(cache: Path, built: Built, table: str, content: str | None) -> None:
     (cache / table).unlink() if content is None else (cache / table).write_text(content)
-    fixed = call_cli("verify", "--workers", 1, "--cache", cache, "--fix")
+    fixed = call_in_process("verify", "--workers", 1, "--cache", cache, "--fix")
     assert fixed.code == 0, fixed.text
     assert "manifest.csv and lesions.csv were not what the volumes and records give, and are written anew" in fixed.out
     assert same_cache(cache, built.cache) == []
     assert (cache / "lesions.csv").read_bytes() == (built.cache / "lesions.csv").read_bytes()
-    assert "anew" not in call_cli("verify", "--workers", 1, "--cache", cache, "--fix").out
+    assert "anew" not in call_in_process("verify", "--workers", 1, "--cache", cache, "--fix").out
 
 
 def test_fix_tells_what_it_can_not_mend(cache: Path, built: Built) -> None:
     shutil.rmtree(volume(cache, built.uids[0]))
     (cache / "lesions.csv").unlink()
     flip_byte(shard(cache, built.uids[1]), 100)
-    ran = call_cli("verify", "--workers", 1, "--cache", cache, "--fix")
+    ran = call_in_process("verify", "--workers", 1, "--cache", cache, "--fix")
     assert ran.code == 3
     assert f"{built.uids[0]}: the manifest says cached, but there is no volume" in ran.out
     assert f"{built.uids[1]}: voxel hash differs" in ran.out
@@ -408,7 +408,7 @@ def test_fix_tells_in_one_line_that_it_can_not_write(
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr("aneurysm.cache.manifest.write_atomically", refuse)
-    ran = call_cli("verify", "--workers", 1, "--cache", cache, "--fix")
+    ran = call_in_process("verify", "--workers", 1, "--cache", cache, "--fix")
     assert (ran.code, ran.out) == (code, ""), ran.text
     assert re.fullmatch(rf"aneurysm: .*{cache}.* {told}.*\n", ran.err)
 
@@ -446,7 +446,7 @@ def test_one_flipped_bit_anywhere_is_found(cache: Path) -> None:
 def test_a_flipped_byte_in_the_vessel_mask_is_found(cache: Path, built: Built) -> None:
     path = shard(cache, built.uids[0], "labels/vessels/0")
     flip_byte(path, path.stat().st_size // 3)
-    ran = call_cli("verify", "--workers", 1, "--cache", cache, "--deep")
+    ran = call_in_process("verify", "--workers", 1, "--cache", cache, "--deep")
     assert ran.code not in (0, 2), ran.text
     assert built.uids[0] in ran.text
 
@@ -456,17 +456,17 @@ def test_the_advice_works(cache: Path, built: Built) -> None:
     shutil.rmtree(volume(cache, built.uids[0]))
     (cache / "manifest.csv").unlink()
     (cache / ".building" / "1.2.3").mkdir(parents=True)
-    assert call_cli("verify", "--workers", 1, "--cache", cache).code != 0
-    ran = call_cli("precache", "--data", built.data, "--cache", cache, "--workers", 1)
+    assert call_in_process("verify", "--workers", 1, "--cache", cache).code != 0
+    ran = call_in_process("precache", "--data", built.data, "--cache", cache, "--workers", 1)
     assert ran.code == 0, ran.text
     assert same_cache(cache, built.cache) == []
-    verified = call_cli("verify", "--workers", 1, "--cache", cache, "--deep")
+    verified = call_in_process("verify", "--workers", 1, "--cache", cache, "--deep")
     assert verified.code == 0, verified.text
 
 
 def test_verify_says_what_to_do(cache: Path, built: Built) -> None:
     shutil.rmtree(volume(cache, built.uids[1]))
-    ran = call_cli("verify", "--workers", 1, "--cache", cache)
+    ran = call_in_process("verify", "--workers", 1, "--cache", cache)
     assert built.uids[1] in ran.text
     assert "precache" in ran.text
 
@@ -475,27 +475,27 @@ def test_verify_says_what_to_do(cache: Path, built: Built) -> None:
 
 
 def test_info_as_json(built: Built) -> None:
-    ran = call_cli("info", "--cache", built.cache, "--json")
+    ran = call_in_process("info", "--cache", built.cache, "--json")
     assert ran.code == 0, ran.text
     text = json.dumps(json.loads(ran.out))
     assert "rsna-1mm" in text
-    one = call_cli("info", "--cache", built.cache, built.uids[0], "--json")
+    one = call_in_process("info", "--cache", built.cache, built.uids[0], "--json")
     assert one.code == 0, one.text
     assert built.uids[0] in json.dumps(json.loads(one.out))
 
 
 def test_info_as_tables(built: Built) -> None:
-    ran = call_cli("info", "--cache", built.cache)
+    ran = call_in_process("info", "--cache", built.cache)
     assert ran.code == 0, ran.text
     assert "rsna-1mm" in ran.out
-    one = call_cli("info", "--cache", built.cache, built.uids[0])
+    one = call_in_process("info", "--cache", built.cache, built.uids[0])
     assert one.code == 0, one.text
     assert built.uids[0] in one.out
     assert "Basilar Tip" in one.out
 
 
 def test_info_of_a_series_that_is_not_there(built: Built) -> None:
-    ran = call_cli("info", "--cache", built.cache, "1.2.3.4")
+    ran = call_in_process("info", "--cache", built.cache, "1.2.3.4")
     assert ran.code not in (0, 8), ran.text
     assert "Traceback" not in ran.text
     assert "1.2.3.4" in ran.text
@@ -503,7 +503,7 @@ def test_info_of_a_series_that_is_not_there(built: Built) -> None:
 
 def test_info_draws_a_picture(built: Built, tmp_path: Path) -> None:
     picture = tmp_path / "one.png"
-    ran = call_cli("info", "--cache", built.cache, built.uids[0], "--png", picture)
+    ran = call_in_process("info", "--cache", built.cache, built.uids[0], "--png", picture)
     assert ran.code == 0, ran.text
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 10_000

@@ -6,7 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import chdir, redirect_stderr, redirect_stdout, suppress
+from contextlib import (
+    AbstractContextManager,
+    chdir,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -86,6 +93,23 @@ def call_cli(*args: object, cwd: Path | None = None, env: dict[str, str] | None 
     finally:
         signal.signal(signal.SIGTERM, terminated)
     return Ran(code, out.getvalue(), err.getvalue())
+
+
+def call_in_process(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> Ran:
+    """Do as `call_cli`, and do in this process what the command leaves to others, too: their start takes a second.
+
+    Limits don't hold then, and what crashes takes the tests along.
+    """
+    from aneurysm.processes.children import InProcess
+
+    def runner(_workers: int) -> AbstractContextManager[InProcess]:
+        return nullcontext(InProcess())
+
+    with (
+        mock.patch("aneurysm.precaching.run.runner", runner),
+        mock.patch("aneurysm.processes.map_batches.runner", runner),
+    ):
+        return call_cli(*args, cwd=cwd, env=env)
 
 
 def start_cli(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.Popen[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.support.built import Built
 from tests.support.cache_state import leftovers, same_cache, tree_digest
-from tests.support.command import Ran, call_cli, group_members, kill_group, run_cli, start_cli
+from tests.support.command import Ran, call_in_process, group_members, kill_group, run_cli, start_cli
 
 
 def precache(built: Built, cache: Path, *more: object, workers: int = 1, **options: object) -> Ran:
@@ -17,7 +17,7 @@ def precache(built: Built, cache: Path, *more: object, workers: int = 1, **optio
 
 def precache_here(built: Built, cache: Path, *more: object) -> Ran:
     """One worker, in this process: where nothing is killed that is as good, and faster."""
-    return call_cli("precache", "--data", built.data, "--cache", cache, "--workers", 1, *more)
+    return call_in_process("precache", "--data", built.data, "--cache", cache, "--workers", 1, *more)
 
 
 def start(built: Built, cache: Path, *more: object, workers: int = 1, **options: object) -> subprocess.Popen[str]:
