@@ -214,7 +214,7 @@ def test_a_volume_whose_intensities_are_not_finite_has_no_answer(painted, scale)
     metadata.write_text(metadata.read_text().replace('"scale": 1.0', f'"scale": {scale}'))
     damaged, sound = brightest().predict([cache[0], cache[1]])
     assert (damaged.status, damaged.reason) == ("failed", "read_error")
-    assert damaged.detail == "volume 1.2.3: its intensities are not finite. Run aneurysm verify"
+    assert damaged.detail.startswith("volume 1.2.3: zarr.json is damaged: intensity.scale: Input should be a finite")
     assert isinstance(sound, Prediction)
 
 
