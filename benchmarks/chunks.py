@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.volume import CachedVolume, close_volumes
 from aneurysm.cache.writer import write_volume
@@ -72,7 +72,7 @@ def main() -> None:
     work = work_folder(options)
     tables = {}
     for dtype in options.dtypes:
-        cache = Cache.open(make_cache(work, options.series, options.size, SPECS[dtype]))
+        cache = open_cache(make_cache(work, options.series, options.size, SPECS[dtype]))
         with tempfile.TemporaryDirectory(dir=work) as folder:
             tables[dtype] = list(_try_all(cache, Path(folder), options))
     text = _markdown(tables, options)

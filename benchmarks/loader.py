@@ -153,14 +153,14 @@ def _use(batch: Any, name: str) -> int:
 
 
 def _ours(name: str, cache: Path, workers: int) -> Any:
-    from aneurysm.cache.cache import Cache
+    from aneurysm.cache.cache import open_cache
     from aneurysm.patches.loader import PatchLoader
 
     cache = _many(cache, 5000) if name == "ours-5000" else cache
 
     def make() -> Any:
-        opened = Cache.open(cache)
-        return PatchLoader(opened, range(len(opened)), PATCH, BATCH, 50, workers=workers)
+        opened = open_cache(cache)
+        return PatchLoader(opened, volumes=range(len(opened)), patch=PATCH, batch_size=BATCH, steps=50, workers=workers)
 
     return make
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +52,7 @@ def _command(*arguments: str) -> None:
 
 def cached_volumes(cache: Path) -> list[CachedVolume]:
     """Return the volumes of a cache in the manifest's order, which is the same in every process."""
-    return list(Cache.open(cache))
+    return list(open_cache(cache))
 
 
 def that_hold(volumes: list[CachedVolume], patch: Triple) -> list[int]:

@@ -18,7 +18,7 @@ from benchmarks.patch_data import make_cache
 from benchmarks.table import Target, aims, command_line, machine, write_section
 
 if TYPE_CHECKING:
-    from aneurysm.cache.cache import Cache
+    from aneurysm.cache.cache import Cache, open_cache
 
 EDGE = 32
 _PRESENT = 13
@@ -40,9 +40,7 @@ def main() -> int:
     options = parser.parse_args()
     work = work_folder(options)
 
-    from aneurysm.cache.cache import Cache
-
-    cache = Cache.open(make_cache(work, options.series, "small"))
+    cache = open_cache(make_cache(work, options.series, "small"))
     rows = [_one_seed(cache, seed, options) for seed in range(options.seeds)]
     overall = [row["all"][0] for row in rows]
     middle = float(np.mean(overall))
@@ -82,7 +80,9 @@ def _one_seed(cache: Cache, seed: int, options: argparse.Namespace) -> dict[str,
     sampling = Sampling(lesion=1, vessel=1, foreground=0, uniform=0, balance="label")
 
     def loader(volumes: Any, steps: int) -> PatchLoader:
-        return PatchLoader(cache, volumes, (EDGE, EDGE, EDGE), 32, steps, sampling=sampling, seed=seed)
+        return PatchLoader(
+            cache, volumes=volumes, patch=(EDGE, EDGE, EDGE), batch_size=32, steps=steps, sampling=sampling, seed=seed
+        )
 
     net = _network()
     optimiser = torch.optim.AdamW(net.parameters(), 4e-3, weight_decay=1e-2)

@@ -24,7 +24,6 @@ import numpy as np
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.precaching.run import precache
-from aneurysm.precaching.verify import verify_cache
 from aneurysm.rawdata.folder import find_series
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.table import Target, aims, command_line, machine, write_section
@@ -125,7 +124,7 @@ def _merge(work: Path) -> None:
 
 def _verify(workers: int) -> Callable[[Path], None]:
     def verify(work: Path) -> None:
-        report = verify_cache(work / "cache", workers=workers)
+        report = verify(work / "cache", workers=workers)
         assert not report.faults, report.faults[:3]
 
     return verify

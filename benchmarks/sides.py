@@ -120,7 +120,7 @@ def _auc(name: str, root: Path, work: Path, seed: int, options: argparse.Namespa
     import torch
     from sklearn.metrics import roc_auc_score
 
-    from aneurysm.cache.cache import Cache
+    from aneurysm.cache.cache import open_cache
     from aneurysm.patches.loader import PatchLoader
     from aneurysm.training.checkpoint import load_checkpoint
     from aneurysm.training.config import TrainConfig
@@ -148,7 +148,7 @@ def _auc(name: str, root: Path, work: Path, seed: int, options: argparse.Namespa
             "augment": {"flip": {"left_right": flips}, "affine": off, "low_resolution": off, "blur": off},
         }
     ).resolved()
-    cache = Cache.open(root)
+    cache = open_cache(root)
     with tempfile.TemporaryDirectory(dir=work) as part:
         folder = RunFolder(Path(part) / "run")
         with labels():
@@ -157,7 +157,13 @@ def _auc(name: str, root: Path, work: Path, seed: int, options: argparse.Namespa
         model = load_checkpoint(folder.last).build_model()
     held_out = np.flatnonzero(folds == 0).tolist()
     loader = PatchLoader(
-        cache, held_out, config.patch, len(held_out), _PATCHES, sampling=config.sampling.as_sampling(), seed=seed
+        cache,
+        volumes=held_out,
+        patch=config.patch,
+        batch_size=len(held_out),
+        steps=_PATCHES,
+        sampling=config.sampling.as_sampling(),
+        seed=seed,
     )
     left, margin = [], []
     with torch.inference_mode():

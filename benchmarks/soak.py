@@ -23,7 +23,7 @@ import psutil
 from aneurysm.cache.folder import done_series
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import read_manifest
-from aneurysm.precaching.verify import verify_cache
+from aneurysm.precaching.verify import verify
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.table import Target, aims, command_line, machine, write_section
 from benchmarks.tiny import series_uid, write_tiny_data
@@ -169,7 +169,7 @@ def differences(cache: Path, reference: Path, uids: set[str]) -> list[str]:
     left += [p.relative_to(cache).as_posix() for p in layout.rejected.glob("*")]
     if left:
         found.append(f"left over: {', '.join(left[:5])}")
-    return found + [f"verify: {fault.where}: {fault.what}" for fault in verify_cache(cache, workers=2).faults]
+    return found + [f"verify: {fault.where}: {fault.what}" for fault in verify(cache, workers=2).faults]
 
 
 def main() -> int:

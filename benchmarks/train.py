@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader
 from aneurysm.training.config import TrainConfig
@@ -84,7 +84,7 @@ def main() -> int:
     """Time everything, print, and say with the exit code whether the aims are met."""
     options = _options()
     work = work_folder(options)
-    cache = Cache.open(options.cache or make_cache(work, options.series, options.size))
+    cache = open_cache(options.cache or make_cache(work, options.series, options.size))
     found: dict[str, Found] = {}
     for batch_size in options.batch_size:
         found[f"batch {batch_size}"] = _measure(cache, _config(options, cache, batch_size), options)
@@ -159,10 +159,10 @@ def _measure(cache: Cache, config: ResolvedConfig, options: argparse.Namespace, 
     device = learner.device
     loader = PatchLoader(
         cache,
-        range(len(cache)),
-        config.patch,
-        config.batch_size,
-        config.steps_per_epoch,
+        volumes=range(len(cache)),
+        patch=config.patch,
+        batch_size=config.batch_size,
+        steps=config.steps_per_epoch,
         sampling=config.sampling.as_sampling(),
         workers=usual_workers(config),
         pin_memory=device.type == "cuda",

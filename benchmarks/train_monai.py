@@ -29,7 +29,7 @@ from benchmarks.table import Target, aims, command_line, machine, write_section
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aneurysm.cache.cache import Cache
+    from aneurysm.cache.cache import Cache, open_cache
 
 TITLES = {
     "ours": "ours: `aneurysm train`'s own loop",
@@ -108,7 +108,6 @@ def _measure(name: str, root: Path, options: argparse.Namespace) -> dict[str, fl
 def _ours(name: str, root: Path, options: argparse.Namespace) -> tuple[float, float]:
     del name
 
-    from aneurysm.cache.cache import Cache
     from aneurysm.models.registry import build_model
     from aneurysm.patches.loader import PatchLoader
     from aneurysm.training.config import TrainConfig
@@ -133,13 +132,13 @@ def _ours(name: str, root: Path, options: argparse.Namespace) -> tuple[float, fl
         ).resolved()
     )
     learner = Learner(PatchModule(build_model(config.model, 1), config), config, Ranks())
-    cache = Cache.open(root)
+    cache = open_cache(root)
     loader = PatchLoader(
         cache,
-        range(len(cache)),
-        config.patch,
-        config.batch_size,
-        config.steps_per_epoch,
+        volumes=range(len(cache)),
+        patch=config.patch,
+        batch_size=config.batch_size,
+        steps=config.steps_per_epoch,
         workers=options.workers,
         pin_memory=learner.device.type == "cuda",
     )
@@ -266,14 +265,12 @@ def _write_nifti(root: Path) -> None:
     import numpy as np
     import SimpleITK as sitk
 
-    from aneurysm.cache.cache import Cache
-
     if _nifti(root).exists():
         return
     part = root.with_name(f"{root.name}-nifti.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    cache: Cache = Cache.open(root)
+    cache: Cache = open_cache(root)
     for number, volume in enumerate(cache):
         voxels = volume.read((0, 0, 0), volume.shape)
         grid = np.indices(volume.shape, np.float32)

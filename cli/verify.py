@@ -28,7 +28,7 @@ def verify(
     workers: Workers = None,
 ) -> None:
     """Check tables, records, metadata, digests and hashes. Exit code 0: sound; 3: faults or differences were found."""
-    from aneurysm.precaching.verify import verify_cache
+    from aneurysm.precaching.verify import verify as verify_cache
 
     report = verify_cache(cache, data=data, deep=deep, workers=chosen_workers(workers), fix=fix)
     for fault in report.faults:

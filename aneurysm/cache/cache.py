@@ -1,13 +1,13 @@
-"""Cache.open(path): all that planning an epoch needs, from manifest.csv and lesions.csv alone; no volume is opened."""
+"""open_cache(path): all that planning an epoch needs, from manifest.csv and lesions.csv; no volume is opened."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, overload
 
 import numpy as np
 import pandas as pd
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 _PAUSE_S: Final = 0.2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Cache:
     """
     The cached volumes of a cache, in the manifest's order; column arrays, so that 100,000 volumes take megabytes.
+
+    ``cache[0]`` and ``cache["1.2.840..."]`` are volumes, ``cache[2:5]`` is a list of them, and ``uid in cache`` tells
+    if there is one. Two caches are equal if they are in the same place and list the same volumes.
 
     Attributes
     ----------
@@ -80,40 +83,8 @@ class Cache:
     """Of a cache in an object store, its volumes by UID."""
 
     @classmethod
-    def open(
-        cls, path: str | Path, *, local_cache: str | Path | None = None, local_cache_gb: float | None = None
-    ) -> Cache:
-        """
-        Read the tables of the cache at ``path``.
-
-        Parameters
-        ----------
-        path
-            Its folder, or the URL of an object store (``s3://bucket/cache``).
-        local_cache, local_cache_gb
-            For a URL: the folder to which its volumes are copied when they are read, and how many GB they may take
-            there. What is not given is as `aneurysm.cache.local_copy.LocalCopy.of` says.
-
-        Raises
-        ------
-        CacheNotFoundError
-            There is no cache.
-        DamagedCacheError
-            A table is missing or can't be read, or volumes of another digest are listed.
-        CacheError
-            The spec can't be read.
-        StoreError
-            The object store can't be read.
-        """
-        if is_url(path):
-            from aneurysm.cache.cache import open_remote
-
-            return open_remote(str(path), local_cache, local_cache_gb)
-        return cls.of_tables(CacheLayout(Path(path).absolute()))
-
-    @classmethod
     def of_tables(cls, layout: CacheLayout, fetch: Callable[[], object] = lambda: None) -> Cache:
-        """Return the cache of the tables in ``layout``, which ``fetch`` brings again. Raises as `open` does."""
+        """Return the cache of the tables in ``layout``, which ``fetch`` gets again. Raises as `open_cache` does."""
         spec = read_spec(layout)
         table, lesions = _read_tables(layout, fetch)
         table = table[table["status"] == "cached"].reset_index(drop=True)
@@ -138,11 +109,48 @@ class Cache:
     def __len__(self) -> int:
         return len(self.uids)
 
-    def __getitem__(self, index: int) -> CachedVolume:
+    @overload
+    def __getitem__(self, index: int | str) -> CachedVolume: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[CachedVolume]: ...
+
+    def __getitem__(self, index: int | str | slice) -> CachedVolume | list[CachedVolume]:
+        if isinstance(index, slice):
+            return [self.volume(uid) for uid in self.uids[index]]
+        if isinstance(index, str):
+            if index not in self:
+                raise KeyError(index)
+            return self.volume(index)
         return self.volume(self.uids[index])
 
     def __iter__(self) -> Iterator[CachedVolume]:
         return (self[i] for i in range(len(self)))
+
+    def __contains__(self, uid: object) -> bool:
+        return uid in self._known
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.uids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Cache):
+            return NotImplemented
+        return self._identity == other._identity and all(
+            np.array_equal(getattr(self, name), getattr(other, name))
+            for name in ("labels", "unlocated", "lesion_volume", "lesion_site", "lesion_zyx", "outside")
+        )
+
+    def __hash__(self) -> int:
+        return hash((str(self.root), self.spec.digest, len(self)))
+
+    @property
+    def _identity(self) -> tuple[object, ...]:
+        return str(self.root), self.spec.digest, self.uids, self.modalities, self.patient_keys, self.voxel_hashes
+
+    def __repr__(self) -> str:
+        return f"Cache({str(self.root)!r}, {len(self)} volumes, spec {self.spec.name!r})"
 
     def volume(self, uid: str) -> CachedVolume:
         """
@@ -160,6 +168,36 @@ class Cache:
         """Return the slice of the lesion arrays that belongs to volume ``index``."""
         first, last = np.searchsorted(self.lesion_volume, [index, index + 1])
         return slice(int(first), int(last))
+
+
+def open_cache(
+    path: str | Path, *, local_cache: str | Path | None = None, local_cache_gb: float | None = None
+) -> Cache:
+    """
+    Read the tables of the cache at ``path``.
+
+    Parameters
+    ----------
+    path
+        Its folder, or the URL of an object store (``s3://bucket/cache``).
+    local_cache, local_cache_gb
+        For a URL: the folder to which its volumes are copied when they are read, and how many GB they may take there.
+        What is not given is as `aneurysm.cache.local_copy.LocalCopy.of` says.
+
+    Raises
+    ------
+    CacheNotFoundError
+        There is no cache.
+    DamagedCacheError
+        A table is missing or can't be read, or volumes of another digest are listed.
+    CacheError
+        The spec can't be read.
+    StoreError
+        The object store can't be read.
+    """
+    if is_url(path):
+        return _open_remote(str(path), local_cache, local_cache_gb)
+    return Cache.of_tables(CacheLayout(Path(path).absolute()))
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
@@ -237,8 +275,8 @@ def _lesions(
     return volumes[order], sites[order], places[order], beyond
 
 
-def open_remote(url: str, local_cache: str | Path | None, local_cache_gb: float | None) -> Cache:
-    """Open the cache at ``url``, whose volumes are to be copied to ``local_cache``; see `Cache.open`."""
+def _open_remote(url: str, local_cache: str | Path | None, local_cache_gb: float | None) -> Cache:
+    """Open the cache at ``url``, whose volumes are to be copied to ``local_cache``; see `open_cache`."""
     url = checked_url(url)
     with download_tables(url) as folder:
         cache = Cache.of_tables(CacheLayout(folder), partial(_fetch, url, folder))

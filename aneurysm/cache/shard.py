@@ -136,7 +136,8 @@ class ShardReader:
     """
 
     def __init__(self, path: str, layout: ShardLayout, name: str, folder: int | None = None) -> None:
-        self.layout, self.shape, self.dtype, self.fill = layout, layout.shape, layout.dtype, layout.fill
+        self.layout, self.shape, self.chunks = layout, layout.shape, layout.chunk
+        self.dtype, self.fill = layout.dtype, layout.fill
         self._name = name
         try:
             file = os.open(f"{path}/c/0/0/0", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)

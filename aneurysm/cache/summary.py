@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import read_manifest
@@ -101,7 +101,7 @@ def find_volume(cache: str | Path, uid: str) -> Path:
             return layout.volume(uid)
         row = next((r for r in read_manifest(layout.manifest) if r["series_uid"] == uid), None)
     if row is not None and row["status"] == "cached" and is_url(cache):
-        return Cache.open(cache).remote[uid].fetch()
+        return open_cache(cache).remote[uid].fetch()
     if row is not None:
         raise CacheNotFoundError(f"series {uid} is not cached: {row['status']}, {row['reason']}: {row['detail']}")
     raise CacheNotFoundError(f"there is no series {uid} in {cache}; its manifest.csv lists what there is")

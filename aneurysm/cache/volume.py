@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from aneurysm.annotations.lesions import Lesion
 from aneurysm.cache.layout import IMAGE, VESSELS, CacheLayout
 from aneurysm.cache.metadata import VolumeMetadata, document_bytes, parse_document
 from aneurysm.cache.shard import ShardReader, shard_layout
 from aneurysm.documents import MOST_JSON, parse_json
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError
 from aneurysm.processes.shared_folder import describe_denial
-from aneurysm.types import Triple
+from aneurysm.types import Triple, triple
 from aneurysm.volume.blocks import Blocks
 from aneurysm.volume.intensity import Intensity, to_model_units, to_physical
 
@@ -112,7 +113,7 @@ class CachedVolume:
     uid
         The series.
     remote
-        The volume in an object store, which is copied to this machine's disk as a whole; see `Cache.open`. ``root`` is
+        The volume in an object store, which is copied to this machine's disk as a whole; see `open_cache`. ``root`` is
         not used then.
     voxel_hash
         Of the volume that it must be; None: of any.
@@ -134,6 +135,14 @@ class CachedVolume:
 
     def __repr__(self) -> str:
         return f"CachedVolume({self.name!r})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CachedVolume):
+            return NotImplemented
+        return (self.name, self.voxel_hash) == (other.name, other.voxel_hash)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     @property
     def name(self) -> str:
@@ -168,6 +177,16 @@ class CachedVolume:
         return _handles.get(self).image.dtype
 
     @property
+    def ndim(self) -> int:
+        """Axes: 3."""
+        return 3
+
+    @property
+    def chunks(self) -> Triple:
+        """Voxels of a chunk along (z, y, x): what a read decodes at least."""
+        return _handles.get(self).image.chunks
+
+    @property
     def fill(self) -> int:
         """Stored value of air, which pads what is read outside the volume."""
         return _handles.get(self).image.fill
@@ -176,6 +195,16 @@ class CachedVolume:
     def affine_lps(self) -> NDArray[np.float64]:
         """(4, 4): (z, y, x, 1) to (x, y, z, 1) in LPS mm, voxel centres."""
         return self.metadata.affine
+
+    @property
+    def affine_ras(self) -> NDArray[np.float64]:
+        """(4, 4), for tools of the NIfTI world: (x, y, z, 1), the array's axes reversed, to (x, y, z, 1) in RAS mm."""
+        return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine_lps[:, [2, 1, 0, 3]]
+
+    @property
+    def lesions(self) -> tuple[Lesion, ...]:
+        """Lesions that have a voxel in the volume."""
+        return self.metadata.lesions
 
     @property
     def blocks(self) -> Blocks:
@@ -195,6 +224,43 @@ class CachedVolume:
     def has_vessels(self) -> bool:
         """Whether there is a vessel mask."""
         return _handles.get(self).vessels is not None
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        """
+        Return stored integers, as numpy does: ``volume[40:136, 60:156, :]``, ``volume[50]``, ``volume[..., ::2]``.
+
+        Only the chunks in question are decoded. Keys are integers, slices and an ellipsis.
+
+        Raises
+        ------
+        IndexError
+            A key is beyond the volume, or of another kind.
+        """
+        # numpy's rules, of an array of this shape that takes no memory.
+        view = np.broadcast_to(np.uint8(0), self.shape)
+        keys = key if isinstance(key, tuple) else (key,)
+        if not all(isinstance(k, int | np.integer | slice) or k is Ellipsis for k in keys):
+            raise IndexError(f"a volume is indexed by integers, slices and an ellipsis, not by {key!r}")
+        shape = view[key].shape
+        rest = [slice(None)] * (3 - sum(k is not Ellipsis for k in keys))
+        at = keys.index(Ellipsis) if Ellipsis in keys else len(keys)
+        full = [*keys[:at], *rest, *keys[at + 1 :]]
+        ranges = [
+            range(n)[k] if isinstance(k, slice) else range(int(k) % n, int(k) % n + 1)
+            for k, n in zip(full, self.shape, strict=True)
+        ]
+        if 0 in map(len, ranges):
+            return np.empty(shape, self.dtype)
+        low = triple(min(r[0], r[-1]) for r in ranges)
+        box = self.read(low, triple(max(r[0], r[-1]) + 1 - b for r, b in zip(ranges, low, strict=True)))
+        steps = tuple(slice(None, None, r.step) for r in ranges)
+        return box[steps].reshape(shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a volume has no array in memory that could be used without a copy")
+        values = self.read((0, 0, 0), self.shape)
+        return values if dtype is None else values.astype(dtype)
 
     def read(self, start_zyx: Triple, shape_zyx: Triple, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """
@@ -286,6 +352,7 @@ class ZarrArray:
         self._name, self._array = name, array
         z, y, x = self._array.shape
         self.shape: Triple = (z, y, x)
+        self.chunks: Triple = triple(self._array.chunks)
         self.dtype, self.fill = self._array.dtype, int(self._array.fill_value)
 
     def read(self, start: Triple, out: NDArray[Any]) -> None:

@@ -212,7 +212,7 @@ class Predictor:
 
 
 def load_predictor(
-    checkpoints: Sequence[str | Path],
+    checkpoints: str | Path | Sequence[str | Path],
     *,
     device: str = "auto",
     flip: bool = False,
@@ -235,7 +235,7 @@ def load_predictor(
     Parameters
     ----------
     checkpoints
-        Files that `aneurysm train` wrote, of one spec, patch and pooling. No code in them is run.
+        File that `aneurysm train` wrote, or several of one spec, patch and pooling. No code in them is run.
     device
         ``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes a GPU if there is one.
     flip
@@ -267,6 +267,8 @@ def load_predictor(
         A file is missing, damaged, no checkpoint, or of a spec that this version can't reproduce; the checkpoints
         don't go together; the calibration is of others; an option has no such value; there is no such device.
     """
+    if isinstance(checkpoints, str | Path):
+        checkpoints = [checkpoints]
     if not checkpoints:
         raise UsageError("no checkpoint is given")
     fitted = None if calibration is None else read_calibration(calibration)

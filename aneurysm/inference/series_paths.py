@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.volume import CachedVolume
 from aneurysm.dicom.frame import UID
@@ -104,7 +104,7 @@ def _local_paths(path: Path) -> list[SeriesPath]:
             raise UsageError(f"{path} is no volume in its cache: name it as CACHE/volumes/<uid>.zarr")
         return [CachedVolume(path.parent.parent, path.name.removesuffix(".zarr"))]
     if CacheLayout(path).spec.is_file():
-        return list(Cache.open(path))
+        return list(open_cache(path))
     return [_named_by_place(source) for source in find_series(path).sources]
 
 
@@ -139,8 +139,8 @@ def _stored_paths(url: str, local_cache: str | Path | None, local_cache_gb: floa
     url = checked_url(url)
     root, _, name = url.rpartition("/volumes/")
     if root and name.endswith(".zarr") and "/" not in name:
-        cache = Cache.open(root, local_cache=local_cache, local_cache_gb=local_cache_gb)
+        cache = open_cache(root, local_cache=local_cache, local_cache_gb=local_cache_gb)
         return [cache.volume(name.removesuffix(".zarr"))]
     if ObjectStore(url).exists("spec.toml"):
-        return list(Cache.open(url, local_cache=local_cache, local_cache_gb=local_cache_gb))
+        return list(open_cache(url, local_cache=local_cache, local_cache_gb=local_cache_gb))
     return [_named_by_place(source) for source in DataBucket(url).find_series(1).sources]

@@ -62,14 +62,16 @@ class PatchLoader:
 
     Parameters
     ----------
-    cache, volumes
-        What to draw from: a cache, and indices of its series.
-    shape_zyx
-        Of a patch, in voxels.
+    cache
+        What to draw from.
+    patch
+        Voxels of a patch along (z, y, x).
     batch_size
         Patches a batch, for this rank.
     steps
         Batches an epoch.
+    volumes
+        Indices of the volumes to draw from; None: all.
     sampling
         The mixture and the balance.
     seed
@@ -98,11 +100,11 @@ class PatchLoader:
     def __init__(
         self,
         cache: Cache,
-        volumes: Sequence[int],
-        shape_zyx: Triple,
+        *,
+        patch: Triple,
         batch_size: int,
         steps: int,
-        *,
+        volumes: Sequence[int] | None = None,
         sampling: Sampling | None = None,
         seed: int = 0,
         workers: int = 0,
@@ -115,8 +117,9 @@ class PatchLoader:
         first_epoch: int = 0,
     ) -> None:
         sampling = sampling or Sampling()
+        volumes = range(len(cache)) if volumes is None else volumes
         self.plan = Plan(cache, volumes, sampling, steps * batch_size * ranks, batch_size * ranks, seed)
-        self.dataset = PatchDataset(cache, self.plan.volumes, shape_zyx, sampling, seed, vessels=vessels)
+        self.dataset = PatchDataset(cache, self.plan.volumes, patch, sampling, seed, vessels=vessels)
         self._sampler = DrawSampler(self.plan, rank, ranks)
         self._sampler.epoch = first_epoch
         _loaders.add(self)

@@ -84,7 +84,7 @@ _Checked = tuple[list[Fault], _Rows | None, int]
 
 @dataclass
 class Report:
-    """What `verify_cache` found, and which tables it wrote anew."""
+    """What `verify` found, and which tables it wrote anew."""
 
     faults: list[Fault] = field(default_factory=list)
     volumes: int = 0
@@ -92,7 +92,7 @@ class Report:
     fixed: list[str] = field(default_factory=list)
 
 
-def verify_cache(
+def verify(
     cache: str | Path, *, data: str | Path | None = None, deep: bool = False, workers: int = 1, fix: bool = False
 ) -> Report:
     """

@@ -32,7 +32,7 @@ class EvaluateOptions:
     cache
         Folder or URL of the cache, if not where the runs' configurations say.
     local_cache, local_cache_gb
-        See `Cache.open`.
+        See `open_cache`.
     truth
         Table with the lesions' radii (the phantom's truth.csv).
     ensemble

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.errors import SpecMismatchError, UsageError
 from aneurysm.inference.calibration import checkpoint_digest
 from aneurysm.labels import UNKNOWN_MODALITY
@@ -46,7 +46,7 @@ class FreshOptions:
     architecture
         ``module:function``, if it is the user's own.
     local_cache, local_cache_gb
-        See `Cache.open`.
+        See `open_cache`.
     """
 
     cache: str | Path | None = None
@@ -108,7 +108,7 @@ def _predict(
     checkpoint = load_checkpoint(run.best)
     config = checkpoint.config
     place = options.cache or config.cache
-    cache = Cache.open(place, local_cache=options.local_cache, local_cache_gb=options.local_cache_gb)
+    cache = open_cache(place, local_cache=options.local_cache, local_cache_gb=options.local_cache_gb)
     if cache.spec.digest != checkpoint.spec.digest:
         raise SpecMismatchError(
             f"{cache.root} is of spec {cache.spec.name!r} (digest {cache.spec.digest}), {run.root} was trained on "

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.cache.metadata import VolumeMetadata
 from aneurysm.csv_table import read_csv_rows
 from aneurysm.errors import CacheError, CacheNotFoundError, DataError, SpecMismatchError
@@ -74,7 +74,7 @@ def open_runs_cache(
     path
         The cache, wherever the runs' configurations say it is.
     local_cache, local_cache_gb
-        See `Cache.open`.
+        See `open_cache`.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def open_runs_cache(
     opened, missing = [], ""
     for place in places:
         try:
-            opened.append(Cache.open(place, local_cache=local_cache, local_cache_gb=local_cache_gb))
+            opened.append(open_cache(place, local_cache=local_cache, local_cache_gb=local_cache_gb))
         except CacheNotFoundError:
             if path is not None:
                 raise

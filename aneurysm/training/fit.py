@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.errors import AneurysmError, InterruptedRunError, SpecMismatchError, UsageError
 from aneurysm.models.device import check_precision, is_out_of_memory
 from aneurysm.models.registry import build_model
@@ -22,7 +22,7 @@ from aneurysm.patches.plan import Plan
 from aneurysm.processes.files import write_atomically
 from aneurysm.processes.threads import usable_cpus
 from aneurysm.training.checkpoint import load_checkpoint, parse_checkpoint, read_file, take_weights
-from aneurysm.training.config import ResolvedConfig
+from aneurysm.training.config import ResolvedConfig, TrainConfig
 from aneurysm.training.config_file import config_toml
 from aneurysm.training.folds import fold_rows, write_folds
 from aneurysm.training.learner import Learner, raise_step_memory
@@ -32,7 +32,7 @@ from aneurysm.training.module import PatchModule
 from aneurysm.training.objective import positive_weights
 from aneurysm.training.progress import RunFacts, Silent, TrainingProgress
 from aneurysm.training.ranks import Ranks, choose_ranks, joined, started_ranks
-from aneurysm.training.run_folder import RunFolder, locked_run, log_file, raise_full_disk
+from aneurysm.training.run_folder import RunFolder, default_root, locked_run, log_file, raise_full_disk
 from aneurysm.training.split import Split, split_series
 from aneurysm.training.stop_signal import StopSignal
 from aneurysm.training.timed_loader import TimedBatches
@@ -42,7 +42,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FitSummary:
+class TrainedRun:
     """
     A run that came to its end.
 
@@ -61,6 +61,54 @@ class FitSummary:
     metrics: dict[str, float | None]
     seconds: float
 
+    @property
+    def best_checkpoint(self) -> Path:
+        """Checkpoint of the best epoch: what `aneurysm.load_predictor` takes."""
+        return RunFolder(self.folder).best
+
+
+def train(
+    config: TrainConfig,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    init: str | Path | None = None,
+    progress: TrainingProgress | None = None,
+) -> TrainedRun:
+    """
+    Train a model, or resume a run.
+
+    Parameters
+    ----------
+    config
+        What to train, on what; what it leaves open is the model's default. To resume, as it was, but for `epochs`,
+        `cache`, `devices` and `workers`.
+    out
+        Folder of the run, which must not be one already unless it is resumed; None: ``runs/<time>-<model>-fold<K>``.
+    resume
+        Continue from the run's ``last.ckpt``.
+    init
+        Checkpoint whose weights to begin with.
+    progress
+        Is told how it goes.
+
+    Raises
+    ------
+    UsageError
+        There is nothing to train on, no such model, a checkpoint does not fit, or the folder holds a run already.
+    CacheError, StoreError
+        The cache can't be read.
+    DivergedError, DeviceMemoryError, LoaderError, NoSpaceError
+        In mid-run; ``last.ckpt`` is sound.
+    InterruptedRunError
+        A signal came; ``last.ckpt`` is where it came.
+    """
+    if resume and out is None:
+        raise UsageError("name the folder of the run that is to be resumed: out=...")
+    resolved = config.resolved()
+    folder = RunFolder(default_root(resolved) if out is None else Path(out))
+    return fit(resolved, folder, resume=resume, init=None if init is None else Path(init), progress=progress)
+
 
 def fit(
     config: ResolvedConfig,
@@ -69,7 +117,7 @@ def fit(
     resume: bool = False,
     init: Path | None = None,
     progress: TrainingProgress | None = None,
-) -> FitSummary:
+) -> TrainedRun:
     """
     Train, or resume a run.
 
@@ -124,12 +172,12 @@ def _train(
     resume: bool,
     init: Path | None,
     progress: TrainingProgress,
-) -> FitSummary:
+) -> TrainedRun:
     started = time.perf_counter()
     if not ranks.is_first:
         logging.getLogger("aneurysm.training").setLevel(logging.ERROR)  # the first one speaks for all
         progress = Silent()
-    cache = Cache.open(config.cache, local_cache=config.local_cache, local_cache_gb=config.local_cache_gb)
+    cache = open_cache(config.cache, local_cache=config.local_cache, local_cache_gb=config.local_cache_gb)
     last = read_file(folder.last) if resume else None
     if last is not None:
         _check_resumable(last, folder, cache)
@@ -147,10 +195,10 @@ def _train(
     workers = usual_workers(config, ranks.local_size)
     loader = PatchLoader(
         cache,
-        split.train,
-        config.patch,
-        config.batch_size,
-        config.steps_per_epoch,
+        volumes=split.train,
+        patch=config.patch,
+        batch_size=config.batch_size,
+        steps=config.steps_per_epoch,
         sampling=config.sampling.as_sampling(),
         seed=config.seed,
         workers=workers,
@@ -192,7 +240,7 @@ def _train(
             _log.warning("%s", warning)
         loop.run()
     best = load_checkpoint(folder.best) if folder.best.exists() else None
-    return FitSummary(
+    return TrainedRun(
         folder.root,
         config.epochs,
         max(0, config.epochs - first_epoch),

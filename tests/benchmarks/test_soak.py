@@ -11,7 +11,7 @@ import pytest
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.precaching.run import precache
-from aneurysm.precaching.verify import verify_cache
+from aneurysm.precaching.verify import verify
 from benchmarks.soak import Soak, differences
 from benchmarks.tiny import clone_volume, series_uid, write_tiny_data
 
@@ -58,7 +58,7 @@ def test_cloned_volumes_are_sound(cache):
     """What benchmarks/scale.py verifies by the thousand must be what precache would have written."""
     clone_volume(cache, range(COUNT, 3 * COUNT))
     write_manifest(CacheLayout(cache))
-    report = verify_cache(cache, workers=0)
+    report = verify(cache, workers=0)
     assert (report.faults, report.volumes) == ([], 3 * COUNT)
     metadata = json.loads((CacheLayout(cache).volume(series_uid(9)) / "zarr.json").read_text())
     assert metadata["attributes"]["aneurysm"]["series_uid"] == series_uid(9)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.cache.manifest import LESION_COLUMNS, MANIFEST_COLUMNS
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.labels import LABELS, SITES, UNKNOWN
@@ -43,7 +43,7 @@ def write_tables(root, n, *, digest=None, every_lesion=2):
 
 def test_cached_series_only_in_the_order_of_the_manifest(tmp_path):
     write_tables(tmp_path, 30)
-    cache = Cache.open(tmp_path)
+    cache = open_cache(tmp_path)
     assert len(cache) == 27
     assert cache.uids[:10] == [f"1.{i}" for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 10)]
     assert cache.shapes[1].tolist() == [101, 200, 201]
@@ -54,7 +54,7 @@ def test_cached_series_only_in_the_order_of_the_manifest(tmp_path):
 
 def test_lesions_belong_to_their_volumes(tmp_path):
     write_tables(tmp_path, 30)
-    cache = Cache.open(tmp_path)
+    cache = open_cache(tmp_path)
     assert np.all(np.diff(cache.lesion_volume) >= 0)
     for i, uid in enumerate(cache.uids):
         found = cache.lesion_zyx[cache.lesions_of(i)]
@@ -66,13 +66,13 @@ def test_lesions_belong_to_their_volumes(tmp_path):
 def test_nothing_below_volumes_is_touched(tmp_path):
     write_tables(tmp_path, 5)
     assert not (tmp_path / "volumes").exists()
-    assert len(Cache.open(tmp_path)) == 5
+    assert len(open_cache(tmp_path)) == 5
 
 
 def test_a_cache_of_mixed_digests_is_refused(tmp_path):
     write_tables(tmp_path, 5, digest="0" * 16)
     with pytest.raises(DamagedCacheError, match="digest 0000"):
-        Cache.open(tmp_path)
+        open_cache(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["manifest.csv", "lesions.csv"])
@@ -81,7 +81,7 @@ def test_a_missing_or_damaged_table_is_named(tmp_path, name, content):
     write_tables(tmp_path, 5)
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
     with pytest.raises(DamagedCacheError, match=name):
-        Cache.open(tmp_path)
+        open_cache(tmp_path)
 
 
 @pytest.mark.parametrize(("column", "status"), [("n_lesions", "placed"), ("n_unplaced", "unplaced")])
@@ -91,22 +91,22 @@ def test_a_table_that_lost_lesions_is_refused(tmp_path, column, status):
     manifest, lesions = (pd.read_csv(tmp_path / f"{n}.csv", dtype=str, keep_default_na=False) for n in TABLES)
     manifest.loc[manifest["series_uid"] == "1.4", column] = "1"
     manifest.to_csv(tmp_path / "manifest.csv", index=False)
-    assert len(Cache.open(tmp_path)) == 18
+    assert len(open_cache(tmp_path)) == 18
     lesions[(lesions["series_uid"] != "1.4") | (lesions["status"] != status)].to_csv(tmp_path / "lesions.csv")
     with pytest.raises(DamagedCacheError, match=r"fewer lesions of series 1\.4 than manifest.csv counts"):
-        Cache.open(tmp_path)
+        open_cache(tmp_path)
 
 
 def test_no_cache(tmp_path):
     with pytest.raises(CacheNotFoundError, match=r"no spec\.toml"):
-        Cache.open(tmp_path)
+        open_cache(tmp_path)
 
 
 def test_planning_memory_and_time_grow_with_the_tables_only(tmp_path):
     # Not a benchmark: a guard against opening volumes or building an object for each. Generous on a busy machine.
     write_tables(tmp_path, 20_000)
     started = time.process_time()
-    cache = Cache.open(tmp_path)
+    cache = open_cache(tmp_path)
     assert time.process_time() - started < 20
     arrays = (cache.shapes, cache.labels, cache.lesion_volume, cache.lesion_site, cache.lesion_zyx)
     assert sum(a.nbytes for a in arrays) < 60 * len(cache)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from aneurysm.cache import local_copy
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.local_copy import LocalCopy
 from aneurysm.cache.manifest import write_manifest
@@ -38,7 +38,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_the_same_tables_and_voxels(stored: str, built: Built) -> None:
-    local, cache = Cache.open(built.cache), Cache.open(stored)
+    local, cache = open_cache(built.cache), open_cache(stored)
     assert cache.root == stored
     assert cache.uids == local.uids
     np.testing.assert_array_equal(cache.labels, local.labels)
@@ -57,16 +57,16 @@ def test_tables_that_do_not_fit_together_are_fetched_again(
     sound = bucket.get("cache/lesions.csv")
     bucket.put("cache/lesions.csv", sound.splitlines(keepends=True)[0])
     monkeypatch.setattr(time, "sleep", lambda _: bucket.put("cache/lesions.csv", sound))
-    cache, local = Cache.open(url), Cache.open(built.cache)
+    cache, local = open_cache(url), open_cache(built.cache)
     assert len(local.lesion_zyx) > 0
     np.testing.assert_array_equal(cache.lesion_zyx, local.lesion_zyx)
 
 
 def test_the_bound_holds_and_the_least_recently_used_goes(stored: str, built: Built, tmp_path: Path) -> None:
-    local = Cache.open(built.cache)
-    sizes = [v.size for v in Cache.open(stored).remote.values()]
+    local = open_cache(built.cache)
+    sizes = [v.size for v in open_cache(stored).remote.values()]
     most = sum(sorted(sizes)[-2:]) + 1000  # any two, and never three
-    cache = Cache.open(stored, local_cache=tmp_path / "small", local_cache_gb=most / 1e9)
+    cache = open_cache(stored, local_cache=tmp_path / "small", local_cache_gb=most / 1e9)
     for i in (0, 1, 0, 2, 3, 0, 1):
         np.testing.assert_array_equal(whole(cache[i]), whole(local[i]))
         assert copied_bytes(tmp_path / "small") <= most
@@ -78,7 +78,7 @@ def test_the_bound_holds_and_the_least_recently_used_goes(stored: str, built: Bu
 
 def test_a_bound_below_one_volume_is_refused(stored: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--local-cache-gb"):
-        Cache.open(stored, local_cache=tmp_path / "tiny", local_cache_gb=1e-4)
+        open_cache(stored, local_cache=tmp_path / "tiny", local_cache_gb=1e-4)
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(UsageError, match="above 0"):
             LocalCopy.of(tmp_path, wrong)
@@ -95,8 +95,8 @@ def test_where_the_copy_is_unless_it_is_said(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_volume_removed_while_it_is_open_is_read_on(stored: str, built: Built) -> None:
-    volume = Cache.open(stored)[0]
-    expected = whole(Cache.open(built.cache)[0])
+    volume = open_cache(stored)[0]
+    expected = whole(open_cache(built.cache)[0])
     _ = volume.shape
     shutil.rmtree(volume.path.parent)
     np.testing.assert_array_equal(whole(volume), expected)
@@ -105,7 +105,7 @@ def test_a_volume_removed_while_it_is_open_is_read_on(stored: str, built: Built)
 
 
 def test_a_volume_removed_just_before_it_is_opened(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    volume, opened = Cache.open(stored)[0], []
+    volume, opened = open_cache(stored)[0], []
 
     def removed_first(path):
         if not opened:
@@ -119,7 +119,7 @@ def test_a_volume_removed_just_before_it_is_opened(stored: str, monkeypatch: pyt
 
 
 def test_many_readers_fetch_a_volume_once(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, fetched = Cache.open(stored), []
+    cache, fetched = open_cache(stored), []
     real = local_copy.download_volume
 
     def counted(store, uid, folder):
@@ -136,7 +136,7 @@ def test_many_readers_fetch_a_volume_once(stored: str, monkeypatch: pytest.Monke
 
 
 def test_what_a_killed_process_was_fetching_is_swept(stored: str, tmp_path: Path) -> None:
-    cache = Cache.open(stored)
+    cache = open_cache(stored)
     for name in (cache.remote[cache.uids[0]]._entry, "f" * 32 + "-5000"):
         half = tmp_path / "local" / "fetching" / name / "x.zarr"
         half.mkdir(parents=True)
@@ -149,7 +149,7 @@ def test_a_volume_built_again_is_not_served_from_the_old_copy(bucket: Bucket, tm
     def upload(seed: int) -> str:
         folder = tmp_path / str(seed)
         add_volume(folder, "1.5", shape=(20 + seed, 20, 20))
-        (folder / "spec.toml").write_text(Cache.open(first).spec.to_toml() if seed else spec)
+        (folder / "spec.toml").write_text(open_cache(first).spec.to_toml() if seed else spec)
         write_manifest(CacheLayout(folder))
         return bucket.upload(folder, "cache")
 
@@ -157,10 +157,10 @@ def test_a_volume_built_again_is_not_served_from_the_old_copy(bucket: Bucket, tm
 
     spec = load_spec("rsna-1mm").to_toml()
     first = upload(0)
-    old = Cache.open(first)
+    old = open_cache(first)
     assert old[0].shape == (20, 20, 20)
     upload(1)
-    new = Cache.open(first)
+    new = open_cache(first)
     assert new[0].shape == (21, 20, 20)
     close_volumes()
     assert old[0].shape == (20, 20, 20), "the old copy is there still"
@@ -172,7 +172,7 @@ def test_a_volume_built_again_is_not_served_from_the_old_copy(bucket: Bucket, tm
 
 def test_a_damaged_and_a_missing_volume(built: Built, bucket: Bucket) -> None:
     url = bucket.upload(built.cache, "cache")
-    cache = Cache.open(url)
+    cache = open_cache(url)
     bucket.put(f"cache/volumes/{cache.uids[0]}.zarr/0/c/0/0/0", b"something else")
     bucket.delete(f"cache/volumes/{cache.uids[1]}.zarr/zarr.json")
     with pytest.raises(DamagedCacheError, match=cache.uids[0]):
@@ -188,7 +188,7 @@ def test_a_manifest_can_not_name_a_path(bucket: Bucket, built: Built) -> None:
     for key in ("cache/manifest.csv", "cache/lesions.csv"):
         bucket.put(key, bucket.get(key).replace(built.uids[0].encode(), b"../../x"))
     with pytest.raises(DamagedCacheError, match="can't name a volume"):
-        Cache.open(url)
+        open_cache(url)
 
 
 def _shape(volume: CachedVolume) -> tuple[int, ...]:
@@ -196,7 +196,7 @@ def _shape(volume: CachedVolume) -> tuple[int, ...]:
 
 
 def test_volumes_travel_to_spawned_processes(stored: str) -> None:
-    cache = Cache.open(stored)
+    cache = open_cache(stored)
     assert len(pickle.dumps(cache[0])) < 2000
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(_shape, (cache[0],)) == tuple(cache.shapes[0])

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from aneurysm import CacheWriter
 from aneurysm.cache import volume as volume_module
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.cache.shard import shard_layout
 from aneurysm.cache.volume import CachedVolume, ZarrArray, close_volumes, open_volume
 from aneurysm.cache.writer import write_volume
@@ -300,7 +300,7 @@ def test_of_a_cache_that_is_replaced_nothing_is_mixed_with_the_one_that_was_open
         with CacheWriter(tmp_path, overwrite=True) as writer:
             for uid in "ab":
                 writer.add(uid, np.full((8, 8, 8), value, np.uint8))
-        cache[value] = Cache.open(tmp_path)
+        cache[value] = open_cache(tmp_path)
         assert cache[value].volume("a").read(*box).max() == value
         if value == 1:
             continue

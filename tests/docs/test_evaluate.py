@@ -11,7 +11,7 @@ from aneurysm.report.bootstrap import patient_weights
 from tests.support.checkpoints import write_checkpoint
 from tests.support.command import call_cli
 from tests.support.fake_runs import of_cache, write_candidates, write_labels, write_run
-from tests.support.noise_cache import add_volume, open_cache
+from tests.support.noise_cache import add_volume, finish_cache
 from tests.support.run_data import ROOT
 
 PAGE = (ROOT / "docs" / "evaluate.md").read_text()
@@ -37,7 +37,7 @@ def work(report_cache, tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "runs" / "fold0" / "checkpoints" / "best.ckpt", 0)
     for i in range(4):
         add_volume(tmp_path / "other-cache", f"9.{i}", shape=(36, 40, 44), sites=(4,) if i % 2 else (), patient=f"q{i}")
-    open_cache(tmp_path / "other-cache")
+    finish_cache(tmp_path / "other-cache")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

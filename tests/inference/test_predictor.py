@@ -13,7 +13,7 @@ from torch import nn
 
 import aneurysm
 from aneurysm import CacheWriter
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.errors import AneurysmError, DeviceMemoryError, SeriesRejectedError, UsageError
 from aneurysm.inference.prediction import Prediction
 from aneurysm.inference.predictor import Predictor, load_predictor
@@ -112,7 +112,7 @@ def test_a_decoder_that_crashes_is_an_error_and_not_the_end_of_the_caller(data, 
 
 def test_dicom_cache_and_validation_give_the_same_answer(data, checkpoints):
     predictor = load_predictor(checkpoints[:1], candidates=3)
-    cache = Cache.open(data / "cache")
+    cache = open_cache(data / "cache")
     model = predictor._model
     options = WindowOptions((32, 32, 32), pooling="max", overlap=0.25, candidates=3)
     validated = predict_cached(model, cache, range(3), options)

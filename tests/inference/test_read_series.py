@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aneurysm.annotations.source_pixel import source_pixel
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.errors import DataError, SeriesRejectedError, SpecMismatchError, UsageError
 from aneurysm.inference.read_series import read_path
 from aneurysm.inference.series_paths import find_paths
@@ -44,7 +44,7 @@ def phantom(tmp_path_factory):
 
 
 def test_voxels_units_and_place_are_those_of_the_cache(phantom):
-    cache, spec = Cache.open(phantom / "cache"), load_spec(SPEC)
+    cache, spec = open_cache(phantom / "cache"), load_spec(SPEC)
     paths = find_paths(phantom / "data")
     assert sorted(p.uid for p in paths) == sorted(cache.uids)
     assert len(cache) == len(SERIES)
@@ -60,7 +60,7 @@ def test_voxels_units_and_place_are_those_of_the_cache(phantom):
 
 
 def test_boxes_in_memory_are_those_of_the_cache(phantom):
-    cache, spec = Cache.open(phantom / "cache"), load_spec(SPEC)
+    cache, spec = open_cache(phantom / "cache"), load_spec(SPEC)
     path = find_paths(phantom / "data")[0]
     cached, read = cache.volume(path.uid), read_path(path, spec).volume
     assert read.shape == cached.shape
@@ -71,7 +71,7 @@ def test_boxes_in_memory_are_those_of_the_cache(phantom):
 
 
 def test_a_cached_volume_reads_as_it_is(phantom):
-    cache, spec = Cache.open(phantom / "cache"), load_spec(SPEC)
+    cache, spec = open_cache(phantom / "cache"), load_spec(SPEC)
     (path,) = find_paths(cache[0].path)
     read = read_path(path, spec)
     assert read.volume.uid == cache.uids[0]
@@ -81,7 +81,7 @@ def test_a_cached_volume_reads_as_it_is(phantom):
 
 
 def test_a_cached_volume_of_another_spec_is_refused(phantom):
-    (path,) = find_paths(Cache.open(phantom / "cache")[0].path)
+    (path,) = find_paths(open_cache(phantom / "cache")[0].path)
     with pytest.raises(SpecMismatchError, match="wants"):
         read_path(path, load_spec("rsna-1mm-u8"))
 

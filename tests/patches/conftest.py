@@ -6,7 +6,7 @@ import pytest
 
 from aneurysm.cache.cache import Cache
 from aneurysm.labels import MODALITIES
-from tests.support.noise_cache import add_volume, open_cache
+from tests.support.noise_cache import add_volume, finish_cache
 
 
 @pytest.fixture(scope="session")
@@ -16,4 +16,4 @@ def small_cache(tmp_path_factory) -> Cache:
     for i in range(12):
         sites = () if i % 2 else ((i % 13,) if i % 4 else (i % 13, 6))
         add_volume(root, f"1.{i}", shape=(70, 80 + i, 90), modality=MODALITIES[i % 4], sites=sites, mask=i == 4)
-    return open_cache(root)
+    return finish_cache(root)

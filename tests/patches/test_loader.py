@@ -22,7 +22,7 @@ from aneurysm.errors import LoaderError, SamplingError
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.loader import PatchLoader
 from aneurysm.patches.plan import Sampling
-from tests.support.noise_cache import add_volume, open_cache
+from tests.support.noise_cache import add_volume, finish_cache
 
 SHAPE = (32, 40, 48)
 MIXED = Sampling(lesion=1, vessel=1, foreground=1, uniform=1, balance="label")
@@ -35,7 +35,14 @@ pytestmark = [
 
 
 def loader(cache, *, batch=4, steps=5, shape=SHAPE, **options) -> PatchLoader:
-    return PatchLoader(cache, range(len(cache)), shape, batch, steps, **{"seed": 7, "sampling": MIXED, **options})
+    return PatchLoader(
+        cache,
+        volumes=range(len(cache)),
+        patch=shape,
+        batch_size=batch,
+        steps=steps,
+        **{"seed": 7, "sampling": MIXED, **options},
+    )
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -174,7 +181,7 @@ def test_what_is_not_known_is_ignored(tmp_path):
     add_volume(tmp_path, "1.3", unplaced=[(4, "outside_volume")])
     add_volume(tmp_path, "1.4", sites=(5,), places=[(35, 40, 45)], unplaced=[(5, "outside_image")])
     add_volume(tmp_path, "1.5")
-    cache = open_cache(tmp_path)
+    cache = finish_cache(tmp_path)
     (batch,) = loader(cache, batch=5, steps=1, sampling=Sampling())
     unknown = {uid: torch.where(u)[0].tolist() for uid, u in zip(batch.series_uid, batch.unknown)}
     assert unknown == {"1.1": [3, 13], "1.2": list(range(14)), "1.3": [], "1.4": [5, 13], "1.5": []}
@@ -188,7 +195,7 @@ class TestDamage:
     def damaged(self, tmp_path, n=2):
         for i in range(8):
             add_volume(tmp_path, f"1.{i}")
-        cache = open_cache(tmp_path)
+        cache = finish_cache(tmp_path)
         for i in range(n):
             path = tmp_path / "volumes" / f"1.{i}.zarr" / "0/c/0/0/0"
             path.write_bytes(bytes(path.stat().st_size))
@@ -279,12 +286,12 @@ DYING = """
 import sys, time
 from contextlib import closing
 import psutil
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.errors import LoaderError
 from aneurysm.patches.loader import PatchLoader, raise_loader_errors
 
 if __name__ == "__main__":
-    cache = Cache.open(sys.argv[1])
+    cache = open_cache(sys.argv[1])
     try:
         loader = PatchLoader(cache, range(len(cache)), (16, 16, 16), 2, 100_000, workers=2)
         with closing(loader), raise_loader_errors():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aneurysm import CacheWriter
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.labels import LABELS, SITES
 from aneurysm.patches.augment import augment
 from aneurysm.patches.augment_config import AugmentConfig, Flip
@@ -15,7 +15,7 @@ from aneurysm.patches.batch import Batch
 from aneurysm.patches.loader import PatchLoader
 from aneurysm.patches.plan import Sampling
 from aneurysm.patches.samplers import PatchLocation
-from tests.support.noise_cache import add_volume, open_cache
+from tests.support.noise_cache import add_volume, finish_cache
 
 PRESENT, SITE = 13, 4
 ALL = set(range(14))
@@ -24,7 +24,9 @@ ALL = set(range(14))
 def one_batch(cache: Cache, edge: int) -> Batch:
     """A patch of every series."""
     sampling = Sampling(lesion=0, vessel=0, foreground=0, uniform=1)
-    (batch,) = PatchLoader(cache, range(len(cache)), (edge, edge, edge), len(cache), 1, sampling=sampling)
+    (batch,) = PatchLoader(
+        cache, volumes=range(len(cache)), patch=(edge, edge, edge), batch_size=len(cache), steps=1, sampling=sampling
+    )
     return batch
 
 
@@ -48,7 +50,7 @@ def arrays(tmp_path_factory) -> Cache:
         writer.add("elsewhere", voxels, labels=everything | {present: 1})
         writer.add("placed", voxels, labels=everything | {site: 1, present: 1}, lesions=[(site, (10, 10, 10))])
         writer.add("nothing", voxels, labels=everything)
-    return Cache.open(root)
+    return open_cache(root)
 
 
 @pytest.mark.parametrize("edge", [20, 32])
@@ -80,7 +82,7 @@ def test_a_part_of_the_volume_may_or_may_not_have_it(arrays):
 def test_a_lesion_that_is_known_to_lie_outside_the_volume_is_in_no_patch_of_it(tmp_path):
     add_volume(tmp_path, "1.1", shape=(20, 20, 20), unplaced=[(SITE, "outside_volume")])
     add_volume(tmp_path, "1.2", shape=(20, 20, 20), unplaced=[(SITE, "image_not_in_series")])
-    batch = one_batch(open_cache(tmp_path), 24)
+    batch = one_batch(finish_cache(tmp_path), 24)
     assert told(batch, "1.1") == (set(), set())
     assert told(batch, "1.2") == ({SITE, PRESENT}, set())
 

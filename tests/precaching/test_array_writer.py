@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from aneurysm import CacheWriter
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.cache.summary import describe_cache
 from aneurysm.cache.volume import CachedVolume, close_volumes
 from aneurysm.errors import AneurysmError, DamagedCacheError, DataError, SpecMismatchError, UsageError
 from aneurysm.labels import LABELS, SITES, UNKNOWN, UNKNOWN_VESSEL
-from aneurysm.precaching.verify import verify_cache
+from aneurysm.precaching.verify import verify
 from aneurysm.spec import load_spec
 from tests.support.cache_state import attributes, leftovers, manifest, same_cache, stored_voxels
 from tests.support.command import environment
@@ -40,7 +40,7 @@ def add(cache: Path, voxels, *, spec="arrays-u8", **options) -> dict:
     """Put one volume into a cache; return its metadata."""
     with CacheWriter(cache, spec=spec) as writer:
         assert writer.add("a", voxels, **options) == "cached"
-    assert verify_cache(cache, deep=True, workers=0).faults == []
+    assert verify(cache, deep=True, workers=0).faults == []
     assert leftovers(cache) == []
     return attributes(cache, "a")
 
@@ -50,8 +50,8 @@ def test_bytes_are_kept_and_shown_as_0_to_1(tmp_path, rng):
     with CacheWriter(tmp_path) as writer:
         for uid, image in images.items():
             writer.add(uid, image)
-    assert verify_cache(tmp_path, deep=True, workers=0).faults == []
-    cache = Cache.open(tmp_path)
+    assert verify(tmp_path, deep=True, workers=0).faults == []
+    cache = open_cache(tmp_path)
     assert sorted(cache.uids) == sorted(images)
     for volume in cache:
         image = images[volume.uid]
@@ -70,7 +70,7 @@ def test_what_is_known_of_labels_and_patients_and_nothing_else_stands_in_the_tab
         writer.add("b", zeros, labels={SITES[4]: np.True_, SITES[5]: 0}, modality="CTA", patient="Mary Smith")
         writer.add("c", zeros, lesions=[(SITES[6], (1, 2, 3))])
         writer.add("d", zeros)
-    cache = Cache.open(tmp_path)
+    cache = open_cache(tmp_path)
     expected = np.full((4, 14), UNKNOWN)
     expected[0, 13] = 0
     expected[1, [4, 5, 13]] = 1, 0, 1
@@ -106,7 +106,7 @@ def test_voxels_lesions_and_masks_lie_where_the_affine_says(tmp_path, order):
     (lesion,) = meta["lesions"]
     assert np.allclose(lesion["zyx"], at)
     assert np.allclose(lesion["lps_mm"], place[:3])
-    volume = Cache.open(tmp_path)[0]
+    volume = open_cache(tmp_path)[0]
     mask = volume.read_vessels((0, 0, 0), volume.shape)
     assert np.array_equal(np.argwhere(mask), [at])
     assert mask.max() == 8
@@ -123,7 +123,7 @@ def test_another_spacing_is_resampled_and_nothing_moves(tmp_path):
         vessels=(y > 15).astype(np.uint8), spec="rsna-1mm", modality="CT",
     )  # fmt: skip
     assert np.allclose(meta["lesions"][0]["lps_mm"], (20, 10, 15))
-    volume = Cache.open(tmp_path)[0]
+    volume = open_cache(tmp_path)[0]
     assert volume.shape == (30, 30, 30)
     index = np.stack(np.meshgrid(*[np.arange(3, 26)] * 3, indexing="ij"), -1)
     x, y, z = np.moveaxis(index @ volume.affine_lps[:3, :3].T + volume.affine_lps[:3, 3], -1, 0)
@@ -141,7 +141,7 @@ def test_ct_is_in_hu_and_the_scale_of_mr_drops_out(tmp_path, rng):
     shown = []
     for name, gain in (("mr1", 1.0), ("mr7", 7.0)):
         add(tmp_path / name, gain * head, spec="rsna-1mm", modality="MRA")
-        shown.append(Cache.open(tmp_path / name)[0].read_normalised((0, 0, 0), (20, 20, 20)))
+        shown.append(open_cache(tmp_path / name)[0].read_normalised((0, 0, 0), (20, 20, 20)))
     assert np.allclose(*shown, atol=1e-3)
     assert shown[0].std() > 0.1
 
@@ -163,7 +163,7 @@ def test_floats_and_a_window_of_ones_own(tmp_path, rng):
     (tmp_path / "mine.toml").write_text(text)
     values = rng.uniform(-1.5, 1.5, (10, 10, 10))
     meta = add(tmp_path / "cache", values, spec=tmp_path / "mine.toml")
-    shown = Cache.open(tmp_path / "cache")[0].read_normalised((0, 0, 0), (10, 10, 10))
+    shown = open_cache(tmp_path / "cache")[0].read_normalised((0, 0, 0), (10, 10, 10))
     assert np.allclose(shown, (np.clip(values, -1, 1) + 1) / 2, atol=3e-4)
     assert meta["source"]["spacing_mm"] == [0.3, 0.3, 0.3]
 
@@ -270,7 +270,7 @@ def test_what_is_there_is_skipped_unless_it_is_to_be_built_again(tmp_path):
         assert writer.add("a", GOOD + 1) == "cached"
     assert stored_voxels(tmp_path, "a").min() == 1
     assert sorted(manifest(tmp_path)) == ["a", "b"]
-    assert verify_cache(tmp_path, deep=True, workers=0).faults == []
+    assert verify(tmp_path, deep=True, workers=0).faults == []
 
 
 def test_an_error_of_the_caller_leaves_a_cache_of_what_was_added(tmp_path):
@@ -282,7 +282,7 @@ def test_an_error_of_the_caller_leaves_a_cache_of_what_was_added(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fail_amid()
     assert list(manifest(tmp_path)) == ["a"]
-    assert verify_cache(tmp_path, workers=0).faults == []
+    assert verify(tmp_path, workers=0).faults == []
 
 
 PROGRAM = """
@@ -349,7 +349,7 @@ def test_the_same_voxels_with_other_annotations_are_updated(tmp_path, monkeypatc
     after = (tmp_path / "there/volumes/a.zarr/0/c/0/0/0").stat()
     assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
     assert same_cache(tmp_path / "there", tmp_path / "fresh") == []
-    assert verify_cache(tmp_path / "there", deep=True, workers=0).faults == []
+    assert verify(tmp_path / "there", deep=True, workers=0).faults == []
     with CacheWriter(tmp_path / "there") as writer:
         assert writer.add("a", GOOD, **AFTER[what]) == "skipped"
 
@@ -363,7 +363,7 @@ def test_a_mask_of_an_array_is_replaced_and_removed(tmp_path):
         assert volume.has_vessels == (mask is not None)
         if mask is not None:
             assert np.array_equal(volume.read_vessels((0, 0, 0), volume.shape), mask)
-        assert verify_cache(tmp_path, deep=True, workers=0).faults == []
+        assert verify(tmp_path, deep=True, workers=0).faults == []
 
 
 def test_other_voxels_do_not_get_what_is_known_of_these(tmp_path):
@@ -388,4 +388,4 @@ def test_damaged_metadata_are_not_made_to_look_sound(tmp_path, content):
     assert path.read_text() == damaged
     with CacheWriter(tmp_path, overwrite=True) as writer:
         assert writer.add("a", np.zeros((9, 9, 9), np.uint8), labels={PRESENT: 0}) == "cached"
-    assert verify_cache(tmp_path, workers=0).faults == []
+    assert verify(tmp_path, workers=0).faults == []

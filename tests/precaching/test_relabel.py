@@ -20,7 +20,7 @@ from aneurysm.cache.volume import CachedVolume, close_volumes
 from aneurysm.precaching import build_series, relabel, slot
 from aneurysm.precaching.run import RunSummary, precache
 from aneurysm.precaching.slot import LocalFiles
-from aneurysm.precaching.verify import verify_cache
+from aneurysm.precaching.verify import verify
 from tests.support.built import Built
 from tests.support.cache_state import attributes, leftovers, manifest, same_cache, tree_digest
 from tests.support.command import call_cli, call_in_process, environment, start_cli
@@ -66,7 +66,7 @@ def assert_as_built_anew(copied: Built, tmp_path: Path) -> None:
         elif theirs.exists():
             assert ours.read_bytes() == theirs.read_bytes()
     assert leftovers(copied.cache) == []
-    assert verify_cache(copied.cache, data=copied.data, deep=True, workers=0).faults == []
+    assert verify(copied.cache, data=copied.data, deep=True, workers=0).faults == []
 
 
 @pytest.mark.parametrize("what", CORRECTIONS)
@@ -112,7 +112,7 @@ def test_tables_that_are_absent_leave_what_is_known(copied: Built, monkeypatch: 
     before = tree_digest(copied.cache / "volumes")
     assert run_again(copied, monkeypatch).updated == 0
     assert tree_digest(copied.cache / "volumes") == before
-    assert verify_cache(copied.cache, data=copied.data, workers=0).faults == []
+    assert verify(copied.cache, data=copied.data, workers=0).faults == []
 
 
 def test_the_command_says_how_many(copied: Built) -> None:
@@ -245,7 +245,7 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
         assert found in (old, new)
         seen.append(found == new)
         # The tables are of before; and files may be there that are no part of the volume any more.
-        faults = [f for f in verify_cache(cache, workers=0).faults if not f.derived]
+        faults = [f for f in verify(cache, workers=0).faults if not f.derived]
         assert [f for f in faults if "is no part of the volume" not in f.what] == []
         precache(copied.data, cache, workers=0)
         assert_as_built_anew(Built(copied.data, cache, copied.uids), tmp_path)
@@ -361,7 +361,7 @@ def test_damaged_annotations_are_not_made_to_look_sound(copied: Built) -> None:
     assert f"the labels of {uid} were not updated: its metadata were changed or damaged" in ran.out
     assert call_in_process("verify", "--cache", copied.cache, "--workers", 1).code == 3
     assert precache(copied.data, copied.cache, overwrite=True, series=[uid], workers=0).cached == 1
-    assert verify_cache(copied.cache, data=copied.data, workers=0).faults == []
+    assert verify(copied.cache, data=copied.data, workers=0).faults == []
 
 
 @pytest.mark.parametrize("step", ["file_hash", "resample_mask"])
@@ -379,7 +379,7 @@ def test_a_mask_that_can_not_be_read_is_told_and_its_volume_stays_as_it_was(
     with monkeypatch.context() as patched:
         patched.setattr(relabel, step, fail)
         summary = run_again(copied, patched)
-        faults = verify_cache(copied.cache, data=copied.data, workers=0).faults
+        faults = verify(copied.cache, data=copied.data, workers=0).faults
     told = "its vessel mask can't be read: OSError: Input/output error"
     assert (summary.updated, summary.not_updated) == (1, {uid: told})
     assert tree_digest(copied.cache / f"volumes/{uid}.zarr") == before

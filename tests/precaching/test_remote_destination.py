@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError, PatientKeyError
 from aneurysm.precaching import remote_destination
 from aneurysm.precaching.build_series import SeriesJob, build_series, patient_key
 from aneurysm.precaching.finish import merge
 from aneurysm.precaching.partition import Shard
 from aneurysm.precaching.run import precache
-from aneurysm.precaching.verify import verify_cache
+from aneurysm.precaching.verify import verify
 from aneurysm.rawdata.folder import safe_source
 from aneurysm.rawdata.tables import read_tables
 from aneurysm.remote.client import ObjectStore
@@ -139,7 +139,7 @@ def test_a_writer_killed_midway_leaves_nothing_visible(built: Built, bucket: Buc
     assert merge(url).missing == []
     assert uid not in manifest(bucket.download("cache", tmp_path / "half"))
     with pytest.raises(CacheNotFoundError):
-        Cache.open(url).volume(uid)
+        open_cache(url).volume(uid)
     precache(built.data, url, workers=0)
     assert_same(bucket, "cache", tmp_path / "copy", built.cache)
     assert scratch_left(tmp_path) == []
@@ -203,7 +203,7 @@ def test_records_retries_and_overwriting(built: Built, bucket: Bucket, tmp_path:
     _replace_files(folder)
     write_series(folder, uid, shape=(14, 64, 64), seed=77)
     assert precache(data, url, overwrite=True, series=[uid], workers=0).cached == 1
-    assert verify_cache(url, deep=True, workers=0).faults == []
+    assert verify(url, deep=True, workers=0).faults == []
     rows = manifest(bucket.download("cache", tmp_path / "copy2"))
     assert rows[uid]["voxel_hash"] != manifest(built.cache)[uid]["voxel_hash"]
     _replace_files(folder)
@@ -310,7 +310,7 @@ def test_verify_finds_what_is_damaged_or_missing(built: Built, bucket: Bucket) -
     assert f"{built.uids[0]}: voxel hash differs" in ran.out
     assert f"{built.uids[1]}: array 0 has lost its shard" in ran.out
     assert f"{built.uids[2]}: the manifest says cached, but there is no volume" in ran.out
-    cache = Cache.open(url)
+    cache = open_cache(url)
     for uid, error in zip(built.uids[:3], (DamagedCacheError, DamagedCacheError, CacheNotFoundError)):
         with pytest.raises(error, match=uid):
             _ = cache.volume(uid).shape

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.cache.volume import close_volumes
 from aneurysm.precaching import verify
 from aneurysm.precaching.partition import Shard
 from aneurysm.precaching.remote_slot import RemoteFiles
 from aneurysm.precaching.run import precache
-from aneurysm.precaching.verify import verify_cache
 from aneurysm.remote.client import ObjectStore
 from tests.support.built import Built
 from tests.support.cache_state import leftovers, same_cache, tree_digest
@@ -72,7 +71,7 @@ def test_a_correction_gives_the_cache_that_would_be_built_anew(
     assert not [key for key in touched if key.endswith(".zarr/0/c/0/0/0")]
     assert_as_built_anew(bucket, data, tmp_path)
     assert precache(data, url, workers=0).updated == 0
-    assert verify_cache(url, data=data, deep=True, workers=0).faults == []
+    assert verify.verify(url, data=data, deep=True, workers=0).faults == []
 
 
 def test_of_a_part_of_the_series_only_their_metadata_are_fetched(
@@ -91,7 +90,7 @@ def test_verify_tells_differences_without_changing_any(built: Built, bucket: Buc
     url = bucket.upload(built.cache, "cache")
     two_labels(data, built.uids)
     before = {key: bucket.get(key) for key in bucket.keys("cache/")}
-    faults = verify_cache(url, data=data, workers=0).faults
+    faults = verify.verify(url, data=data, workers=0).faults
     assert [fault.where for fault in faults] == built.uids[:2]
     assert {key: bucket.get(key) for key in bucket.keys("cache/")} == before
 
@@ -116,7 +115,7 @@ def test_a_volume_that_is_replaced_while_verify_fetches_it_is_no_fault(
             bucket.upload(tmp_path / "after" / "volumes" / f"{uid}.zarr", f"cache/volumes/{uid}.zarr")
 
     monkeypatch.setattr(verify, "download_volume", replacing)
-    assert [f for f in verify_cache(url, workers=0).faults if not f.derived] == []
+    assert [f for f in verify.verify(url, workers=0).faults if not f.derived] == []
     assert replaced
 
 
@@ -155,7 +154,7 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
     precache(data, tmp_path / "new", series=[uid], workers=0)
     masks = []
     for cache in (built.cache, tmp_path / "new"):
-        volume = Cache.open(cache).volume(uid)
+        volume = open_cache(cache).volume(uid)
         masks.append(volume.read_vessels((0, 0, 0), volume.shape))
     assert not np.array_equal(*masks)
     seen = []
@@ -171,12 +170,12 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
                 pass
         close_volumes()
         monkeypatch.setenv("ANEURYSM_LOCAL_CACHE", str(tmp_path / f"local{steps}"))
-        volume = Cache.open(url).volume(uid)
+        volume = open_cache(url).volume(uid)
         mask = volume.read_vessels((0, 0, 0), volume.shape)
         seen.append([np.array_equal(mask, known) for known in masks].index(True))
         assert precache(data, url, workers=0).updated == (1 - seen[-1])
         assert not bucket.keys(f"cache{steps}/volumes/{uid}.zarr/labels.next")
-        assert verify_cache(url, data=data, deep=True, workers=0).faults == []
+        assert verify.verify(url, data=data, deep=True, workers=0).faults == []
     assert seen == [0, 0, 1, 1, 1], "staged, named, replaced, named again, removed"
 
 
@@ -196,14 +195,14 @@ def test_a_volume_whose_labels_were_corrected_meanwhile_is_fetched_all_the_same(
     """As by a training that began before: its labels are those of the manifest that it read."""
     monkeypatch.setenv("ANEURYSM_LOCAL_CACHE", str(tmp_path / "local"))
     url, uid = bucket.upload(built.cache, "cache"), built.uids[0]
-    before = Cache.open(url)
+    before = open_cache(url)
     turn_mask(data, uid)
     precache(data, url, workers=0)
     close_volumes()
-    old, new = before.volume(uid), Cache.open(url).volume(uid)
+    old, new = before.volume(uid), open_cache(url).volume(uid)
     assert old.path != new.path, "a copy of before the correction is not taken for the new one"
     assert np.array_equal(old.read((0, 0, 0), old.shape), new.read((0, 0, 0), new.shape))
-    fresh = Cache.open(built.cache).volume(uid)
+    fresh = open_cache(built.cache).volume(uid)
     assert not np.array_equal(new.read_vessels((0, 0, 0), new.shape), fresh.read_vessels((0, 0, 0), new.shape))
 
 

@@ -10,7 +10,7 @@ import pytest
 from aneurysm.precaching.finish import merge
 from aneurysm.precaching.partition import Shard
 from aneurysm.precaching.run import precache
-from aneurysm.precaching.verify import verify_cache
+from aneurysm.precaching.verify import verify
 from aneurysm.remote.client import ObjectStore
 from tests.support.built import Built
 from tests.support.cache_state import manifest
@@ -63,6 +63,6 @@ def test_a_run_reads_the_metadata_once_and_a_volume_that_goes_meanwhile_is_in_no
 
 
 def test_verify_reads_every_object_once(built: Built, bucket: Bucket, read: Counter[str]) -> None:
-    report = verify_cache(bucket.upload(built.cache, "cache"), workers=0)
+    report = verify(bucket.upload(built.cache, "cache"), workers=0)
     assert (report.volumes, report.faults) == (4, [])
     assert read["zarr.json"] == read["0/zarr.json"] == read["0/c/0/0/0"] == 4

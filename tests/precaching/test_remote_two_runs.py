@@ -16,7 +16,7 @@ from aneurysm.precaching.build_series import Outcome, SeriesJob, build_series
 from aneurysm.precaching.engines import Local, run_jobs
 from aneurysm.precaching.remote_slot import RemoteSlot
 from aneurysm.precaching.run import precache
-from aneurysm.precaching.verify import verify_cache
+from aneurysm.precaching.verify import verify
 from aneurysm.processes.children import NO_LIMITS, InProcess
 from aneurysm.rawdata.folder import Inventory, safe_source
 from aneurysm.rawdata.tables import read_tables
@@ -130,4 +130,4 @@ def test_what_is_deleted_while_a_volume_is_sent_is_sent_again(
     monkeypatch.setattr(ObjectStore, "write", undone)
     assert precache(built.data, f"{bucket.url}/cache", series=built.uids[1:2], workers=0).cached == 1
     assert deleted
-    assert verify_cache(f"{bucket.url}/cache", deep=True, workers=0).faults == []
+    assert verify(f"{bucket.url}/cache", deep=True, workers=0).faults == []

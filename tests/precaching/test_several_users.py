@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.precaching.verify import verify_cache
+from aneurysm.precaching.verify import verify
 from aneurysm.processes.locks import is_locked, take_lock
 from tests.support.built import Built
 from tests.support.cache_state import leftovers, manifest, same_cache
@@ -161,7 +161,7 @@ def test_the_key_that_the_first_user_made_serves_the_second(
     ran = second(umask).precache(data, cache, key="")
     assert ran.code == 0, ran.text
     assert len(manifest(cache)) == 4
-    assert verify_cache(cache).faults == []
+    assert verify(cache).faults == []
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_one_user_alone_builds_with_any_umask_which_counts(
         ran = first(umask).precache(data, cache, *more, key="")
         assert ran.code == 0, ran.text
     assert leftovers(cache) == []
-    assert verify_cache(cache, deep=True).faults == []
+    assert verify(cache, deep=True).faults == []
     for name in (
         "",
         "spec.toml",

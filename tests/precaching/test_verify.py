@@ -22,7 +22,6 @@ from aneurysm.precaching import verify
 from aneurysm.precaching.build_series import record_of
 from aneurysm.precaching.publish import claim
 from aneurysm.precaching.run import precache
-from aneurysm.precaching.verify import verify_cache
 from aneurysm.processes.files import write_atomically
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.support.built import Built
@@ -209,7 +208,7 @@ def test_a_volume_that_can_not_be_read_is_a_fault(
         return []
 
     monkeypatch.setattr(verify, "find_damage", fail)
-    (fault,) = verify.verify_cache(cache, workers=0).faults
+    (fault,) = verify.verify(cache, workers=0).faults
     assert fault.where == built.uids[1]
     assert fault.what.startswith(f"the volume can't be read: {type(error).__name__}")
 
@@ -233,15 +232,15 @@ def test_a_volume_that_is_replaced_while_it_is_read_is_no_fault(
         return parse(content, name)
 
     monkeypatch.setattr(verify, "parse_document", replacing)
-    assert [f for f in verify_cache(cache, workers=0).faults if not f.derived] == []
+    assert [f for f in verify.verify(cache, workers=0).faults if not f.derived] == []
     assert done
 
 
 def test_a_mask_that_a_run_is_replacing_is_no_fault_and_one_of_a_dead_run_is(cache: Path, built: Built) -> None:
     (volume(cache, built.uids[0]) / "labels.next").mkdir()
     with claim(CacheLayout(cache), built.uids[0]):
-        assert verify_cache(cache, workers=0).faults == []
-    (fault,) = verify_cache(cache, workers=0).faults
+        assert verify.verify(cache, workers=0).faults == []
+    (fault,) = verify.verify(cache, workers=0).faults
     assert fault.what == "labels.next is no part of the volume"
 
 
@@ -344,7 +343,7 @@ FACTS: dict[str, tuple[Callable[[Path, str], object], str]] = {
 def test_a_changed_fact_is_found(cache: Path, built: Built, what: str) -> None:
     change, told = FACTS[what]
     change(cache, built.uids[0])
-    report = verify_cache(cache, deep=True, workers=0)
+    report = verify.verify(cache, deep=True, workers=0)
     lines = [f"{fault.where}: {fault.what}" for fault in report.faults]
     assert any(told in line for line in lines), lines
 
@@ -355,7 +354,7 @@ def test_records_are_parsed_and_compared(built: Built, tmp_path: Path) -> None:
     for path in (data / "series" / uid).iterdir():
         path.write_bytes(b"")
     call_in_process("precache", "--data", data, "--cache", cache, "--workers", 1)
-    assert verify_cache(cache, deep=True, workers=0).faults == []
+    assert verify.verify(cache, deep=True, workers=0).faults == []
     record = cache / "rejected" / f"{uid}.json"
     sound = record.read_text()
     reason = json.loads(sound)["reason"]
@@ -369,10 +368,10 @@ def test_records_are_parsed_and_compared(built: Built, tmp_path: Path) -> None:
     ):
         assert changed != sound
         record.write_text(changed)
-        faults = {fault.what for fault in verify_cache(cache, workers=0).faults if fault.where == uid}
+        faults = {fault.what for fault in verify.verify(cache, workers=0).faults if fault.where == uid}
         assert any(told in what for what in faults), (told, faults)
     record.unlink()
-    assert "there is no record of it" in " ".join(f.what for f in verify_cache(cache, workers=0).faults)
+    assert "there is no record of it" in " ".join(f.what for f in verify.verify(cache, workers=0).faults)
 
 
 @pytest.mark.parametrize("table", ["manifest.csv", "lesions.csv"])
@@ -421,7 +420,7 @@ def test_one_flipped_bit_anywhere_is_found(cache: Path) -> None:
     write_atomically(CacheLayout(cache).record("1.2.3"), record.to_json())
     write_manifest(CacheLayout(cache))
     leave_seconds(CacheLayout(cache), {"1.2.3": 1.5})
-    assert verify_cache(cache, workers=0).faults == []
+    assert verify.verify(cache, workers=0).faults == []
     paths = sorted(p for p in cache.rglob("*") if p.is_file() and p.name != ".patient-key")
     assert len(paths) > 20
     missed = []
@@ -434,13 +433,13 @@ def test_one_flipped_bit_anywhere_is_found(cache: Path) -> None:
             continue
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
         try:
-            if not verify_cache(cache, workers=0).faults:
+            if not verify.verify(cache, workers=0).faults:
                 missed.append((path.relative_to(cache), place, bit))
         except CacheError:
             pass  # the spec
         path.write_bytes(content)
     assert missed == []
-    assert verify_cache(cache, workers=0).faults == []
+    assert verify.verify(cache, workers=0).faults == []
 
 
 def test_a_flipped_byte_in_the_vessel_mask_is_found(cache: Path, built: Built) -> None:

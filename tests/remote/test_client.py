@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.errors import StoreError, StoreRefusedError, UsageError
 from aneurysm.precaching.array_writer import CacheWriter
 from aneurysm.remote import client
@@ -131,7 +131,7 @@ def test_a_profile_has_credentials_and_endpoint(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_PROFILE", "lab")
-    assert len(Cache.open(stored)) == 4
+    assert len(open_cache(stored)) == 4
 
 
 @pytest.mark.usefixtures("_impatient")

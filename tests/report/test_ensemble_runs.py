@@ -16,7 +16,7 @@ from aneurysm.report.evaluate import EvaluateOptions, evaluate
 from aneurysm.report.results import calibration_json
 from aneurysm.report.run import read_run
 from tests.support.fake_runs import change_rows, fake_series, of_cache, say, write_run
-from tests.support.noise_cache import add_volume, open_cache
+from tests.support.noise_cache import add_volume, finish_cache
 
 
 def test_folds_are_put_together_out_of_fold(tmp_path):
@@ -128,7 +128,7 @@ def test_runs_of_other_specs(tmp_path):
         (tmp_path / spec).mkdir()
         for i in range(6):
             add_volume(tmp_path / spec, f"1.{i}", sites=(i,) if i % 2 else (), spec=spec, patient=f"p{i}")
-        caches.append(open_cache(tmp_path / spec, spec))
+        caches.append(finish_cache(tmp_path / spec, spec))
     roots = [
         write_run(tmp_path / f"run{i}", of_cache(cache), n_folds=1, seed=i, cache=cache.root)
         for i, cache in enumerate(caches)
@@ -141,7 +141,7 @@ def test_runs_say_themselves_of_which_spec_they_are(tmp_path):
     """Where one cache is gone, or another is named, nothing else would tell."""
     add_volume(tmp_path / "cache", "1.1", patient="p")
     add_volume(tmp_path / "cache", "1.2", sites=(4,), patient="q")
-    cache = open_cache(tmp_path / "cache")
+    cache = finish_cache(tmp_path / "cache")
     fitting, other = cache.spec.digest, "0123456789abcdef"
     ours = say(write_run(tmp_path / "a", of_cache(cache), n_folds=1), digest=fitting)
     theirs = say(write_run(tmp_path / "b", of_cache(cache), n_folds=1, seed=1), digest=other)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.report.run import read_run
 from aneurysm.report.source import NOT_KNOWN, acquisitions, lesions
 from tests.support.built import Built
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("s3_settings")
 
 
 def test_planes_and_lesions_without_bringing_a_volume(built: Built, bucket: Bucket, tmp_path: Path) -> None:
-    url, local = bucket.upload(built.cache, "cache"), Cache.open(built.cache)
-    cache = Cache.open(url, local_cache=tmp_path / "copies")
+    url, local = bucket.upload(built.cache, "cache"), open_cache(built.cache)
+    cache = open_cache(url, local_cache=tmp_path / "copies")
     predictions = read_run(write_run(tmp_path / "run", of_cache(local), n_folds=1)).predictions
     ours, theirs = acquisitions(cache, predictions), acquisitions(local, predictions)
     assert ours.planes.tolist() == theirs.planes.tolist()

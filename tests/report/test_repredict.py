@@ -16,7 +16,7 @@ from aneurysm.report.run import read_run
 from aneurysm.training.fit import fit
 from aneurysm.training.run_folder import RunFolder
 from tests.support.command import call_cli
-from tests.support.noise_cache import add_volume, open_cache
+from tests.support.noise_cache import add_volume, finish_cache
 from tests.support.train_runs import make_cache, quick
 
 MODEL = "tests.support.tiny:mapper"
@@ -43,7 +43,7 @@ def other(tmp_path_factory):
     for i in range(8):
         sites = (4,) if i % 2 else ()
         add_volume(root, f"9.{i}", shape=(36, 40, 44), sites=sites, places=[(18, 20, 22)] * len(sites), patient=f"q{i}")
-    return open_cache(root)
+    return finish_cache(root)
 
 
 def test_the_held_out_fold_comes_out_as_in_training(trained, cache, tmp_path):
@@ -79,7 +79,7 @@ def test_a_patient_that_was_trained_on_is_refused(trained, cache, tmp_path):
         known = next(row["patient_key"] for row in csv.DictReader(file) if row["fold"] != "0")
     add_volume(tmp_path / "cache", "9.1", shape=(36, 40, 44), patient=known)
     add_volume(tmp_path / "cache", "9.2", shape=(36, 40, 44), patient="new")
-    open_cache(tmp_path / "cache")
+    finish_cache(tmp_path / "cache")
     with pytest.raises(UsageError, match=r"on 1 of the 2 series in .* or on others of their patients, such as 9\.1"):
         predict_fresh(trained[:1], tmp_path / "out", FreshOptions(tmp_path / "cache", "all", "cpu", MODEL))
 
@@ -88,7 +88,7 @@ def test_a_cache_without_the_held_out_series_or_of_another_spec(trained, other, 
     with pytest.raises(UsageError, match=r"none of the 4 series in fold 0 of .*fold0 is in .* give --fold all"):
         predict_fresh(trained[:1], tmp_path, FreshOptions(other.root, None, "cpu", MODEL))
     add_volume(tmp_path / "fine", "9.1", shape=(36, 40, 44), spec="rsna-head-0.5mm")
-    open_cache(tmp_path / "fine", "rsna-head-0.5mm")
+    finish_cache(tmp_path / "fine", "rsna-head-0.5mm")
     with pytest.raises(SpecMismatchError, match=r"is of spec 'rsna-head-0\.5mm'"):
         predict_fresh(trained[:1], tmp_path, FreshOptions(tmp_path / "fine", "all", "cpu", MODEL))
     (tmp_path / "file").touch()

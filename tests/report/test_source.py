@@ -12,7 +12,7 @@ from aneurysm.report.page import write_report
 from aneurysm.report.run import read_run
 from aneurysm.report.source import acquisitions, lesions, localisation
 from tests.support.fake_runs import of_cache, write_candidates, write_run
-from tests.support.noise_cache import add_volume, open_cache
+from tests.support.noise_cache import add_volume, finish_cache
 
 
 def test_plane_and_thickness_of_each_series(report_cache, cached_run):
@@ -32,7 +32,7 @@ def test_lesions_lie_where_the_cache_says_in_patient_space(tmp_path):
     add_volume(tmp_path, "1.2", sites=())
     add_volume(tmp_path, "1.3", sites=(), unplaced=[(2, "unknown_image")])
     add_volume(tmp_path, "1.4", sites=(), labels=False)
-    cache = open_cache(tmp_path)
+    cache = finish_cache(tmp_path)
     run = write_run(tmp_path / "run", of_cache(cache), n_folds=1)
     predictions = read_run(run).predictions
     found = lesions(cache, predictions, None)
@@ -52,7 +52,7 @@ def test_lesions_beyond_the_volume_are_missed(tmp_path):
     """The place of each is known, so the scan counts; no candidate can be there."""
     add_volume(tmp_path, "1.1", sites=(4,), places=[[10.0, 20, 30]], unplaced=[(2, "outside_volume")])
     add_volume(tmp_path, "1.2", sites=(), unplaced=[(6, "outside_volume")])
-    cache = open_cache(tmp_path)
+    cache = finish_cache(tmp_path)
     run = write_run(tmp_path / "run", of_cache(cache), n_folds=1)
     write_candidates(run, cache, sensitivity=1, false_per_scan=0)
     found = evaluate([run], EvaluateOptions(samples=50, cache=cache.root))
@@ -73,7 +73,7 @@ def write_radii(path, rows):
 def test_the_nearest_of_the_same_site_gives_the_diameter(tmp_path):
     add_volume(tmp_path, "1.1", sites=(4, 4), places=[[10.0, 20, 30], [40.0, 50, 60]])
     add_volume(tmp_path, "1.2", sites=(4,), places=[[10.0, 20, 30]])
-    cache = open_cache(tmp_path)
+    cache = finish_cache(tmp_path)
     predictions = read_run(write_run(tmp_path / "run", of_cache(cache), n_folds=1)).predictions
     table = write_radii(
         tmp_path / "truth.csv",
@@ -105,7 +105,7 @@ def test_a_cache_that_is_elsewhere(tmp_path, report_cache):
 
 def test_a_cache_of_other_series(tmp_path, report_cache):
     add_volume(tmp_path, "1.1")
-    other = open_cache(tmp_path)
+    other = finish_cache(tmp_path)
     run = write_run(tmp_path / "run", of_cache(report_cache), n_folds=1)
     with pytest.raises(DataError, match="series that are not in"):
         evaluate([run], EvaluateOptions(samples=50, cache=other.root))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from aneurysm.annotations.lesions import Lesion, UnplacedLesion
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.cache.volume import close_volumes
@@ -76,8 +76,8 @@ def add_volume(
     write_volume(folder, voxels, own, storage=spec.storage, fill=-1000, vessels=vessels)
 
 
-def open_cache(root: Path, spec="rsna-1mm") -> Cache:
+def finish_cache(root: Path, spec="rsna-1mm") -> Cache:
     (root / "spec.toml").write_text(load_spec(spec).to_toml())
     write_manifest(CacheLayout(root))
     close_volumes()
-    return Cache.open(root)
+    return open_cache(root)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.cache.volume import close_volumes
@@ -67,7 +67,7 @@ class PaintedCaches:
         (root / "spec.toml").write_text(SPEC.to_toml())
         write_manifest(CacheLayout(root))
         close_volumes()
-        return Cache.open(root)
+        return open_cache(root)
 
 
 @pytest.fixture

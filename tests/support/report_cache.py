@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aneurysm.labels import MODALITIES
-from tests.support.noise_cache import add_volume, open_cache
+from tests.support.noise_cache import add_volume, finish_cache
 
 
 def set_source(root, uid, *, plane, thickness):
@@ -33,4 +33,4 @@ def report_cache(tmp_path_factory):
         shape, modality = (40, 44, 48), MODALITIES[i % 4]
         add_volume(root, f"1.2.{i + 1}", shape=shape, modality=modality, sites=sites, places=places, patient=patient)
         set_source(root, f"1.2.{i + 1}", plane="sagittal" if i % 8 == 0 else "axial", thickness=(0.5, 1.2, 5)[i % 3])
-    return open_cache(root)
+    return finish_cache(root)

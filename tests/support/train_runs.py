@@ -11,7 +11,7 @@ import torch
 from aneurysm.cache.cache import Cache
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import load_config
-from tests.support.noise_cache import add_volume, open_cache
+from tests.support.noise_cache import add_volume, finish_cache
 
 SHAPE = (36, 40, 44)
 
@@ -23,7 +23,7 @@ def make_cache(root: Path, n: int = 12, **options: Any) -> Cache:
         modality = "CTA" if i % 4 < 2 else "MRA"
         given = {"shape": SHAPE, "modality": modality, "sites": sites, "places": [(18, 20, 22)] * len(sites), **options}
         add_volume(root, f"1.{i}", patient=f"p{i}", **given)
-    return open_cache(root)
+    return finish_cache(root)
 
 
 def quick(cache: Cache, **options: Any) -> ResolvedConfig:

@@ -51,7 +51,7 @@ def test_without_decay_the_mean_is_the_weights():
 
 
 def test_waiting_for_data_is_counted_and_work_is_not(train_cache, monkeypatch):
-    loader = PatchLoader(train_cache, range(12), (8, 8, 8), 2, 5)
+    loader = PatchLoader(train_cache, volumes=range(12), patch=(8, 8, 8), batch_size=2, steps=5)
     slow = loader.dataset.__getitems__
 
     def read(draws):

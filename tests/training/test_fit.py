@@ -21,7 +21,7 @@ from aneurysm.training.folds import read_folds
 from aneurysm.training.progress import Silent
 from aneurysm.training.run_folder import RunFolder
 from aneurysm.windows.predict import WindowOptions, predict_cached
-from tests.support.noise_cache import add_volume, open_cache
+from tests.support.noise_cache import add_volume, finish_cache
 from tests.support.train_runs import assert_same, make_cache, quick, table, timeless
 
 pytestmark = pytest.mark.timeout(120)
@@ -180,7 +180,7 @@ def test_dense_losses_vessels_and_windows_train(tmp_path):
     for i in range(9):
         add_volume(tmp_path, f"1.{i}", shape=(32, 36, 40), sites=(i % 3,) if i % 3 else (), mask=i % 2 == 0,
                    patient=f"p{i}")  # fmt: skip
-    cache = open_cache(tmp_path)
+    cache = finish_cache(tmp_path)
     config = quick(
         cache, model="unet3d", model_options={"width": 0.2, "vessels": True, "deep_supervision": True},
         patch=[32, 32, 32], batch_size=2, epochs=1, steps_per_epoch=2, ct_windows_hu=[[0, 300], [-50, 700]],

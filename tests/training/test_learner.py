@@ -54,7 +54,7 @@ def learner(train_cache) -> Learner:
 
 
 def batch_of(cache) -> MicroBatch:
-    (batch,) = PatchLoader(cache, range(12), (16, 16, 16), 4, 1)
+    (batch,) = PatchLoader(cache, volumes=range(12), patch=(16, 16, 16), batch_size=4, steps=1)
     return MicroBatch((batch,), 0)
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from aneurysm import CacheWriter
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.labels import LABELS
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader
@@ -99,7 +99,7 @@ def test_the_first_block_makes_a_cache(tmp_path):
     with chdir(tmp_path):
         (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
         exec(compile(block, "docs/own_arrays.md", "exec"), {})
-    cache = Cache.open(tmp_path / "cache-mine")
+    cache = open_cache(tmp_path / "cache-mine")
     assert cache.labels[:, 13].tolist() == [0, 1, 0, 1]
     assert len(set(cache.patient_keys)) == 2
 
@@ -115,7 +115,7 @@ def test_given_arrays_and_splits_are_taken(tmp_path):
     command = [sys.executable, ROOT / "examples/own_arrays.py", "mine.npz", "--cache", "c", "--folds", "f.csv"]
     for _ in range(2):
         subprocess.run(command, check=True, cwd=tmp_path, env=environment(), timeout=100)
-    cache = Cache.open(tmp_path / "c")
+    cache = open_cache(tmp_path / "c")
     assert cache.uids == ["test-00000", "train-00000", "train-00001", "train-00002", "val-00000", "val-00001"]
     assert cache.labels[:, 13].tolist() == [0, 0, 1, 0, 0, 1]
     assert np.array_equal(cache[2].read((0, 0, 0), (28, 28, 28)), images["train"][1])
@@ -129,13 +129,13 @@ def sixteen(tmp_path_factory) -> Cache:
     with CacheWriter(root) as writer:
         for i in range(8):
             writer.add(f"a{i}", np.full((16, 16, 16), 25 * i, np.uint8), labels={PRESENT: i % 2})
-    return Cache.open(root)
+    return open_cache(root)
 
 
 def step(cache: Cache, volumes: list[int], losses: dict[str, float]) -> tuple[PatchModule, dict[str, torch.Tensor]]:
     """The losses of the first step with patches that hold whole volumes."""
     module = PatchModule(build_model("cnn3d"), quick(cache, model="cnn3d", losses=losses))
-    (batch,) = PatchLoader(cache, volumes, (16, 16, 16), len(volumes), 1)
+    (batch,) = PatchLoader(cache, volumes=volumes, patch=(16, 16, 16), batch_size=len(volumes), steps=1)
     assert batch.targets[:, 13].tolist() == [float(uid[1] in "1357") for uid in batch.series_uid]
     return module, module(MicroBatch((batch,), 0))
 

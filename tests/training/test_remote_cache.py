@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.cache.fetch_ahead import FetchAhead
 from aneurysm.cache.local_copy import LocalCopy
 from aneurysm.cache.volume import close_volumes
@@ -36,11 +36,13 @@ def bound_of_two(cache: Cache) -> float:
 def test_the_same_batches_from_a_copy_smaller_than_the_cache(
     stored: str, built: Built, tmp_path: Path, workers: int
 ) -> None:
-    gigabytes = bound_of_two(Cache.open(stored))
-    caches = [Cache.open(built.cache), Cache.open(stored, local_cache=tmp_path / "small", local_cache_gb=gigabytes)]
+    gigabytes = bound_of_two(open_cache(stored))
+    caches = [open_cache(built.cache), open_cache(stored, local_cache=tmp_path / "small", local_cache_gb=gigabytes)]
     batches = []
     for cache in caches:
-        loader = PatchLoader(cache, range(4), (16, 16, 16), 2, 6, seed=3, workers=workers)
+        loader = PatchLoader(
+            cache, volumes=range(4), patch=(16, 16, 16), batch_size=2, steps=6, seed=3, workers=workers
+        )
         try:
             batches.append([*loader, *loader])
         finally:
@@ -54,8 +56,8 @@ def test_the_same_batches_from_a_copy_smaller_than_the_cache(
 
 
 def test_volumes_are_there_before_they_are_drawn(stored: str, tmp_path: Path) -> None:
-    cache = Cache.open(stored)
-    loader = PatchLoader(cache, range(4), (16, 16, 16), 2, 8, seed=1)
+    cache = open_cache(stored)
+    loader = PatchLoader(cache, volumes=range(4), patch=(16, 16, 16), batch_size=2, steps=8, seed=1)
     try:
         batches = iter(loader)
         next(batches)
@@ -123,14 +125,14 @@ def settle(fetched: list[int], wanted: int) -> None:
 def test_a_store_that_fails_ends_the_loader_with_its_name(
     stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = Cache.open(stored)
+    cache = open_cache(stored)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     from aneurysm.remote import client
 
     client._opened.cache_clear()
-    loader = PatchLoader(cache, range(4), (16, 16, 16), 2, 4)
+    loader = PatchLoader(cache, volumes=range(4), patch=(16, 16, 16), batch_size=2, steps=4)
     try:
         with pytest.raises(LoaderError, match=f"{stored}: there are no credentials"):
             next(iter(loader))
@@ -141,7 +143,7 @@ def test_a_store_that_fails_ends_the_loader_with_its_name(
 def test_a_missing_volume_is_a_damaged_one(built: Built, bucket: Bucket) -> None:
     url = bucket.upload(built.cache, "cache")
     bucket.delete(f"cache/volumes/{built.uids[1]}.zarr/zarr.json")
-    loader = PatchLoader(Cache.open(url), range(4), (16, 16, 16), 2, 8)
+    loader = PatchLoader(open_cache(url), volumes=range(4), patch=(16, 16, 16), batch_size=2, steps=8)
     try:
         assert len(list(loader)) == 8
         assert loader.damaged == {built.uids[1]}
@@ -150,7 +152,7 @@ def test_a_missing_volume_is_a_damaged_one(built: Built, bucket: Bucket) -> None
 
 
 def test_train_two_steps_and_predict(stored: str, built: Built, tmp_path: Path) -> None:
-    gigabytes = bound_of_two(Cache.open(stored))
+    gigabytes = bound_of_two(open_cache(stored))
     local = ("--local-cache", tmp_path / "small", "--local-cache-gb", gigabytes)
     usual = (*MODEL, "--patch", "16", "--batch-size", "2", "--epochs", "1", "--steps-per-epoch", "2", "--folds", "2")
     for name, place in (("ours", (stored, *local)), ("theirs", (built.cache,))):
@@ -184,5 +186,5 @@ def test_predict_dicom_in_a_store(stored: str, built: Built, bucket: Bucket, tmp
     (path,) = find_paths(url)
     read = read_path(path, load_spec("rsna-1mm"))
     close_volumes()
-    expected = Cache.open(stored)[0]
+    expected = open_cache(stored)[0]
     np.testing.assert_array_equal(read.volume.voxels, expected.read((0, 0, 0), expected.shape))

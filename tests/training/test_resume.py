@@ -18,7 +18,7 @@ from aneurysm.training.config_file import read_resolved
 from aneurysm.training.fit import fit
 from aneurysm.training.progress import Silent
 from aneurysm.training.run_folder import RunFolder
-from tests.support.noise_cache import add_volume, open_cache
+from tests.support.noise_cache import add_volume, finish_cache
 from tests.support.train_runs import assert_same, make_cache, quick, table, timeless
 
 pytestmark = pytest.mark.timeout(120)
@@ -179,7 +179,7 @@ def test_a_cache_of_another_spec_or_with_other_series_is_not_gone_on_with(train_
     finer = tmp_path / "finer"
     add_volume(finer, "1.0", shape=(30, 30, 30), spec="rsna-head-0.5mm", sites=(4,))
     with pytest.raises(SpecMismatchError, match="was trained on a cache of digest"):
-        fit(quick(open_cache(finer, "rsna-head-0.5mm")), folder, resume=True)
+        fit(quick(finish_cache(finer, "rsna-head-0.5mm")), folder, resume=True)
 
 
 @pytest.mark.parametrize("part", ["optimizer", "state_dict", "loop", "global_step"])

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from aneurysm import CacheWriter
-from aneurysm.cache.cache import Cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.errors import DataError, UsageError
 from aneurysm.training.split import split_series
-from tests.support.noise_cache import add_volume, open_cache
+from tests.support.noise_cache import add_volume, finish_cache
 from tests.support.train_runs import make_cache, quick
 
 
 def test_a_fold_of_patients_is_held_out(tmp_path):
     for i in range(12):
         add_volume(tmp_path, f"1.{i}", shape=(20, 20, 20), sites=(i % 3,) if i % 2 else (), patient=f"p{i // 2}")
-    cache = open_cache(tmp_path)
+    cache = finish_cache(tmp_path)
     held_out = []
     for fold in range(3):
         split = split_series(cache, quick(cache, fold=fold))
@@ -77,7 +77,7 @@ def test_patches_that_hold_whole_volumes_need_no_places(tmp_path):
     with CacheWriter(tmp_path) as writer:
         for i in range(12):
             writer.add(f"a{i}", np.zeros((16, 15, 14), np.uint8), labels={"Aneurysm Present": i % 2})
-    cache = Cache.open(tmp_path)
+    cache = open_cache(tmp_path)
     assert len(split_series(cache, quick(cache, patch=[16, 16, 16])).train) == 8
     with pytest.raises(UsageError, match="or patches that hold whole volumes, which are labelled as their series are"):
         split_series(cache, quick(cache, patch=[15, 16, 16]))
@@ -91,7 +91,7 @@ def test_nothing_to_learn_from_is_refused(tmp_path):
 
 def test_an_empty_cache_is_refused(tmp_path):
     add_volume(tmp_path, "1.1")
-    cache = open_cache(tmp_path)
+    cache = finish_cache(tmp_path)
     for path in (tmp_path / "volumes").iterdir():
         path.rename(tmp_path / "gone")
     from aneurysm.cache.layout import CacheLayout

@@ -10,7 +10,7 @@ from aneurysm.training.timed_loader import TimedBatches
 
 
 def loader_of(cache, steps=7):
-    return PatchLoader(cache, range(12), (8, 8, 8), 2, steps)
+    return PatchLoader(cache, volumes=range(12), patch=(8, 8, 8), batch_size=2, steps=steps)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3, 4, 10])
