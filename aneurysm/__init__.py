@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from aneurysm import errors
     from aneurysm.cache.cache import Cache, open_cache
     from aneurysm.cache.volume import CachedVolume
+    from aneurysm.inference.calibration import base_rates
     from aneurysm.inference.prediction import Prediction
     from aneurysm.inference.predictor import Predictor, load_predictor
+    from aneurysm.inference.read_series import Failure
     from aneurysm.inference.rsna import RsnaPredictor
+    from aneurysm.inference.series_paths import find_paths
     from aneurysm.labels import LABELS, SITES
     from aneurysm.patches.augment import augment
     from aneurysm.patches.augment_config import AugmentConfig
@@ -35,8 +38,10 @@ if TYPE_CHECKING:
     from aneurysm.precaching.array_writer import CacheWriter
     from aneurysm.precaching.run import precache
     from aneurysm.precaching.verify import verify
-    from aneurysm.report.evaluate import EvaluateOptions, evaluate
+    from aneurysm.report.evaluate import evaluate
+    from aneurysm.report.evaluation import EvaluateOptions
     from aneurysm.spec import CacheSpec, load_spec
+    from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
     from aneurysm.training.config import TrainConfig
     from aneurysm.training.fit import TrainedRun, train
     from aneurysm.volume.blocks import Blocks
@@ -51,7 +56,9 @@ _WHERE: Final = {
     "CacheWriter": "precaching.array_writer",
     "CachedVolume": "cache.volume",
     "Candidate": "windows.candidates",
-    "EvaluateOptions": "report.evaluate",
+    "Checkpoint": "training.checkpoint",
+    "EvaluateOptions": "report.evaluation",
+    "Failure": "inference.read_series",
     "LABELS": "labels",
     "PatchLoader": "patches.loader",
     "PatchLocation": "patches.samplers",
@@ -63,7 +70,10 @@ _WHERE: Final = {
     "TrainConfig": "training.config",
     "TrainedRun": "training.fit",
     "augment": "patches.augment",
+    "base_rates": "inference.calibration",
     "evaluate": "report.evaluate",
+    "find_paths": "inference.series_paths",
+    "load_checkpoint": "training.checkpoint",
     "load_predictor": "inference.predictor",
     "load_spec": "spec",
     "open_cache": "cache.cache",
@@ -84,7 +94,9 @@ __all__ = [
     "CacheWriter",
     "CachedVolume",
     "Candidate",
+    "Checkpoint",
     "EvaluateOptions",
+    "Failure",
     "PatchLoader",
     "PatchLocation",
     "Prediction",
@@ -95,8 +107,11 @@ __all__ = [
     "TrainedRun",
     "__version__",
     "augment",
+    "base_rates",
     "errors",
     "evaluate",
+    "find_paths",
+    "load_checkpoint",
     "load_predictor",
     "load_spec",
     "open_cache",

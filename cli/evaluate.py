@@ -14,7 +14,7 @@ from aneurysm.cli.values import number, parse_fold, whole
 from aneurysm.errors import UsageError
 
 if TYPE_CHECKING:
-    from aneurysm.report.evaluate import EvaluateOptions
+    from aneurysm.report.evaluation import EvaluateOptions
     from aneurysm.report.run import Run
 
 
@@ -107,9 +107,8 @@ def evaluate(
     Runs of different folds are put together; runs of the same fold are averaged and compared. --fresh predicts the
     held-out series again, or with --fold all those of another cache. Not for clinical use.
     """
-    from aneurysm.report.evaluate import EvaluateOptions
     from aneurysm.report.evaluate import evaluate as evaluated
-    from aneurysm.report.page import write_report
+    from aneurysm.report.evaluation import EvaluateOptions
     from aneurysm.report.results import NOTICE
 
     if fold is not None and not fresh:
@@ -145,7 +144,7 @@ def evaluate(
         else runs,
         options,
     )
-    page = write_report(evaluation, out, cases=cases)
+    page = evaluation.write_report(out, cases=cases)
     ranking = evaluation.ranking
     typer.echo(f"{ranking.n} {evaluation.series} of {ranking.n_patients} patients, {len(runs)} runs")
     typer.echo(f"score        {ranking.score}")

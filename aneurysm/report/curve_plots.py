@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from aneurysm.report.bootstrap import ranked_samples
-from aneurysm.report.evaluate import Evaluation
+from aneurysm.report.evaluation import Evaluation
 from aneurysm.report.froc import RATES, Froc
 from aneurysm.report.plot_style import BLUE, MUTED, ORANGE, SHORT, Plot, new_figure, unit_square
 from aneurysm.report.ranking import PRESENT

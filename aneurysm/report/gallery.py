@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from aneurysm.errors import CacheError
 from aneurysm.labels import SITES
-from aneurysm.report.evaluate import Evaluation
+from aneurysm.report.evaluation import Evaluation
 from aneurysm.report.marks import INK, PAPER, add_circle, add_cross, add_letters
 from aneurysm.report.plot_style import jpeg, styled
 from aneurysm.report.ranking import PRESENT

@@ -14,7 +14,7 @@ from aneurysm._version import __version__
 from aneurysm.errors import NoSpaceError, UsageError
 from aneurysm.labels import LABELS
 from aneurysm.processes.files import is_disk_full, write_atomically
-from aneurysm.report.evaluate import Evaluation
+from aneurysm.report.evaluation import Evaluation
 from aneurysm.report.froc import BY_GROUP_RATE, RATES
 from aneurysm.report.gallery import CASE_KINDS, FIELD_MM, SLAB_MM, Case, draw_gallery
 from aneurysm.report.intervals import FEWEST, Estimate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aneurysm.report.curve_plots import curve_plots
-from aneurysm.report.evaluate import Evaluation
+from aneurysm.report.evaluation import Evaluation
 from aneurysm.report.plot_style import Plot, styled
 from aneurysm.report.score_plots import score_plots
 

@@ -11,7 +11,7 @@ from aneurysm.csv_table import csv_text
 from aneurysm.inference import calibration
 from aneurysm.labels import LABELS
 from aneurysm.probability import apply_temperature
-from aneurysm.report.evaluate import Evaluation
+from aneurysm.report.evaluation import Evaluation
 from aneurysm.report.froc import BY_GROUP_RATE, Froc
 from aneurysm.report.intervals import Estimate
 from aneurysm.report.ranking import Ranking

@@ -127,7 +127,7 @@ def read_run(root: str | Path) -> Run:
 
 def read_predicted(path: str | Path, labels: str | Path, *, on_omission: Callable[[str], None] = lambda _: None) -> Run:
     """
-    Read a table of predictions as a run of its own, which `aneurysm.report.evaluate.evaluate` takes.
+    Read a table of predictions as a run of its own, which `aneurysm.report.evaluation.evaluate` takes.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from aneurysm.labels import LABELS
-from aneurysm.report.evaluate import Evaluation
+from aneurysm.report.evaluation import Evaluation
 from aneurysm.report.plot_style import (
     BLUE,
     GREEN,

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from aneurysm.report import evaluate, page
+from aneurysm.report import evaluation, page
 from aneurysm.report.bootstrap import patient_weights
 from tests.support.checkpoints import write_checkpoint
 from tests.support.command import call_cli
@@ -23,7 +23,7 @@ def work(report_cache, tmp_path, monkeypatch):
     # What is drawn is tested elsewhere, and takes seconds.
     monkeypatch.setattr(page, "draw_plots", lambda _: [])
     monkeypatch.setattr(page, "draw_gallery", lambda *_: {})
-    monkeypatch.setattr(evaluate, "patient_weights", lambda patients, _, seed: patient_weights(patients, 50, seed))
+    monkeypatch.setattr(evaluation, "patient_weights", lambda patients, _, seed: patient_weights(patients, 50, seed))
     shutil.copytree(report_cache.root, tmp_path / "cache")
     series = of_cache(report_cache)
     for k in range(3):

@@ -11,7 +11,7 @@ import pytest
 
 from aneurysm import load_predictor
 from aneurysm.labels import LABELS
-from aneurysm.report import evaluate
+from aneurysm.report import evaluation
 from aneurysm.report import page as report_page
 from aneurysm.report.bootstrap import patient_weights
 from tests.support.command import call_cli
@@ -41,7 +41,7 @@ def work(tmp_path, monkeypatch):
     """A folder with the data of which the pages speak."""
     # What is drawn is tested elsewhere, and takes seconds.
     monkeypatch.setattr(report_page, "draw_plots", lambda _: [])
-    monkeypatch.setattr(evaluate, "patient_weights", lambda patients, _, seed: patient_weights(patients, 50, seed))
+    monkeypatch.setattr(evaluation, "patient_weights", lambda patients, _, seed: patient_weights(patients, 50, seed))
     made = call_cli("phantom", "data", "--series", "12", "--size", "tiny", "--workers", "1", cwd=tmp_path)
     assert made.code == 0, made.err
     return tmp_path

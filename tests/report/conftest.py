@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aneurysm.report.evaluate import EvaluateOptions, evaluate
+from aneurysm.report.evaluate import evaluate
+from aneurysm.report.evaluation import EvaluateOptions
 from aneurysm.report.page import write_report
 from tests.support.fake_runs import of_cache, write_candidates, write_run
 
@@ -22,6 +23,6 @@ def cached_run(report_cache, tmp_path_factory):
 def report(cached_run, tmp_path_factory):
     """The evaluation of that run, and the folder of its report."""
     out = tmp_path_factory.mktemp("report")
-    found = evaluate([cached_run], EvaluateOptions(samples=100))
+    found = evaluate([cached_run], options=EvaluateOptions(samples=100))
     write_report(found, out, cases=1)
     return found, out

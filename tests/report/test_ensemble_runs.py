@@ -12,7 +12,8 @@ from aneurysm.labels import LABELS
 from aneurysm.prediction_table import candidate_entry
 from aneurysm.probability import logit, sigmoid
 from aneurysm.report.ensemble_runs import combine, combine_candidates, group_runs
-from aneurysm.report.evaluate import EvaluateOptions, evaluate
+from aneurysm.report.evaluate import evaluate
+from aneurysm.report.evaluation import EvaluateOptions
 from aneurysm.report.results import calibration_json
 from aneurysm.report.run import read_run
 from tests.support.fake_runs import change_rows, fake_series, of_cache, say, write_run
@@ -49,13 +50,13 @@ def test_runs_of_one_fold_are_averaged(tmp_path):
 def test_the_average_is_compared_with_each_run(tmp_path):
     series = fake_series(250)
     roots = [write_run(tmp_path / f"{s}", series, n_folds=1, seed=s) for s in range(2)]
-    found = evaluate(roots, EvaluateOptions(samples=100))
+    found = evaluate(roots, options=EvaluateOptions(samples=100))
     assert found.ensembled
     for result in found.runs:
         assert result.gain.value == pytest.approx(found.ranking.score.value - result.ranking.score.value)
         # Each run has noise of its own, which averaging takes away.
         assert result.gain.low > 0
-    assert evaluate(roots[:1], EvaluateOptions(samples=100)).runs[0].gain is None
+    assert evaluate(roots[:1], options=EvaluateOptions(samples=100)).runs[0].gain is None
 
 
 def test_candidates_of_several_runs_become_one_where_they_meet(tmp_path):
@@ -134,7 +135,7 @@ def test_runs_of_other_specs(tmp_path):
         for i, cache in enumerate(caches)
     ]
     with pytest.raises(SpecMismatchError, match=r"different specs: .*'rsna-1mm' .*'rsna-head-0.5mm'"):
-        evaluate(roots, EvaluateOptions(samples=50))
+        evaluate(roots, options=EvaluateOptions(samples=50))
 
 
 def test_runs_say_themselves_of_which_spec_they_are(tmp_path):
@@ -148,8 +149,8 @@ def test_runs_say_themselves_of_which_spec_they_are(tmp_path):
     with pytest.raises(SpecMismatchError, match=rf"different specs: .*a of digest {fitting}, .*b of {other}"):
         group_runs([read_run(root) for root in (ours, theirs)])
     with pytest.raises(SpecMismatchError, match=rf"cache is of spec 'rsna-1mm' .*are of a cache of digest {other}"):
-        evaluate([theirs], EvaluateOptions(samples=50, cache=cache.root))
-    alone = evaluate([theirs], EvaluateOptions(samples=50))
+        evaluate([theirs], options=EvaluateOptions(samples=50, cache=cache.root))
+    alone = evaluate([theirs], options=EvaluateOptions(samples=50))
     assert alone.cache is None
     assert json.loads(calibration_json(alone))["digest"] == other
 
@@ -168,7 +169,7 @@ def saturated(root, scale, shift):
 def test_two_identical_runs_averaged_are_each_of_them(tmp_path):
     series = fake_series(200)
     roots = [saturated(write_run(tmp_path / name, series, n_folds=1), 12, -30) for name in "ab"]
-    alone, together = (evaluate(given, EvaluateOptions(samples=50)) for given in (roots[:1], roots))
+    alone, together = (evaluate(given, options=EvaluateOptions(samples=50)) for given in (roots[:1], roots))
     given = alone.predictions.probabilities
     assert (given < 1e-6).mean() > 0.3
     np.testing.assert_array_equal(together.predictions.probabilities, given)
@@ -183,7 +184,7 @@ def test_the_calibrated_threshold_decides_about_predictions_as_the_threshold_did
     root = saturated(write_run(tmp_path / "a", fake_series(200), n_folds=1), 4, 0)
     (root / "checkpoints").mkdir()
     (root / "checkpoints" / "best.ckpt").write_text("weights")
-    found = evaluate([root], EvaluateOptions(samples=50))
+    found = evaluate([root], options=EvaluateOptions(samples=50))
     (tmp_path / "calibration.json").write_text(calibration_json(found))
     content = json.loads((tmp_path / "calibration.json").read_text())["labels"]
     given = found.predictions.probabilities

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from aneurysm.report.evaluate import EvaluateOptions, evaluate
+from aneurysm.report.evaluate import evaluate
+from aneurysm.report.evaluation import EvaluateOptions
 from aneurysm.report.gallery import FIELD_MM, choose_cases, draw_case, draw_gallery
 from aneurysm.report.marks import CANDIDATE_COLOUR, LESION_COLOUR
 
@@ -75,7 +76,7 @@ def test_vessels_of_t2_are_dark():
 
 
 def test_the_surest_of_each_kind_come_first(report_cache, cached_run):
-    found = evaluate([cached_run], EvaluateOptions(samples=50))
+    found = evaluate([cached_run], options=EvaluateOptions(samples=50))
     chosen = choose_cases(found, 5)
     p = found.predictions
     scores, truth, called = p.probabilities[:, 13], p.truth[:, 13], found.operation.called[:, 13]
@@ -89,7 +90,7 @@ def test_the_surest_of_each_kind_come_first(report_cache, cached_run):
 
 
 def test_a_damaged_volume_costs_its_picture_only(report_cache, cached_run):
-    found = evaluate([cached_run], EvaluateOptions(samples=50))
+    found = evaluate([cached_run], options=EvaluateOptions(samples=50))
     first = choose_cases(found, 1)["found"][0]
     uid = str(found.predictions.uids[first])
     shard = report_cache.volume(uid).path / "0" / "c" / "0" / "0" / "0"

@@ -13,7 +13,8 @@ from PIL import Image
 from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
 from aneurysm.report.curve_plots import curve_plots
-from aneurysm.report.evaluate import EvaluateOptions, evaluate
+from aneurysm.report.evaluate import evaluate
+from aneurysm.report.evaluation import EvaluateOptions
 from aneurysm.report.page import write_report
 from aneurysm.report.plot_style import styled
 from aneurysm.report.plots import draw_plots
@@ -124,7 +125,7 @@ def test_tables_agree(report):
 def test_thresholds_without_a_temperature_stay_and_ranks_have_none(tmp_path):
     run = write_run(tmp_path / "run", fake_series(60, seed=1), n_folds=1)
     for ensemble in ("logits", "ranks"):
-        found = evaluate([run], EvaluateOptions(samples=50, ensemble=ensemble))
+        found = evaluate([run], options=EvaluateOptions(samples=50, ensemble=ensemble))
         labels = json.loads(calibration_json(found))["labels"]
         rare = [name for name, x in labels.items() if x["temperature"] is None and x["threshold"] is not None]
         if ensemble == "logits":
@@ -143,7 +144,7 @@ def test_names_are_no_markup(tmp_path):
     series = fake_series(60)
     series.modalities[:] = ["<b>$x^$</b>"] * 60
     roots = [write_run(tmp_path / f"<img src=x>$_${k}", series, fold=k, n_folds=2, cache="<script>") for k in range(2)]
-    page = write_report(evaluate(roots, EvaluateOptions(samples=50)), tmp_path / "out")
+    page = write_report(evaluate(roots, options=EvaluateOptions(samples=50)), tmp_path / "out")
     links = parsed(page)
     assert "img" not in links.tags
     assert "script" not in links.tags
@@ -155,7 +156,7 @@ def test_little_data_makes_a_report_nonetheless(tmp_path):
     series.labels[:] = 0
     run = write_run(tmp_path / "run", series, n_folds=1)
     (run / "metrics.csv").unlink()
-    found = evaluate([run], EvaluateOptions(samples=50, ensemble="ranks"))
+    found = evaluate([run], options=EvaluateOptions(samples=50, ensemble="ranks"))
     assert found.ranking.score.value is None
     page = write_report(found, tmp_path / "out").read_text()
     assert "Aneurysm Present (0 of 6 positive)" in page
@@ -175,7 +176,7 @@ def _figure(evaluation, name):
 
 def test_a_course_of_one_epoch_is_a_dot(report_cache, tmp_path):
     run = write_run(tmp_path / "run", of_cache(report_cache), n_folds=1, cache=report_cache.root, epochs=1)
-    upper, lower = _figure(evaluate([run], EvaluateOptions(samples=40)), "training").axes
+    upper, lower = _figure(evaluate([run], options=EvaluateOptions(samples=40)), "training").axes
     assert [line.get_marker() for line in (*upper.lines, *lower.lines)] == ["o", "."]
     assert all(float(tick).is_integer() for tick in lower.get_xticks())
 
@@ -196,7 +197,7 @@ def test_no_text_of_a_plot_is_cut(report, report_cache, tmp_path):
     """All that is drawn lies within the figure, also of a run with a long name."""
     run = write_run(tmp_path / ("long" * 30), of_cache(report_cache), n_folds=1, cache=report_cache.root)
     with styled():
-        plots = curve_plots(report[0]) + score_plots(evaluate([run], EvaluateOptions(samples=40)))
+        plots = curve_plots(report[0]) + score_plots(evaluate([run], options=EvaluateOptions(samples=40)))
         assert len(plots) > 6
         for plot in plots:
             plot.figure.draw_without_rendering()

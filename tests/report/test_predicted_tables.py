@@ -10,7 +10,8 @@ import pytest
 
 from aneurysm.errors import DataError
 from aneurysm.prediction_table import read_rows, table_text
-from aneurysm.report.evaluate import EvaluateOptions, evaluate
+from aneurysm.report.evaluate import evaluate
+from aneurysm.report.evaluation import EvaluateOptions
 from aneurysm.report.results import metrics_table
 from aneurysm.report.run import read_predicted, read_run
 from tests.support.acquisition import acquire
@@ -46,9 +47,9 @@ def test_a_run_and_a_table_of_the_same_series_have_the_same_metrics(run, tmp_pat
     labels = write_labels(tmp_path / "train.csv", no_patients())
     table = as_predicted(run, tmp_path / f"answers{suffix}")
     options = EvaluateOptions(samples=50)
-    whole = evaluate([run], options)
+    whole = evaluate([run], options=options)
     for path, part in ((table, "predicted"), (run / "predictions_val.csv", "predicted")):
-        found = evaluate([read_predicted(path, labels)], options)
+        found = evaluate([read_predicted(path, labels)], options=options)
         assert found.part == part
         for name in ("overall", "labels", "by"):
             assert metrics_table(found)[name] == metrics_table(whole)[name]

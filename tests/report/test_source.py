@@ -7,7 +7,8 @@ import pytest
 
 from aneurysm.errors import CacheNotFoundError, DataError
 from aneurysm.labels import SITES
-from aneurysm.report.evaluate import EvaluateOptions, evaluate
+from aneurysm.report.evaluate import evaluate
+from aneurysm.report.evaluation import EvaluateOptions
 from aneurysm.report.page import write_report
 from aneurysm.report.run import read_run
 from aneurysm.report.source import acquisitions, lesions, localisation
@@ -55,7 +56,7 @@ def test_lesions_beyond_the_volume_are_missed(tmp_path):
     cache = finish_cache(tmp_path)
     run = write_run(tmp_path / "run", of_cache(cache), n_folds=1)
     write_candidates(run, cache, sensitivity=1, false_per_scan=0)
-    found = evaluate([run], EvaluateOptions(samples=50, cache=cache.root))
+    found = evaluate([run], options=EvaluateOptions(samples=50, cache=cache.root))
     assert (found.froc.n_scans, found.froc.n_lesions, found.froc.n_outside) == (2, 3, 2)
     assert found.froc.at[8.0].value == pytest.approx(1 / 3)
     assert [(g.name, g.sensitivity.value) for g in found.froc.by_site] == [(SITES[2], 0), (SITES[4], 1), (SITES[6], 0)]
@@ -92,15 +93,15 @@ def test_a_table_of_radii_that_is_none(tmp_path, report_cache, cached_run):
 
 def test_a_cache_that_is_elsewhere(tmp_path, report_cache):
     run = write_run(tmp_path / "run", of_cache(report_cache), n_folds=1, cache="moved/away")
-    alone = evaluate([run], EvaluateOptions(samples=50))
+    alone = evaluate([run], options=EvaluateOptions(samples=50))
     assert alone.cache is None
     assert "moved/away, is not there; say with --cache" in alone.no_froc
     assert set(alone.groupings) == {"modality"}
-    named = evaluate([run], EvaluateOptions(samples=50, cache=report_cache.root))
+    named = evaluate([run], options=EvaluateOptions(samples=50, cache=report_cache.root))
     assert set(named.groupings) == {"modality", "plane", "slice thickness"}
     assert named.no_froc.startswith("Not every run has candidates")
     with pytest.raises(CacheNotFoundError):
-        evaluate([run], EvaluateOptions(cache=tmp_path / "none"))
+        evaluate([run], options=EvaluateOptions(cache=tmp_path / "none"))
 
 
 def test_a_cache_of_other_series(tmp_path, report_cache):
@@ -108,4 +109,4 @@ def test_a_cache_of_other_series(tmp_path, report_cache):
     other = finish_cache(tmp_path)
     run = write_run(tmp_path / "run", of_cache(report_cache), n_folds=1)
     with pytest.raises(DataError, match="series that are not in"):
-        evaluate([run], EvaluateOptions(samples=50, cache=other.root))
+        evaluate([run], options=EvaluateOptions(samples=50, cache=other.root))

@@ -12,7 +12,8 @@ from aneurysm.errors import (
     UsageError,
 )
 from aneurysm.labels import LABELS
-from aneurysm.report.evaluate import EvaluateOptions, evaluate
+from aneurysm.report.evaluate import evaluate
+from aneurysm.report.evaluation import EvaluateOptions
 from aneurysm.report.run import read_run
 from aneurysm.training.checkpoint import load_checkpoint, read_file
 from aneurysm.training.config_file import config_table, parse_resolved, read_resolved
@@ -151,7 +152,7 @@ def test_the_candidates_are_those_of_the_best_checkpoint_and_evaluate_reads_them
     row = table(folder.predictions)[0]
     affine, candidate = train_cache.volume(row["series_uid"]).affine_lps, json.loads(row["candidates"])[0]
     assert affine @ [*candidate["zyx"], 1] == pytest.approx([*candidate["lps_mm"], 1], abs=1e-4)
-    found = evaluate([folder.root], EvaluateOptions(cache=train_cache.root, samples=50))
+    found = evaluate([folder.root], options=EvaluateOptions(cache=train_cache.root, samples=50))
     assert found.froc is not None
     assert found.froc.n_scans == len(run.predictions)
 

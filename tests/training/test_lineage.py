@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from aneurysm.errors import DataError, UsageError
-from aneurysm.report.evaluate import EvaluateOptions, evaluate
+from aneurysm.report.evaluate import evaluate
+from aneurysm.report.evaluation import EvaluateOptions
 from aneurysm.report.page import render
 from aneurysm.report.repredict import FreshOptions, predict_fresh
 from aneurysm.report.results import metrics_table
@@ -40,12 +41,12 @@ def test_a_run_that_began_from_another_fold_s_says_so_at_once_and_on_the_page(ru
     one, two = runs
     assert read_run(one.root).remark == ""
     assert f"WARNING the weights began from {one.best}, {SEEN}" in two.log.read_text()
-    found = evaluate([two.root], EvaluateOptions(samples=40))
+    found = evaluate([two.root], options=EvaluateOptions(samples=40))
     page = render(found, [], {})
     assert f"two: the weights began from {one.best}, {SEEN}." in page
     assert "but for what is said above" in page
     assert SEEN in metrics_table(found)["runs"][0]["remark"]
-    assert "but for what is said above" not in render(evaluate([one.root], EvaluateOptions(samples=40)), [], {})
+    assert "but for what is said above" not in render(evaluate([one.root], options=EvaluateOptions(samples=40)), [], {})
 
 
 def test_the_same_fold_is_not_learnt_from_but_for_what_came_before(runs, train_cache, tmp_path):
