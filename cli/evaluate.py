@@ -142,7 +142,7 @@ def evaluate(
         else _predicted(runs, out, options, fold, device, model)
         if fresh
         else runs,
-        options,
+        options=options,
     )
     page = evaluation.write_report(out, cases=cases)
     ranking = evaluation.ranking

@@ -1,4 +1,4 @@
-"""evaluate(): runs -> EvaluatedRuns, which can write their report. The top of the package: all else of it lies below."""
+"""evaluate(): runs -> EvaluatedRuns, which can write their report."""
 
 from __future__ import annotations
 

@@ -46,6 +46,7 @@ def add_volume(
     unplaced=(),
     patient="",
     seed=0,
+    affine=AFFINE,
 ) -> None:
     """A volume of noise; ``sites`` are its lesions', at ``places`` (z, y, x), or unplaced where that is None."""
     spec = load_spec(spec)
@@ -61,7 +62,7 @@ def add_volume(
     unit = "HU" if modality == "CTA" else "arbitrary"
     own = metadata(
         uid,
-        affine=AFFINE,
+        affine=affine,
         modality=modality,
         digest=spec.digest,
         intensity=Intensity(unit, 2.0, -10.0, (-3000.0, 5000.0), (-100.0, 900.0), {}),

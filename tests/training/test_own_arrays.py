@@ -55,7 +55,7 @@ def typed(tmp_path_factory) -> Path:
     # What is drawn is tested elsewhere, and takes seconds.
     with (
         mock.patch.object(page, "draw_plots", return_value=[]),
-        mock.patch.object(evaluate, "patient_weights", lambda p, _, seed: patient_weights(p, 50, seed)),
+        mock.patch.object(evaluation, "patient_weights", lambda p, _, seed: patient_weights(p, 50, seed)),
     ):
         for command in commands:
             program, *words = shlex.split(command)
