@@ -21,7 +21,7 @@ from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.labels import LABELS
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader
-from aneurysm.report import page
+from aneurysm.report import evaluation, page
 from aneurysm.report.bootstrap import patient_weights
 from aneurysm.training.module import PatchModule
 from aneurysm.training.timed_loader import MicroBatch
