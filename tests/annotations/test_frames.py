@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import struct
 
 import numpy as np
 import pytest
 
-from aneurysm.annotations.frames import SourceFrame, frames_of, pack_frames, sop_key, unpack_frames
+from aneurysm.annotations.frames import PackedFrames, SourceFrame, frames_of, pack_frames, sop_key, unpack_frames
 
 
 def frame(number: int, **changes) -> SourceFrame:
@@ -39,7 +38,7 @@ FRAMES = {
 @pytest.mark.parametrize("which", FRAMES)
 def test_frames_come_back_from_json_to_the_bit(which):
     frames = FRAMES[which]
-    again = unpack_frames(json.loads(json.dumps(pack_frames(frames), allow_nan=False)))
+    again = unpack_frames(PackedFrames.model_validate_json(pack_frames(frames).model_dump_json()))
     assert again == frames
     for ours, theirs in zip(again, frames):
         assert struct.pack("3d", *(ours.position or (0,) * 3)) == struct.pack("3d", *(theirs.position or (0,) * 3))
@@ -47,9 +46,9 @@ def test_frames_come_back_from_json_to_the_bit(which):
 
 def test_a_stack_of_300_slices_takes_7_kilobytes():
     content = pack_frames(FRAMES["a stack"])
-    assert len(json.dumps(content)) < 7000
-    assert content["position"][:2] == [-10.5, 3.0]
-    assert content["rows"] == 512
+    assert len(content.model_dump_json(indent=2)) < 7000
+    assert content.position[:2] == (-10.5, 3.0)
+    assert content.rows == 512
 
 
 def test_files_are_known_by_the_sha256_of_their_uid():
