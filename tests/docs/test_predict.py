@@ -10,7 +10,7 @@ from aneurysm.precaching.run import precache
 from tests.support.acquisition import acquire
 from tests.support.calibrations import write_calibration
 from tests.support.checkpoints import write_checkpoint
-from tests.support.command import call_cli
+from tests.support.command import call_in_process
 from tests.support.pattern import lone_blob
 from tests.support.run_data import ROOT
 from tests.support.series import write_series
@@ -38,7 +38,7 @@ def work(tmp_path_factory):
 @pytest.mark.parametrize("command", re.findall(r"^    (aneurysm .*)", PAGE, re.MULTILINE))
 def test_commands(command, work):
     arguments = shlex.split(command, comments=True)[1:]
-    ran = call_cli(*arguments, cwd=work)
+    ran = call_in_process(*arguments, cwd=work)
     assert ran.code == (8 if "data" in arguments else 0), ran.text
     assert "Not for clinical use" in ran.err
 
@@ -51,7 +51,7 @@ def test_python(work, monkeypatch, capsys):
 
 
 def test_every_option_is_described():
-    shown = call_cli("predict", "--help").out
+    shown = call_in_process("predict", "--help").out
     options = set(re.findall(r"--[a-z-]+", shown)) - {"--help"}
     assert options
     assert {option for option in options if f"`{option}" not in PAGE} == set()

@@ -16,7 +16,7 @@ from aneurysm.inference.prediction import LocatedCandidate, Prediction
 from aneurysm.labels import LABELS
 from tests.support.acquisition import acquire
 from tests.support.checkpoints import write_checkpoint
-from tests.support.command import call_cli
+from tests.support.command import call_in_process
 from tests.support.pattern import lone_blob
 from tests.support.series import write_series
 
@@ -43,7 +43,7 @@ def test_two_commands_don_t_write_over_each_other_s_rows(given, tmp_path, suffix
         table.add(answer("1"))
         with pytest.raises(UsageError, match="another command is at work on"), open_output(path, "m"):
             pass
-        ran = call_cli("predict", *given, "--out", path)
+        ran = call_in_process("predict", *given, "--out", path)
         assert ran.code == 2
         assert "another command is at work on" in ran.err
         table.write()
@@ -106,10 +106,10 @@ def test_json_has_no_nan(tmp_path, suffix):
 def test_a_folder_that_is_empty_today_does_not_replace_its_answer(given, tmp_path):
     checkpoint, data = given
     out = tmp_path / "x.json"
-    assert call_cli("predict", checkpoint, data / "1.2.0", "--out", out).code == 0
+    assert call_in_process("predict", checkpoint, data / "1.2.0", "--out", out).code == 0
     kept = out.read_text()
     (tmp_path / "1.2.0").mkdir()
-    ran = call_cli("predict", checkpoint, tmp_path / "1.2.0", "--out", out, "--retry-failed")
+    ran = call_in_process("predict", checkpoint, tmp_path / "1.2.0", "--out", out, "--retry-failed")
     assert ran.code == 0
     assert "1.2.0: path 1 of 1 of series: no DICOM series under it" in ran.err
     assert "its row stays as it is" in ran.err
@@ -118,11 +118,11 @@ def test_a_folder_that_is_empty_today_does_not_replace_its_answer(given, tmp_pat
 
 def test_a_table_says_in_which_precision_it_was_made(given, tmp_path):
     out = tmp_path / "x.json"
-    assert call_cli("predict", *given, "--out", out, "--device", "cpu").code == 0
-    assert call_cli("predict", *given, "--out", out, "--device", "cpu", "--precision", "fp32").out.startswith(
+    assert call_in_process("predict", *given, "--out", out, "--device", "cpu").code == 0
+    assert call_in_process("predict", *given, "--out", out, "--device", "cpu", "--precision", "fp32").out.startswith(
         "0 series"
     )
-    ran = call_cli("predict", *given, "--out", out, "--device", "cpu", "--precision", "bf16")
+    ran = call_in_process("predict", *given, "--out", out, "--device", "cpu", "--precision", "bf16")
     assert (ran.code, "another model or other options" in ran.err) == (2, True)
 
 
@@ -132,14 +132,14 @@ def test_where_no_table_can_be_written_is_told_before_anything_is_predicted(give
 
     monkeypatch.setattr("aneurysm.inference.predictor.Predictor.predict", never)
     for out in ("/sys/x.csv", "/proc/x.csv"):
-        ran = call_cli("predict", *given, "--out", out)
+        ran = call_in_process("predict", *given, "--out", out)
         assert (ran.code, ran.err.startswith(f"aneurysm: {out} can't be written")) == (2, True), ran.err
 
     def refused(*_args):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("aneurysm.inference.output_table.write_atomically", refused)
-    ran = call_cli("predict", *given, "--out", tmp_path / "x.csv")
+    ran = call_in_process("predict", *given, "--out", tmp_path / "x.csv")
     assert ran.code == 2
     assert "x.csv can't be written: Permission denied" in ran.err
 
@@ -155,7 +155,7 @@ def test_a_disk_that_is_full_is_told_and_the_answers_that_were_written_stay(give
         with pytest.raises(NoSpaceError, match=r"x\.csv is full\. It holds the answers that were written before"):
             table.write()
     assert path.read_bytes() == before
-    ran = call_cli("predict", *given, "--out", tmp_path / "y.csv")
+    ran = call_in_process("predict", *given, "--out", tmp_path / "y.csv")
     assert (ran.code, ran.err.count("\n")) == (5, 1), ran.err
     assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
 

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from aneurysm.precaching.run import precache
 from tests.support.acquisition import acquire
 from tests.support.checkpoints import write_checkpoint
-from tests.support.command import call_cli
+from tests.support.command import call_in_process
 from tests.support.pattern import lone_blob
 from tests.support.run_data import ROOT
 from tests.support.series import write_series
@@ -60,7 +60,7 @@ ALL = files("aneurysm-present")
 
 @pytest.mark.parametrize("command", re.findall(r"^    (aneurysm .*)", PAGE, re.MULTILINE))
 def test_the_commands_of_the_page(command, here):
-    ran = call_cli(*shlex.split(command)[1:], cwd=here)
+    ran = call_in_process(*shlex.split(command)[1:], cwd=here)
     assert ran.code == 0, ran.err
     what = (
         "basilar-tip" if "Basilar" in command else "aneurysm-present-cam" if "--cam" in command else "aneurysm-present"
@@ -74,11 +74,11 @@ def test_the_commands_of_the_page(command, here):
 
 
 def test_the_map_is_as_high_as_the_best_candidate_at_its_place(here):
-    ran = call_cli("predict", "runs/demo", "data/series", "--out", "a.json", "--overlay", "maps", cwd=here)
+    ran = call_in_process("predict", "runs/demo", "data/series", "--out", "a.json", "--overlay", "maps", cwd=here)
     assert ran.code == 0, ran.err
     for row in json.loads((here / "a.json").read_text())["series"]:
         best = row["candidates"][0]
-        ran = call_cli(
+        ran = call_in_process(
             "predict", "runs/demo", f"data/series/{row['series_uid']}", "--overlay", "site",
             "--overlay-label", best["site"], cwd=here,
         )  # fmt: skip
@@ -91,7 +91,7 @@ def test_the_map_is_as_high_as_the_best_candidate_at_its_place(here):
 @pytest.mark.slow
 def test_several_processes_write_the_same(here):
     for folder, options in (("one", ()), ("two", ("--device", "cpu", "--devices", "2"))):
-        ran = call_cli("predict", "runs/demo", "data/series", "--overlay", folder, *options, cwd=here)
+        ran = call_in_process("predict", "runs/demo", "data/series", "--overlay", folder, *options, cwd=here)
         assert ran.code == 0, ran.err
     assert names(here / "two") == ALL
     for name in ALL:
@@ -100,8 +100,8 @@ def test_several_processes_write_the_same(here):
 
 
 def test_a_cached_volume_gets_the_same_map_on_its_own_grid_alone(here):
-    assert call_cli("predict", "runs/demo", "data/series", "--overlay", "a", cwd=here).code == 0
-    assert call_cli("predict", "runs/demo", "cache", "--overlay", "b", cwd=here).code == 0
+    assert call_in_process("predict", "runs/demo", "data/series", "--overlay", "a", cwd=here).code == 0
+    assert call_in_process("predict", "runs/demo", "cache", "--overlay", "b", cwd=here).code == 0
     assert names(here / "b") == files("aneurysm-present", ["cached"])
     for name in names(here / "b"):
         a, b = (sitk.ReadImage(str(here / folder / name)) for folder in "ab")
@@ -111,21 +111,21 @@ def test_a_cached_volume_gets_the_same_map_on_its_own_grid_alone(here):
 
 def test_the_same_command_writes_what_is_missing(here):
     command = ("predict", "runs/demo", "data/series", "--out", "a.csv")
-    assert call_cli(*command, cwd=here).out.startswith("2 series in")
-    assert call_cli(*command, "--overlay", "maps", cwd=here).out.startswith("2 series in")
+    assert call_in_process(*command, cwd=here).out.startswith("2 series in")
+    assert call_in_process(*command, "--overlay", "maps", cwd=here).out.startswith("2 series in")
     (here / "maps" / "1.2.1-aneurysm-present-cached.nii.gz").unlink()
-    assert call_cli(*command, "--overlay", "maps", cwd=here).out.startswith("1 series in")
+    assert call_in_process(*command, "--overlay", "maps", cwd=here).out.startswith("1 series in")
     assert names(here / "maps") == ALL
-    assert call_cli(*command, "--overlay", "maps", cwd=here).out.startswith("0 series in")
+    assert call_in_process(*command, "--overlay", "maps", cwd=here).out.startswith("0 series in")
     # A map of one label is not taken for that of another.
     other = (*command, "--overlay", "maps", "--overlay-label", "Basilar Tip")
-    assert call_cli(*other, cwd=here).out.startswith("2 series in")
+    assert call_in_process(*other, cwd=here).out.startswith("2 series in")
     assert names(here / "maps") == sorted(ALL + files("basilar-tip"))
 
 
 def test_answers_are_the_same_with_and_without_a_map(here):
     for out, options in (("a.csv", ()), ("b.csv", ("--overlay", "maps", "--cam"))):
-        assert call_cli("predict", "runs/classifier", "data/series", "--out", out, *options, cwd=here).code == 0
+        assert call_in_process("predict", "runs/classifier", "data/series", "--out", out, *options, cwd=here).code == 0
     first, second = ((here / name).read_text() for name in ("a.csv", "b.csv"))
     first, second = (list(csv.DictReader(text.splitlines())) for text in (first, second))
     for a, b in zip(first, second, strict=True):
@@ -145,6 +145,6 @@ def test_answers_are_the_same_with_and_without_a_map(here):
     ],
 )
 def test_usage_errors(here, arguments, words):
-    ran = call_cli("predict", *arguments, cwd=here)
+    ran = call_in_process("predict", *arguments, cwd=here)
     assert ran.code == 2
     assert words in ran.err

@@ -13,7 +13,7 @@ from aneurysm.labels import LABELS, SITES
 from tests.support.acquisition import acquire
 from tests.support.calibrations import write_calibration
 from tests.support.checkpoints import PREVALENCE, write_checkpoint
-from tests.support.command import call_cli
+from tests.support.command import call_in_process
 from tests.support.pattern import lone_blob
 from tests.support.series import write_series
 
@@ -40,7 +40,7 @@ def rows_of(path):
 
 def test_a_table_of_all_series(data, checkpoint, tmp_path):
     out = tmp_path / "found.csv"
-    ran = call_cli("predict", checkpoint, data, "--out", out, "--candidates", 2)
+    ran = call_in_process("predict", checkpoint, data, "--out", out, "--candidates", 2)
     assert ran.code == 8
     assert "rejected 1.2.7: too_few_slices" in ran.err
     assert "Not for clinical use" in ran.err
@@ -61,8 +61,8 @@ def test_a_table_of_all_series(data, checkpoint, tmp_path):
 
 
 def test_json_holds_the_same_as_csv_and_the_terminal(data, checkpoint, tmp_path):
-    call_cli("predict", checkpoint.parent.parent, data / "1.2.1", "--out", tmp_path / "a.csv")
-    ran = call_cli("predict", checkpoint, data / "1.2.1", "--out", tmp_path / "a.json")
+    call_in_process("predict", checkpoint.parent.parent, data / "1.2.1", "--out", tmp_path / "a.csv")
+    ran = call_in_process("predict", checkpoint, data / "1.2.1", "--out", tmp_path / "a.json")
     assert ran.code == 0
     (row,) = rows_of(tmp_path / "a.csv")
     content = json.loads((tmp_path / "a.json").read_text())
@@ -70,7 +70,7 @@ def test_json_holds_the_same_as_csv_and_the_terminal(data, checkpoint, tmp_path)
     (series,) = content["series"]
     assert series["probabilities"] == {label: float(row[label]) for label in LABELS}
     assert series["candidates"] == json.loads(row["candidates"])
-    shown = call_cli("predict", checkpoint, data / "1.2.1")
+    shown = call_in_process("predict", checkpoint, data / "1.2.1")
     assert shown.code == 0
     assert "1.2.1" in shown.out
     assert series["candidates"][0]["source"]["sop_uid"] in shown.out
@@ -82,18 +82,18 @@ def test_the_same_command_goes_on(data, checkpoint, tmp_path, suffix):
     moving, out = tmp_path / "data", tmp_path / f"found.{suffix}"
     shutil.copytree(data / "1.2.0", moving / "1.2.0")
     shutil.copytree(data / "1.2.7", moving / "1.2.7")
-    assert call_cli("predict", checkpoint, moving, "--out", out).code == 8
+    assert call_in_process("predict", checkpoint, moving, "--out", out).code == 8
     first = out.read_text()
-    again = call_cli("predict", checkpoint, moving, "--out", out)
+    again = call_in_process("predict", checkpoint, moving, "--out", out)
     assert again.code == 8
     assert again.out.startswith("0 series in")
     assert out.read_text() == first
     shutil.copytree(data / "1.2.1", moving / "1.2.1")
-    more = call_cli("predict", checkpoint, moving, "--out", out, "--retry-failed")
+    more = call_in_process("predict", checkpoint, moving, "--out", out, "--retry-failed")
     assert more.out.startswith("2 series in")
     assert "holds 3, 1 of them without an answer" in more.out
     whole = tmp_path / f"whole.{suffix}"
-    call_cli("predict", checkpoint, moving, "--out", whole)
+    call_in_process("predict", checkpoint, moving, "--out", whole)
     # Not to the last digit: convolutions round otherwise in a batch of another size.
     for mine, theirs in zip(ordered(out), ordered(whole), strict=True):
         assert (mine["series_uid"], mine["status"], mine["reason"]) == tuple(
@@ -114,10 +114,10 @@ def probabilities_of(row):
 
 def test_answers_of_two_models_don_t_mix(data, checkpoint, tmp_path):
     out = tmp_path / "found.csv"
-    call_cli("predict", checkpoint, data / "1.2.0", "--out", out)
+    call_in_process("predict", checkpoint, data / "1.2.0", "--out", out)
     kept = out.read_text()
     for options in (["--flip"], ["--overlap", "0.5"]):
-        ran = call_cli("predict", checkpoint, data / "1.2.0", "--out", out, *options)
+        ran = call_in_process("predict", checkpoint, data / "1.2.0", "--out", out, *options)
         assert ran.code == 2
         assert "another model or other options" in ran.err
     assert out.read_text() == kept
@@ -136,7 +136,7 @@ def predicted(tmp_path, *arguments):
     """The 14 probabilities of the one series, its row, and what was said."""
     out = tmp_path / "found.csv"
     out.unlink(missing_ok=True)
-    ran = call_cli("predict", *arguments, "--out", out)
+    ran = call_in_process("predict", *arguments, "--out", out)
     assert ran.code == 0, ran.text
     (row,) = rows_of(out)
     return np.array(probabilities_of(row)), row, ran.err
@@ -166,10 +166,10 @@ def test_a_calibration_of_other_checkpoints_is_not_applied(data, run, checkpoint
     _, row, said = predicted(tmp_path, run, data / "1.2.0")
     assert row["calibration"] == ""
     assert f"not calibrated: {path} was fitted to the best checkpoint of run0, which" in said
-    ran = call_cli("predict", run, data / "1.2.0", "--calibration", path)
+    ran = call_in_process("predict", run, data / "1.2.0", "--calibration", path)
     assert ran.code == 2
     assert "or no longer" in ran.err
-    ran = call_cli("predict", run, data / "1.2.0", "--calibration", path, "--no-calibration")
+    ran = call_in_process("predict", run, data / "1.2.0", "--calibration", path, "--no-calibration")
     assert ran.code == 2
     # Of several checkpoints none is looked for.
     _, row, said = predicted(tmp_path, run, other, data / "1.2.0")
@@ -181,13 +181,13 @@ def test_a_calibration_of_other_checkpoints_is_not_applied(data, run, checkpoint
 def test_base_rates_stand_in_for_an_answer(data, checkpoint, tmp_path, suffix):
     out = tmp_path / f"found.{suffix}"
     for _ in range(2):  # the second finds the rows as they were written
-        ran = call_cli("predict", checkpoint, data / "1.2.7", "--out", out, "--fallback", "prevalence")
+        ran = call_in_process("predict", checkpoint, data / "1.2.7", "--out", out, "--fallback", "prevalence")
         assert ran.code == 8
     (row,) = ordered(out)
     assert (row["status"], row["reason"]) == ("rejected", "too_few_slices")
     values = row if suffix == "csv" else row["probabilities"]
     assert [float(values[label]) for label in LABELS] == pytest.approx(PREVALENCE)
-    shown = call_cli("predict", checkpoint, data / "1.2.7", "--fallback", "prevalence")
+    shown = call_in_process("predict", checkpoint, data / "1.2.7", "--fallback", "prevalence")
     assert shown.code == 8
     assert "1.2.7: no answer, but base rates" in shown.out
     assert "43.0%  Aneurysm Present" in shown.out
@@ -195,8 +195,8 @@ def test_base_rates_stand_in_for_an_answer(data, checkpoint, tmp_path, suffix):
 
 def test_an_older_checkpoint_has_no_base_rates(data, tmp_path):
     old = write_checkpoint(tmp_path / "old.ckpt", 0, prevalence=None)
-    assert call_cli("predict", old, data / "1.2.0").code == 0
-    ran = call_cli("predict", old, data / "1.2.0", "--fallback", "prevalence")
+    assert call_in_process("predict", old, data / "1.2.0").code == 0
+    ran = call_in_process("predict", old, data / "1.2.0", "--fallback", "prevalence")
     assert ran.code == 2
     assert "older version" in ran.err
 
@@ -212,7 +212,7 @@ def test_what_is_written_stays_when_a_run_is_interrupted(data, checkpoint, tmp_p
 
     monkeypatch.setattr(predictor.Predictor, "predict", interrupted)
     out = tmp_path / "found.csv"
-    ran = call_cli("predict", checkpoint, data, "--out", out)
+    ran = call_in_process("predict", checkpoint, data, "--out", out)
     assert ran.code == 130
     assert "goes on with" in ran.err
     assert [r["series_uid"] for r in rows_of(out)] == ["1.2.0"]
@@ -221,7 +221,7 @@ def test_what_is_written_stays_when_a_run_is_interrupted(data, checkpoint, tmp_p
 def test_an_empty_folder_is_a_row(data, checkpoint, tmp_path):
     (tmp_path / "1.2.5").mkdir()
     out = tmp_path / "found.csv"
-    ran = call_cli("predict", checkpoint, tmp_path / "1.2.5", data / "1.2.0", "--out", out)
+    ran = call_in_process("predict", checkpoint, tmp_path / "1.2.5", data / "1.2.0", "--out", out)
     assert ran.code == 8
     assert [(r["series_uid"], r["reason"]) for r in rows_of(out)] == [("1.2.5", "no_images"), ("1.2.0", "")]
 
@@ -236,7 +236,7 @@ def test_an_empty_folder_is_a_row(data, checkpoint, tmp_path):
         (["{checkpoint}", "{data}", "--out", "x.xlsx"], "must end in .csv or .json"),
         (["{checkpoint}", "{data}", "--out", "{data}/nowhere/x.csv"], "there is no folder"),
         (["{checkpoint}", "{data}", "--out", "/proc/x.csv"], "/proc/x.csv can't be written: "),
-        (["{checkpoint}", "{data}", "--out", "{checkpoint}.csv"], "not a table of predictions"),
+        (["{checkpoint}", "{data}", "--out", "{checkpoint}.csv"], "is no table of predictions"),
         (["{checkpoint}", "{data}", "--precision", "fp8"], "--precision fp8: choose from fp32"),
         (["{checkpoint}", "{data}", "--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU"),
         (["{checkpoint}", "{data}", "--device", "gpu"], "there is no device 'gpu'"),
@@ -248,7 +248,7 @@ def test_an_empty_folder_is_a_row(data, checkpoint, tmp_path):
 )
 def test_usage_errors(data, checkpoint, arguments, words):
     checkpoint.with_name("best.ckpt.csv").write_text("a,b\n1,2\n")
-    ran = call_cli("predict", *(a.format(data=data, checkpoint=checkpoint) for a in arguments))
+    ran = call_in_process("predict", *(a.format(data=data, checkpoint=checkpoint) for a in arguments))
     assert ran.code == 2
     assert words in ran.err
     assert ran.err.count("\n") == 1
@@ -258,7 +258,7 @@ def test_usage_errors(data, checkpoint, arguments, words):
 def test_dicom_is_refused_by_a_model_of_plain_arrays(data, tmp_path, devices):
     checkpoint = write_checkpoint(tmp_path / "x.ckpt", 0, spec="arrays-u8", modalities=["unknown"])
     out = tmp_path / "found.csv"
-    ran = call_cli("predict", checkpoint, data, "--out", out, "--device", "cpu", "--devices", devices)
+    ran = call_in_process("predict", checkpoint, data, "--out", out, "--device", "cpu", "--devices", devices)
     assert ran.code == 2
     assert "trained on plain arrays" in ran.err
     assert not out.exists() or rows_of(out) == []

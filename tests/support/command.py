@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import (
-    AbstractContextManager,
     chdir,
     nullcontext,
     redirect_stderr,
@@ -17,6 +17,7 @@ from contextlib import (
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import psutil
@@ -98,16 +99,23 @@ def call_cli(*args: object, cwd: Path | None = None, env: dict[str, str] | None 
 def call_in_process(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> Ran:
     """Do as `call_cli`, and do in this process what the command leaves to others, too: their start takes a second.
 
-    Limits don't hold then, and what crashes takes the tests along.
+    Limits don't hold then, and what crashes takes the tests along. Processes for several devices are started.
     """
     from aneurysm.processes.children import InProcess
 
-    def runner(_workers: int) -> AbstractContextManager[InProcess]:
-        return nullcontext(InProcess())
+    lock = threading.Lock()
+
+    class OneAtATime(InProcess):
+        """Readers need not be safe for threads, each of which has a process of its own otherwise."""
+
+        def run(self, *args: Any, **options: Any) -> Any:
+            with lock:
+                return super().run(*args, **options)
 
     with (
-        mock.patch("aneurysm.precaching.run.runner", runner),
-        mock.patch("aneurysm.processes.map_batches.runner", runner),
+        mock.patch("aneurysm.precaching.run.runner", return_value=nullcontext(OneAtATime())),
+        mock.patch("aneurysm.processes.map_batches.runner", return_value=nullcontext(OneAtATime())),
+        mock.patch("aneurysm.inference.read_series.Children", OneAtATime),
     ):
         return call_cli(*args, cwd=cwd, env=env)
 
