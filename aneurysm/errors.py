@@ -85,7 +85,7 @@ class InterruptedRunError(AneurysmError):
 
 
 class PixelError(AneurysmError):
-    """The pixels of one frame can't be had; the message says which file and why."""
+    """The pixels of one frame can't be read; the message says which file and why."""
 
 
 def system_error(error: BaseException) -> OSError | MemoryError | None:
@@ -167,8 +167,8 @@ def words_of(error: BaseException) -> str:
     """Return what a table or a log may hold of an error: no name of a file, which may be a patient's."""
     if isinstance(error, AneurysmError):
         return str(error)
-    told = error.strerror if isinstance(error, OSError) else str(error)
-    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+    words = error.strerror if isinstance(error, OSError) else str(error)
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def reason_of(error: Exception) -> tuple[Reason, str]:

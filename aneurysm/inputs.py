@@ -116,7 +116,7 @@ def mistake(found: Found, wanted: Wanted) -> str | None:
 def _advice(found: Found, wanted: Wanted) -> str | None:  # noqa: C901 - a table
     kind, better = found.kind, found.better
     match wanted, kind:
-        # What is right, or can only be told by reading it.
+        # What is right, or is only known once it is read.
         case (
             (Wanted.DATA | Wanted.SERIES, InputKind.DATA_SET | InputKind.FOLDER)
             | (

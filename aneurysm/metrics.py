@@ -66,7 +66,7 @@ class Score:
 
     @property
     def score(self) -> float | None:
-        """0.5 * (AUC of present + mean AUC of the sites), as the competition's; None if one of the two can't be had."""
+        """0.5 * (AUC of present + mean AUC of the sites), as the competition's; None if one of the two is unknown."""
         present, sites = self.present_auc, self.mean_site_auc
         return None if present is None or sites is None else 0.5 * (present + sites)
 
@@ -143,4 +143,4 @@ def _label(name: str, true: NDArray[np.generic], scores: NDArray[np.float64]) ->
 
 
 def _text(value: float | None) -> str:
-    return "can't be had" if value is None else f"{value:.4f}"
+    return "n/a" if value is None else f"{value:.4f}"

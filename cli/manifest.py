@@ -8,7 +8,7 @@ import typer
 
 from aneurysm.cli.exits import Exit
 from aneurysm.cli.options import CacheOption, Workers, chosen_workers
-from aneurysm.remote.url import joined
+from aneurysm.remote.url import join_url
 
 _NAMED = 20
 
@@ -27,7 +27,7 @@ def manifest(
     workers: Workers = None,
 ) -> None:
     """
-    Write manifest.csv and lesions.csv anew, after the last shard of several.
+    Write manifest.csv and lesions.csv again, after the last shard of several.
 
     Exit code 0: all cached; 8: some rejected, failed or missing. Without --data nobody knows what is missing.
     """
@@ -47,6 +47,6 @@ def manifest(
             "again does only those."
         )
     if merged.not_cached:
-        typer.echo(f"{joined(cache, 'manifest.csv')} says why {merged.not_cached} are not cached.")
+        typer.echo(f"{join_url(cache, 'manifest.csv')} says why {merged.not_cached} are not cached.")
     if merged.missing or merged.not_cached:
         raise typer.Exit(Exit.SOME_FAILED)

@@ -12,7 +12,7 @@ import typer
 from aneurysm.cli.exits import Exit, end_on_sigterm
 from aneurysm.cli.options import CacheOption, MemoryMb, TimeoutS, Workers, chosen_workers
 from aneurysm.cli.values import whole
-from aneurysm.remote.url import joined
+from aneurysm.remote.url import join_url
 
 if TYPE_CHECKING:
     from aneurysm.precaching.run import RunSummary
@@ -110,7 +110,9 @@ def precache(
         typer.echo(f"{summary.busy} series are in the hands of another run: when it is done, run this again.")
     if bad:
         where = (
-            f"{joined(cache, 'rejected')} says why of those that can't be" if part else joined(cache, "manifest.csv")
+            f"{join_url(cache, 'rejected')} says why of those that can't be"
+            if part
+            else join_url(cache, "manifest.csv")
         )
         typer.echo(f"{bad} series are not cached; {where}" + ("." if part else " says why."))
     # Of what was built again and failed the volume is kept: it does not count among those that are not cached.

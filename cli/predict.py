@@ -160,7 +160,7 @@ def predict(
     workers = chosen_workers(workers, devices=len(names))
     fitted = _calibration(checkpoints, calibration, off=no_calibration)
     rates = None if fallback is None else base_rates(checkpoints)
-    # Before the table's key is made: a table that was begun on a CPU must not go on in another precision on a GPU.
+    # Before the table's key is made: a table that was started on a CPU must not continue in another precision on a GPU.
     precision = precision or usual_precision(names[0])
     options = {"flip": flip, "candidates": candidates, "overlap": overlap, "precision": precision, "gate": gate}
     loading: dict[str, Any] = options | {

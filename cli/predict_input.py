@@ -1,4 +1,4 @@
-"""What `aneurysm predict` is given: checkpoints told from series, and the series at each path, once."""
+"""What `aneurysm predict` is given: checkpoints and series, each recognised, and the series at each path, once."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from aneurysm.errors import InterruptedRunError, UsageError
 from aneurysm.inputs import InputKind, Wanted, describe, mistake
 
 _MAY_CHANGE = {"cache", "local_cache", "local_cache_gb", "workers", "devices", "epochs"}
-"""What a run that goes on may be given anew: it draws the same patches in the same order."""
+"""What may be changed when a run is resumed: it draws the same patches in the same order."""
 _NO_RUN: Final = (InputKind.RUNS, InputKind.RUN_PART, InputKind.CHECKPOINT, InputKind.CACHE, InputKind.DATA_SET)
 """What is named in place of a run that is to be resumed."""
 _LOSSES: Final = ("bce", "focal", "asl")

@@ -23,7 +23,7 @@ def verify(
     ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every chunk, and check the values.")] = False,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Write manifest.csv and lesions.csv anew if they are wrong.")
+        bool, typer.Option("--fix", help="Write manifest.csv and lesions.csv again if they are wrong.")
     ] = False,
     workers: Workers = None,
 ) -> None:
@@ -35,7 +35,7 @@ def verify(
         typer.echo(f"{fault.where}: {fault.what}. {fault.advice}")
     checked = f"{report.volumes} volumes, {size_text(report.bytes_read)}" + (" and every chunk" if deep else "")
     if report.fixed:
-        typer.echo(f"{' and '.join(report.fixed)} were not what the volumes and records give, and are written anew.")
+        typer.echo(f"{' and '.join(report.fixed)} were not what the volumes and records give, and are written again.")
     if report.faults:
         typer.echo(f"{len(report.faults)} faults in {cache}; checked {checked}.")
         raise typer.Exit(Exit.CACHE)

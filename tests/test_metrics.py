@@ -82,7 +82,7 @@ def test_without_an_auc_of_present_there_is_no_score():
     found = score_series(true, scores)
     assert found.score is None
     assert found.mean_site_auc is not None
-    assert found.summary().startswith("score can't be had, AUC of present can't be had, mean AUC of 13 of 13 sites 0.")
+    assert found.summary().startswith("score n/a, AUC of present n/a, mean AUC of 13 of 13 sites 0.")
 
 
 def test_one_series_has_no_score_and_does_no_harm():

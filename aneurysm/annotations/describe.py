@@ -47,7 +47,7 @@ def describe_uncached(notes: SeriesNotes, reason: str) -> dict[str, Any]:
     }
 
 
-def field_of_view(stack: Stack, spec: CacheSpec) -> PlacedGrid:
+def whole_grid(stack: Stack, spec: CacheSpec) -> PlacedGrid:
     """Return the grid that covers all of ``stack``, whatever the region of ``spec``: masks are held against it."""
     whole = target_grid(stack, spec.model_copy(update={"region": None, "max_voxels": sys.maxsize}))
     return whole.affine_lps, whole.shape

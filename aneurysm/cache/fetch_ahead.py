@@ -1,4 +1,4 @@
-"""FetchAhead: volumes that are drawn next are brought here before anybody asks for them.
+"""FetchAhead: volumes that are drawn next are copied here before they are read.
 
 The draws of an epoch are known before it begins. Threads go through them in their order, and keep so far ahead that
 what is fetched for later drives out nothing that comes before it. What they have not fetched yet the reader fetches

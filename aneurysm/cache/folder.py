@@ -68,7 +68,7 @@ def prepare_cache(layout: CacheLayout, spec: CacheSpec) -> None:
         layout.root.mkdir(parents=True, exist_ok=True)
         make_folder(layout.volumes)
         if any(layout.volumes.iterdir()) and not layout.spec.exists():
-            raise CacheError(f"{layout.root} has volumes but no spec.toml: whose they are can't be told")
+            raise CacheError(f"{layout.root} has volumes but no spec.toml: of which spec they are is not known")
         write_once(layout.spec, spec.to_toml())  # of two first runs with different specs one is refused below
     except OSError as error:
         if is_disk_full(error):

@@ -34,7 +34,7 @@ from aneurysm.remote.url import checked_url
 
 DEFAULT_GB: Final = 100.0
 _SHARE: Final = 0.9
-"""Of the disk's free space, and of what the copy takes already, it takes no more, whatever it was told."""
+"""Of the disk's free space, and of what the copy takes already, it takes no more, whatever the bound."""
 _WAIT_S: Final = 0.05
 _TRIES: Final = 3
 

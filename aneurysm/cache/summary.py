@@ -15,7 +15,7 @@ from aneurysm.cache.manifest import read_manifest
 from aneurysm.cache.metadata import read_document
 from aneurysm.errors import CacheNotFoundError
 from aneurysm.labels import LABELS
-from aneurysm.remote.url import is_url, joined
+from aneurysm.remote.url import is_url, join_url
 
 
 def describe_cache(cache: str | Path) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def describe_volume(cache: str | Path, uid: str) -> dict[str, Any]:
         row = next((r for r in read_manifest(layout.manifest) if r["series_uid"] == uid), {})
     files = [p for p in volume.rglob("*") if p.is_file()]
     return {
-        "path": joined(cache, f"volumes/{uid}.zarr") if is_url(cache) else str(volume),
+        "path": join_url(cache, f"volumes/{uid}.zarr") if is_url(cache) else str(volume),
         "shape": [int(n) for n in row.get("shape", "").split("x") if n],
         "files": len(files),
         "bytes": sum(p.stat().st_size for p in files),

@@ -4,7 +4,7 @@ A volume is opened at its first read; open ones are kept up to a bound, and the 
 on while a volume is replaced sees the old voxels until the handle is let go; then, if it came from a `Cache`, which
 knows the hash of its voxels, an error: old and new ones are never mixed.
 
-A volume of a cache in an object store is brought to this machine's disk when it is opened, and read from there.
+A volume of a cache in an object store is copied to this machine's disk when it is opened, and read from there.
 
 Handles may be used by threads, before and after a fork, and pickled: what travels is an absolute path and a UID.
 """

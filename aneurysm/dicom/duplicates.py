@@ -45,7 +45,7 @@ def one_frame_per_position(frames: Sequence[Frame], policy: SlicePolicy, content
     Raises
     ------
     SeriesRejectedError
-        The frames are of several volumes, and they can't be told apart for certain or ``policy`` doesn't want it.
+        The frames are of several volumes, and they can't be distinguished for certain or ``policy`` doesn't want it.
     """
     tags, where = common_tags(frames), places(frames)
     volumes = _volumes(frames, tags, where, content)

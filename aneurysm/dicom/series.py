@@ -118,15 +118,15 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
 
 def _of_one_series(uid: str, headers: list[Header]) -> tuple[list[Header], Counter[str]]:
     """Return the files of the series that a folder bears the UID of, and those of others, by their UID."""
-    told = Counter(str(h.values["SeriesInstanceUID"]) for h in headers if "SeriesInstanceUID" in h.values)
-    if uid in told:
+    counts = Counter(str(h.values["SeriesInstanceUID"]) for h in headers if "SeriesInstanceUID" in h.values)
+    if uid in counts:
         # Those without a UID are in the folder, so they belong to it.
         headers = [h for h in headers if h.get("SeriesInstanceUID", uid) == uid]
-        del told[uid]
-        return headers, told
-    if len(told) > 1:
+        del counts[uid]
+        return headers, counts
+    if len(counts) > 1:
         raise SeriesRejectedError(
-            Reason.SEVERAL_VOLUMES, f"{told.total()} files of {len(told)} series, none of which is {uid}"
+            Reason.SEVERAL_VOLUMES, f"{counts.total()} files of {len(counts)} series, none of which is {uid}"
         )
     return headers, Counter()
 
@@ -144,4 +144,4 @@ def _by_code(decisions: Sequence[Decision]) -> list[Decision]:
     details: dict[str, list[str]] = defaultdict(list)
     for decision in decisions:
         details[decision.code].append(decision.detail)
-    return [Decision(code, listed(told, separator="; ")) for code, told in details.items()]
+    return [Decision(code, listed(texts, separator="; ")) for code, texts in details.items()]

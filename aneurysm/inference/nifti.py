@@ -8,14 +8,12 @@ without a word, by which its slices move by centimetres. Tests read these files 
 from __future__ import annotations
 
 import gzip
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from aneurysm.processes.files import raise_no_space, replaced_file
 
@@ -63,27 +61,21 @@ def write_nifti(
 
 
 def _header(shape: tuple[int, int, int], affine_ras: NDArray[np.float64], description: str) -> bytes:
+    from nibabel.nifti1 import Nifti1Header
+
     assert len(description) < 80
-    steps = np.linalg.norm(affine_ras[:3, :3], axis=0)
-    axes = affine_ras[:3, :3] / steps
-    # qform: a rotation and the sign of the third axis, which is all that it can say.
-    sign = 1.0 if np.linalg.det(axes) > 0 else -1.0
+    header = Nifti1Header(endianness="<")
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(shape)
+    header.set_xyzt_units("mm")
+    header.set_slope_inter(1 / STEPS, 0.0)
+    header["cal_max"] = 1.0
+    header["descrip"] = description.encode("ascii")
+    axes = affine_ras[:3, :3] / np.linalg.norm(affine_ras[:3, :3], axis=0)
+    # A qform knows rotations alone; nibabel would straighten a sheared affine without a word.
     square = bool(np.abs(axes.T @ axes - np.eye(3)).max() < 1e-6)
-    quaternion = Rotation.from_matrix(axes * [1, 1, sign]).as_quat() if square else np.array([0.0, 0.0, 0.0, 1.0])
-    b, c, d = quaternion[:3] * (1.0 if quaternion[3] >= 0 else -1.0)
-    header = struct.pack(
-        "<i10s18sihcB8h3f4h8f3fhBB4f2i80s24s2h6f12f16s4s4x",
-        348, b"", b"", 0, 0, b"r", 0,  # size; unused but for "regular"
-        3, *shape, 1, 1, 1, 1,  # dim
-        0.0, 0.0, 0.0, 0, 2, 8, 0,  # intent; uint8 of 8 bits
-        sign, *steps, 0.0, 0.0, 0.0, 0.0,  # pixdim
-        352.0, 1 / STEPS, 0.0, 0, 0, 2,  # where the voxels begin, slope, intercept, slices, millimetres
-        1.0, 0.0, 0.0, 0.0, 0, 0,  # shown from 0 to 1
-        description.encode("ascii"), b"",
-        int(square), 1,  # codes of qform and sform: scanner coordinates
-        b, c, d, *affine_ras[:3, 3],
-        *affine_ras[:3].ravel(),
-        b"", b"n+1",
-    )  # fmt: skip
-    assert len(header) == 352
-    return header
+    header.set_qform(affine_ras, code=1 if square else 0)
+    header.set_sform(affine_ras, code=1)
+    header.set_data_offset(352)
+    header["magic"] = b"n+1"
+    return bytes(header.binaryblock) + bytes(4)  # no extensions

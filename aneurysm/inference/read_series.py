@@ -164,7 +164,7 @@ def read_path(path: SeriesPath, spec: CacheSpec) -> ReadSeries:
 
 def _read_dicom(source: SeriesSource, spec: CacheSpec) -> ReadSeries:
     source.check_complete()
-    with source.brought() as local:
+    with source.local_copy() as local:
         files = local.list_files()
         if not files:
             raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty")

@@ -181,8 +181,8 @@ class PatchLoader:
         """
         here = self.state_dict()
         if differing := [k for k in ("seed", "batch_size") if state[k] != here[k]]:
-            told = ", ".join(f"{k} {state[k]}, now {here[k]}" for k in differing)
-            raise SamplingError(f"the run to be resumed had {told}: it would go on with other patches")
+            differences = ", ".join(f"{k} {state[k]}, now {here[k]}" for k in differing)
+            raise SamplingError(f"the run to be resumed had {differences}: it would go on with other patches")
         if state.get("drawn_from", here["drawn_from"]) != here["drawn_from"]:
             raise SamplingError(
                 "the run to be resumed had other steps an epoch, another sampling or other volumes: it would go on "
@@ -247,11 +247,11 @@ class PatchLoader:
             epoch, step = epoch + 1, 0
 
     def _note_damage(self, batch: Batch) -> None:
-        for told in batch.damaged:
-            uid = told.split(":", 1)[0]
+        for problem in batch.damaged:
+            uid = problem.split(":", 1)[0]
             if uid not in self.damaged:
                 self.damaged.add(uid)
-                _log.warning("series %s can't be read, and is replaced by another. Run aneurysm verify", told)
+                _log.warning("series %s can't be read, and is replaced by another. Run aneurysm verify", problem)
         if len(self.damaged) > self._max_damaged:
             raise LoaderError(
                 f"{len(self.damaged)} series can't be read, more than the {self._max_damaged} that are let pass. "
@@ -283,13 +283,15 @@ def raise_loader_errors() -> Iterator[None]:
         raise LoaderError(f"a worker that reads patches {_death(str(error))}") from error
     except LoaderError as error:
         # torch puts the whole traceback of a worker into the message; the last line of it is ours.
-        told = str(error).strip().splitlines()[-1]
-        raise LoaderError(told.removeprefix("aneurysm.errors.LoaderError: ")) from None
+        message = str(error).strip().splitlines()[-1]
+        raise LoaderError(message.removeprefix("aneurysm.errors.LoaderError: ")) from None
 
 
-def _death(told: str) -> str:
+def _death(message: str) -> str:
     """Return how a worker ended, by what torch says of it, and what to do."""
-    ended = next((s for s in signal.Signals if f"killed by signal: {signal.strsignal(s)}" in told), _signal_of(told))
+    ended = next(
+        (s for s in signal.Signals if f"killed by signal: {signal.strsignal(s)}" in message), _signal_of(message)
+    )
     match ended:
         case signal.SIGALRM:
             return (
@@ -300,8 +302,8 @@ def _death(told: str) -> str:
             return "was ended by SIGBUS: shared memory is full (/dev/shm; docker run --shm-size), or a disk fails"
         case signal.SIGKILL | None:
             return (
-                f"died ({told}). Out of memory is the usual cause: take fewer workers, smaller batches, or more shared "
-                "memory (/dev/shm; docker run --shm-size)"
+                f"died ({message}). Out of memory is the usual cause: take fewer workers, smaller batches, or more "
+                "shared memory (/dev/shm; docker run --shm-size)"
             )
     return f"was ended by {ended.name}, which somebody sent it, or a crash in a library"
 
@@ -310,10 +312,10 @@ _loaders: Final[weakref.WeakSet[PatchLoader]] = weakref.WeakSet()
 """Of this process: their workers are asked how they ended."""
 
 
-def _signal_of(told: str) -> signal.Signals | None:
+def _signal_of(message: str) -> signal.Signals | None:
     """Return the signal that ended a worker of which torch says no more than its number; None if it was none."""
     workers = [w for loader in list(_loaders) for w in getattr(loader._loader._iterator, "_workers", ())]  # noqa: SLF001
-    numbers = re.findall(r"\d+", told)
+    numbers = re.findall(r"\d+", message)
     if not numbers and workers:  # it went away in the midst of a batch: its end may take a moment longer
         wait([worker.sentinel for worker in workers], timeout=5.0)
     for worker in workers:

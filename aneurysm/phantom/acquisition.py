@@ -22,18 +22,18 @@ class Acquisition:
     """
     The slices of a series, and the geometry that readers can know of them.
 
-    ``told`` is the stack as its header tells it, or as a reader must assume it where the header is silent: the same as
-    ``true`` but for the two quirks of missing and of default geometry.
+    ``assumed`` is the stack as its header describes it, or as a reader must assume it where the header is silent: the
+    same as ``true`` but for the two quirks of missing and of default geometry.
     """
 
     true: SliceStack
-    told: SliceStack
+    assumed: SliceStack
     spacing_tag_mm: float | None
 
     @property
     def patient_space(self) -> bool:
-        """Whether the told geometry is the true one."""
-        return self.told is self.true
+        """Whether the assumed geometry is the true one."""
+        return self.assumed is self.true
 
 
 def acquire(plan: SeriesPlan, pose: Pose, cover_lps: Points) -> Acquisition:
@@ -172,7 +172,7 @@ def _as_told(plan: SeriesPlan, stack: SliceStack, protocol: Protocol) -> Acquisi
     if plan.has("stripped_multiframe"):
         thin = n > ASSUMED_THIN_ABOVE
         row, column, gap = ASSUMED_THIN_MM if thin else ASSUMED_THICK_MM
-        told = SliceStack(
+        assumed = SliceStack(
             steps * gap * np.array([0.0, 0.0, 1.0]),
             np.array([1.0, 0, 0]),
             np.array([0.0, 1, 0]),
@@ -181,9 +181,9 @@ def _as_told(plan: SeriesPlan, stack: SliceStack, protocol: Protocol) -> Acquisi
             gap,
         )
         # Of the 25 tags this one is there, and its two values are the assumed ones.
-        return Acquisition(stack, told, gap)
+        return Acquisition(stack, assumed, gap)
     if plan.has("default_geometry"):
-        told = SliceStack(
+        assumed = SliceStack(
             steps * protocol.gap_mm * np.array([0.0, 0.0, 1.0]),
             np.array([1.0, 0, 0]),
             np.array([0.0, 1, 0]),
@@ -191,7 +191,7 @@ def _as_told(plan: SeriesPlan, stack: SliceStack, protocol: Protocol) -> Acquisi
             stack.shape,
             stack.thickness_mm,
         )
-        return Acquisition(stack, told, protocol.gap_mm)
+        return Acquisition(stack, assumed, protocol.gap_mm)
     if plan.has("lying_spacing"):
         return Acquisition(stack, stack, 18.0)
     return Acquisition(stack, stack, None if plan.modality == "CTA" else protocol.gap_mm)

@@ -113,8 +113,8 @@ def write_plans(
     sizes = {p.uid: estimate_bytes(p) for p in plans}
     building = out / _BUILDING
     replaced = _claim(out, settings, overwrite=overwrite)
-    begun = [] if replaced else [p.uid for p in plans if _record(building, p.uid).is_file()]
-    todo = [p for p in plans if p.uid not in begun]
+    written = [] if replaced else [p.uid for p in plans if _record(building, p.uid).is_file()]
+    todo = [p for p in plans if p.uid not in written]
     _check_space(out, sum(sizes[p.uid] for p in todo), replaced)
     _prepare(out, settings, replaced)
     done = len(plans) - len(todo)
@@ -141,16 +141,16 @@ def _claim(out: Path, settings: dict[str, Any], *, overwrite: bool) -> list[Path
         raise UsageError(f"{out} is a file, not a folder. Name a folder that is empty or not there yet") from error
     except OSError as error:
         raise UsageError(f"{out} can't be read: {error.strerror}") from error
-    begun = _settings_of(out / _BUILDING)
-    if not there or begun == settings:
+    previous = _settings_of(out / _BUILDING)
+    if not there or previous == settings:
         return []
     if not overwrite:
         what = f"is not empty ({', '.join(there[:3])}{', ...' if len(there) > 3 else ''})"
-        if begun is not None:
+        if previous is not None:
             what = "holds an unfinished phantom data set of other settings"
         raise UsageError(f"{out} {what}. Name another folder, or replace what phantom wrote there with --overwrite")
     taken = [name for name in there if name in _OWN]
-    if taken and begun is None and not (out / TRUTH_CSV).is_file():
+    if taken and previous is None and not (out / TRUTH_CSV).is_file():
         raise UsageError(
             f"{out} holds {', '.join(taken)} and no {TRUTH_CSV}: it is no phantom data set, and --overwrite removes "
             "nothing else. Name another folder"

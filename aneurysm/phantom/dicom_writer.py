@@ -213,7 +213,7 @@ class SeriesWriter:
         return ds
 
     def _finish(self, ds: Dataset, stored: SlicePixels, *, broken: bool = False) -> None:
-        """Add the pixels in the transfer syntax, take out what the plan does not want told, and write."""
+        """Add the pixels in the transfer syntax, take out what the plan leaves out, and write."""
         _set_pixels(ds, stored, self._syntax, broken=broken)
         if self._plan.has("test_tags", "stripped_multiframe"):
             for element in [e for e in ds if e.keyword not in TEST_TAGS]:

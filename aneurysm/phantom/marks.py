@@ -39,7 +39,7 @@ def mark_lesions(
 def _mark(plan: SeriesPlan, scene: Scene, acquisition: Acquisition, shots: list[Shot], number: int) -> LesionTruth:
     lesion = scene.lesions[number]
     center = scene.pose.to_lps(lesion.center[None])[0]
-    true, told = acquisition.true, acquisition.told
+    true, assumed = acquisition.true, acquisition.assumed
     k, x, y = true.locate(center)
     x, y = round(x, 4), round(y, 4)
     order = next(i for i, s in enumerate(shots) if s.slice == k and s.volume == 0 and not s.copy)
@@ -52,7 +52,7 @@ def _mark(plan: SeriesPlan, scene: Scene, acquisition: Acquisition, shots: list[
         center_lps=point(center if acquisition.patient_space else _assumed(acquisition, center, index)),
         radius_mm=radius,
         side_mm=float((center - scene.pose.origin_lps) @ scene.pose.left),
-        point_lps=point(told.point(index, x, y)),
+        point_lps=point(assumed.point(index, x, y)),
         sop_uid=multiframe_uid(plan) if plan.multiframe else shots[order].sop_uid,
         x=x,
         y=y,
@@ -73,11 +73,11 @@ def _mark(plan: SeriesPlan, scene: Scene, acquisition: Acquisition, shots: list[
 
 def _assumed(acquisition: Acquisition, center: Vector, index: int) -> Vector:
     """Return a sac's centre in the space that readers assume: as far beside its slice as it truly is."""
-    true, told = acquisition.true, acquisition.told
+    true, assumed = acquisition.true, acquisition.assumed
     k, x, y = true.locate(center)
     beside = float((center - true.point(k, x, y)) @ true.normal)
     forward = true.gap_mm and float((true.positions_lps[-1] - true.positions_lps[0]) @ true.normal)
-    return told.point(index, x, y) + told.normal * (beside if forward >= 0 else -beside)
+    return assumed.point(index, x, y) + assumed.normal * (beside if forward >= 0 else -beside)
 
 
 def _coordinates(truth: LesionTruth) -> str:

@@ -73,7 +73,7 @@ def write_series(plan: SeriesPlan, root: Path) -> WrittenSeries:
         slices=len(stack),
         rows=stack.shape[0],
         columns=stack.shape[1],
-        gap_mm=acquisition.told.gap_mm,
+        gap_mm=acquisition.assumed.gap_mm,
         patient_space=acquisition.patient_space,
         mask=masked,
         origin_lps=tuple(float(v) for v in scene.pose.origin_lps),  # type: ignore[arg-type]

@@ -8,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from aneurysm.phantom.aneurysms import Sac
-from aneurysm.phantom.branches import Branch
+from aneurysm.phantom.branches import Branch, Floats
 from aneurysm.phantom.pose import Points, Pose, Vector
 from aneurysm.phantom.shapes import FAR, Array, smooth_minimum
 
-Floats = npt.NDArray[np.float64]
 Owners = npt.NDArray[np.int32]
 
 

@@ -13,8 +13,8 @@ from aneurysm.annotations.describe import (
     describe_lesions,
     describe_modality,
     describe_uncached,
-    field_of_view,
     file_hash,
+    whole_grid,
 )
 from aneurysm.annotations.frames import pack_frames, source_frames
 from aneurysm.annotations.vessels import PlacedGrid, resample_mask
@@ -139,7 +139,7 @@ def _cache(job: SeriesJob, slot: VolumeSlot) -> tuple[int, int]:
     if job.source.problem:
         raise SeriesRejectedError(Reason.INVALID_UID, job.source.problem)
     job.source.check_complete()
-    with job.source.brought() as source, local_mask(job.mask) as mask:
+    with job.source.local_copy() as source, local_mask(job.mask) as mask:
         return _cache_files(job, source.list_files(), mask, slot)
 
 
@@ -148,7 +148,7 @@ def _cache_files(job: SeriesJob, files: list[Path], mask: Path | None, slot: Vol
         raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty or absent")
     series = read_series(job.source.uid, files)
     volume = assemble(series, job.spec)
-    whole = field_of_view(volume.stack, job.spec)
+    whole = whole_grid(volume.stack, job.spec)
     vessels, vessels_from = None, ""
     decisions = tuple(dict.fromkeys(volume.decisions))
     if mask is not None:

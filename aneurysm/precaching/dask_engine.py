@@ -45,7 +45,7 @@ def dask_engine(
     """
     Connect to the cluster of a scheduler; leave it when the context ends.
 
-    The scheduler then forgets what was not begun. What was is finished and published by its worker.
+    The scheduler then forgets what was not started. What was is finished and published by its worker.
 
     Raises
     ------
@@ -191,7 +191,7 @@ def _is_visible(path: Path, patience_s: float) -> bool:
 
 
 def _outcome(uid: str, future: Future, address: str) -> Outcome | None:
-    """Return what came of a series; None if that can't be had now: its worker or the connection was lost."""
+    """Return what came of a series; None if that is not known now: its worker or the connection was lost."""
     try:
         outcome: Outcome = future.result(timeout=_RESULT_S)
     except TimeoutError:
@@ -229,7 +229,7 @@ def _client(address: str) -> Client:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Dask from logging tracebacks of what is told in one line here."""
+    """Keep Dask from logging tracebacks of what is said in one line here."""
     log = logging.getLogger("distributed.client")
     level = log.level
     log.setLevel(logging.CRITICAL)

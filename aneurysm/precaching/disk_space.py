@@ -86,7 +86,7 @@ def _within(
 
 
 def _voxels(source: SeriesSource, spec: CacheSpec) -> int:
-    with source.brought(headers_only=True) as local:
+    with source.local_copy(headers_only=True) as local:
         series = read_series(source.uid, local.list_files())
     # Pixels are for the workers: a decoder that crashes must not do so here. The size is the same either way.
     stack = stack_frames(series.frames, spec.slices, HeadersOnly())

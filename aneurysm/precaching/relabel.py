@@ -177,7 +177,7 @@ def _update_all(jobs: Sequence[_Job]) -> list[Update]:
 
 
 def _compared(place: Destination, uids: Sequence[str], given: Annotations) -> Iterator[tuple[Update, Expected | None]]:
-    """Yield what differs of each volume, and what it should hold: None if it does, or if that can't be told."""
+    """Yield what differs of each volume, and what it should hold: None if it does, or if that is not known."""
 
     def look(uid: str) -> tuple[Update, Expected | None]:
         volume = place.layout.volume(uid)

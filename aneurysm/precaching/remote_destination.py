@@ -26,7 +26,7 @@ from aneurysm.cache.folder import prepare_cache
 from aneurysm.cache.layout import IMAGE, LABEL_TREES
 from aneurysm.cache.manifest import ManifestRow
 from aneurysm.precaching.destination import Destination
-from aneurysm.precaching.remote_slot import mark_of, prefix_of, record_of
+from aneurysm.precaching.remote_slot import mark_key, record_key, volume_prefix
 from aneurysm.processes.children import Limits, Runner
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.remote.client import ObjectStore, RemoteObject
@@ -84,7 +84,7 @@ class RemoteDestination(Destination):
             prepare_cache(self.layout, spec)
         self._store.delete(o.key for o in self._marks if _is_old(o))
         for prefix in self.abandoned():
-            # Listed once more, and deleted at once: another run may have begun to send it.
+            # Listed once more, and deleted at once: another run may be sending it by now.
             objects = self._store.find(prefix)
             if _is_abandoned(objects, prefix):
                 self._store.delete(o.key for o in objects)
@@ -126,7 +126,7 @@ class RemoteDestination(Destination):
     def remove_records(self, uids: Sequence[str]) -> None:
         """Remove the records of series that there are no more."""
         super().remove_records(uids)
-        self._store.delete(record_of(uid) for uid in uids)
+        self._store.delete(record_key(uid) for uid in uids)
         for uid in uids:
             self._records.pop(uid, None)
 
@@ -145,7 +145,7 @@ class RemoteDestination(Destination):
         complete = {uid: o for uid, o in volumes.items() if _root(o, uid) is not None}
         self._incomplete = {uid: o for uid, o in volumes.items() if uid not in complete}
         self._trees = {uid: trees for uid, o in complete.items() if (trees := _label_trees(o, uid))}
-        self._marks = [o for o in objects if o.key.startswith(mark_of(""))]
+        self._marks = [o for o in objects if o.key.startswith(mark_key(""))]
         for uid in self._shown.keys() - complete.keys():
             shutil.rmtree(self.layout.volume(uid), ignore_errors=True)
             del self._shown[uid]
@@ -181,7 +181,9 @@ class RemoteDestination(Destination):
 
     def abandoned(self) -> list[str]:
         """Return what dead runs left, by its place in the store, as of the last refresh."""
-        return sorted(prefix_of(u) for u, objects in self._incomplete.items() if _is_abandoned(objects, prefix_of(u)))
+        return sorted(
+            volume_prefix(u) for u, objects in self._incomplete.items() if _is_abandoned(objects, volume_prefix(u))
+        )
 
     def _send_records(self) -> None:
         if not self.layout.rejected.is_dir():
@@ -189,14 +191,14 @@ class RemoteDestination(Destination):
         for path in sorted(self.layout.rejected.glob("*.json")):
             uid, content = path.name.removesuffix(".json"), path.read_bytes()
             if self._records.get(uid, ("", b""))[1] != content:
-                self._records[uid] = (self._store.write(record_of(uid), content), content)
+                self._records[uid] = (self._store.write(record_key(uid), content), content)
 
     def _show(self, uid: str, objects: Sequence[RemoteObject]) -> None:
         """Make the shadow of a volume."""
         folder, rest = self.layout.volume(uid), 0
         shutil.rmtree(folder)
         for o in objects:
-            name = o.key.removeprefix(f"{prefix_of(uid)}/")
+            name = o.key.removeprefix(f"{volume_prefix(uid)}/")
             if name not in _METADATA:
                 rest += o.size
                 continue
@@ -236,11 +238,11 @@ def _by_volume(objects: Iterable[RemoteObject]) -> dict[str, list[RemoteObject]]
 
 
 def _root(objects: Sequence[RemoteObject], uid: str) -> RemoteObject | None:
-    return next((o for o in objects if o.key == f"{prefix_of(uid)}/zarr.json"), None)
+    return next((o for o in objects if o.key == f"{volume_prefix(uid)}/zarr.json"), None)
 
 
 def _label_trees(objects: Sequence[RemoteObject], uid: str) -> set[str]:
-    tops = {o.key.removeprefix(f"{prefix_of(uid)}/").split("/", 1)[0] for o in objects}
+    tops = {o.key.removeprefix(f"{volume_prefix(uid)}/").split("/", 1)[0] for o in objects}
     return tops & set(LABEL_TREES)
 
 

@@ -16,17 +16,17 @@ from aneurysm.remote.client import ObjectStore
 from aneurysm.remote.scratch import held, scratch_folder
 
 
-def prefix_of(uid: str) -> str:
+def volume_prefix(uid: str) -> str:
     """Return the prefix of a volume's objects, without a slash."""
     return f"volumes/{uid}.zarr"
 
 
-def record_of(uid: str) -> str:
+def record_key(uid: str) -> str:
     """Return the key of the record of why there is no volume."""
     return f"rejected/{uid}.json"
 
 
-def mark_of(uid: str) -> str:
+def mark_key(uid: str) -> str:
     """Return the key of the mark that somebody is at a series."""
     return f".building/{uid}"
 
@@ -73,7 +73,7 @@ class RemoteSlot:
     @contextmanager
     def marked(self, *, insist: bool) -> Iterator[bool]:
         """Mark the series as one that is being built; False if it was so already, unless we ``insist``."""
-        mark = mark_of(self._uid)
+        mark = mark_key(self._uid)
         if not self._store.create(mark, b"") and not insist:
             yield False
             return
@@ -85,15 +85,15 @@ class RemoteSlot:
 
     def is_done(self, *, retry: bool) -> bool:
         """See `aneurysm.precaching.slot.VolumeSlot.is_done`."""
-        return self.has_volume() or (not retry and self._store.exists(record_of(self._uid)))
+        return self.has_volume() or (not retry and self._store.exists(record_key(self._uid)))
 
     def has_volume(self) -> bool:
         """See `aneurysm.precaching.slot.VolumeSlot.has_volume`."""
-        return self._store.exists(f"{prefix_of(self._uid)}/zarr.json")
+        return self._store.exists(f"{volume_prefix(self._uid)}/zarr.json")
 
     def publish(self, built: Path, *, replace: bool) -> None:
         """Send the volume, its root metadata last, and remove the record of why it was not there."""
-        prefix = prefix_of(self._uid)
+        prefix = volume_prefix(self._uid)
         files = {f"{prefix}/{p.relative_to(built).as_posix()}": p for p in built.rglob("*") if p.is_file()}
         root = f"{prefix}/zarr.json"
         there = {o.key for o in self._store.find(prefix)}
@@ -105,17 +105,17 @@ class RemoteSlot:
             # A run that took what we found here for a dead run's may have deleted it while we wrote over it.
             self._send(files, files.keys() - {root} - {o.key for o in self._store.find(prefix)})
             self._store.write(root, files[root])
-        self._store.delete([record_of(self._uid)])
+        self._store.delete([record_key(self._uid)])
 
     def _send(self, files: Mapping[str, Path], keys: Iterable[str]) -> None:
         self._store.each(lambda key: self._store.write(key, files[key]), sorted(keys))
 
     def record(self, record: Record, *, replace: bool) -> None:
         """Send the record of why there is no volume; with ``replace`` take away the one that is there."""
-        self._store.write(record_of(self._uid), record.to_json().encode())
+        self._store.write(record_key(self._uid), record.to_json().encode())
         if replace:
-            keys = [o.key for o in self._store.find(prefix_of(self._uid))]
-            self._store.delete(k for k in keys if k == f"{prefix_of(self._uid)}/zarr.json")
+            keys = [o.key for o in self._store.find(volume_prefix(self._uid))]
+            self._store.delete(k for k in keys if k == f"{volume_prefix(self._uid)}/zarr.json")
             self._store.delete(keys)
 
     def files(self) -> RemoteFiles:
@@ -127,7 +127,7 @@ class RemoteFiles:
     """The files of a volume that may be changed, in a store; see `aneurysm.precaching.slot.VolumeFiles`."""
 
     def __init__(self, store: ObjectStore, uid: str) -> None:
-        self._store, self._prefix = store, prefix_of(uid)
+        self._store, self._prefix = store, volume_prefix(uid)
 
     def read_metadata(self) -> bytes:
         """Return zarr.json."""

@@ -71,7 +71,7 @@ class RunSummary:
     bytes_in: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     updated: int = 0
-    """Volumes, and records of series that are not cached, whose annotations were brought up to the tables and masks."""
+    """Volumes, and records of series that are not cached, whose annotations were updated from the tables and masks."""
     updates: Counter[str] = field(default_factory=Counter)
     """How many of each kind these were; see `aneurysm.precaching.relabel.Update`."""
     not_updated: dict[str, str] = field(default_factory=dict)
@@ -215,7 +215,7 @@ def precache(
             progress.started(inventory, len(todo), summary.skipped, sum(sizes[s.uid] for s in todo))
         seconds: dict[str, float] = {}
         try:
-            # Closed at once when the run is told to stop: nobody should build on while the tables are written.
+            # Closed at once when the run is asked to stop: nobody should build on while the tables are written.
             with closing(run_jobs(jobs, engine, layout, WaitTiming(patience_s))) as outcomes:
                 _run(outcomes, place, summary, seconds, progress, shard)
         except SystemExit:

@@ -59,8 +59,8 @@ _BATCH: Final = 64
 _TRIES: Final = 3
 """Looks at a volume that is replaced while it is read."""
 _REBUILD = "Build it again: aneurysm precache --overwrite --series {uid}"
-_RERUN = "Run aneurysm precache, or aneurysm verify --fix: it writes the table anew"
-_RETRY = "Run aneurysm precache --retry-failed: it writes the record anew"
+_RERUN = "Run aneurysm precache, or aneurysm verify --fix: it writes the table again"
+_RETRY = "Run aneurysm precache --retry-failed: it writes the record again"
 _SETTLE = "Run aneurysm precache with the data: it finishes what a run began that died"
 _RELABEL = "Run aneurysm precache: it updates the volume"
 _COMPARE = "Mend that, and run aneurysm verify again"
@@ -84,7 +84,7 @@ _Checked = tuple[list[Fault], _Rows | None, int]
 
 @dataclass
 class Report:
-    """What `verify` found, and which tables it wrote anew."""
+    """What `verify` found, and which tables it wrote again."""
 
     faults: list[Fault] = field(default_factory=list)
     volumes: int = 0
@@ -96,7 +96,7 @@ def verify(
     cache: str | Path, *, data: str | Path | None = None, deep: bool = False, workers: int = 1, fix: bool = False
 ) -> Report:
     """
-    Check a whole cache, a folder or a URL, each of whose volumes is brought here for it; see `Report`.
+    Check a whole cache, a folder or a URL, each of whose volumes is downloaded for it; see `Report`.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def verify(
     workers
         Processes.
     fix
-        Write manifest.csv and lesions.csv anew if they are not what the volumes and records give. Nothing else is
+        Write manifest.csv and lesions.csv again if they are not what the volumes and records give. Nothing else is
         changed.
 
     Raises
@@ -146,7 +146,7 @@ def verify(
             with translate_write_errors(layout.root):
                 place.write_manifest({})
             report.fixed = [layout.manifest.name, layout.lesions.name]
-            # What was lost is in no table any more, so that is told once more.
+            # What was lost is in no table any more, so that is reported once more.
             tables = [f for f in tables if not f.derived] + list(check_tables(layout, rows, volumes))
         report.faults.extend(tables)
         if data is not None:
@@ -178,7 +178,7 @@ def _check_stored(name: str, url: str, spec: CacheSpec, deep: bool) -> _Checked:
             try:
                 download_volume(store, uid, scratch / name)
                 checked = _check_volume(scratch / name, spec, deep)
-                # Else it was replaced while it was fetched.
+                # Else it was replaced while it was downloaded.
                 if not checked[0] or store.read(f"volumes/{name}/zarr.json") == _metadata_of(scratch / name):
                     break
             except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""map_batches(): items -> answers, by processes that may die; what takes its process with it is known, and told."""
+"""map_batches(): items -> answers, by processes that may die; what takes its process with it is known."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def limit_threads(n: int) -> None:
 
     32 workers that each start a thread per core fight over the caches and finish later than 32 single threads.
     Call it first thing in a worker: the environment variables work only on libraries that are not loaded yet; the
-    libraries that are loaded already are told directly.
+    libraries that are loaded already are set directly.
     """
     for name in _BLAS_VARIABLES:
         os.environ[name] = str(n)

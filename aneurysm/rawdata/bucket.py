@@ -1,4 +1,4 @@
-"""DICOM data below a URL -> series whose files are brought to a scratch folder while they are read."""
+"""DICOM data below a URL -> series whose files are downloaded to a scratch folder while they are read."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class BucketSource(SeriesSource):
     sizes: tuple[int, ...] = ()
 
     def list_files(self) -> list[Path]:
-        """Raise: there are files only within `brought`."""
+        """Raise: there are files only within `local_copy`."""
         raise TypeError(f"series {self.uid} is in an object store: bring it first")
 
     def size(self) -> int:
@@ -55,7 +55,7 @@ class BucketSource(SeriesSource):
         return sum(self._objects().values())
 
     @contextmanager
-    def brought(self, *, headers_only: bool = False) -> Iterator[SeriesSource]:
+    def local_copy(self, *, headers_only: bool = False) -> Iterator[SeriesSource]:
         """Yield the series as local files, which are gone afterwards."""
         store, objects = ObjectStore(self.url), self._objects()
         with scratch_folder() as folder:
@@ -194,9 +194,9 @@ def _file_facts(url: str, objects: Sequence[RemoteObject]) -> list[FileFacts]:
             return True
 
         there = store.each(bring, objects)
-        facts = iter(file_facts([str(p) for p, brought in zip(paths.values(), there, strict=True) if brought]))
+        facts = iter(file_facts([str(p) for p, is_here in zip(paths.values(), there, strict=True) if is_here]))
         gone = FileFacts(lost=(Reason.READ_ERROR, "the object was there when they were listed, and is gone"))
-        return [next(facts) if brought else gone for brought in there]
+        return [next(facts) if is_here else gone for is_here in there]
 
 
 def _bring_header(store: ObjectStore, key: str, size: int, path: Path) -> None:

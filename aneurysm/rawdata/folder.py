@@ -72,8 +72,8 @@ class SeriesSource:
         return sum(p.stat().st_size for p in self.list_files())
 
     @contextmanager
-    def brought(self, *, headers_only: bool = False) -> Iterator[SeriesSource]:  # noqa: ARG002 - for stored ones
-        """Yield the series as local files: this one, or what was fetched of one that is elsewhere."""
+    def local_copy(self, *, headers_only: bool = False) -> Iterator[SeriesSource]:  # noqa: ARG002 - for remote ones
+        """Yield the series as local files: this one, or what was downloaded of one that is elsewhere."""
         yield self
 
 
@@ -363,7 +363,7 @@ def _visible_files(
         return
     for entry in entries:
         try:
-            # A link to nothing, as of a file that was not fetched, is a file that can't be read.
+            # A link to nothing, as of a file that was not downloaded, is a file that can't be read.
             is_file = entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
             is_folder = recursive and entry.is_dir() and not entry.name.endswith(".zarr")
         except OSError:  # a link to itself

@@ -1,1 +1,1 @@
-"""Object stores (s3://, gs://, az://): the client, and scratch space for what is brought from them."""
+"""Object stores (s3://, gs://, az://): the client, and scratch space for what is downloaded from them."""

@@ -221,8 +221,10 @@ class ObjectStore:
             if status[:3] in ("301", "400", "401", "403") or code in ("AccessDenied", "InvalidAccessKeyId"):
                 raise self._refused(code or status, doing, key) from None
             if status:
-                told = f"{doing} {self._called(key)} failed: the store answered {code or status}, also when asked again"
-                raise StoreError(told) from None
+                message = (
+                    f"{doing} {self._called(key)} failed: the store answered {code or status}, also when asked again"
+                )
+                raise StoreError(message) from None
             raise StoreRefusedError(
                 f"{doing} {self._called(key)} failed: the store{_endpoint_text()} can't be reached, or does not "
                 "answer. Is the endpoint right (AWS_ENDPOINT_URL), and the network there?"

@@ -65,6 +65,6 @@ def checked_url(url: str) -> str:
     return f"{called}{parts.netloc}" + (f"/{path}" if path else "")
 
 
-def joined(place: str | Path, name: str) -> str:
+def join_url(place: str | Path, name: str) -> str:
     """Return how messages call the file ``name`` at ``place``, a URL or a folder."""
     return f"{str(place).rstrip('/')}/{name}"

@@ -1,7 +1,7 @@
 """Bootstrap by patient: how often each series counts in a sample, and the ranking metrics of all samples at once.
 
 Patients are drawn with replacement, and with a patient all of its series: two series of one patient are no two
-observations. A sample in which a metric can't be had (only one class was drawn) is left out. The bands of curves are
+observations. A sample in which a metric is undefined (only one class was drawn) is left out. The bands of curves are
 percentiles of these samples; for intervals of single values see `aneurysm.report.intervals`.
 """
 

@@ -43,7 +43,7 @@ def add_scale_bar(axes: Axes, width_mm: float, height_mm: float) -> None:
 
 
 def add_cross(axes: Axes, x: float, y: float, *, near: bool) -> None:
-    """Draw a candidate's cross hairs about (x, y), open in the middle; told from a circle without its colour."""
+    """Draw a candidate's cross hairs about (x, y), open in the middle; unlike a circle also without its colour."""
     inner, outer = _CROSS_MM
     for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
         axes.plot(

@@ -1,4 +1,4 @@
-"""Runs, a cache -> the same runs with predictions made anew, of held-out series or of such as they have never seen.
+"""Runs, a cache -> the same runs with new predictions, of held-out series or of such as they have never seen.
 
 What is written is a folder like a run's, so that it is read, checked and evaluated as one.
 """
@@ -32,7 +32,7 @@ from aneurysm.training.validation import ValidationPart, predict_series, write_p
 @dataclass(frozen=True)
 class FreshOptions:
     """
-    What is predicted anew, and on what.
+    What is predicted again, and on what.
 
     Attributes
     ----------
@@ -149,7 +149,7 @@ def _predict(
     new = RunFolder(out)
     text = config_toml(checkpoint.config.model_copy(update={"cache": str(cache.root), "fold": fold, "test_fold": None}))
     name = run.root.resolve().name
-    new.config.write_text(f"# Predicted anew: {what}, with the best checkpoint of {name}.\n{text}", encoding="utf-8")
+    new.config.write_text(f"# Predicted again: {what}, with the best checkpoint of {name}.\n{text}", encoding="utf-8")
     if options.fold == "all":
         # Runs that never saw a series agree on its fold, so that they can be averaged.
         write_folds(new.folds, cache.uids, cache.patient_keys, [fold] * len(cache))

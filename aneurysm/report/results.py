@@ -31,7 +31,7 @@ _COLUMNS = (
 
 
 def metrics_table(e: Evaluation) -> dict[str, Any]:
-    """Return all numbers as plain values, for JSON: what can't be had is null."""
+    """Return all numbers as plain values, for JSON: what is unknown is null."""
     p, o = e.predictions, e.options
     return {
         "format_version": METRICS_FORMAT,
@@ -81,7 +81,7 @@ def metrics_json(e: Evaluation) -> str:
 
 
 def per_label_csv(e: Evaluation) -> str:
-    """Return a table with a row per label, empty where a value can't be had."""
+    """Return a table with a row per label, empty where a value is unknown."""
     rows = []
     for i, name in enumerate(LABELS):
         row: dict[str, Any] = {"label": name}

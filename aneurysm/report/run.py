@@ -49,9 +49,9 @@ class Run:
     checkpoint
         SHA-256 of checkpoints/best.ckpt, whose predictions these are; None if it is not there.
     fresh
-        What was predicted anew (see `aneurysm.report.repredict`); empty if these are the predictions of training.
+        What was predicted again (see `aneurysm.report.repredict`); empty if these are the predictions of training.
     remark
-        What the weights that it began with may have learnt from; empty if it began with none.
+        What the weights that it began with may have been trained on; empty if it began with none.
     part
         Of which series: ``val`` picked the best epoch, ``test`` is a fold kept for a test, ``external`` another cache,
         ``predicted`` what `aneurysm predict` was given.

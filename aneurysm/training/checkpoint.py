@@ -11,7 +11,7 @@ of it is checked (`aneurysm.training.checkpoint_archive`). Its keys::
     labels          the 14, in the order of the outputs
     spec, digest    TOML text of the cache spec, which holds windows and spacing, and its digest
     epoch           whole epochs that the weights have seen
-    metrics         of that epoch: score, present_auc, site_auc (None: can't be had), loss
+    metrics         of that epoch: score, present_auc, site_auc (None: undefined), loss
     prevalence      share of positives of the 14 labels in the series trained on (None: not known of any)
     modalities      of the series trained on, as in the manifest
 

@@ -60,8 +60,8 @@ class Lineage:
                 "scores of these are too good"
             )
         if not self.known:
-            return f"{began}: whether that has learnt from held-out patients is not known, and scores may be too good"
-        return f"{began}, which has learnt from none of the held-out patients"
+            return f"{began}: whether that was trained on held-out patients is not known, and scores may be too good"
+        return f"{began}, which was trained on none of the held-out patients"
 
 
 def training_series(folder: RunFolder, config: TrainConfig) -> tuple[dict[str, str], bool]:

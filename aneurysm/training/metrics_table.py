@@ -12,7 +12,7 @@ from aneurysm.metrics import Score
 from aneurysm.processes.files import write_atomically
 
 EpochRow = dict[str, float | int | None]
-"""Values by column; None, which stands for what can't be had, is an empty field."""
+"""Values by column; None, which stands for what is undefined, is an empty field."""
 
 
 class MetricsTable:

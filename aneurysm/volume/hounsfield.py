@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from aneurysm.dicom.pixels import Pixels
 from aneurysm.volume.padding import is_padding
 
-Floats = NDArray[np.float32]
-Bools = NDArray[np.bool_]
+_Floats = NDArray[np.float32]
+_Bools = NDArray[np.bool_]
 Rescaling = tuple[float, float]
 """Slope and intercept."""
 
@@ -50,10 +50,10 @@ class Levels:
     the one value that fills the corners, if there is one, and ``in_corner`` where a block holds it.
     """
 
-    means: Floats
-    usable: Bools
+    means: _Floats
+    usable: _Bools
     corner: int | None
-    in_corner: Bools
+    in_corner: _Bools
 
     def without_corner(self) -> Levels:
         """Return the slice without the blocks that hold the value of its corners."""
@@ -69,7 +69,7 @@ def slice_levels(pixels: Pixels, padding: tuple[int, int] | None) -> Levels:
     total = whole.reshape(rows, edge, columns * edge).sum(axis=1, dtype=np.int64 if whole.itemsize > 2 else np.int32)
     means = total.reshape(rows, columns, edge).sum(axis=2).astype(np.float32) / np.float32(edge * edge)
 
-    def blocks(mask: Bools) -> Bools:
+    def blocks(mask: _Bools) -> _Bools:
         return np.asarray(mask[: rows * edge, : columns * edge].reshape(rows, edge, columns, edge).any(axis=(1, 3)))
 
     padded = None if padding is None else is_padding(pixels, padding)
@@ -208,14 +208,14 @@ def _two_airs(maps: _Maps) -> float:
     return float(np.median(np.concatenate(inner)) - np.median(np.concatenate(outer)))
 
 
-def _in_hu(levels: Levels, slope: float, intercept: float) -> tuple[Floats, Bools]:
+def _in_hu(levels: Levels, slope: float, intercept: float) -> tuple[_Floats, _Bools]:
     usable = levels.usable
     if levels.corner is not None and levels.corner * slope + intercept < _BELOW_AIR_HU[1]:
         usable = usable & ~levels.in_corner  # padding that nobody declared: GE's -2000
     return np.asarray(levels.means * np.float32(slope) + np.float32(intercept)), usable
 
 
-def _outermost(usable: Bools) -> Bools:
+def _outermost(usable: _Bools) -> _Bools:
     """Return the first and last usable block of each row and column."""
     border = np.zeros_like(usable)
     rows, columns = np.flatnonzero(usable.any(axis=1)), np.flatnonzero(usable.any(axis=0))

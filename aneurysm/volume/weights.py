@@ -19,8 +19,8 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+_Floats = NDArray[np.float64]
+_Bools = NDArray[np.bool_]
 
 # Midpoints of 12 equally likely parts of a triangle distribution on [-1, 1], scaled to its variance of 1/6 exactly.
 _PARTS: Final = 12
@@ -29,7 +29,7 @@ _OFFSETS: Final = np.where(_CDF < 0.5, np.sqrt(2 * _CDF) - 1, 1 - np.sqrt(2 * (1
 _TRIANGLE: Final = _OFFSETS * np.sqrt(1 / 6 / np.mean(_OFFSETS**2))
 
 
-def axis_weights(samples_mm: Floats, targets_mm: Floats, spacing_mm: float, *, margin_mm: float) -> Any:
+def axis_weights(samples_mm: _Floats, targets_mm: _Floats, spacing_mm: float, *, margin_mm: float) -> Any:
     """
     Return the weights that turn samples along one axis into target voxels.
 
@@ -91,7 +91,7 @@ class TargetAxis:
     size: int
 
     @property
-    def positions_mm(self) -> Floats:
+    def positions_mm(self) -> _Floats:
         """(size,) voxel centres."""
         return self.start_mm + self.spacing_mm * np.arange(self.size, dtype=np.float64)
 
@@ -114,13 +114,13 @@ class InPlane:
         self, shape: tuple[int, int], spacing_mm: tuple[float, float], rows: TargetAxis, columns: TargetAxis
     ) -> None:
         self._shape, self._spacing_mm, self._axes = shape, spacing_mm, (rows, columns)
-        self._weights: tuple[dict[float, tuple[Any, Bools]], ...] = ({}, {})
+        self._weights: tuple[dict[float, tuple[Any, _Bools]], ...] = ({}, {})
         # Reused for every slice: fresh pages cost as much as the arithmetic.
         # Rows of 512 floats lie a power of two apart, and transposing them would use a few cache lines only.
         self._pixels = np.zeros((shape[0], shape[1] + 16), np.float32)
         self._transposed = np.empty((shape[1], rows.size), np.float32)
 
-    def _along(self, axis: int, shift_mm: float) -> tuple[Any, Bools]:
+    def _along(self, axis: int, shift_mm: float) -> tuple[Any, _Bools]:
         """Return the weights of an axis, and which target voxels have any."""
         # A hundredth of a millimetre is far below what shows, and lets slices whose positions jitter share weights.
         key = round(shift_mm, 2)
@@ -146,6 +146,6 @@ class InPlane:
         np.copyto(self._transposed, over_rows[:, :columns].T)
         return np.asarray(self._along(1, shift_mm[1])[0] @ self._transposed)
 
-    def covered(self, shift_mm: tuple[float, float]) -> tuple[Bools, Bools]:
+    def covered(self, shift_mm: tuple[float, float]) -> tuple[_Bools, _Bools]:
         """Return which target rows and which target columns the slice reaches."""
         return self._along(0, shift_mm[0])[1], self._along(1, shift_mm[1])[1]

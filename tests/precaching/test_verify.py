@@ -380,7 +380,7 @@ def test_fix_writes_the_tables_anew(cache: Path, built: Built, table: str, conte
     (cache / table).unlink() if content is None else (cache / table).write_text(content)
     fixed = call_in_process("verify", "--workers", 1, "--cache", cache, "--fix")
     assert fixed.code == 0, fixed.text
-    assert "manifest.csv and lesions.csv were not what the volumes and records give, and are written anew" in fixed.out
+    assert "manifest.csv and lesions.csv were not what the volumes and records give, and are written again" in fixed.out
     assert same_cache(cache, built.cache) == []
     assert (cache / "lesions.csv").read_bytes() == (built.cache / "lesions.csv").read_bytes()
     assert "anew" not in call_in_process("verify", "--workers", 1, "--cache", cache, "--fix").out

@@ -120,7 +120,7 @@ def test_an_external_cache_from_the_command_line(trained, other, tmp_path):
         checkpoint_digest(root / "checkpoints" / "best.ckpt") for root in runs
     ]
     page = (out / "report.html").read_text()
-    assert "Predicted anew: all series." in page
+    assert "Predicted again: all series." in page
     assert "picked by the same held-out series" not in page
     assert "still to be done" not in page
     assert "8 external series" in page

@@ -20,7 +20,7 @@ from tests.support.train_runs import quick
 
 pytestmark = pytest.mark.timeout(120)
 SEEN = r"in whose training folds are the patients of 4 of the 4 held-out series: scores of these are too good"
-NONE = "which has learnt from none of the held-out patients"
+NONE = "which was trained on none of the held-out patients"
 
 
 def short(cache, fold: int):
