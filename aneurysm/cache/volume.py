@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aneurysm.annotations.lesions import Lesion
-from aneurysm.cache.layout import IMAGE, VESSELS, CacheLayout
-from aneurysm.cache.metadata import VolumeMetadata, document_bytes, parse_document
+from aneurysm.cache.layout import IMAGE, CacheLayout
+from aneurysm.cache.metadata import VolumeMetadata, parse_document
 from aneurysm.cache.shard import ShardReader, shard_layout
 from aneurysm.documents import MOST_JSON, parse_json
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError
@@ -41,7 +41,7 @@ class _Handles:
     """Open volumes, the least recently used let go beyond a bound; what is in use stays open until it is done."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Path | str, VolumeHandle] = OrderedDict()
+        self._open: OrderedDict[Path, VolumeHandle] = OrderedDict()
         self._lock = threading.Lock()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Two files a volume; the process needs descriptors for other things, too.
@@ -70,7 +70,7 @@ class _Handles:
     def _open_remote_copy(self, remote: RemoteVolume) -> VolumeHandle:
         # What others removed from the local copy to make room takes its room until it is closed.
         with self._lock:
-            for path in [p for p in self._open if isinstance(p, Path) and not p.exists()]:
+            for path in [p for p in self._open if not p.exists()]:
                 del self._open[path]
         try:
             return open_volume(remote.fetch())
@@ -108,8 +108,7 @@ class CachedVolume:
     Parameters
     ----------
     root
-        The cache's folder, or a URL that fsspec knows (``https://host/cache``): zarr-python reads those chunk by chunk,
-        which suits a look at a few.
+        The cache's folder.
     uid
         The series.
     remote
@@ -125,13 +124,7 @@ class CachedVolume:
         self, root: str | Path, uid: str, remote: RemoteVolume | None = None, *, voxel_hash: str | None = None
     ) -> None:
         self.uid, self.remote, self.voxel_hash = uid, remote, voxel_hash
-        self._path: Path | str
-        if remote is not None:
-            self._path = remote.path
-        elif "://" in str(root):
-            self._path = f"{str(root).rstrip('/')}/volumes/{uid}.zarr"
-        else:
-            self._path = CacheLayout(Path(root).absolute()).volume(uid)
+        self._path = CacheLayout(Path(root).absolute()).volume(uid) if remote is None else remote.path
 
     def __repr__(self) -> str:
         return f"CachedVolume({self.name!r})"
@@ -151,9 +144,7 @@ class CachedVolume:
 
     @property
     def path(self) -> Path:
-        """The volume's folder, or that of its local copy. Raises `CacheNotFoundError` if it is remote, and has none."""
-        if isinstance(self._path, str):
-            raise CacheNotFoundError(f"{self._path} is no folder of this machine")
+        """The volume's folder, or that of its local copy."""
         return self._path
 
     @property
@@ -346,7 +337,7 @@ _TRIES: Final = 20
 
 
 class ZarrArray:
-    """An array that the fast path can't read, read by zarr-python: other codecs, no shards, several, remote ones."""
+    """An array that the fast path can't read, read by zarr-python: other codecs, no shards, or several."""
 
     def __init__(self, array: Any, name: str) -> None:
         self._name, self._array = name, array
@@ -373,9 +364,9 @@ class VolumeHandle:
     blocks: Blocks | None = None
 
 
-def open_volume(path: Path | str) -> VolumeHandle:
+def open_volume(path: Path) -> VolumeHandle:
     """
-    Open the volume in a folder, or at a URL that fsspec knows.
+    Open the volume in a folder.
 
     Raises
     ------
@@ -384,8 +375,6 @@ def open_volume(path: Path | str) -> VolumeHandle:
     DamagedCacheError
         Its metadata are missing or damaged.
     """
-    if isinstance(path, str):
-        return _open_remote(path)
     name = path.name.removesuffix(".zarr")
     for _ in range(_TRIES):
         try:
@@ -444,25 +433,6 @@ def _open_array(path: Path, folder: int, array: str, name: str) -> ShardReader |
     import zarr
 
     return ZarrArray(zarr.open_array(path / array, mode="r"), called)
-
-
-def _open_remote(url: str) -> VolumeHandle:
-    import zarr
-
-    name = url.rsplit("/", 1)[-1].removesuffix(".zarr")
-    try:
-        group: Any = zarr.open_group(url, mode="r")
-        image, attributes = group[IMAGE], dict(group.attrs)
-    except (FileNotFoundError, KeyError) as error:
-        raise CacheNotFoundError(f"there is no volume {url}") from error
-    content = document_bytes({"attributes": attributes, "zarr_format": 3, "node_type": "group"})
-    metadata = parse_document(content, f"volume {name}: zarr.json").own
-    called, vessels = f"volume {name}, array ", metadata.mask_path
-    try:
-        masked = None if vessels is None else ZarrArray(group[vessels], called + VESSELS)
-    except KeyError as error:
-        raise DamagedCacheError(f"volume {name} has lost its vessel mask") from error
-    return VolumeHandle(metadata, ZarrArray(image, called + IMAGE), masked)
 
 
 def _read_file(folder: int, path: str, name: str) -> bytes:

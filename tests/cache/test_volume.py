@@ -112,23 +112,6 @@ def test_other_layouts_are_read_by_zarr(tmp_path):
     assert np.array_equal(volume.read((3, 4, 5), (30, 30, 30)), voxels[3:33, 4:34, 5:35])
 
 
-def test_remote_volumes_are_read_by_zarr(tmp_path):
-    voxels = make_volume(tmp_path, "1", (40, 44, 48), vessels=True)
-    url = f"file://{tmp_path}"
-    here, there = CachedVolume(tmp_path, "1"), pickle.loads(pickle.dumps(CachedVolume(url, "1")))
-    assert isinstance(volume_module._handles.get(CachedVolume(url, "1")).image, ZarrArray)
-    assert there.shape == voxels.shape
-    assert there.metadata == here.metadata
-    box = ((-3, 4, 20), (30, 30, 40))
-    assert np.array_equal(there.read(*box), here.read(*box))
-    assert np.array_equal(there.read_vessels(*box), here.read_vessels(*box))
-    assert np.array_equal(there.read_normalised(*box), here.read_normalised(*box))
-    with pytest.raises(CacheNotFoundError, match=r"no volume file://.*9\.zarr"):
-        CachedVolume(url, "9").read((0, 0, 0), (1, 1, 1))
-    with pytest.raises(CacheNotFoundError, match="no folder"):
-        _ = there.path
-
-
 class TestDamage:
     @pytest.fixture
     def volume(self, tmp_path):
