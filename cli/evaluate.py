@@ -171,7 +171,7 @@ def _with_labels(tables: list[Path], labels: Path) -> list[Run]:
 def _predicted(
     runs: list[Path],
     out: Path,
-    given: EvaluateOptions,
+    evaluation: EvaluateOptions,
     fold: int | Literal["all"] | None,
     device: str,
     model: str | None,
@@ -179,7 +179,7 @@ def _predicted(
     """Predict again, and show the progress on stderr."""
     from aneurysm.report.repredict import FreshOptions, predict_fresh
 
-    options = FreshOptions(given.cache, fold, device, model, given.local_cache, given.local_cache_gb)
+    options = FreshOptions(evaluation.cache, fold, device, model, evaluation.local_cache, evaluation.local_cache_gb)
     with Display("predict") as display:
 
         def on_progress(*counts: int) -> None:

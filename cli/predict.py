@@ -49,7 +49,7 @@ def predict(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A .csv or .json file; the same command goes on with it.",
+            help="A .csv or .json file; the same command resumes it.",
             show_default="to the terminal",
         ),
     ] = None,
@@ -181,15 +181,15 @@ def predict(
             table = stack.enter_context(open_output(out, made_by, key, gate))
         predictor = load_predictor(checkpoints, device=names[0], **loading) if len(names) == 1 else None
         overlays = None if overlay is None else Overlays(overlay, overlay_label, cam=cam)
-        found, absent = find(series, local_cache, local_cache_gb)
+        present, absent = find(series, local_cache, local_cache_gb)
         if predictor is not None:
-            predictor.check(found)
+            predictor.check(present)
         if table is not None:
             table.write()  # that it can't be written must not show after hours
             absent = _new(absent, table, retry_failed=retry_failed)
         todo = [
             p
-            for p in found
+            for p in present
             if table is None
             or not table.has(p.uid, retry_failed=retry_failed)
             or (overlays is not None and table.rows[p.uid].status == PREDICTED and not overlays.has(p.uid))
@@ -227,24 +227,24 @@ def _new(absent: list[Failure], table: OutputTable, *, retry_failed: bool) -> li
     return new
 
 
-def _calibration(checkpoints: list[Path], given: Path | None, *, off: bool) -> Calibration | None:
+def _calibration(checkpoints: list[Path], chosen: Path | None, *, off: bool) -> Calibration | None:
     """Return the calibration that was asked for, or that lies with the only run there is; say which."""
     from aneurysm.inference.calibration import own_calibration, read_calibration
 
-    if off and given is not None:
+    if off and chosen is not None:
         raise UsageError("--calibration and --no-calibration exclude each other")
-    found: Calibration | None = None
-    if given is not None:
-        found = read_calibration(given)
-        found.check(checkpoints)
+    fitted: Calibration | None = None
+    if chosen is not None:
+        fitted = read_calibration(chosen)
+        fitted.check(checkpoints)
     elif not off and len(checkpoints) == 1:
         try:
-            found = own_calibration(checkpoints[0])
+            fitted = own_calibration(checkpoints[0])
         except UsageError as error:
             typer.echo(f"not calibrated: {error}", err=True)
-    if found is not None:
-        typer.echo(f"calibrated with {found.path}; --no-calibration leaves probabilities as they are", err=True)
-    return found
+    if fitted is not None:
+        typer.echo(f"calibrated with {fitted.path}; --no-calibration leaves probabilities as they are", err=True)
+    return fitted
 
 
 def _with_rates(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def split(paths: list[str]) -> tuple[list[Path], list[str]]:
     """
-    Tell checkpoints from series; of a run's folder its best checkpoint is meant.
+    Return checkpoints and series; of a run's folder its best checkpoint is meant.
 
     Raises
     ------
@@ -42,18 +42,20 @@ def split(paths: list[str]) -> tuple[list[Path], list[str]]:
 
 def _checkpoint(text: str) -> Path | None:
     """Return the checkpoint that a path means; None if it means series."""
-    found = describe(text)
-    if found.kind == InputKind.RUN or (found.kind == InputKind.FOLDER and (found.path / "config.toml").is_file()):
-        if found.better is None:
+    described = describe(text)
+    if described.kind == InputKind.RUN or (
+        described.kind == InputKind.FOLDER and (described.path / "config.toml").is_file()
+    ):
+        if described.better is None:
             raise UsageError(
                 f"{text} is a run's folder that has no best checkpoint yet: name another of its checkpoints"
             )
-        return found.better
-    if found.kind == InputKind.CHECKPOINT:
-        return found.path
-    if found.kind == InputKind.MISSING and text.endswith(".ckpt"):
+        return described.better
+    if described.kind == InputKind.CHECKPOINT:
+        return described.path
+    if described.kind == InputKind.MISSING and text.endswith(".ckpt"):
         raise UsageError(f"there is no checkpoint {text}")
-    if problem := mistake(found, Wanted.SERIES):
+    if problem := mistake(described, Wanted.SERIES):
         raise UsageError(problem)
     return None
 
@@ -72,11 +74,11 @@ def find(
     from aneurysm.inference.read_series import failure
     from aneurysm.inference.series_paths import find_paths, is_same, name_by_place, unnamed_place
 
-    found: dict[str, tuple[str, SeriesPath]] = {}
+    by_uid: dict[str, tuple[str, SeriesPath]] = {}
     absent: dict[str, Failure] = {}
     for number, path in enumerate(paths, 1):
         try:
-            there = find_paths(path, local_cache=local_cache, local_cache_gb=local_cache_gb)
+            at_path = find_paths(path, local_cache=local_cache, local_cache_gb=local_cache_gb)
         except DataError as error:
             name, which = name_by_place(path), f"path {number} of {len(paths)} of series"
             if isinstance(error.__cause__, OSError):
@@ -86,8 +88,8 @@ def find(
                 # A row, and what is shown of it, names no folder: its name may be a patient's.
                 absent[name] = failure(name, Reason.NO_IMAGES, f"{which}: {_without(path, str(error))}")
             continue
-        for one in there:
-            where, other = found.setdefault(one.uid, (path, one))
+        for one in at_path:
+            where, other = by_uid.setdefault(one.uid, (path, one))
             if other is one:
                 if (place := unnamed_place(one)) is not None:
                     # What lies below a folder that was named may be called as a patient is.
@@ -101,7 +103,7 @@ def find(
                     f"{where} and {path} hold different files of series {one.uid}: name one of them, or put all files "
                     "of the series into one folder"
                 )
-    return [one for _, one in found.values()], list(absent.values())
+    return [one for _, one in by_uid.values()], list(absent.values())
 
 
 def _without(path: str, message: str) -> str:

@@ -22,7 +22,7 @@ _EVERY_S: Final = 10.0
 
 
 class PredictProgress(Display):
-    """Tells of predictions as they come: series, windows of the one in work, time left; and of series without any."""
+    """Shows predictions as they come: series, windows of the one in work, time left; and of series without any."""
 
     def __init__(self, total: int) -> None:
         super().__init__("predict")
@@ -68,14 +68,14 @@ def fill_table(table: OutputTable, answers: Iterator[Prediction | Failure]) -> N
                 table.write()
                 written = time.monotonic()
     except KeyboardInterrupt:
-        typer.echo(f"aneurysm: interrupted. The same command goes on with {table.path}.", err=True)
+        typer.echo(f"aneurysm: interrupted. The same command resumes {table.path}.", err=True)
         raise
     finally:
         table.write()
 
 
 def print_answer(answer: Prediction | Failure) -> bool:
-    """Write an answer for people to read; say whether it is none."""
+    """Write an answer for people to read; return True if it is none."""
     from aneurysm.inference.read_series import Failure
 
     bad = isinstance(answer, Failure)

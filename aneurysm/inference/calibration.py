@@ -1,4 +1,4 @@
-"""The probabilities of a model -> those that are given: temperatures, the gate, and base rates where there are none.
+"""The probabilities of a model -> those of an answer: temperatures, the gate, and base rates where there is none.
 
 Temperatures come from calibration.json, which `aneurysm evaluate` fits. One belongs to the very weights whose held-out
 predictions it was fitted on, so the file names them by the SHA-256 of their checkpoints.
@@ -93,16 +93,16 @@ class Calibration:
                 "checkpoints/best.ckpt when it was evaluated"
             )
         fitted = {digest for _, digest in self.runs}
-        given = {checkpoint_digest(path): path for path in checkpoints}
-        if strange := [path for digest, path in given.items() if digest not in fitted]:
+        by_digest = {checkpoint_digest(path): path for path in checkpoints}
+        if strange := [path for digest, path in by_digest.items() if digest not in fitted]:
             raise UsageError(
                 f"{self.path} was fitted to the best checkpoint of {names}, which {strange[0]} is not, or no longer. "
                 "Evaluate again, or go without (--no-calibration)"
             )
-        if self.averaged and fitted - given.keys():
+        if self.averaged and fitted - by_digest.keys():
             raise UsageError(
                 f"{self.path} was fitted to the average of {names}: name all {len(fitted)} checkpoints, "
-                f"not {len(given)}"
+                f"not {len(by_digest)}"
             )
 
 
@@ -133,7 +133,7 @@ class Adjustment:
             raise UsageError(f"the gate is {self.gate:g}: give 0 (off) or more")
 
     def __call__(self, probabilities: NDArray[np.float64]) -> list[float]:
-        """Return the 14 probabilities to be given of (14,) those of a model."""
+        """Return the 14 probabilities of the answer from (14,) a model's."""
         adjusted = probabilities.astype(np.float64)
         if self.calibration is not None:
             adjusted = self.calibration.calibrated(adjusted)
@@ -187,7 +187,7 @@ def read_calibration(path: str | Path) -> Calibration:
 
 
 def find_calibration(checkpoint: Path) -> Path | None:
-    """Return where the report of the run that a checkpoint is the best of keeps its calibration, if it has one."""
+    """Return the path of the calibration in the report of the run whose best checkpoint this is; None without one."""
     if checkpoint.name != "best.ckpt" or checkpoint.parent.name != "checkpoints":
         return None
     path = checkpoint.parent.parent / _REPORT / FILE_NAME
@@ -206,11 +206,13 @@ def own_calibration(checkpoint: Path) -> Calibration | None:
     path = find_calibration(checkpoint)
     if path is None:
         return None
-    found = read_calibration(path)
-    found.check([checkpoint])
-    if len(found.runs) > 1:
-        raise UsageError(f"{path} was fitted to {len(found.runs)} runs together; --calibration takes it nevertheless")
-    return found
+    calibration = read_calibration(path)
+    calibration.check([checkpoint])
+    if len(calibration.runs) > 1:
+        raise UsageError(
+            f"{path} was fitted to {len(calibration.runs)} runs together; --calibration takes it nevertheless"
+        )
+    return calibration
 
 
 def base_rates(checkpoints: Sequence[str | Path]) -> dict[str, float]:

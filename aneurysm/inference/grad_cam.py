@@ -82,11 +82,11 @@ class GradCam(nn.Module):
 
 def _last_layer_with_cells(model: nn.Module, image: Tensor) -> nn.Module:
     """Return the module that is the last to put out more than one cell: before the mean over the window."""
-    found: list[nn.Module] = []
+    layers: list[nn.Module] = []
 
     def note(module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.dim() == 5 and output[0, 0].numel() > 1:
-            found.append(module)
+            layers.append(module)
 
     hooks = [module.register_forward_hook(note) for module in model.modules() if module is not model]
     try:
@@ -94,9 +94,9 @@ def _last_layer_with_cells(model: nn.Module, image: Tensor) -> nn.Module:
     finally:
         for hook in hooks:
             hook.remove()
-    if not found:
+    if not layers:
         raise UsageError("no layer of the model has a map for --cam to show")
-    return found[-1]
+    return layers[-1]
 
 
 def _on_voxels(cam: Tensor, window: torch.Size) -> Tensor:

@@ -54,7 +54,7 @@ def open_output(path: Path, model: str, calibration: str = "", gate: float = 0.0
     except OSError as error:
         raise _unwritable(path, error) from error
     if descriptor is None:
-        raise UsageError(f"another command is at work on {path}: wait for it, or name another file")
+        raise UsageError(f"another command writes to {path}: wait for it, or name another file")
     try:
         sweep_temporaries(path.absolute().parent, glob.escape(path.name))
         yield OutputTable(path, model, calibration, gate)
@@ -129,7 +129,7 @@ class OutputTable:
                 raise _unwritable(self.path, error) from error
             raise NoSpaceError(
                 f"the disk of {self.path} is full. It holds the answers that were written before; free some space, and "
-                "the same command goes on"
+                "the same command resumes"
             ) from error
 
 

@@ -74,7 +74,7 @@ class Prediction:
 
 
 def prediction_of(answer: SeriesPrediction, read: ReadSeries, adjust: Adjustment) -> Prediction:
-    """Return what is given of a model's answer for a series that was read."""
+    """Return the answer for a series that was read, from the model's."""
     return Prediction(
         answer.series_uid,
         dict(zip(LABELS, adjust(answer.probabilities), strict=True)),

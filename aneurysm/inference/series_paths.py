@@ -69,7 +69,7 @@ def name_by_place(path: str | Path) -> str:
 
 
 def unnamed_place(path: SeriesPath) -> str | None:
-    """Return where a series lies whose name is made up of that; None if it has one of its own."""
+    """Return the path of a series whose name is made of that; None if it has a name of its own."""
     made_up = _MADE_UP.fullmatch(path.uid)
     if isinstance(path, CachedVolume) or made_up is None:
         return None

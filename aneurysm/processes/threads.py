@@ -56,9 +56,9 @@ def usable_cpus() -> int:
     # Costs a tenth of a second to import, and is not wanted where patches are read.
     import joblib
 
-    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
     # Not every Slurm binds a task to the CPUs that it was given.
-    return min(int(joblib.cpu_count()), max(int(given), 1) if given.isdecimal() else sys.maxsize)
+    return min(int(joblib.cpu_count()), max(int(slurm), 1) if slurm.isdecimal() else sys.maxsize)
 
 
 def map_io(items: Sequence[_In], look: Callable[[_In], _Out]) -> Iterator[_Out]:

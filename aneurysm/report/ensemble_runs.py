@@ -87,10 +87,10 @@ def combine_candidates(groups: Sequence[Sequence[Run]], radius_mm: float) -> Can
     merged = []
     for group in groups:
         parts = [run.candidates for run in group]
-        found = [part for part in parts if part is not None]
-        if len(found) < len(parts):
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
             return None
-        merged.append(found[0] if len(found) == 1 else _merged(found, radius_mm))
+        merged.append(known[0] if len(known) == 1 else _merged(known, radius_mm))
     return Candidates(
         np.concatenate([m.uids for m in merged]),
         np.concatenate([m.sites for m in merged]),

@@ -66,8 +66,8 @@ def metrics_table(e: Evaluation) -> dict[str, Any]:
         },
         "labels": {name: _label(e, i) for i, name in enumerate(LABELS)},
         "by": {
-            by: {name: {**_ranking(r), "present": asdict(e.decisions[by][name])} for name, r in found.items()}
-            for by, found in e.groupings.items()
+            by: {name: {**_ranking(r), "present": asdict(e.decisions[by][name])} for name, r in classes.items()}
+            for by, classes in e.groupings.items()
         },
         "froc": {"missing": e.no_froc} if e.froc is None or e.froc_same_site is None else {
             "any_site": _froc(e.froc), "same_site": _froc(e.froc_same_site),
@@ -146,7 +146,7 @@ def _label(e: Evaluation, i: int) -> dict[str, Any]:
         remarks.append("the target precision was out of reach")
     if e.calibration is not None and not ranking.one_class and e.calibration.labels[i].missing:
         remarks.append(f"no temperature: {e.calibration.labels[i].missing}")
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "n": ranking.n,
         "n_positive": ranking.n_positive,
         "prevalence": asdict(ranking.prevalence),
@@ -165,12 +165,12 @@ def _label(e: Evaluation, i: int) -> dict[str, Any]:
     }
     if e.calibration is not None:
         calibrated = e.calibration.labels[i]
-        found |= {
+        values |= {
             "temperature": calibrated.temperature,
             "ece_before": asdict(calibrated.ece_before),
             "ece_after": asdict(calibrated.ece_after),
         }
-    return found
+    return values
 
 
 def _all_reached(point: OperatingPoint) -> bool:

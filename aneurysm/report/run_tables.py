@@ -140,10 +140,10 @@ def candidates_of(rows: Sequence[PredictionRow]) -> Candidates | None:
     """Return the candidates in rows, None if a row has none because none were asked for."""
     if any(row.candidates is None for row in rows):
         return None
-    found = [(row.series_uid, candidate) for row in rows for candidate in row.candidates or []]
+    located = [(row.series_uid, candidate) for row in rows for candidate in row.candidates or []]
     return Candidates(
-        np.array([uid for uid, _ in found], np.str_),
-        np.array([SITES.index(c["site"]) for _, c in found], np.int64),
-        np.array([c["probability"] for _, c in found], np.float64),
-        np.array([c["lps_mm"] for _, c in found], np.float64).reshape(-1, 3),
+        np.array([uid for uid, _ in located], np.str_),
+        np.array([SITES.index(c["site"]) for _, c in located], np.int64),
+        np.array([c["probability"] for _, c in located], np.float64),
+        np.array([c["lps_mm"] for _, c in located], np.float64).reshape(-1, 3),
     )

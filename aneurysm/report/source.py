@@ -103,14 +103,14 @@ def open_runs_cache(
                 f"the runs were trained on caches of different specs: {first.root} is of {first.spec.name!r} (digest "
                 f"{first.spec.digest}), {cache.root} of {cache.spec.name!r} ({cache.spec.digest})"
             )
-    there = set(first.uids)
+    cached = set(first.uids)
     for run in runs:
         if run.digest not in (None, first.spec.digest):
             raise SpecMismatchError(
                 f"{first.root} is of spec {first.spec.name!r} (digest {first.spec.digest}), the predictions of "
                 f"{run.root} are of a cache of digest {run.digest}"
             )
-        if strange := [uid for uid in run.predictions.uids.tolist() if uid not in there]:
+        if strange := [uid for uid in run.predictions.uids.tolist() if uid not in cached]:
             raise DataError(
                 f"{run.root} predicted {len(strange)} series that are not in {first.root}: {strange[0]} ..."
             )
@@ -171,16 +171,16 @@ def lesions(cache: Cache, predictions: Predictions, truth: Path | None) -> Lesio
         sites += cache.lesion_site[rows].tolist()
         places += (cache.lesion_zyx[rows].astype(np.float64) @ affine[:3, :3].T + affine[:3, 3]).tolist()
     lps_mm = np.array(places, np.float64).reshape(-1, 3)
-    found = np.array(series, np.int64), np.array(sites, np.int64)
+    of_series, of_site = np.array(series, np.int64), np.array(sites, np.int64)
     diameter = np.full(len(lps_mm), np.nan)
     if truth is not None:
-        diameter = _diameters(truth, predictions.uids[found[0]], found[1], lps_mm)
+        diameter = _diameters(truth, predictions.uids[of_series], of_site, lps_mm)
     at = {volume_of[uid]: i for i, uid in enumerate(predictions.uids.tolist())}
     beyond = np.array([(at[v], site) for v, site in cache.outside.tolist() if v in at], np.int64).reshape(-1, 2)
-    return Lesions(*found, lps_mm, diameter, settled, beyond[:, 0], beyond[:, 1])
+    return Lesions(of_series, of_site, lps_mm, diameter, settled, beyond[:, 0], beyond[:, 1])
 
 
-def localisation(predictions: Predictions, found: Lesions, candidates: Candidates) -> Localisation:
+def localisation(predictions: Predictions, located: Lesions, candidates: Candidates) -> Localisation:
     """
     Return what can be compared: candidates and lesions of the series in which every lesion's place is known.
 
@@ -188,19 +188,19 @@ def localisation(predictions: Predictions, found: Lesions, candidates: Candidate
     """
     number = {uid: i for i, uid in enumerate(predictions.uids.tolist())}
     scan = np.array([number[uid] for uid in candidates.uids.tolist()], np.int64)
-    counts, series = found.settled[scan], np.concatenate([found.series, found.outside_series])
-    sites, lesion_counts = np.concatenate([found.sites, found.outside_sites]), found.settled[series]
-    far, unknown = np.full((len(found.outside_series), 3), np.inf), np.full(len(found.outside_series), np.nan)
+    counts, series = located.settled[scan], np.concatenate([located.series, located.outside_series])
+    sites, lesion_counts = np.concatenate([located.sites, located.outside_sites]), located.settled[series]
+    far, unknown = np.full((len(located.outside_series), 3), np.inf), np.full(len(located.outside_series), np.nan)
     return Localisation(
-        np.flatnonzero(found.settled),
+        np.flatnonzero(located.settled),
         scan[counts],
         candidates.sites[counts],
         candidates.probabilities[counts],
         candidates.lps_mm[counts],
         series[lesion_counts],
         sites[lesion_counts],
-        np.concatenate([found.lps_mm, far])[lesion_counts],
-        np.concatenate([found.diameter_mm, unknown])[lesion_counts],
+        np.concatenate([located.lps_mm, far])[lesion_counts],
+        np.concatenate([located.diameter_mm, unknown])[lesion_counts],
     )
 
 

@@ -70,7 +70,7 @@ def test_two_processes_answer_what_one_does(data, checkpoint, tmp_path):
     for uid in UIDS:
         values = [[float(rows[uid][label]) for label in LABELS] for rows in (one, two)]
         assert np.allclose(*values, atol=1e-5)
-    # One table, whatever the devices: the same command goes on with it.
+    # One table, whatever the devices: the same command resumes it.
     again = call_cli("predict", *given, "--out", tmp_path / "1.csv", "--devices", 2)
     assert again.out.startswith("0 series in")
 

@@ -1,4 +1,4 @@
-"""The table that `aneurysm predict` goes on with: no row is lost, and none replaced by less."""
+"""The table that `aneurysm predict` resumes: no row is lost, and none replaced by less."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_two_commands_don_t_write_over_each_other_s_rows(given, tmp_path, suffix
     path = tmp_path / f"x.{suffix}"
     with open_output(path, "m") as table:
         table.add(answer("1"))
-        with pytest.raises(UsageError, match="another command is at work on"), open_output(path, "m"):
+        with pytest.raises(UsageError, match="another command writes to"), open_output(path, "m"):
             pass
         ran = call_in_process("predict", *given, "--out", path)
         assert ran.code == 2
-        assert "another command is at work on" in ran.err
+        assert "another command writes to" in ran.err
         table.write()
     with open_output(path, "m") as table:
         assert list(table.rows) == ["1"]

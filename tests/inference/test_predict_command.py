@@ -214,7 +214,7 @@ def test_what_is_written_stays_when_a_run_is_interrupted(data, checkpoint, tmp_p
     out = tmp_path / "found.csv"
     ran = call_in_process("predict", checkpoint, data, "--out", out)
     assert ran.code == 130
-    assert "goes on with" in ran.err
+    assert "resumes" in ran.err
     assert [r["series_uid"] for r in rows_of(out)] == ["1.2.0"]
 
 

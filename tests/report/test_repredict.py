@@ -1,4 +1,4 @@
-"""Predictions made anew: those of training again, or of a cache that the run has never seen, and no others."""
+"""Runs predicted again: what training predicted, or of a cache that the run has never seen, and no others."""
 
 from __future__ import annotations
 
