@@ -163,26 +163,26 @@ def evaluate_runs(runs: Sequence[str | Path | Run], options: EvaluateOptions | N
     options = options or EvaluateOptions()
     if not runs:
         raise UsageError("name at least one run")
-    there = [run if isinstance(run, Run) else read_run(run) for run in runs]
-    groups = group_runs(there)
+    read = [run if isinstance(run, Run) else read_run(run) for run in runs]
+    groups = group_runs(read)
     predictions = combine(groups, options.ensemble)
-    cache, no_cache = open_runs_cache(there, options.cache, options.local_cache, options.local_cache_gb)
+    cache, no_cache = open_runs_cache(read, options.cache, options.local_cache, options.local_cache_gb)
     weights = patient_weights(predictions.patients, options.samples, options.seed)
     second = patient_halves(predictions, options.seed)
     groups_by = {"modality": predictions.modalities}
-    found: Lesions | None = None
+    located: Lesions | None = None
     if cache is not None:
         acquired = acquisitions(cache, predictions)
         groups_by |= {"plane": acquired.planes, "slice thickness": acquired.thickness}
-        found = lesions(cache, predictions, options.truth)
+        located = lesions(cache, predictions, options.truth)
     candidates = combine_candidates(groups, options.match_radius_mm)
     no_froc, curves = "", None
-    if cache is None or found is None:
+    if cache is None or located is None:
         no_froc = f"Candidates can't be compared with lesions: {no_cache}."
     elif candidates is None:
         no_froc = "Not every run has candidates, so there is nothing to compare with the lesions."
     else:
-        where = localisation(predictions, found, candidates)
+        where = localisation(predictions, located, candidates)
         if len(where.lesion_scan):
             patients = np.unique(predictions.patients, return_inverse=True)[1]
             curves = [
@@ -205,7 +205,7 @@ def evaluate_runs(runs: Sequence[str | Path | Run], options: EvaluateOptions | N
         calibrate(predictions, second) if options.ensemble == "logits" else None,
         cache,
         no_cache,
-        found,
+        located,
         candidates,
         curves[0] if curves else None,
         curves[1] if curves else None,
