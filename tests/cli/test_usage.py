@@ -55,7 +55,7 @@ def test_help_has_no_flaws(name):
         ("info", "aneurysm info [OPTIONS] [UID]"),
         ("phantom", "aneurysm phantom [OPTIONS] OUT"),
         ("predict", "aneurysm predict [OPTIONS] CHECKPOINT... SERIES..."),
-        ("evaluate", "aneurysm evaluate [OPTIONS] RUN..."),
+        ("evaluate", "aneurysm evaluate [OPTIONS] RUN|TABLE..."),
     ],
 )
 def test_usage_is_what_to_type(name, usage):
