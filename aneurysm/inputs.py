@@ -20,7 +20,7 @@ _HEAD: Final = 1024
 _ENTRIES: Final = 1000
 """So many names of a folder are listed: enough to know it, and quick on a network disk."""
 _FOLDERS: Final = 20
-"""Into so many folders of a folder is looked: each takes requests of its own, of a network disk."""
+"""This many folders of a folder are looked into: each takes requests of its own, of a network disk."""
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+){3,}")
 _ARCHIVES: Final = (
     (b"PK\x03\x04", "a ZIP archive"),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, overload
+from typing import Final, overload
 
 import numpy as np
 import pandas as pd
@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 
 from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.local_copy import LocalCopy, RemoteVolume, _fetch, download_tables
+from aneurysm.cache.local_copy import LocalCopy, RemoteVolume, download_tables, fetch_tables
 from aneurysm.cache.manifest import read_manifest
 from aneurysm.cache.volume import CachedVolume
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.labels import LABELS, SITES, UNKNOWN
 from aneurysm.remote.url import checked_url, is_url
 from aneurysm.spec import CacheSpec
-
-if TYPE_CHECKING:
-    from aneurysm.cache.local_copy import RemoteVolume
 
 _PAUSE_S: Final = 0.2
 
@@ -279,7 +276,7 @@ def _open_remote(url: str, local_cache: str | Path | None, local_cache_gb: float
     """Open the cache at ``url``, whose volumes are to be copied to ``local_cache``; see `open_cache`."""
     url = checked_url(url)
     with download_tables(url) as folder:
-        cache = Cache.of_tables(CacheLayout(folder), partial(_fetch, url, folder))
+        cache = Cache.of_tables(CacheLayout(folder), partial(fetch_tables, url, folder))
         # After that, which may have fetched them again.
         rows = {row["series_uid"]: row for row in read_manifest(CacheLayout(folder).manifest)}
         if strange := [uid for uid in rows if "/" in uid or uid.startswith(".")]:

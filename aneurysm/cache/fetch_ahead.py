@@ -20,7 +20,7 @@ _THREADS: Final = 4
 _SHARE: Final = 0.8
 """Of the local copy; the rest is for what readers fetch out of turn."""
 _STEPS: Final = 2000
-"""It goes no further ahead than so many steps: where few volumes are drawn from, it would go on for ever."""
+"""It goes no further ahead than this many steps: where few volumes are drawn from, it would go on for ever."""
 _log: Final = logging.getLogger(__name__)
 
 

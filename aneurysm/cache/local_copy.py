@@ -49,7 +49,7 @@ class LocalCopy:
     @classmethod
     def of(cls, folder: str | Path | None = None, gigabytes: float | None = None) -> LocalCopy:
         """
-        Return the local copy in ``folder``, of at most so many GB (1e9 bytes).
+        Return the local copy in ``folder``, of at most this many GB (1e9 bytes).
 
         What is not given is taken from ANEURYSM_LOCAL_CACHE and ANEURYSM_LOCAL_CACHE_GB, else it is ``aneurysm`` in the
         user's cache folder (XDG_CACHE_HOME, or ~/.cache), and 100 GB; in any case no more than 90 % of the disk's
@@ -244,15 +244,16 @@ def _entries(folder: Path) -> Iterator[tuple[int, float, Path]]:
 
 @contextmanager
 def download_tables(url: str) -> Iterator[Path]:
-    """Yield a folder with spec.toml, manifest.csv and lesions.csv of the cache at ``url``, as far as there are any."""
+    """Yield a folder with spec.toml, manifest.csv and lesions.csv of the cache at ``url``; those that exist."""
     url = checked_url(url)
     with scratch_folder() as folder:
-        _fetch(url, folder)
+        fetch_tables(url, folder)
         with renaming_paths(folder, url):
             yield folder
 
 
-def _fetch(url: str, folder: Path) -> None:
+def fetch_tables(url: str, folder: Path) -> None:
+    """Download spec.toml, manifest.csv and lesions.csv of the cache at ``url`` to ``folder``; those that exist."""
     store, layout = ObjectStore(url), CacheLayout(folder)
     tables = (layout.spec, layout.manifest, layout.lesions)
     store.each(lambda path: store.download_if_there(path.name, path), tables)

@@ -1,14 +1,21 @@
-"""One Zarr v3 shard on a local disk -> boxes of stored integers: the fast path of `CachedVolume.read`.
+"""
+One Zarr v3 shard on a local disk, written from an array, and read by boxes: the fast path of `CachedVolume.read`.
 
-The index is read once, checked by its CRC-32C, and kept; of a box only the touched chunks are read (`pread`) into a
-buffer of the calling thread, checked by theirs, decoded into another, and copied into the box. Nothing is allocated per
-chunk.
+Chunks are packed back to back, each followed by its CRC-32C, the codec crc32c of Zarr: LZ4 decodes most damaged bytes
+without a complaint. Then comes an index (zarr-specs, sharding-indexed codec, index at the end): for each chunk in C
+order two little-endian uint64, offset and length, both 2^64 - 1 for a chunk that holds only the fill value; and the
+CRC-32C of those bytes. zarr-python writes the same file, but spends several times as long on it as the compression
+takes. The metadata is zarr-python's; tests read the shards with it and with tensorstore.
+
+In reading, the index is read once, checked by its CRC-32C, and kept. Of a box only the touched chunks are read
+(`pread`) into a buffer of the calling thread, checked by theirs, decoded into another, and copied into the box. Nothing
+is allocated per chunk.
 
 A map of the file would take a little less time where volumes are read again and again. But a disk that fails under it,
 a volume that another machine removes from a file server, and a file cut short in place would end the process (SIGBUS);
 here each is an error that names the chunk.
 
-What is guaranteed: the same voxels as zarr-python gives. It holds no Python lock while it decodes, may be used by many
+What is guaranteed: the same voxels as zarr-python reads. It holds no Python lock while it decodes, may be used by many
 threads, and survives a fork.
 """
 

@@ -36,6 +36,9 @@ from aneurysm.volume.intensity import Intensity, to_model_units, to_physical
 if TYPE_CHECKING:
     from aneurysm.cache.local_copy import RemoteVolume
 
+_TRIES: Final = 20
+"""Looks at a volume that is replaced while it is opened."""
+
 
 class _Handles:
     """Open volumes, the least recently used let go beyond a bound; what is in use stays open until it is done."""
@@ -331,9 +334,6 @@ def read_box(array: VoxelArray, start: Triple, shape: Triple, out: NDArray[Any] 
         out.fill(array.fill)
     array.read((low[0], low[1], low[2]), out[inner])
     return out
-
-
-_TRIES: Final = 20
 
 
 class ZarrArray:

@@ -44,7 +44,7 @@ _PLUGINS: Final = {
 _DEFAULT_PLUGINS: Final = ("gdcm",)
 _MOST_EXPANDED: Final = 2
 _MOST_HEADER: Final = 2**20
-"""A compressed frame is at most so many times as long as the pixels, and so many bytes more: tables, metadata."""
+"""A compressed frame is at most this many times as long as the pixels, and this many bytes more: tables, metadata."""
 _MOST_KEPT: Final = 2**25
 """Bytes of decoded slices that are kept to be read again: 64 of 512 x 512, three times what a usual series asks for."""
 _MAX_INFLATED: Final = 2**30

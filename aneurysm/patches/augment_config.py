@@ -42,7 +42,7 @@ class Affine(_Section):
     """
     Rotation, scale and shear about the patch's centre, in mm.
 
-    Rotation about the (z, y, x) axes is at most so many degrees either way. ``scale`` multiplies all axes alike;
+    Rotation about the (z, y, x) axes is at most this many degrees either way. ``scale`` multiplies all axes alike;
     then each axis is scaled, and each pair of axes sheared, by at most the given fraction more or less.
     """
 
@@ -77,7 +77,7 @@ class Window(_Section):
     """
     Brightness and contrast, as a reader changes them: by moving and stretching the window.
 
-    ``shift`` is at most so many window widths either way; ``width`` multiplies the width about the window's centre.
+    ``shift`` is at most this many window widths either way; ``width`` multiplies the width about the window's centre.
     """
 
     p: _Chance = 0.5

@@ -14,7 +14,7 @@ from aneurysm.phantom.scanner import Protocol, SliceStack, draw_protocol, plan_s
 ASSUMED_THIN_MM = (0.5, 0.5, 0.55)
 ASSUMED_THICK_MM = (0.5, 0.5, 5.0)
 ASSUMED_THIN_ABOVE = 80
-"""What readers assume of a multi-frame file without geometry: rows, columns, slices; thin above so many frames."""
+"""What readers assume of a multi-frame file without geometry: rows, columns, slices; thin above this many frames."""
 
 
 @dataclass(frozen=True)

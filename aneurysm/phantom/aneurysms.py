@@ -107,7 +107,7 @@ def grow_lesions(tree: Tree, sites: tuple[str, ...], rng: np.random.Generator, d
     Raises
     ------
     UsageError
-        If a site is none of the 13, or there is no room for so many sacs.
+        If a site is none of the 13, or there is no room for this many sacs.
     """
     lesions: list[Sac] = []
     for site in sites:

@@ -30,7 +30,7 @@ _SITES_PER_POSITIVE = (0.86, 0.115, 0.02, 0.005)
 """Shares of positive series with one, two, ... sites: 2,173 positive labels in 1,864 series."""
 
 COVERED_FROM = 150
-"""From so many series on a data set has every quirk at least once."""
+"""From this many series on a data set has every quirk at least once."""
 
 
 @dataclass(frozen=True)

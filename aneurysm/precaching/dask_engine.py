@@ -35,7 +35,7 @@ _POLL_S: Final = 0.05
 _LOOK_S: Final = 5.0
 _RESULT_S: Final = 10.0
 _AHEAD: Final = 500
-"""At least so many series are with the scheduler: enough for it to see what a growing cluster could do."""
+"""At least this many series are with the scheduler: enough for it to see what a growing cluster could do."""
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def check_space(
 def _within(
     seconds: float, sources: Sequence[SeriesSource], spec: CacheSpec, processes: Runner, limits: Limits
 ) -> list[int]:
-    """Return the voxels of those ``sources`` that can be looked at in so many seconds, one after the other."""
+    """Return the voxels of those ``sources`` that can be looked at in this many seconds, one after the other."""
     sizes: list[int] = []
     end = time.monotonic() + seconds
     for source in sources:

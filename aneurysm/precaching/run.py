@@ -127,7 +127,7 @@ def precache(
         Processes, besides this one: a decoder that crashes costs one series and not the program. 0, for debugging: all
         is done in this process.
     limit
-        At most so many series that are still to be built, the largest first.
+        At most this many series that are still to be built, the largest first.
     series
         Only these UIDs.
     retry_failed

@@ -1,4 +1,4 @@
-"""Vessel masks of a data folder: where they lie, and their voxels."""
+"""Vessel masks of a data folder: where they are, and their voxels, read within bounds of time and memory."""
 
 from __future__ import annotations
 

@@ -4,6 +4,9 @@ Every request is tried again for a while, and ends by a time limit.
 
 A process that was forked after its parent used obstore would wait for ever for threads that only the parent has.
 Such a process gets an error instead: processes that are to use a store are to be spawned.
+
+Credentials, region and endpoint of S3 are found by boto3, as every AWS tool finds them (environment, profile, SSO,
+role): obstore itself reads no profile.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class TrainConfig(_Section):
     epochs, steps_per_epoch
         An epoch is so many batches; validation follows it.
     save_every
-        Within an epoch ``last.ckpt`` is saved after so many batches, for the day when the power fails.
+        Within an epoch ``last.ckpt`` is saved after this many batches, for the day when the power fails.
     fold, folds, folds_file
         Held out is fold ``fold`` of ``folds``, or of the file's.
     test_fold
@@ -99,7 +99,7 @@ class TrainConfig(_Section):
     modality
         Only series of these modalities; all if empty.
     limit_train, limit_val
-        At most so many series, positive and negative ones in proportion.
+        At most this many series, positive and negative ones in proportion.
     losses
         Weight by term of `aneurysm.training.objective.TERMS`.
     pos_weight

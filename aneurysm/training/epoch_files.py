@@ -36,7 +36,7 @@ class EpochFiles:
     terms
         Of the loss.
     done, steps_per_epoch
-        Epochs that the run has behind it, of so many steps. What is there of later ones was lost with a crash.
+        Epochs that the run has behind it, of this many steps. What is there of later ones was lost with a crash.
     workers
         Processes that read, of which the log may advise more.
     """

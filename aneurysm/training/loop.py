@@ -32,7 +32,7 @@ from aneurysm.training.timed_loader import TimedBatches
 from aneurysm.training.validation import PredictionsByVolume, ValidationStoppedError, predict_series, score_predictions
 
 READ_EVERY: Final = 20
-"""Losses are read from the device after so many batches; with several ranks signals are looked for as often."""
+"""Losses are read from the device after this many batches; with several ranks signals are looked for as often."""
 
 
 class TrainingLoop:

@@ -37,7 +37,7 @@ class LossWatch:
     config
         Of the run.
     every
-        Read after the first batch, and then after so many.
+        Read after the first batch, and then after this many.
 
     Attributes
     ----------
