@@ -286,14 +286,14 @@ DYING = """
 import sys, time
 from contextlib import closing
 import psutil
-from aneurysm.cache.cache import Cache, open_cache
+from aneurysm.cache.cache import open_cache
 from aneurysm.errors import LoaderError
 from aneurysm.patches.loader import PatchLoader, raise_loader_errors
 
 if __name__ == "__main__":
     cache = open_cache(sys.argv[1])
     try:
-        loader = PatchLoader(cache, range(len(cache)), (16, 16, 16), 2, 100_000, workers=2)
+        loader = PatchLoader(cache, patch=(16, 16, 16), batch_size=2, steps=100_000, workers=2)
         with closing(loader), raise_loader_errors():
             for step, batch in enumerate(loader):
                 if step == 3:

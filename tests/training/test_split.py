@@ -97,7 +97,7 @@ def test_an_empty_cache_is_refused(tmp_path):
     from aneurysm.cache.layout import CacheLayout
 
     write_manifest(CacheLayout(tmp_path))
-    cache = type(cache).open(tmp_path)
+    cache = open_cache(tmp_path)
     with pytest.raises(UsageError, match=r"holds no volumes\. Run aneurysm precache"):
         split_series(cache, quick(cache))
 
