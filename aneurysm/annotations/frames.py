@@ -125,7 +125,9 @@ def unpack_frames(packed: PackedFrames, sop_uids: Iterable[str] | None = None) -
             raise ValueError(f"{name} has the shape {geometry[name].shape}, expected {(count, size)}")
     named: Any = slice(None)
     if sop_uids is not None:
-        named = np.isin(plain["sop"], np.array([sop_key(uid) for uid in sop_uids], _TYPES["sop"]))
+        keys = np.array([sop_key(uid) for uid in sop_uids], _TYPES["sop"])
+        # numpy 2.0's default overflows on keys of 64 bits.
+        named = np.isin(plain["sop"], keys, kind="sort")
     columns: dict[str, list[Any]] = {name: plain[name][named].tolist() for name in plain if name != "code"}
     columns |= {name: [_known(row) for row in values[named]] for name, values in geometry.items()}
     columns["left_out"] = [packed.codes[code] for code in plain["code"][named]]
