@@ -63,6 +63,7 @@ def test_usage_is_what_to_type(name, usage):
 
 
 def test_every_option_says_what_follows_it_and_what_holds_without_it():
+    assert {"precache", "train", "predict"} <= set(COMMANDS)
     for name, command in COMMANDS.items():
         for param in command.params:
             assert param.help, (name, param.name)

@@ -115,7 +115,8 @@ def test_dicom_cache_and_validation_give_the_same_answer(data, checkpoints):
     cache = open_cache(data / "cache")
     model = predictor._model
     options = WindowOptions((32, 32, 32), pooling="max", overlap=0.25, candidates=3)
-    validated = predict_cached(model, cache, range(3), options)
+    validated = list(predict_cached(model, cache, range(3), options))
+    assert len(validated) == 3
     for expected in validated:
         of_dicom = predictor(data / "data" / "series" / expected.series_uid)
         of_cache = predictor(data / "cache" / "volumes" / f"{expected.series_uid}.zarr")

@@ -67,6 +67,7 @@ def reference(small_cache) -> list[list[Batch]]:
 
 
 def test_voxels_are_those_of_the_volume_padded_with_air(small_cache, reference):
+    assert len(reference[0]) > 0
     for batch in reference[0]:
         assert batch.image.shape == (4, 1, *SHAPE)
         assert batch.image.dtype == torch.int16
@@ -129,6 +130,7 @@ def test_any_number_of_workers_gives_the_same_batches_in_every_epoch(small_cache
 @pytest.mark.timeout(120)
 def test_two_ranks_together_read_what_one_does(small_cache):
     alone = list(loader(small_cache, batch=4))
+    assert len(alone) > 0
     left, right = (list(loader(small_cache, batch=2, rank=r, ranks=2, workers=r)) for r in (0, 1))
     for whole, a, b in zip(alone, left, right, strict=True):
         assert torch.equal(whole.image, torch.cat([a.image, b.image]))

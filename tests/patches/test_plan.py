@@ -111,6 +111,7 @@ def test_stratified_balance_makes_pairs_of_label_and_modality_equally_frequent(c
 def test_every_lesion_of_a_site_has_its_turn(cache):
     draws = list(plan(cache, samples=3000, lesion=1, vessel=0, foreground=0, uniform=0, balance="label").epoch(0))
     counts = Counter(d.lesion for d in draws)
+    assert len(cache.lesion_site) > 0
     for site in set(cache.lesion_site.tolist()):
         of = [counts[r] for r in np.flatnonzero(cache.lesion_site == site)]
         assert min(of) >= 1

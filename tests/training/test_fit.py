@@ -121,6 +121,7 @@ def test_a_checkpoint_carries_what_predicting_takes(straight, train_cache):
 def test_the_best_epochs_predictions_are_those_of_its_checkpoint(straight, train_cache):
     best = load_checkpoint(straight.best)
     rows = {row["series_uid"]: row for row in table(straight.predictions)}
+    assert len(rows) > 0
     model, config = best.build_model("tests.support.tiny:classifier"), best.config
     options = WindowOptions(
         patch_shape=config.patch,

@@ -28,6 +28,7 @@ def test_every_batch_comes_once_with_those_of_its_step(train_cache, accumulate):
 def test_what_was_fetched_ahead_comes_again_after_a_stop(train_cache, accumulate):
     """A checkpoint is written after the last batch of a step, when some of the next one's lie ready."""
     expected = [batch.index.tolist() for batch in loader_of(train_cache)]
+    assert len(expected) > 0
     for stop in range(accumulate, 7, accumulate):
         batches = TimedBatches(loader_of(train_cache), torch.device("cpu"), accumulate)
         seen = []
