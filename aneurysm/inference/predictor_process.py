@@ -80,10 +80,13 @@ def predict(path: SeriesPath, following: Sequence[SeriesPath]) -> Prediction | F
     ------
     NotLoadedError
         The process is new.
+    UsageError
+        The series is DICOM, and the model was trained on plain arrays.
     AneurysmError
         See `aneurysm.inference.predictor.Predictor.predict`.
     """
     loaded = _of_this_process()
+    loaded.predictor.check([path])
     wanted = {p.uid: p for p in (path, *following)}
     loaded.reading = {
         uid: loaded.reading.get(uid) or loaded.pool.submit(loaded.reader.read, p) for uid, p in wanted.items()

@@ -56,7 +56,7 @@ def work(tmp_path: Path) -> Path:
         (tmp_path / name).write_text(listing(name))
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "aneurysm"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m cli.main "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m aneurysm.cli.main "$@"\n')
     command.chmod(0o755)
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SLOW)

@@ -93,6 +93,7 @@ def test_the_first_rank_s_own_error_is_not_replaced():
 HELD = """
 import time
 from aneurysm.training.ranks import Ranks, started_ranks
+from tests.training.test_ranks import die
 with started_ranks(Ranks(size=2), die, grace_s=0.1):
     time.sleep(100)  # as a collective on a GPU, which no exception ends
 """
