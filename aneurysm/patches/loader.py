@@ -27,6 +27,8 @@ from aneurysm.types import Triple
 _log: Final = logging.getLogger(__name__)
 _GRACE_S: Final = 60
 """So long a worker goes on after SIGTERM."""
+_END_S: Final = 30.0
+"""So long a worker may take to end, once it went away: its memory is written to a core dump, on a busy disk."""
 
 
 class DrawSampler(Sampler[list[PlannedPatch]]):
@@ -317,7 +319,7 @@ def _signal_of(message: str) -> signal.Signals | None:
     workers = [w for loader in list(_loaders) for w in getattr(loader._loader._iterator, "_workers", ())]  # noqa: SLF001
     numbers = re.findall(r"\d+", message)
     if not numbers and workers:  # it went away in the midst of a batch: its end may take a moment longer
-        wait([worker.sentinel for worker in workers], timeout=5.0)
+        wait([worker.sentinel for worker in workers], timeout=_END_S)
     for worker in workers:
         if (str(worker.pid) in numbers or not numbers) and (worker.exitcode or 0) < 0:
             return signal.Signals(-worker.exitcode)
