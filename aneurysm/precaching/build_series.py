@@ -123,9 +123,10 @@ def build_series(job: SeriesJob) -> Outcome:
             if ends_the_run(error) or isinstance(error, StoreError):
                 raise
             reason, detail = reason_of(error)
-        status, detail = outcome_of(reason, detail, has_volume=slot.has_volume())
+        has_volume = slot.has_volume()
+        status, detail = outcome_of(reason, detail, has_volume=has_volume)
         # A failure says nothing of the volume that is there.
-        if status == "rejected" or not slot.has_volume():
+        if status == "rejected" or not has_volume:
             slot.record(record_of(job.spec, uid, reason, detail, job.notes), replace=job.overwrite)
         return Outcome(uid, status, reason, detail, _since(started), _size(job.source))
 
