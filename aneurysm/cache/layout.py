@@ -10,6 +10,7 @@ CACHE/
     labels/...                  the vessel mask, where there is one
   rejected/<uid>.json           why a series is not there
   .seconds/<random>.json        how long series took, of tasks that left the tables to `aneurysm manifest`
+  .runs/<run>/                  of one run: what its processes did, a file each (aneurysm/precaching/ledger.py)
   .building/                    work in progress (see publish.py); the next run sweeps what dead processes left
   .patient-key                  the key of patient_key; don't pass it on with the cache
   .patient-key-check            a fingerprint of that key, by which another one is refused
@@ -78,6 +79,11 @@ class CacheLayout:
     def seconds(self) -> Path:
         """The folder of the times that are not in the manifest yet."""
         return self.root / ".seconds"
+
+    @property
+    def runs(self) -> Path:
+        """The folder of what is known of runs, one below it for each."""
+        return self.root / ".runs"
 
     @property
     def patient_key(self) -> Path:

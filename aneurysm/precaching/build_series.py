@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -85,7 +85,12 @@ class SeriesJob:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one series; ``busy`` means that another process is at it."""
+    """
+    What came of one series; ``busy`` means that another process is at it.
+
+    Of a cached one also the ``frames`` of its files, the ``voxels`` of those that were decoded, and their transfer
+    ``syntax``, or several of them between commas.
+    """
 
     uid: str
     status: Status
@@ -94,6 +99,9 @@ class Outcome:
     seconds: float = 0.0
     bytes_in: int = 0
     bytes_out: int = 0
+    frames: int = 0
+    voxels: int = 0
+    syntax: str = ""
 
 
 def build_series(job: SeriesJob) -> Outcome:
@@ -117,8 +125,8 @@ def build_series(job: SeriesJob) -> Outcome:
         if not job.overwrite and slot.is_done(retry=job.retry):
             return Outcome(uid, "skipped")
         try:
-            bytes_in, bytes_out = _cache(job, slot)
-            return Outcome(uid, "cached", seconds=_since(started), bytes_in=bytes_in, bytes_out=bytes_out)
+            cached = _cache(job, slot)
+            return replace(cached, seconds=_since(started))
         except Exception as error:
             if ends_the_run(error) or isinstance(error, StoreError):
                 raise
@@ -135,8 +143,8 @@ def _since(started: float) -> float:
     return round(time.perf_counter() - started, 3)
 
 
-def _cache(job: SeriesJob, slot: VolumeSlot) -> tuple[int, int]:
-    """Build the volume and publish it; return the bytes read and written."""
+def _cache(job: SeriesJob, slot: VolumeSlot) -> Outcome:
+    """Build the volume and publish it."""
     if job.source.problem:
         raise SeriesRejectedError(Reason.INVALID_UID, job.source.problem)
     job.source.check_complete()
@@ -144,7 +152,7 @@ def _cache(job: SeriesJob, slot: VolumeSlot) -> tuple[int, int]:
         return _cache_files(job, source.list_files(), mask, slot)
 
 
-def _cache_files(job: SeriesJob, files: list[Path], mask: Path | None, slot: VolumeSlot) -> tuple[int, int]:
+def _cache_files(job: SeriesJob, files: list[Path], mask: Path | None, slot: VolumeSlot) -> Outcome:
     if not files:
         raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty or absent")
     series = read_series(job.source.uid, files)
@@ -163,7 +171,16 @@ def _cache_files(job: SeriesJob, files: list[Path], mask: Path | None, slot: Vol
     )  # fmt: skip
     bytes_out = tree_bytes(built)
     slot.publish(built, replace=job.overwrite)
-    return series.bytes_in, bytes_out
+    decoded = [frame.format for frame in volume.stack.all_frames]
+    return Outcome(
+        job.source.uid,
+        "cached",
+        bytes_in=series.bytes_in,
+        bytes_out=bytes_out,
+        frames=len(series.frames),
+        voxels=sum(fmt.rows * fmt.columns for fmt in decoded),
+        syntax=",".join(sorted({fmt.transfer_syntax for fmt in decoded})),
+    )
 
 
 def _metadata(

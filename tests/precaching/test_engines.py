@@ -13,7 +13,7 @@ import pytest
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import NoSpaceError, Reason
-from aneurysm.precaching.build_series import Outcome, SeriesJob
+from aneurysm.precaching.build_series import Outcome, SeriesJob, build_series
 from aneurysm.precaching.engines import WaitTiming, build_in_child, run_jobs
 from aneurysm.precaching.publish import claim
 from aneurysm.processes.children import Limits
@@ -152,3 +152,11 @@ def test_a_disk_that_is_full_when_a_lost_series_is_recorded_is_told(tmp_path, mo
     monkeypatch.setattr("aneurysm.precaching.engines.write_atomically", refuse)
     with pytest.raises(NoSpaceError, match="full"):
         list(run_jobs([job(tmp_path, "1.1")], Losing(), CacheLayout(tmp_path)))
+
+
+def test_what_was_decoded_is_told_of_a_series_that_is_cached(built, tmp_path):
+    source = SeriesSource(built.uids[0], built.data / "series" / built.uids[0])
+    outcome = build_series(SeriesJob(source, SeriesNotes(), None, tmp_path, load_spec("rsna-1mm"), b""))
+    assert outcome.status == "cached"
+    assert (outcome.frames, outcome.voxels) == (12, 12 * 64 * 64)
+    assert outcome.syntax == "1.2.840.10008.1.2.1"

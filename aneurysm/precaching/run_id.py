@@ -1,0 +1,45 @@
+"""The name of a run: one for all tasks of an array, by which its ledgers and what was dealt to its tasks are found."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from aneurysm.errors import UsageError
+
+_VARIABLES: Final = ("ANEURYSM_RUN", "SLURM_ARRAY_JOB_ID", "SLURM_JOB_ID")
+"""The first that is set counts: all tasks of a Slurm array have a SLURM_JOB_ID of their own."""
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def given_run_id(environ: Mapping[str, str]) -> str | None:
+    """
+    Return the name of the run that this process is a task of, by its environment; None if that has none.
+
+    Raises
+    ------
+    UsageError
+        It can't be the name of a folder.
+    """
+    for variable in _VARIABLES:
+        if name := environ.get(variable, "").strip():
+            return checked_run_id(name, variable)
+    return None
+
+
+def run_id(environ: Mapping[str, str]) -> str:
+    """Return the name of the run that this process is a task of, or else a new one. Raises as `given_run_id`."""
+    return given_run_id(environ) or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def checked_run_id(name: str, origin: str) -> str:
+    """Return ``name`` if it can be that of a run, whose folder is called so; ``origin`` says who gave it."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{origin} is {name[:80]!r}: the name of a run has at most 64 letters, digits, dots, hyphens and "
+            "underscores, and begins with a letter or digit"
+        )
+    return name
