@@ -8,7 +8,11 @@ from types import FrameType
 
 
 class Exit(IntEnum):
-    """Exit codes. 8 is dcm2niix's for the same thing."""
+    """
+    Exit codes. 8 is dcm2niix's for the same thing: finished, some series are not cached.
+
+    9 is not finished, and the same command again resumes: to a pipeline the one is done, the other is to be retried.
+    """
 
     OK = 0
     ERROR = 1
@@ -16,6 +20,7 @@ class Exit(IntEnum):
     CACHE = 3
     NO_SPACE = 5
     SOME_FAILED = 8
+    INCOMPLETE = 9
     INTERRUPTED = 130
     TERMINATED = 143
 

@@ -14,7 +14,7 @@ from aneurysm._version import __version__
 from aneurysm.cli import evaluate, info, manifest, phantom, precache, predict, train, verify
 from aneurysm.cli.command import Command, Group, expand_environment
 from aneurysm.cli.exits import Exit
-from aneurysm.errors import AneurysmError, CacheError, NoSpaceError, UsageError
+from aneurysm.errors import AneurysmError, CacheError, ClusterError, NoSpaceError, StoreError, UsageError
 
 _NAME = "aneurysm"
 """What the program is called in usage lines, however it was started."""
@@ -76,6 +76,8 @@ def main() -> NoReturn:
         _fail(error, Exit.USAGE)
     except CacheError as error:
         _fail(error, Exit.CACHE)
+    except (ClusterError, StoreError) as error:
+        _fail(error, Exit.INCOMPLETE)
     except AneurysmError as error:
         _fail(error, Exit.ERROR)
     except ModuleNotFoundError as error:

@@ -25,11 +25,14 @@ def manifest(
         ),
     ] = None,
     workers: Workers = None,
+    exit_zero: Annotated[
+        bool, typer.Option("--exit-zero", help="Exit code 0 also where 8 would say that some are rejected or failed.")
+    ] = False,
 ) -> None:
     """
     Write manifest.csv and lesions.csv again, after the last shard of several.
 
-    Exit code 0: all cached; 8: some rejected, failed or missing. Without --data nobody knows what is missing.
+    Exit code 0: all cached; 8: some rejected or failed; 9: some are missing, which can be known only with --data.
     """
     from aneurysm.precaching.finish import merge
 
@@ -48,5 +51,7 @@ def manifest(
         )
     if merged.not_cached:
         typer.echo(f"{join_url(cache, 'manifest.csv')} says why {merged.not_cached} are not cached.")
-    if merged.missing or merged.not_cached:
-        raise typer.Exit(Exit.SOME_FAILED)
+    if merged.missing:
+        raise typer.Exit(Exit.INCOMPLETE)
+    if merged.not_cached:
+        raise typer.Exit(Exit.OK if exit_zero else Exit.SOME_FAILED)

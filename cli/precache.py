@@ -62,10 +62,14 @@ def precache(
         ),
     ] = None,
     exit_zero: Annotated[
-        bool, typer.Option("--exit-zero", help="Exit code 0 also where 8 would say that some are not cached.")
+        bool, typer.Option("--exit-zero", help="Exit code 0 also where 8 would say that some are rejected or failed.")
     ] = False,
 ) -> None:
-    """Build what is missing of the cache. Exit code 0: all cached; 8: some rejected or failed (see manifest.csv)."""
+    """
+    Build what is missing of the cache.
+
+    Exit code 0: all cached; 8: some rejected or failed (see manifest.csv); 9: not finished, the same command resumes.
+    """
     from aneurysm.cli.progress import PrecacheProgress
     from aneurysm.precaching import run as build
     from aneurysm.precaching.partition import find_shard
@@ -115,8 +119,10 @@ def precache(
             else join_url(cache, "manifest.csv")
         )
         typer.echo(f"{bad} series are not cached; {where}" + ("." if part else " says why."))
+    if summary.busy:
+        raise typer.Exit(Exit.INCOMPLETE)
     # Of what was built again and failed the volume is kept: it does not count among those that are not cached.
-    if bad or summary.busy or summary.rejected or summary.failed or summary.not_updated:
+    if bad or summary.rejected or summary.failed or summary.not_updated:
         raise typer.Exit(Exit.OK if exit_zero else Exit.SOME_FAILED)
 
 

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from aneurysm.cache.folder import cached_series, done_series
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import read_record
-from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, UsageError
+from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, StoreError, StoreRefusedError, UsageError
 from aneurysm.precaching.build_series import Outcome, SeriesJob, record_of
 from aneurysm.precaching.destination import Destination
 from aneurysm.precaching.engines import Engine, Local, WaitTiming, run_jobs
@@ -225,9 +225,12 @@ def precache(
                     place.leave_seconds(seconds)
                     sweep(layout)
             raise
-        except BaseException:
+        except BaseException as error:
             with suppress(AneurysmError):  # what ends the run may keep the tables from being written, too
                 _finish(place, sources, seconds, summary, shard)
+            if isinstance(error, StoreRefusedError):
+                # It was of use when the run began: credentials that ran out, or a network that is down.
+                raise StoreError(str(error)) from error
             raise
         _finish(place, sources, seconds, summary, shard)
     summary.seconds = time.perf_counter() - started

@@ -209,7 +209,7 @@ class ObjectStore:
             from obstore.exceptions import BaseError, InvalidPathError
 
             if isinstance(error, InvalidPathError):
-                raise StoreError(
+                raise StoreRefusedError(
                     f"{doing} {self._called(key)} failed: there is an object whose name can't be a file's, such as one "
                     "with '..' in it. Remove it"
                 ) from None

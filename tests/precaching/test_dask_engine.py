@@ -175,7 +175,7 @@ def test_a_killed_scheduler_ends_the_run(long_run: Built, cluster: Callable[...,
     process = begin(long_run, cache, here)
     here.scheduler.kill()
     text = told(process, timeout_s=60)
-    assert process.returncode == 1, text
+    assert process.returncode == 9, text
     assert "scheduler" in text
     assert "run the same command again" in text
     here.end()

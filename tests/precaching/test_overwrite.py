@@ -7,12 +7,13 @@ import os
 import shutil
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.errors import Reason, SeriesRejectedError
+from aneurysm.errors import ClusterError, Reason, SeriesRejectedError, StoreError
 from aneurysm.precaching import publish
 from aneurysm.precaching.build_series import record_of
 from aneurysm.precaching.publish import claim
@@ -75,11 +76,29 @@ def test_a_rejection_takes_the_volume_away_in_one_step(copied: Built, monkeypatc
     assert leftovers(copied.cache) == []
 
 
-@pytest.mark.parametrize("summary", [RunSummary(failed=1), RunSummary(rejected=1), RunSummary(busy=1)])
+@pytest.mark.parametrize("summary", [RunSummary(failed=1), RunSummary(rejected=1)])
 def test_what_was_not_built_again_is_exit_code_8(summary: RunSummary, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aneurysm.precaching.run.precache", lambda *_, **__: summary)
     assert call_cli("precache").code == 8
     assert call_cli("precache", "--exit-zero").code == 0
+
+
+@pytest.mark.parametrize(
+    "end, words",
+    [
+        (RunSummary(busy=1, failed=1), "1 series are in the hands of another run"),
+        (ClusterError("the Dask scheduler was lost"), "the Dask scheduler was lost"),
+        (StoreError("the store answered SlowDown"), "SlowDown"),
+    ],
+)
+def test_what_is_not_finished_is_exit_code_9_whatever_else_is(
+    end: RunSummary | Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aneurysm.precaching.run.precache", mock.Mock(side_effect=[end, end]))
+    for options in ((), ("--exit-zero",)):
+        ran = call_cli("precache", *options)
+        assert ran.code == 9
+        assert words in ran.text
 
 
 def test_a_retry_of_some_leaves_the_records_of_the_others(copied: Built) -> None:
@@ -105,7 +124,7 @@ def test_series_that_another_run_holds_are_told(copied: Built, monkeypatch: pyte
     shutil.rmtree(layout.volume(copied.uids[0]))
     with claim(layout, copied.uids[0]):
         ran = precache_here(copied, copied.cache)
-    assert ran.code == 8
+    assert ran.code == 9
     assert "0 cached, 0 rejected, 0 failed, 3 done before" in ran.out
     assert "1 series are in the hands of another run" in ran.out
 

@@ -341,7 +341,7 @@ def test_what_another_run_holds_is_left_to_it(copied: Built) -> None:
         summary = precache(copied.data, copied.cache, workers=0)
         assert (summary.updated, summary.busy) == (1, 1)
         ran = call_in_process("precache", "--data", copied.data, "--cache", copied.cache, "--workers", 1)
-    assert ran.code == 8, ran.text
+    assert ran.code == 9, ran.text
     assert "1 series are in the hands of another run: when it is done, run this again." in ran.out
     after = tree_digest(copied.cache / "volumes")
     assert {name.split("/")[0] for name in after if after[name] != before[name]} == {f"{copied.uids[1]}.zarr"}

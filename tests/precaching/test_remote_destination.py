@@ -250,6 +250,18 @@ def test_a_run_that_is_told_to_stop_asks_the_store_for_nothing_more(
     assert "cache/manifest.csv" not in bucket.keys("cache/")
 
 
+def test_credentials_that_run_out_on_the_way_are_no_wrong_option(built: Built, tmp_path: Path) -> None:
+    class Refuses:
+        def started(self, *_: object) -> None: ...
+
+        def finished(self, *_: object) -> None:
+            raise StoreRefusedError("sending an object was refused (ExpiredToken)")
+
+    with pytest.raises(StoreError, match="ExpiredToken") as caught:
+        precache(built.data, tmp_path / "cache", progress=Refuses(), workers=0)
+    assert not isinstance(caught.value, UsageError)
+
+
 def test_shards_and_their_tables(built: Built, bucket: Bucket, tmp_path: Path) -> None:
     url = f"{bucket.url}/cache"
     for index in range(2):
