@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from aneurysm.cache.cache import open_cache
-from aneurysm.errors import CacheNotFoundError, DamagedCacheError, PatientKeyError
+from aneurysm.errors import (
+    CacheNotFoundError,
+    DamagedCacheError,
+    PatientKeyError,
+    StoreError,
+    StoreRefusedError,
+    UsageError,
+)
 from aneurysm.precaching import remote_destination
 from aneurysm.precaching.build_series import SeriesJob, build_series, patient_key
 from aneurysm.precaching.finish import merge
