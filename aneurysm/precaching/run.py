@@ -7,10 +7,11 @@ end waits for it, and says so if it does not come.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -22,10 +23,12 @@ from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, StoreE
 from aneurysm.precaching.build_series import Outcome, SeriesJob, record_of
 from aneurysm.precaching.destination import Destination
 from aneurysm.precaching.engines import Engine, Local, WaitTiming, run_jobs
+from aneurysm.precaching.ledger import prune_runs, run_ledger
 from aneurysm.precaching.partition import Shard
 from aneurysm.precaching.publish import sweep
 from aneurysm.precaching.relabel import Annotations, Update, relabel
 from aneurysm.precaching.remote_destination import open_destination
+from aneurysm.precaching.run_id import run_id
 from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner, runner
 from aneurysm.processes.files import write_atomically
@@ -168,16 +171,19 @@ def precache(
         raise UsageError("timeout_s and memory_mb hold for processes; workers is 0, which is none but this one")
     started = time.perf_counter()
     resolved = load_spec(spec)
+    run = run_id(os.environ)
     given = open_data(data)
     with (
         open_destination(cache) as place,
         runner(workers) as processes,
         _engine(processes, workers, given.path, limits, dask, scheduler_file) as engine,
+        ExitStack() as stack,
     ):
         layout = place.layout
         inventory = given.find_series(workers, limits, processes)
         tables = given.tables()
         sources = _chosen(inventory, series)
+        of_all_tasks = sources
         sizes: dict[str, int] = {}
         if shard:
             sizes = given.sizes(sources)
@@ -185,6 +191,7 @@ def precache(
             sources = [s for s in sources if s.uid in mine]
         with translate_write_errors(layout.root):
             place.open(resolved)
+            ledger = stack.enter_context(run_ledger(layout.root, place.url, run, str(shard or "")))
             sweep(layout)
             there = done_series(layout)
             done = {s.uid for s in sources} & (cached_series(layout) if retry_failed else there)
@@ -196,13 +203,27 @@ def precache(
             known = Annotations(tables, given.find_masks())
             building = {s.uid for s in todo}
             stale = [s.uid for s in sources if s.uid in there - building]
+            if shard is None or shard.index == 0:
+                prune_runs(layout, place.url)
             if not series and (shard is None or shard.index == 0):
                 stale += _record_missing(place, resolved, tables, inventory, there)
                 place.remove_records(_unreadable_before(layout, inventory))
             secret = place.patient_secret()
         masks, root = known.masks or {}, layout.root
         jobs = [
-            SeriesJob(s, tables.of(s.uid), masks.get(s.uid), root, resolved, secret, overwrite, place.url, retry_failed)
+            SeriesJob(
+                s,
+                tables.of(s.uid),
+                masks.get(s.uid),
+                root,
+                resolved,
+                secret,
+                overwrite,
+                place.url,
+                retry_failed,
+                run=run,
+                size=sizes[s.uid],
+            )
             for s in todo
         ]
         summary = RunSummary(skipped=len(done - building), has_labels=tables.has_labels)
@@ -211,6 +232,17 @@ def precache(
                 place.refresh(metadata=set(stale))
             updates = relabel(place, stale, known, resolved, workers=workers, limits=limits, processes=processes)
             summary.count_updates(updates)
+        settled = set() if overwrite else cached_series(layout) if retry_failed else there
+        n_settled, not_cached = _settled(of_all_tasks, settled, layout)
+        ledger.write(
+            "run_started",
+            series=_aim(len(of_all_tasks), n_settled, limit, shard),
+            done=n_settled,
+            not_cached=not_cached,
+            todo=len(todo),
+            bytes=sum(job.size for job in jobs),
+            expected_s=round(sum(job.expected_s for job in jobs), 3),
+        )
         if progress:
             progress.started(inventory, len(todo), summary.skipped, sum(sizes[s.uid] for s in todo))
         seconds: dict[str, float] = {}
@@ -233,8 +265,21 @@ def precache(
                 raise StoreError(str(error)) from error
             raise
         _finish(place, sources, seconds, summary, shard)
+        ledger.write("run_ended", how="done", not_cached=summary.total_not_cached, busy=summary.busy)
     summary.seconds = time.perf_counter() - started
     return summary
+
+
+def _settled(sources: Sequence[SeriesSource], settled: Container[str], layout: CacheLayout) -> tuple[int, int]:
+    """Return how many of ``sources``, those of all tasks, need not be built; and how many of these have no volume."""
+    done = [s.uid for s in sources if s.uid in settled]
+    cached = cached_series(layout) if done else set()
+    return len(done), sum(uid not in cached for uid in done)
+
+
+def _aim(whole: int, done: int, limit: int | None, shard: Shard | None) -> int:
+    """Return how many series all tasks together are to have done in the end."""
+    return whole if limit is None else min(whole, done + limit * (shard.count if shard else 1))
 
 
 def _check(**numbers: int | None) -> None:
