@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 
-from aneurysm.precaching.partition import Shard
+from aneurysm.precaching.partition import deal
 from benchmarks.makespan import RATIO, Costs, Job, least, makespan, rsna_jobs
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.precache_costs import SLICE_MB, TOGETHER, Measured, Run, best_runs, fitted_costs, measured_costs
@@ -132,7 +132,7 @@ def _parts(jobs: list[Job]) -> list[str]:
     lines += ["| tasks x workers | ideal | one queue | balanced | every n-th | most by least: balanced | every n-th |"]
     lines += ["|--:|--:|--:|--:|--:|--:|--:|"]
     for tasks, each in _PARTS:
-        balanced = [Shard(i, tasks).of(sizes) for i in range(tasks)]
+        balanced = [set(part) for part in deal(sizes, tasks)]
         striding = [set(by_uid[i::tasks]) for i in range(tasks)]
         cells = [least(jobs, tasks * each, _PARTS_BANDWIDTH), makespan([by_size], tasks * each, _PARTS_BANDWIDTH)]
         spreads = []

@@ -30,22 +30,23 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
-    def of(self, sizes: Mapping[str, int]) -> set[str]:
-        """
-        Return the names that this shard takes, of all ``sizes`` (bytes by name).
 
-        The largest goes first, each to the shard that has least so far: the sums then differ by at most one series,
-        and every task that sees the same sizes comes to the same parts (Graham 1969, longest processing time first).
-        """
-        loads = [(0, i) for i in range(self.count)]
-        taken = set()
-        for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
-            load, i = loads[0]
-            # At least 1, so that series whose size is not known are dealt out, too.
-            heapq.heapreplace(loads, (load + max(sizes[name], 1), i))
-            if i == self.index:
-                taken.add(name)
-        return taken
+def deal(weights: Mapping[str, float], count: int) -> list[list[str]]:
+    """
+    Return the names of each of ``count`` parts, of all that have ``weights``.
+
+    The heaviest goes first, each to the part that has least so far: the sums then differ by at most one name's weight,
+    and whoever has the same weights comes to the same parts (Graham 1969, longest processing time first).
+    """
+    parts: list[list[str]] = [[] for _ in range(count)]
+    loads = [(0.0, i) for i in range(count)]
+    # What is not known weighs something, too: else one part would get all such names.
+    lightest = min((weight for weight in weights.values() if weight > 0), default=1)
+    for name in sorted(weights, key=lambda n: (-weights[n], n)):
+        load, i = loads[0]
+        heapq.heapreplace(loads, (load + max(weights[name], lightest), i))
+        parts[i].append(name)
+    return parts
 
 
 def find_shard(given: str | None, environment: Mapping[str, str]) -> Shard | None:

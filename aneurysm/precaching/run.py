@@ -7,43 +7,31 @@ end waits for it, and says so if it does not come.
 
 from __future__ import annotations
 
-import os
 import time
-from collections import Counter, deque
-from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from aneurysm.cache.folder import cached_series, done_series
-from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.metadata import read_record
-from aneurysm.errors import AneurysmError, CacheError, DataError, Reason, StoreError, StoreRefusedError, UsageError
-from aneurysm.precaching.build_series import Outcome, SeriesJob, record_of
+from aneurysm.errors import AneurysmError, StoreError, StoreRefusedError, UsageError
+from aneurysm.precaching.build_series import Outcome, SeriesJob
 from aneurysm.precaching.destination import Destination
 from aneurysm.precaching.engines import Engine, Local, WaitTiming, run_jobs
-from aneurysm.precaching.ledger import prune_runs, run_ledger
 from aneurysm.precaching.partition import Shard
+from aneurysm.precaching.planning import Choice, Planner, Task
 from aneurysm.precaching.publish import sweep
-from aneurysm.precaching.relabel import Annotations, Update, relabel
+from aneurysm.precaching.relabel import Update
 from aneurysm.precaching.remote_destination import open_destination
-from aneurysm.precaching.run_id import run_id
 from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner, runner
-from aneurysm.processes.files import write_atomically
-from aneurysm.processes.threads import map_io
 from aneurysm.rawdata.bucket import open_data
-from aneurysm.rawdata.folder import UNREADABLE, Inventory, SeriesSource, safe_source
-from aneurysm.rawdata.tables import Tables
-from aneurysm.spec import CacheSpec, load_spec
+from aneurysm.rawdata.folder import Inventory
+from aneurysm.spec import load_spec
 
 _MANIFEST_SHARE: Final = 0.03
 """So much of a run may go into keeping the manifest up to date on the way."""
-
-
-_NAMED_IN: Final = "named in "
-"""So the record of a series begins that only a table knows."""
 
 
 class RunProgress(Protocol):
@@ -171,80 +159,26 @@ def precache(
         raise UsageError("timeout_s and memory_mb hold for processes; workers is 0, which is none but this one")
     started = time.perf_counter()
     resolved = load_spec(spec)
-    run = run_id(os.environ)
     given = open_data(data)
     with (
         open_destination(cache) as place,
         runner(workers) as processes,
         _engine(processes, workers, given.path, limits, dask, scheduler_file) as engine,
-        ExitStack() as stack,
     ):
         layout = place.layout
-        inventory = given.find_series(workers, limits, processes)
-        tables = given.tables()
-        sources = _chosen(inventory, series)
-        of_all_tasks = sources
-        sizes: dict[str, int] = {}
-        if shard:
-            sizes = given.sizes(sources)
-            mine = shard.of(sizes)
-            sources = [s for s in sources if s.uid in mine]
+        choice = Choice(tuple(series), retry_failed, overwrite)
+        planner = Planner(place, given, resolved, choice, workers=workers, limits=limits, processes=processes)
+        task = planner.task(shard, limit)
         with translate_write_errors(layout.root):
-            place.open(resolved)
-            ledger = stack.enter_context(run_ledger(layout.root, place.url, run, str(shard or "")))
-            sweep(layout)
-            there = done_series(layout)
-            done = {s.uid for s in sources} & (cached_series(layout) if retry_failed else there)
-            todo = [s for s in sources if overwrite or s.uid not in done]
-            sizes |= given.sizes([s for s in todo if s.uid not in sizes])
-            todo.sort(key=lambda s: (-sizes[s.uid], s.uid))
-            todo = todo[:limit]
-            place.check_space(todo, resolved, processes, limits)
-            known = Annotations(tables, given.find_masks())
-            building = {s.uid for s in todo}
-            stale = [s.uid for s in sources if s.uid in there - building]
-            if shard is None or shard.index == 0:
-                prune_runs(layout, place.url)
-            if not series and (shard is None or shard.index == 0):
-                stale += _record_missing(place, resolved, tables, inventory, there)
-                place.remove_records(_unreadable_before(layout, inventory))
             secret = place.patient_secret()
-        masks, root = known.masks or {}, layout.root
         jobs = [
-            SeriesJob(
-                s,
-                tables.of(s.uid),
-                masks.get(s.uid),
-                root,
-                resolved,
-                secret,
-                overwrite,
-                place.url,
-                retry_failed,
-                run=run,
-                size=sizes[s.uid],
-            )
-            for s in todo
+            SeriesJob(p.source, p.notes, p.mask, layout.root, resolved, secret, overwrite, place.url, retry_failed)
+            for p in task.todo
         ]
-        summary = RunSummary(skipped=len(done - building), has_labels=tables.has_labels)
-        if stale:
-            with translate_write_errors(layout.root):
-                place.refresh(metadata=set(stale))
-            updates = relabel(place, stale, known, resolved, workers=workers, limits=limits, processes=processes)
-            summary.count_updates(updates)
-        settled = set() if overwrite else cached_series(layout) if retry_failed else there
-        n_settled, not_cached = _settled(of_all_tasks, settled, layout)
-        ledger.write(
-            "run_started",
-            series=_aim(len(of_all_tasks), n_settled, limit, shard),
-            done=n_settled,
-            not_cached=not_cached,
-            todo=len(todo),
-            bytes=sum(job.size for job in jobs),
-            expected_s=round(sum(job.expected_s for job in jobs), 3),
-        )
+        summary = RunSummary(skipped=len(task.done), has_labels=task.has_labels)
+        summary.count_updates(task.updates)
         if progress:
-            progress.started(inventory, len(todo), summary.skipped, sum(sizes[s.uid] for s in todo))
+            progress.started(task.inventory, len(jobs), summary.skipped, sum(p.facts.bytes for p in task.todo))
         seconds: dict[str, float] = {}
         try:
             # Closed at once when the run is asked to stop: nobody should build on while the tables are written.
@@ -259,27 +193,14 @@ def precache(
             raise
         except BaseException as error:
             with suppress(AneurysmError):  # what ends the run may keep the tables from being written, too
-                _finish(place, sources, seconds, summary, shard)
+                _finish(place, task, seconds, summary, shard)
             if isinstance(error, StoreRefusedError):
                 # It was of use when the run began: credentials that ran out, or a network that is down.
                 raise StoreError(str(error)) from error
             raise
-        _finish(place, sources, seconds, summary, shard)
-        ledger.write("run_ended", how="done", not_cached=summary.total_not_cached, busy=summary.busy)
+        _finish(place, task, seconds, summary, shard)
     summary.seconds = time.perf_counter() - started
     return summary
-
-
-def _settled(sources: Sequence[SeriesSource], settled: Container[str], layout: CacheLayout) -> tuple[int, int]:
-    """Return how many of ``sources``, those of all tasks, need not be built; and how many of these have no volume."""
-    done = [s.uid for s in sources if s.uid in settled]
-    cached = cached_series(layout) if done else set()
-    return len(done), sum(uid not in cached for uid in done)
-
-
-def _aim(whole: int, done: int, limit: int | None, shard: Shard | None) -> int:
-    """Return how many series all tasks together are to have done in the end."""
-    return whole if limit is None else min(whole, done + limit * (shard.count if shard else 1))
 
 
 def _check(**numbers: int | None) -> None:
@@ -334,7 +255,7 @@ def _run(
 
 def _finish(
     place: Destination,
-    sources: Sequence[SeriesSource],
+    task: Task,
     seconds: dict[str, float],
     summary: RunSummary,
     shard: Shard | None,
@@ -344,65 +265,10 @@ def _finish(
         if shard:
             place.leave_seconds(seconds)
             place.refresh()
-            summary.total_cached = sum(layout.volume(s.uid).exists() for s in sources)
-            summary.total_not_cached = len(sources) - summary.total_cached
+            summary.total_cached = sum(layout.volume(uid).exists() for uid in task.uids)
+            summary.total_not_cached = len(task.uids) - summary.total_cached
         else:
             rows = place.write_manifest(seconds)
             summary.total_cached = sum(r["status"] == "cached" for r in rows)
             summary.total_not_cached = len(rows) - summary.total_cached
         sweep(layout)
-
-
-def _chosen(inventory: Inventory, uids: Sequence[str]) -> list[SeriesSource]:
-    if not uids:
-        return inventory.sources
-    by_uid = {s.uid: s for s in inventory.sources}
-    if missing := [u for u in uids if u not in by_uid]:
-        known = ", ".join(list(by_uid)[:3])
-        raise DataError(
-            f"no series {', '.join(missing)} under {inventory.root}; there are {len(by_uid)}, such as {known}"
-        )
-    return [by_uid[u] for u in dict.fromkeys(uids)]
-
-
-def _record_missing(
-    place: Destination, spec: CacheSpec, tables: Tables, inventory: Inventory, done: set[str]
-) -> list[str]:
-    """
-    Give series that the tables name and the folder lacks a row of their own; return those that had one before.
-
-    The records of series that the tables named once, and do not any more, are removed.
-    """
-
-    def record(uid: str) -> None:
-        notes = tables.of(uid)
-        named = "train.csv" if notes.labels else "train_localizers.csv"
-        detail = f"{_NAMED_IN}{named}, but there is no such series in the data"
-        missing = record_of(spec, safe_source(uid).uid, Reason.NO_FILES, detail, notes)
-        write_atomically(place.layout.record(missing.series_uid), missing.to_json())
-
-    there = {s.uid for s in inventory.sources}
-    named = {safe_source(uid).uid: uid for uid in sorted(tables.notes.keys() - there)}
-    missing = [uid for name, uid in named.items() if name not in done]
-    # Each waits for the disk: of 100,000, as where a part of the data is tried, that would be minutes.
-    deque(map_io(missing, record), maxlen=0)
-    if tables.has_labels and tables.has_localizers:
-        unnamed = sorted(done - there - named.keys() - cached_series(place.layout))
-        place.remove_records([uid for uid in unnamed if _is_of_no_series(place.layout, uid)])
-    recorded = done - cached_series(place.layout)
-    return [uid for name, uid in named.items() if name == uid and name in recorded]
-
-
-def _is_of_no_series(layout: CacheLayout, uid: str) -> bool:
-    """Return True if there is a record of ``uid`` only because a table named it."""
-    try:
-        record = read_record(layout.record(uid))
-    except (CacheError, FileNotFoundError):
-        return False
-    return record.reason == Reason.NO_FILES and record.detail.startswith(_NAMED_IN)
-
-
-def _unreadable_before(layout: CacheLayout, inventory: Inventory) -> list[str]:
-    """Return the records of files that could not be read in an earlier run, and whose series was not known."""
-    still = {s.uid for s in inventory.sources}
-    return [path.stem for path in layout.rejected.glob(f"{UNREADABLE}-*.json") if path.stem not in still]

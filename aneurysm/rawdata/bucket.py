@@ -13,6 +13,7 @@ from aneurysm.dicom.encoding import DEFLATED
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.errors import DataError, Reason
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner
+from aneurysm.rawdata.facts import SeriesFacts
 from aneurysm.rawdata.folder import (
     SCAN_MEMORY_MB,
     DataFolder,
@@ -53,6 +54,25 @@ class BucketSource(SeriesSource):
     def size(self) -> int:
         """Return the bytes of all objects."""
         return sum(self._objects().values())
+
+    def extent(self) -> SeriesFacts:
+        """Return how many objects it has, and their bytes."""
+        objects = self._objects()
+        return SeriesFacts(len(objects), sum(objects.values()))
+
+    def facts(self) -> SeriesFacts:
+        """Return its extent, and what the header of the middle object says."""
+        objects = self._objects()
+        extent = SeriesFacts(len(objects), sum(objects.values()))
+        if not objects:
+            return extent
+        middle = list(objects)[len(objects) // 2]
+        with scratch_folder() as folder, raise_no_scratch_space(folder):
+            try:
+                _bring_header(ObjectStore(self.url), middle, objects[middle], folder / "middle")
+                return extent.with_header(read_header(folder / "middle"))
+            except (NotDicomError, FileNotFoundError):
+                return extent
 
     @contextmanager
     def local_copy(self, *, headers_only: bool = False) -> Iterator[SeriesSource]:
@@ -119,9 +139,9 @@ class DataBucket(DataFolder):
                         found.setdefault(uid, f"{self._store.url}/{key}")
         return found if keys else None
 
-    def sizes(self, sources: Sequence[SeriesSource]) -> dict[str, int]:
-        """Return how many bytes each series has, by UID; a listing each, many at once."""
-        return dict(zip((s.uid for s in sources), self._store.each(lambda s: s.size(), sources), strict=True))
+    def extents(self, sources: Sequence[SeriesSource]) -> dict[str, SeriesFacts]:
+        """Return how many objects and bytes each series has, by UID; a listing each, many at once."""
+        return dict(zip((s.uid for s in sources), self._store.each(lambda s: s.extent(), sources), strict=True))
 
     def _rsna_layout(self) -> Inventory:
         folders, files = self._store.folders("series")

@@ -19,6 +19,7 @@ from aneurysm.errors import AneurysmError, DataError, Reason, SeriesRejectedErro
 from aneurysm.inputs import Wanted, describe, folders_inside, hidden_series, mistake
 from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.processes.threads import map_io
+from aneurysm.rawdata.facts import SeriesFacts
 from aneurysm.rawdata.masks import MASKS, find_masks
 from aneurysm.rawdata.tables import Tables, read_tables
 
@@ -26,6 +27,7 @@ UNREADABLE: Final = "unreadable"
 """Begins the name of what stands for files of a folder that can't be read, and whose series is not known."""
 _SAFE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _BATCH: Final = 256
+_FACTS_BATCH: Final = 64
 _LEVEL_ENTRIES: Final = 1000
 _LEVEL_FOLDERS: Final = 3
 """So much is looked at to see whether a folder is a level too high or too low."""
@@ -59,10 +61,31 @@ class SeriesSource:
         """Return the files, sorted; hidden ones are no part of a series."""
         return [Path(name) for name in self._names()]
 
-    def approximate_size(self) -> int:
-        """Return about how many bytes it has: asking for every file's size would take minutes on a network disk."""
-        names = self._names()
-        return os.stat(names[len(names) // 2]).st_size * len(names) if names else 0  # noqa: PTH116 - is text already
+    def extent(self) -> SeriesFacts:
+        """
+        Return how many files it has, and about how many bytes; nothing if that can't be known.
+
+        Asking for every file's size would take minutes on a network disk.
+        """
+        return self._extent()[0]
+
+    def facts(self) -> SeriesFacts:
+        """Return its extent, and what the header of the middle file says."""
+        extent, middle = self._extent()
+        try:
+            return extent.with_header(read_header(Path(middle))) if middle else extent
+        except (NotDicomError, OSError):
+            return extent
+
+    def _extent(self) -> tuple[SeriesFacts, str]:
+        """Return the extent, and the middle file or ""."""
+        try:
+            names = self._names()
+            middle = names[len(names) // 2] if names else ""
+            each = os.stat(middle).st_size if middle else 0  # noqa: PTH116 - is text already
+        except OSError:
+            return SeriesFacts(), ""
+        return SeriesFacts(len(names), each * len(names)), middle
 
     def _names(self) -> list[str]:
         return list(self.files) if self.folder is None else list(_visible_files(self.folder))
@@ -399,9 +422,23 @@ class DataFolder:
         with translate_read_errors(self._root):
             return find_masks(self._root) if (self._root / MASKS).is_dir() else None
 
-    def sizes(self, sources: Sequence[SeriesSource]) -> dict[str, int]:
-        """Return about how many bytes each series has, by UID."""
-        return dict(zip((s.uid for s in sources), map_io(sources, _approximate_size), strict=True))
+    def extents(self, sources: Sequence[SeriesSource]) -> dict[str, SeriesFacts]:
+        """Return how many files and about how many bytes each series has, by UID."""
+        return dict(zip((s.uid for s in sources), map_io(sources, SeriesSource.extent), strict=True))
+
+    def facts(
+        self, sources: Sequence[SeriesSource], workers: int, limits: Limits = NO_LIMITS, processes: Runner | None = None
+    ) -> dict[str, SeriesFacts]:
+        """
+        Return what is known of each series by one of its headers, by UID; see `map_batches` of who reads them.
+
+        Of one whose header takes more than ``limits``, or its process along, nothing is.
+        """
+        from aneurysm.processes.map_batches import map_batches  # joblib, which its processes don't need
+
+        limits = limits.at_most(SCAN_MEMORY_MB)
+        facts = map_batches(_facts_of_series, sources, _FACTS_BATCH, workers, _no_facts, limits, processes)
+        return dict(zip((s.uid for s in sources), facts, strict=True))
 
 
 @contextmanager
@@ -417,8 +454,9 @@ def translate_read_errors(root: str | Path) -> Iterator[None]:
         raise DataError(f"{root}{within} can't be read: {error.strerror or type(error).__name__}") from error
 
 
-def _approximate_size(source: SeriesSource) -> int:
-    try:
-        return source.approximate_size()
-    except OSError:
-        return 0
+def _facts_of_series(sources: Sequence[SeriesSource]) -> list[SeriesFacts]:
+    return [source.facts() for source in sources]
+
+
+def _no_facts(_source: SeriesSource, _error: LostError) -> SeriesFacts:
+    return SeriesFacts()

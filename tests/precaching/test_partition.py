@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aneurysm.errors import UsageError
-from aneurysm.precaching.partition import Shard, find_shard
+from aneurysm.precaching.partition import deal, find_shard
 
 ARRAY = {
     "SLURM_ARRAY_TASK_ID": "2",
@@ -19,20 +19,28 @@ ARRAY = {
 
 
 @given(
-    sizes=st.dictionaries(st.text(min_size=1, max_size=8), st.integers(0, 10**9), max_size=60), count=st.integers(1, 9)
+    weights=st.dictionaries(
+        st.text(min_size=1, max_size=8), st.integers(0, 10**9) | st.floats(0, 1e9, allow_subnormal=False), max_size=60
+    ),
+    count=st.integers(1, 9),
 )
-def test_every_series_is_in_one_shard_and_the_shards_weigh_the_same(sizes, count):
-    parts = [Shard(i, count).of(sizes) for i in range(count)]
-    assert sorted(name for part in parts for name in part) == sorted(sizes)
-    loads = [sum(max(sizes[name], 1) for name in part) for part in parts]
-    assert max(loads) - min(loads) <= max([1, *sizes.values()])
+def test_every_name_is_in_one_part_and_the_parts_weigh_the_same(weights, count):
+    parts = deal(weights, count)
+    assert sorted(name for part in parts for name in part) == sorted(weights)
+    # Graham's bound of any list, and that of the spread: what weighs nothing counts as the lightest that is known.
+    lightest = min((w for w in weights.values() if w > 0), default=1)
+    loads = [sum(max(weights[name], lightest) for name in part) for part in parts]
+    heaviest = max((max(w, lightest) for w in weights.values()), default=0)
+    assert max(loads) <= (sum(loads) / count + heaviest * (1 - 1 / count)) * (1 + 1e-9)
+    assert max(loads) - min(loads) <= heaviest * (1 + 1e-9)
+    assert deal(dict(reversed(weights.items())), count) == parts
 
 
 def test_the_parts_of_a_known_set():
-    sizes = {"a": 10, "b": 7, "c": 6, "d": 5, "e": 0, "f": 0}
-    assert Shard(0, 2).of(sizes) == {"a", "d"}
-    assert Shard(1, 2).of(sizes) == {"b", "c", "e", "f"}
-    assert Shard(1, 2).of(dict(reversed(sizes.items()))) == {"b", "c", "e", "f"}
+    weights = {"a": 10, "b": 7, "c": 6, "d": 5, "e": 0, "f": 0}
+    assert deal(weights, 2) == [["a", "d", "f"], ["b", "c", "e"]]
+    assert deal(weights, 1) == [["a", "b", "c", "d", "e", "f"]]
+    assert deal({}, 3) == [[], [], []]
 
 
 @pytest.mark.parametrize(

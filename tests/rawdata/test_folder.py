@@ -17,6 +17,7 @@ from aneurysm.dicom.header import Header, read_header
 from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.precaching.run import precache
 from aneurysm.processes.children import LostError
+from aneurysm.rawdata.facts import SeriesFacts
 from aneurysm.rawdata.folder import FileFacts, SeriesSource, find_series, group_by_series, hashed_name, lost_facts
 from tests.support.acquisition import acquire
 from tests.support.cached import run
@@ -151,9 +152,10 @@ def test_the_size_is_told_from_the_file_in_the_middle(tmp_path):
     for name, size in (("a", 5), ("b", 7), ("c", 100), (".hidden", 1000)):
         (tmp_path / name).write_bytes(bytes(size))
     (tmp_path / "folder").mkdir()
-    assert SeriesSource("1.2", tmp_path).approximate_size() == 21
-    assert SeriesSource("1.2", files=(str(tmp_path / "c"),)).approximate_size() == 100
-    assert SeriesSource("1.2", tmp_path / "folder").approximate_size() == 0
+    assert SeriesSource("1.2", tmp_path).extent() == SeriesFacts(3, 21)
+    assert SeriesSource("1.2", files=(str(tmp_path / "c"),)).extent() == SeriesFacts(1, 100)
+    assert SeriesSource("1.2", tmp_path / "folder").extent() == SeriesFacts()
+    assert SeriesSource("1.2", tmp_path / "absent").facts() == SeriesFacts()
 
 
 def test_what_is_no_image_in_a_free_tree_is_counted_with_an_example(tmp_path, capsys):

@@ -1,0 +1,248 @@
+"""Planner: what the data hold against what the cache holds -> the series that are missing, and all to know of each.
+
+What needs no decoding is done here, too, before anything is built: annotations that changed, records of series that
+only a table names, records of what there is no more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from aneurysm.cache.folder import cached_series, done_series
+from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.metadata import read_record
+from aneurysm.errors import CacheError, DataError, Reason
+from aneurysm.precaching.build_series import record_of
+from aneurysm.precaching.destination import Destination
+from aneurysm.precaching.partition import Shard, deal
+from aneurysm.precaching.publish import sweep
+from aneurysm.precaching.relabel import Annotations, Update, relabel
+from aneurysm.precaching.write_errors import translate_write_errors
+from aneurysm.processes.children import Limits, Runner
+from aneurysm.processes.files import write_atomically
+from aneurysm.processes.threads import map_io
+from aneurysm.rawdata.facts import SeriesFacts
+from aneurysm.rawdata.folder import UNREADABLE, DataFolder, Inventory, SeriesSource, safe_source
+from aneurysm.rawdata.tables import SeriesNotes
+from aneurysm.spec import CacheSpec
+
+_NAMED_IN: Final = "named in "
+"""So the record of a series begins that only a table knows."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """
+    Which series are wanted.
+
+    Attributes
+    ----------
+    series
+        Only these UIDs; all if there are none.
+    retry_failed
+        Also those that an earlier run rejected or failed on.
+    overwrite
+        Also those that are there.
+    """
+
+    series: tuple[str, ...] = ()
+    retry_failed: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedSeries:
+    """All that a task needs to know of a series to build it; ``seconds`` are expected, 0 if nobody has asked."""
+
+    source: SeriesSource
+    notes: SeriesNotes
+    mask: Path | str | None
+    facts: SeriesFacts
+    seconds: float = 0.0
+
+
+@dataclass
+class Task:
+    """
+    What one process is to do.
+
+    Attributes
+    ----------
+    inventory
+        What the data hold, as far as the task has to know.
+    todo
+        What it is to build, in this order.
+    uids
+        All its series, also those that were done before, or are beyond a limit.
+    done
+        Those of them that were done before.
+    updates
+        What came of annotations that were to be brought up to the tables and masks.
+    has_labels
+        Whether there is a train.csv.
+    """
+
+    inventory: Inventory
+    todo: list[PlannedSeries]
+    uids: list[str]
+    done: set[str]
+    updates: list[Update] = field(default_factory=list)
+    has_labels: bool = True
+
+
+class Planner:
+    """
+    Compares ``data`` with the cache at ``place``.
+
+    Raises
+    ------
+    DataError
+        There are no data, a table can't be read, or a chosen series is not among them.
+    """
+
+    def __init__(
+        self,
+        place: Destination,
+        data: DataFolder,
+        spec: CacheSpec,
+        choice: Choice,
+        *,
+        workers: int,
+        limits: Limits,
+        processes: Runner,
+    ) -> None:
+        self._place, self._data, self._spec, self._choice = place, data, spec, choice
+        self._workers, self._limits, self._processes = workers, limits, processes
+        self.inventory = data.find_series(workers, limits, processes)
+        self.tables = data.tables()
+        self.sources = _chosen(self.inventory, choice.series)
+        self._done: set[str] = set()
+        self._cached: set[str] = set()
+        self._known = Annotations(self.tables, None)
+
+    def task(self, shard: Shard | None, limit: int | None) -> Task:
+        """
+        Return what this process is to do: all, or of all series, dealt out by their bytes, its part.
+
+        Every task that sees the same data comes to the same parts, at any time, without a word between them.
+        """
+        mine, extents = self.sources, dict[str, SeriesFacts]()
+        if shard:
+            extents = self._data.extents(mine)
+            part = set(deal({uid: extent.bytes for uid, extent in extents.items()}, shard.count)[shard.index])
+            mine = [s for s in mine if s.uid in part]
+        self._open()
+        todo = self._missing(mine)
+        extents |= self._data.extents([s for s in todo if s.uid not in extents])
+        todo.sort(key=lambda s: (-extents[s.uid].bytes, s.uid))
+        todo = todo[:limit]
+        with translate_write_errors(self._place.layout.root):
+            self._place.check_space(todo, self._spec, self._processes, self._limits)
+        done = {s.uid for s in mine} & self._wanted_before() - {s.uid for s in todo}
+        updates = self._settle(mine, {s.uid for s in todo}, whole=shard is None or shard.index == 0)
+        planned = [self._planned(s, extents[s.uid]) for s in todo]
+        return Task(self.inventory, planned, [s.uid for s in mine], done, updates, self.tables.has_labels)
+
+    def _open(self) -> None:
+        """Open the cache, and look at what is there."""
+        layout = self._place.layout
+        with translate_write_errors(layout.root):
+            self._place.open(self._spec)
+            sweep(layout)
+            self._done, self._cached = done_series(layout), cached_series(layout)
+        self._known = Annotations(self.tables, self._data.find_masks())
+
+    def _wanted_before(self) -> set[str]:
+        """Return the series that count as done, whatever is to be built again."""
+        return self._cached if self._choice.retry_failed else self._done
+
+    def _missing(self, sources: Sequence[SeriesSource]) -> list[SeriesSource]:
+        """Return those of ``sources`` that are to be built."""
+        done = set() if self._choice.overwrite else self._wanted_before()
+        return [s for s in sources if s.uid not in done]
+
+    def _planned(self, source: SeriesSource, facts: SeriesFacts, seconds: float = 0.0) -> PlannedSeries:
+        mask = (self._known.masks or {}).get(source.uid)
+        return PlannedSeries(source, self.tables.of(source.uid), mask, facts, seconds)
+
+    def _settle(self, sources: Sequence[SeriesSource], building: Collection[str], *, whole: bool) -> list[Update]:
+        """
+        Bring the annotations of those of ``sources`` that are done, and not being built, up to tables and masks.
+
+        With ``whole`` also do what one task does for all: records of what is in tables alone, or nowhere any more.
+        """
+        place = self._place
+        stale = [s.uid for s in sources if s.uid in self._done and s.uid not in building]
+        with translate_write_errors(place.layout.root):
+            if whole and not self._choice.series:
+                stale += self._record_missing()
+                place.remove_records(self._unreadable_before())
+            if stale:
+                place.refresh(metadata=set(stale))
+        if not stale:
+            return []
+        return relabel(
+            place,
+            stale,
+            self._known,
+            self._spec,
+            workers=self._workers,
+            limits=self._limits,
+            processes=self._processes,
+        )
+
+    def _record_missing(self) -> list[str]:
+        """
+        Give series that the tables name and the data lack a row of their own; return those that had one before.
+
+        The records of series that the tables named once, and do not any more, are removed.
+        """
+        tables, layout = self.tables, self._place.layout
+
+        def record(uid: str) -> None:
+            notes = tables.of(uid)
+            named = "train.csv" if notes.labels else "train_localizers.csv"
+            detail = f"{_NAMED_IN}{named}, but there is no such series in the data"
+            missing = record_of(self._spec, safe_source(uid).uid, Reason.NO_FILES, detail, notes)
+            write_atomically(layout.record(missing.series_uid), missing.to_json())
+
+        there = {s.uid for s in self.inventory.sources}
+        named = {safe_source(uid).uid: uid for uid in sorted(tables.notes.keys() - there)}
+        missing = [uid for name, uid in named.items() if name not in self._done]
+        # Each waits for the disk: of 100,000, as where a part of the data is tried, that would be minutes.
+        deque(map_io(missing, record), maxlen=0)
+        recorded = self._done - self._cached
+        if tables.has_labels and tables.has_localizers:
+            unnamed = sorted(recorded - there - named.keys())
+            self._place.remove_records([uid for uid in unnamed if _is_of_no_series(layout, uid)])
+        return [uid for name, uid in named.items() if name == uid and name in recorded]
+
+    def _unreadable_before(self) -> list[str]:
+        """Return the records of files that could not be read in an earlier run, and whose series was not known."""
+        still = {s.uid for s in self.inventory.sources}
+        return sorted(uid for uid in self._done - self._cached - still if uid.startswith(f"{UNREADABLE}-"))
+
+
+def _chosen(inventory: Inventory, uids: Sequence[str]) -> list[SeriesSource]:
+    if not uids:
+        return inventory.sources
+    by_uid = {s.uid: s for s in inventory.sources}
+    if missing := [u for u in uids if u not in by_uid]:
+        known = ", ".join(list(by_uid)[:3])
+        raise DataError(
+            f"no series {', '.join(missing)} under {inventory.root}; there are {len(by_uid)}, such as {known}"
+        )
+    return [by_uid[u] for u in dict.fromkeys(uids)]
+
+
+def _is_of_no_series(layout: CacheLayout, uid: str) -> bool:
+    """Return True if there is a record of ``uid`` only because a table named it."""
+    try:
+        record = read_record(layout.record(uid))
+    except (CacheError, FileNotFoundError):
+        return False
+    return record.reason == Reason.NO_FILES and record.detail.startswith(_NAMED_IN)

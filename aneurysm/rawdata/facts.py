@@ -1,0 +1,47 @@
+"""SeriesFacts: what is known of a series before it is read, by its folder and by one header: what its costs go by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from aneurysm.dicom.header import Header
+
+_MOST_FRAMES: Final = 2**24
+_MOST_VOXELS: Final = 2**44
+"""Headers lie: bounds far beyond any series, so that sums of such numbers stay numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesFacts:
+    """
+    What a series has, as far as it is known.
+
+    Attributes
+    ----------
+    files, bytes
+        How many files it has, and about how many bytes: a disk is asked for the size of the middle file alone. 0 and 0
+        if they can't be listed.
+    frames, voxels
+        If all files are as the middle one: voxels are those that are decoded. 0 if that is not known.
+    syntax
+        UID of the transfer syntax of the middle file, or "".
+    """
+
+    files: int = 0
+    bytes: int = 0
+    frames: int = 0
+    voxels: int = 0
+    syntax: str = ""
+
+    def with_header(self, header: Header) -> SeriesFacts:
+        """Return these facts and what the header of the middle file says of the others."""
+        if not header.pixel_length:
+            return self
+        each, rows, columns, samples = (
+            max(0, int(header.get(keyword, default)))
+            for keyword, default in (("NumberOfFrames", 1), ("Rows", 0), ("Columns", 0), ("SamplesPerPixel", 1))
+        )
+        frames = min(self.files * each, _MOST_FRAMES)
+        voxels = min(frames * rows * columns * samples, _MOST_VOXELS)
+        return replace(self, frames=frames, voxels=voxels, syntax=header.transfer_syntax)
