@@ -35,7 +35,9 @@ _WHOLE = 0.2
 """The share of kills that take a whole run with all its processes."""
 _ENDS = (0, 8)
 """Exit codes of a run that came to its end: all cached, or some not, since their workers were killed."""
-_KEPT = {"spec.toml", "manifest.csv", "lesions.csv", "volumes", "rejected", ".patient-key", ".patient-key-check"}
+_KEPT = {
+    *("spec.toml", "manifest.csv", "lesions.csv", "volumes", "rejected", ".patient-key", ".patient-key-check", ".runs"),
+}
 
 _NOTES = """\
 For {seconds:.0f} s a process is killed every {every:g} s on average: one of the workers, and one time in {whole:.0f} a

@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from tests.support.command import PATIENT_KEY
 
-pytest_plugins = [f"tests.support.{name}" for name in ("built", "s3", "painted", "report_cache")]
+pytest_plugins = [f"tests.support.{name}" for name in ("built", "s3", "painted", "report_cache", "users")]
 
 # Without the extra `train`, as where only caches are built and read: no test that trains, predicts or evaluates.
 if find_spec("torch") is None:

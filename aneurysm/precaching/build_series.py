@@ -61,7 +61,9 @@ class SeriesJob:
 
     ``mask`` may be a URL. ``url`` is where the worker sends what it made; ``cache`` is then the run's scratch folder.
     With ``retry`` a record of why there is no volume does not count; with ``overwrite`` a volume does not, either.
-    With ``insist`` a series is built also if another run at the same store seems to be at it.
+    With ``insist`` a series is built also if another run at the same store seems to be at it. ``run`` names the run,
+    for its ledger; ``size`` is the bytes of the series, and ``expected_s`` the seconds that it should take, 0 if they
+    are not known.
     """
 
     source: SeriesSource
@@ -74,6 +76,9 @@ class SeriesJob:
     url: str = ""
     retry: bool = False
     insist: bool = False
+    run: str = ""
+    size: int = 0
+    expected_s: float = 0.0
 
     def is_done(self, layout: CacheLayout) -> bool:
         """Return True if there is nothing to do: somebody else has built the series, or found that it can't be."""

@@ -17,6 +17,7 @@ import joblib
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import Reason, reason_of
 from aneurysm.precaching.build_series import Outcome, SeriesJob, build_series, outcome_of, record_of
+from aneurysm.precaching.ledger import ledger_of
 from aneurysm.precaching.publish import is_claimed
 from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.children import Limits, LostError, Runner
@@ -81,13 +82,13 @@ def _left_by_others(
         left = []
         for job in busy:
             if job.is_done(layout):
-                yield Outcome(job.source.uid, "skipped")
+                yield _noted(job, Outcome(job.source.uid, "skipped"))
             else:
                 left.append(job)
         busy = left
         if time.monotonic() > end:
             for job in busy:
-                yield Outcome(job.source.uid, "busy")
+                yield _noted(job, Outcome(job.source.uid, "busy"))
             return []
         if not all(is_claimed(layout, job.source.uid) for job in busy):
             break
@@ -115,7 +116,15 @@ def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout, 
     if not has_volume:
         with translate_write_errors(layout.root):
             write_atomically(layout.record(uid), record_of(job.spec, uid, reason, detail, job.notes).to_json())
-    return replace(last, status=status, detail=detail)
+    # Of one that took a whole Dask worker along, nobody else has written it.
+    return _noted(job, replace(last, status=status, detail=detail))
+
+
+def _noted(job: SeriesJob, outcome: Outcome) -> Outcome:
+    """Return ``outcome``, which is in the ledger from now on."""
+    if (ledger := ledger_of(job)) is not None:
+        ledger.outcome(job, outcome)
+    return outcome
 
 
 def _let_go(layout: CacheLayout, uid: str, timing: WaitTiming) -> bool:
@@ -170,6 +179,21 @@ def build_in_child(processes: Runner, job: SeriesJob, limits: Limits) -> Outcome
     StoppedError
         The processes were stopped.
     """
+    ledger = ledger_of(job)
+    if ledger is not None:
+        ledger.series_started(job)
+    try:
+        outcome = _build_in_child(processes, job, limits)
+    except BaseException:
+        if ledger is not None:
+            ledger.series_dropped(job)
+        raise
+    if ledger is not None:
+        ledger.series_ended(job, outcome)
+    return outcome
+
+
+def _build_in_child(processes: Runner, job: SeriesJob, limits: Limits) -> Outcome:
     started = time.monotonic()
     try:
         return processes.run(build_series, job, limits=limits)

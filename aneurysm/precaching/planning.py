@@ -65,6 +65,15 @@ class PlannedSeries:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Series of all tasks together: how many, those that need not be built, and those of these without a volume."""
+
+    series: int = 0
+    done: int = 0
+    not_cached: int = 0
+
+
 @dataclass
 class Task:
     """
@@ -82,6 +91,8 @@ class Task:
         Those of them that were done before.
     updates
         What came of annotations that were to be brought up to the tables and masks.
+    whole
+        What it is a part of.
     has_labels
         Whether there is a train.csv.
     """
@@ -90,6 +101,7 @@ class Task:
     todo: list[PlannedSeries]
     uids: list[str]
     done: set[str]
+    whole: Counts = Counts()
     updates: list[Update] = field(default_factory=list)
     has_labels: bool = True
 
@@ -145,7 +157,9 @@ class Planner:
         done = {s.uid for s in mine} & self._wanted_before() - {s.uid for s in todo}
         updates = self._settle(mine, {s.uid for s in todo}, whole=shard is None or shard.index == 0)
         planned = [self._planned(s, extents[s.uid]) for s in todo]
-        return Task(self.inventory, planned, [s.uid for s in mine], done, updates, self.tables.has_labels)
+        return Task(
+            self.inventory, planned, [s.uid for s in mine], done, self._counts(), updates, self.tables.has_labels
+        )
 
     def _open(self) -> None:
         """Open the cache, and look at what is there."""
@@ -159,6 +173,10 @@ class Planner:
     def _wanted_before(self) -> set[str]:
         """Return the series that count as done, whatever is to be built again."""
         return self._cached if self._choice.retry_failed else self._done
+
+    def _counts(self) -> Counts:
+        done = set() if self._choice.overwrite else self._wanted_before() & {s.uid for s in self.sources}
+        return Counts(len(self.sources), len(done), len(done - self._cached))
 
     def _missing(self, sources: Sequence[SeriesSource]) -> list[SeriesSource]:
         """Return those of ``sources`` that are to be built."""

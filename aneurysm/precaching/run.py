@@ -7,10 +7,11 @@ end waits for it, and says so if it does not come.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -19,11 +20,13 @@ from aneurysm.errors import AneurysmError, StoreError, StoreRefusedError, UsageE
 from aneurysm.precaching.build_series import Outcome, SeriesJob
 from aneurysm.precaching.destination import Destination
 from aneurysm.precaching.engines import Engine, Local, WaitTiming, run_jobs
+from aneurysm.precaching.ledger import prune_runs, run_ledger
 from aneurysm.precaching.partition import Shard
-from aneurysm.precaching.planning import Choice, Planner, Task
+from aneurysm.precaching.planning import Choice, Counts, Planner, Task
 from aneurysm.precaching.publish import sweep
 from aneurysm.precaching.relabel import Update
 from aneurysm.precaching.remote_destination import open_destination
+from aneurysm.precaching.run_id import run_id
 from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner, runner
 from aneurysm.rawdata.bucket import open_data
@@ -159,24 +162,51 @@ def precache(
         raise UsageError("timeout_s and memory_mb hold for processes; workers is 0, which is none but this one")
     started = time.perf_counter()
     resolved = load_spec(spec)
+    run = run_id(os.environ)
     given = open_data(data)
     with (
         open_destination(cache) as place,
         runner(workers) as processes,
         _engine(processes, workers, given.path, limits, dask, scheduler_file) as engine,
+        ExitStack() as stack,
     ):
         layout = place.layout
         choice = Choice(tuple(series), retry_failed, overwrite)
         planner = Planner(place, given, resolved, choice, workers=workers, limits=limits, processes=processes)
         task = planner.task(shard, limit)
         with translate_write_errors(layout.root):
+            ledger = stack.enter_context(run_ledger(layout.root, place.url, run, str(shard or "")))
+            if shard is None or shard.index == 0:
+                prune_runs(layout, place.url)
             secret = place.patient_secret()
         jobs = [
-            SeriesJob(p.source, p.notes, p.mask, layout.root, resolved, secret, overwrite, place.url, retry_failed)
-            for p in task.todo
+            SeriesJob(
+                planned.source,
+                planned.notes,
+                planned.mask,
+                layout.root,
+                resolved,
+                secret,
+                overwrite,
+                place.url,
+                retry_failed,
+                run=run,
+                size=planned.facts.bytes,
+                expected_s=planned.seconds,
+            )
+            for planned in task.todo
         ]
         summary = RunSummary(skipped=len(task.done), has_labels=task.has_labels)
         summary.count_updates(task.updates)
+        ledger.write(
+            "run_started",
+            series=_aim(task.whole, limit, shard),
+            done=task.whole.done,
+            not_cached=task.whole.not_cached,
+            todo=len(jobs),
+            bytes=sum(job.size for job in jobs),
+            expected_s=round(sum(job.expected_s for job in jobs), 3),
+        )
         if progress:
             progress.started(task.inventory, len(jobs), summary.skipped, sum(p.facts.bytes for p in task.todo))
         seconds: dict[str, float] = {}
@@ -199,8 +229,14 @@ def precache(
                 raise StoreError(str(error)) from error
             raise
         _finish(place, task, seconds, summary, shard)
+        ledger.write("run_ended", how="done", not_cached=summary.total_not_cached, busy=summary.busy)
     summary.seconds = time.perf_counter() - started
     return summary
+
+
+def _aim(whole: Counts, limit: int | None, shard: Shard | None) -> int:
+    """Return how many series all tasks together are to have done in the end."""
+    return whole.series if limit is None else min(whole.series, whole.done + limit * (shard.count if shard else 1))
 
 
 def _check(**numbers: int | None) -> None:

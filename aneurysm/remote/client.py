@@ -39,7 +39,7 @@ _WRITE_S: Final = "300s"
 _CODE: Final = re.compile(r"<Code>(\w{1,60})</Code>")
 _STATUS: Final = re.compile(r"status code: (\d{3} [A-Za-z ]{1,40})")
 _OURS: Final = re.compile(
-    r"(volumes|rejected|\.building|\.seconds)(/.*)?|[\w.-]+\.(toml|csv)|\.patient-key(-check)?|series|segmentations"
+    r"(volumes|rejected|\.building|\.seconds|\.runs)(/.*)?|[\w.-]+\.(toml|csv)|\.patient-key(-check)?|series|segmentations"
     r"|[\d.]+(_cowseg)?\.nii(\.gz)?"
 )
 """Objects that have names of our making, or of the layout's; masks are named by UIDs."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -52,15 +57,20 @@ def listing(name: str) -> str:
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     """A folder with the files of the page, and a command `aneurysm` that is this checkout."""
+    return prepared(tmp_path)
+
+
+def prepared(folder: Path) -> Path:
+    """Write the files of the page to a folder, which is made, and the command."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "site").mkdir()
     for name in ("precache.sbatch", "submit.sh", "dask_cluster.py"):
-        (tmp_path / name).write_text(listing(name))
-    (tmp_path / "bin").mkdir()
-    command = tmp_path / "bin" / "aneurysm"
+        (folder / name).write_text(listing(name))
+    command = folder / "bin" / "aneurysm"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m aneurysm.cli.main "$@"\n')
     command.chmod(0o755)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SLOW)
-    return tmp_path
+    (folder / "site" / "sitecustomize.py").write_text(SLOW)
+    return folder
 
 
 def job_environment(work: Path, data: Path, **more: str) -> dict[str, str]:
@@ -144,6 +154,60 @@ def test_preempted_tasks_drop_what_they_hold_within_seconds(long_run: Built, wor
         slurm.wait(lambda: not slurm.jobs(), 300, "the end of all jobs")
     assert same_cache(cache, long_run.cache) == [], logs(work)
     assert leftovers(cache) == []
+
+
+@pytest.mark.usefixtures("other_users")
+def test_two_users_of_a_group_build_one_cache_at_once(long_run: Built) -> None:
+    """Each by an array of his own; one hides all that he makes by his umask. A task of the first is killed."""
+    names = {"games": "077", "backup": "002"}
+    group = "audio"
+    try:
+        gid, uids = grp.getgrnam(group).gr_gid, {pwd.getpwnam(name).pw_uid for name in names}
+    except KeyError as error:
+        pytest.skip(f"no such user or group: {error}")
+    base = Path(tempfile.mkdtemp())
+    try:
+        base.chmod(0o755)
+        shutil.copytree(long_run.data, base / "data")
+        for path in (base / "data", *(base / "data").rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        work = prepared(base / "work")
+        cache = work / "cache"
+        cache.mkdir()
+        os.chown(cache, min(uids), gid)
+        cache.chmod(0o2770)
+        small(work / "precache.sbatch", tasks=2)
+        with loopback_slurm(job_environment(work, base / "data"), several_users=True) as slurm:
+            arrays = {}
+            for name, umask in names.items():
+                folder = work / name
+                folder.mkdir()
+                folder.chmod(0o777)
+                script = f'umask {umask}; exec sbatch "$@"'
+                user = [f"--uid={name}", f"--gid={group}", f"--chdir={folder}"]
+                arrays[name] = slurm.run("sh", "-c", script, "sh", "--parsable", *user, work / "precache.sbatch")
+            tables = ["--output=manifest.log", "--wrap", 'aneurysm manifest --data "$DATA" --cache "$CACHE"']
+            after = f"--dependency=afterany:{':'.join(arrays.values())}"
+            slurm.run("sbatch", after, *user, *tables)
+            slurm.wait(lambda: published(cache), 90, "a first volume")
+            first = arrays["games"]
+            slurm.wait(lambda: precache_processes(slurm, SLURM_ARRAY_JOB_ID=first), 60, "a task of the first user")
+            task = precache_processes(slurm, SLURM_ARRAY_JOB_ID=first)[0].environ()["SLURM_ARRAY_TASK_ID"]
+            assert kill_precache(slurm, first, task)
+            slurm.wait(lambda: f"{first}_{task}" not in slurm.jobs(), 60, "the end of the killed task")
+            slurm.run("scontrol", "requeue", f"{first}_{task}")
+            slurm.wait(lambda: not slurm.jobs(), 300, "the end of all jobs")
+        said = "".join(logs(work / name) for name in names)
+        assert same_cache(cache, long_run.cache) == [], said
+        assert leftovers(cache) == []
+        assert {p.stat().st_uid for p in (cache / "volumes").rglob("*.zarr")} == uids, said
+        modes = {(p.stat().st_gid, p.stat().st_mode & 0o060) for p in cache.rglob("*")}
+        assert {group for group, _ in modes} == {gid}, said
+        assert {mode for _, mode in modes} == {0o060}, said
+        assert "Traceback" not in said
+        assert "denied" not in said
+    finally:
+        shutil.rmtree(base)
 
 
 def test_dask_jobqueue_makes_a_cluster_that_precache_takes(long_run: Built, work: Path) -> None:

@@ -58,6 +58,7 @@ def leftovers(cache: Path) -> list[str]:
         "lesions.csv",
         ".patient-key",
         ".patient-key-check",
+        ".runs",
     }
     left = [p.name for p in cache.iterdir() if p.name not in known]
     building = cache / ".building"

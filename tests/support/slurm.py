@@ -18,6 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.users import LAY_OPEN, namespace
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "sinfo")
 _CONFIGURATION = """\
 ClusterName=loopback
@@ -67,6 +69,7 @@ class Slurm:
 
     root: Path
     environment: dict[str, str]
+    node_prefix: list[str] = field(default_factory=list)
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def run(self, *command: object, cwd: Path | None = None, **more: str) -> str:
@@ -80,7 +83,8 @@ class Slurm:
 
     def start(self, name: str, *arguments: object) -> None:
         """Start a daemon, in the foreground of a process of its own."""
-        command = [_program(str(arguments[0])), *map(str, arguments[1:])]
+        prefix = self.node_prefix if arguments[0] == "slurmd" else []
+        command = [*prefix, _program(str(arguments[0])), *map(str, arguments[1:])]
         log = (self.root / f"{name}.out").open("ab")
         with log:
             self.daemons[name] = subprocess.Popen(
@@ -122,12 +126,19 @@ class Slurm:
 
 
 @contextmanager
-def loopback_slurm(environment: dict[str, str], nodes: int = 2) -> Iterator[Slurm]:
-    """Start a cluster of ``nodes`` nodes of two CPUs, whose jobs get ``environment``; end it, whatever happens."""
+def loopback_slurm(environment: dict[str, str], nodes: int = 2, *, several_users: bool = False) -> Iterator[Slurm]:
+    """
+    Start a cluster of ``nodes`` nodes of two CPUs, whose jobs get ``environment``; end it, whatever happens.
+
+    With ``several_users`` jobs of others than root see this Python, too.
+    """
     # Sockets' paths must be short.
     root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     root.chmod(0o755)  # munge wants it so
     slurm = Slurm(root, environment | {"SLURM_CONF": str(root / "slurm.conf")})
+    if several_users:
+        (root / "python").mkdir()
+        slurm.node_prefix = namespace(f'{LAY_OPEN}shift 3; exec "$@"', str(root / "python"))
     controller = _free_ports(nodes + 1)
     first = controller + 1
     (root / "slurm.conf").write_text(
