@@ -56,7 +56,7 @@ def _train(cache: Path, seed: int) -> tuple[dict[str, str], str, float]:
     with tempfile.TemporaryDirectory() as work:
         run = Path(work) / "run"
         started = time.perf_counter()
-        command = [sys.executable, "-m", "aneurysm.cli.main", "train", "--cache", str(cache), "--config", str(_CONFIG)]
+        command = [sys.executable, "-m", "aneurysm", "train", "--cache", str(cache), "--config", str(_CONFIG)]
         subprocess.run([*command, "--out", str(run), "--seed", str(seed)], check=True, cwd=ROOT, stdout=sys.stderr)
         seconds = time.perf_counter() - started
         rows = _table(run / "metrics.csv")

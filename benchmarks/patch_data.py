@@ -45,7 +45,7 @@ def make_cache(work: Path, series: int, size: str, spec: str = "rsna-1mm") -> Pa
 
 
 def _command(*arguments: str) -> None:
-    command = [sys.executable, "-m", "aneurysm.cli.main", *arguments]
+    command = [sys.executable, "-m", "aneurysm", *arguments]
     print("aneurysm", *arguments, file=sys.stderr)
     subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr)
 

@@ -65,7 +65,7 @@ def time_dataset(series: int, size: str, workers: int) -> dict[str, float]:
         command = [
             sys.executable,
             "-m",
-            "aneurysm.cli.main",
+            "aneurysm",
             "phantom",
             str(out),
             "--series",

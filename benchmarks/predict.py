@@ -118,7 +118,7 @@ def _row(name: str, run: Run) -> str:
 def _start_up(repeats: int) -> list[str]:
     rows = []
     for what, command in (
-        ("`aneurysm predict --help`", ["-m", "aneurysm.cli.main", "predict", "--help"]),
+        ("`aneurysm predict --help`", ["-m", "aneurysm", "predict", "--help"]),
         ("libraries of `predict`", ["-c", "import aneurysm.inference.predictor"]),
         ("of these, torch", ["-c", "import torch"]),
         ("MONAI, of which the large models are made", ["-c", "import torch, monai.networks.nets.resnet"]),

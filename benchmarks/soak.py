@@ -89,7 +89,7 @@ class Soak:
         return self._popen(self._cache)
 
     def _popen(self, cache: Path, *more: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "aneurysm.cli.main", "precache", "--workers", str(_WORKERS)]
+        command = [sys.executable, "-m", "aneurysm", "precache", "--workers", str(_WORKERS)]
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 [*command, "--data", self._data, "--cache", cache, *more],

@@ -39,7 +39,7 @@ class Command(typer.core.TyperCommand):
         Raises
         ------
         UsageError
-            An argument is empty, or one too many.
+            An argument, or a variable that stands for one, is empty; or there is an argument too many.
         """
         if ctx.resilient_parsing:  # the shell asks for completions of a line that is not whole yet
             return super().parse_args(ctx, args)
@@ -47,6 +47,11 @@ class Command(typer.core.TyperCommand):
         several = {name for name, param in options.items() if getattr(param, "multiple", False)}
         ctx.allow_extra_args = True
         super().parse_args(ctx, list(_spread(list(_checked(args)), several)))
+        for param in self.get_params(ctx):
+            # Typer would pass over it, and a folder of the default's name be made.
+            name = param.envvar or ""
+            if not os.environ.get(name, "unset").strip() and not _is_typed(ctx, param):
+                raise UsageError(f"{name} is set, and empty: give it a value, unset it, or give {param.opts[0]}")
         if ctx.args:
             raise UsageError(_surplus(ctx.args[0], options.keys()))
         return []
@@ -67,6 +72,11 @@ def expand_environment() -> None:
             os.environ[name] = str(Path(os.environ[name]).expanduser())
 
 
+def _is_typed(ctx: Any, param: Any) -> bool:
+    source = ctx.get_parameter_source(param.name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _without_types(params: list[Any]) -> list[Any]:
     for param in params:
         if getattr(param, "is_flag", False):
@@ -83,7 +93,7 @@ def _checked(args: list[str]) -> Iterator[str]:
         name, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
         called = name or option or "an argument"
         if equals or not name:
-            if not value:
+            if not value.strip():
                 raise UsageError(f"{called} is empty: give it a value, or leave it out")
             if "\0" in value:
                 raise UsageError(f"{called}: the value holds a null character")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from enum import IntEnum
 from types import FrameType
@@ -25,10 +26,26 @@ class Exit(IntEnum):
     TERMINATED = 143
 
 
-def end_on_sigterm() -> None:
-    """Let SIGTERM unwind the program as Ctrl-C does, so that a batch system's leaves the same tidy state."""
-    signal.signal(signal.SIGTERM, _terminated)
+def end_at_once_on_sigterm() -> None:
+    """Let SIGTERM end the program on the spot: while modules are imported there is nothing to tidy up."""
+    signal.signal(signal.SIGTERM, _end)
 
 
-def _terminated(_signum: int, _frame: FrameType | None) -> None:
+def unwind_on_sigterm() -> None:
+    """
+    Let SIGTERM unwind the program as Ctrl-C does, so that a batch system's leaves the same tidy state.
+
+    The first one counts: what comes after it, SIGTERM again or Ctrl-C, would leave the tidying half done.
+    """
+    signal.signal(signal.SIGTERM, _unwind)
+
+
+def _end(_signum: int, _frame: FrameType | None) -> None:
+    os.write(2, b"aneurysm: terminated\n")
+    os._exit(Exit.TERMINATED)
+
+
+def _unwind(_signum: int, _frame: FrameType | None) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     raise SystemExit(Exit.TERMINATED)

@@ -121,7 +121,3 @@ def _fail(error: AneurysmError, code: Exit) -> NoReturn:
     message = error.args[-1] if isinstance(error, OSError) and len(error.args) > 1 else error
     typer.echo(f"aneurysm: {message}", err=True)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

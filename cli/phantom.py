@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aneurysm.cli.exits import end_on_sigterm
+from aneurysm.cli.exits import unwind_on_sigterm
 from aneurysm.cli.options import Workers, chosen_workers
 from aneurysm.cli.progress import Display
 from aneurysm.cli.values import choice, number, whole
@@ -41,7 +41,7 @@ def phantom(
     """Write a synthetic data set with known truth (truth.csv). The same command resumes an interrupted run."""
     from aneurysm.phantom.dataset import write_dataset
 
-    end_on_sigterm()
+    unwind_on_sigterm()
     with Display("phantom") as display:
         try:
             summary = write_dataset(

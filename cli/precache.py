@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aneurysm.cli.exits import Exit, end_on_sigterm
+from aneurysm.cli.exits import Exit, unwind_on_sigterm
 from aneurysm.cli.options import CacheOption, MemoryMb, TimeoutS, Workers, chosen_workers
 from aneurysm.cli.values import whole
 from aneurysm.remote.url import join_url
@@ -75,11 +75,12 @@ def precache(
     from aneurysm.precaching.partition import find_shard
 
     part = find_shard(shard, os.environ)
-    end_on_sigterm()
+    unwind_on_sigterm()
     if part:
         typer.echo(f"shard {part} ({part.origin})", err=True)
-    with PrecacheProgress() as progress:
-        try:
+    progress = PrecacheProgress()
+    try:
+        with progress:
             summary = build.precache(
                 data,
                 cache,
@@ -96,9 +97,10 @@ def precache(
                 scheduler_file=scheduler_file,
                 progress=progress,
             )
-        except KeyboardInterrupt:
-            typer.echo("aneurysm: interrupted. What is cached is complete; the same command goes on here.", err=True)
-            raise
+    except (KeyboardInterrupt, SystemExit) as error:
+        ended = "terminated" if isinstance(error, SystemExit) else "interrupted"
+        typer.echo(f"aneurysm: {ended}: {progress.state()}. The same command resumes.", err=True)
+        raise
     bad = summary.total_not_cached
     typer.echo(
         f"{summary.cached} cached, {summary.rejected} rejected, {summary.failed} failed, {summary.skipped} done "

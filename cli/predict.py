@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aneurysm.cli.exits import Exit, end_on_sigterm
+from aneurysm.cli.exits import Exit, unwind_on_sigterm
 from aneurysm.cli.options import MOST_WORKERS, LocalCache, LocalCacheGb, MemoryMb, TimeoutS, chosen_workers
 from aneurysm.cli.predict_input import find, split
 from aneurysm.cli.predict_output import PredictProgress, fill_table, laid_over, print_answer
@@ -154,7 +154,7 @@ def predict(
     from aneurysm.inference.predictor import load_predictor
     from aneurysm.models.device import usual_precision
 
-    end_on_sigterm()
+    unwind_on_sigterm()
     started = time.perf_counter()
     names = device_names(device, devices)
     workers = chosen_workers(workers, devices=len(names))

@@ -188,6 +188,16 @@ class PrecacheProgress(Display):
             self.say(f"{outcome.status} {outcome.uid}: {outcome.reason}: {outcome.detail}")
         self._update()
 
+    def state(self) -> str:
+        """Return what a run that ends before its time has done, and what becomes of the rest."""
+        if not self._todo:
+            return "no series was begun"
+        bad = f"{self._bad} not cached, " if self._bad else ""
+        return (
+            f"{self._done - self._bad} of {self._todo} series were cached, {bad}{self._todo - self._done} are left, of "
+            "which those in hand were dropped. What is cached is complete"
+        )
+
     def _update(self) -> None:
         # By bytes: the largest series come first, and would make an estimate by series far too long.
         share = self._bytes_in / self._bytes_expected if self._bytes_expected else self._done / max(self._todo, 1)

@@ -89,6 +89,12 @@ def _slurm_shard(task: int, environment: Mapping[str, str]) -> Shard:
     count, first, last, step = (_number(environment, name) for name in names)
     if count is None or first is None or last is None:
         raise UsageError(f"SLURM_ARRAY_TASK_ID is {task}, but of how many? Say it with --shard /N")
+    if count == 1 and task:
+        # As `sbatch --array=2` runs a task of an array again. One from 0 may be an array of one task, and be meant so.
+        raise UsageError(
+            f"SLURM_ARRAY_TASK_ID is {task}, of an array of this task alone: which part is this one's? Say --shard /N, "
+            "N being the tasks of the whole array, counted from 0; or --shard 0/1 if it is to take all series"
+        )
     step = step or 1
     if (last - first) // step + 1 != count:
         raise UsageError(

@@ -109,6 +109,32 @@ def test_what_can_t_be_parsed_is_one_line_and_exit_code_2(args, words):
     assert words in ran.err
 
 
+@pytest.mark.parametrize("value", ["", " "])
+@pytest.mark.parametrize(
+    "args, variable, named",
+    [
+        (("precache", "--cache={}"), "", "--cache"),
+        (("precache", "--cache", "{}"), "", "--cache"),
+        (("precache", "--data", "{}"), "", "--data"),
+        (("precache",), "ANEURYSM_CACHE", "ANEURYSM_CACHE"),
+        (("manifest",), "ANEURYSM_DATA", "ANEURYSM_DATA"),
+        (("train",), "ANEURYSM_LOCAL_CACHE", "ANEURYSM_LOCAL_CACHE"),
+    ],
+)
+def test_what_is_empty_is_refused_and_not_taken_for_the_default(args, variable, named, value, tmp_path):
+    env = environment(**({variable: value} if variable else {}))
+    ran = call_cli(*(a.format(value) for a in args), cwd=tmp_path, env=env)
+    assert (ran.code, ran.out) == (2, "")
+    assert f"aneurysm: {named} is " in ran.err
+    assert "empty: give it a value" in ran.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_variable_that_is_empty_does_not_matter_beside_an_option(tmp_path):
+    ran = call_cli("info", "--cache", tmp_path / "x", env=environment(ANEURYSM_CACHE="", ANEURYSM_DATA=""))
+    assert ran.code == 3
+
+
 def test_without_arguments_the_help_is_shown():
     ran = call_cli()
     assert ran.code == 2

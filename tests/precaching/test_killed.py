@@ -190,3 +190,71 @@ def test_a_run_stops_in_time_whatever_it_is_at(built: Built, tmp_path: Path, dur
     assert process.returncode == 143, out + err
     assert "Traceback" not in out + err
     assert_group_ends(process)
+
+
+IMPORTS_SLOWLY = """
+import importlib.abc, sys, time
+
+class Slow(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "{module}":
+            open("{started}", "w").close()
+            time.sleep(60)
+
+sys.meta_path.insert(0, Slow())
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "aneurysm.precaching.run"])
+def test_sigterm_while_modules_are_imported_ends_the_program_at_once(built: Built, tmp_path: Path, module: str) -> None:
+    """As the first process of a container, too, which ignores SIGTERM unless it handles it."""
+    started = tmp_path / "started"
+    (tmp_path / "site").mkdir()
+    text = IMPORTS_SLOWLY.replace("{module}", module).replace("{started}", str(started))
+    (tmp_path / "site" / "sitecustomize.py").write_text(text)
+    env = environment(first_path=tmp_path / "site")
+    process = start_cli("precache", "--data", built.data, "--cache", tmp_path / "cache", env=env)
+    assert wait_until(started.exists, process)
+    began = time.monotonic()
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (143, "", "aneurysm: terminated\n")
+    assert time.monotonic() - began < 5
+    assert not (tmp_path / "cache").exists()
+
+
+SWEEPS_SLOWLY = """
+import sys, time
+
+def slowly(layout):
+    if any((layout.root / "volumes").iterdir()):
+        open("{started}", "w").close()
+        time.sleep(3)
+    sweep(layout)
+
+if not any("aneurysm.processes.child_main" in given for given in sys.orig_argv):
+    from aneurysm.precaching import run
+    sweep, run.sweep = run.sweep, slowly
+"""
+
+
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_does_not_interrupt_the_tidying(long_run: Built, tmp_path: Path, again: signal.Signals) -> None:
+    cache, started = tmp_path / "cache", tmp_path / "started"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SWEEPS_SLOWLY.replace("{started}", str(started)))
+    env = environment(first_path=tmp_path / "site")
+    process = start(long_run, cache, workers=1, env=env)
+    assert wait_until(lambda: published(cache), process)
+    process.terminate()
+    assert wait_until(started.exists, process)
+    os.killpg(process.pid, again)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, out + err
+    assert "Traceback" not in out + err
+    assert leftovers(cache) == [], "the sweep was cut short"
+    last = err.splitlines()[-1]
+    n, total = len(published(cache)), len(long_run.uids)
+    # One that was published a moment before may not be known yet.
+    assert any(last.startswith(f"aneurysm: terminated: {i} of {total} series were cached, ") for i in (n - 1, n))
+    assert last.endswith("What is cached is complete. The same command resumes.")

@@ -18,6 +18,17 @@ ARRAY = {
 }
 
 
+def alone(task: int) -> dict[str, str]:
+    """The environment of ``sbatch --array=TASK``."""
+    return {
+        "SLURM_ARRAY_TASK_ID": f"{task}",
+        "SLURM_ARRAY_TASK_COUNT": "1",
+        "SLURM_ARRAY_TASK_MIN": f"{task}",
+        "SLURM_ARRAY_TASK_MAX": f"{task}",
+        "SLURM_ARRAY_TASK_STEP": "1",
+    }
+
+
 @given(
     weights=st.dictionaries(
         st.text(min_size=1, max_size=8), st.integers(0, 10**9) | st.floats(0, 1e9, allow_subnormal=False), max_size=60
@@ -51,6 +62,9 @@ def test_the_parts_of_a_known_set():
         ("1/8", ARRAY, 1, 8),
         (None, ARRAY, 2, 4),
         ("/8", ARRAY, 2, 8),
+        ("/8", alone(2), 2, 8),
+        ("0/1", alone(2), 0, 1),
+        (None, alone(0), 0, 1),
         (None, ARRAY | {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "4"}, 1, 4),
         (
             None,
@@ -91,6 +105,7 @@ def test_no_shard_without_a_job():
         (None, {"JOB_COMPLETION_INDEX": "1"}, "--shard /N"),
         (None, ARRAY | {"SLURM_ARRAY_TASK_COUNT": "2"}, "gaps"),
         (None, {"SLURM_ARRAY_TASK_ID": "1"}, "--shard /N"),
+        (None, alone(2), "--shard /N.*--shard 0/1"),
         (None, ARRAY | {"SLURM_ARRAY_TASK_ID": "x"}, "SLURM_ARRAY_TASK_ID is 'x'"),
     ],
 )

@@ -67,7 +67,7 @@ def prepared(folder: Path) -> Path:
     for name in ("precache.sbatch", "submit.sh", "dask_cluster.py"):
         (folder / name).write_text(listing(name))
     command = folder / "bin" / "aneurysm"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m aneurysm.cli.main "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m aneurysm "$@"\n')
     command.chmod(0o755)
     (folder / "site" / "sitecustomize.py").write_text(SLOW)
     return folder
@@ -137,7 +137,7 @@ def kill_precache(slurm: Slurm, array: str, task: str) -> list[psutil.Process]:
 
 
 def precache_processes(slurm: Slurm, **variables: str) -> list[psutil.Process]:
-    return [process for process in slurm.processes(**variables) if "aneurysm.cli.main" in process.cmdline()]
+    return [process for process in slurm.processes(**variables) if " -m aneurysm " in " ".join(process.cmdline())]
 
 
 def test_preempted_tasks_drop_what_they_hold_within_seconds(long_run: Built, work: Path) -> None:

@@ -56,7 +56,7 @@ def environment(*, first_path: Path | None = None, **extra: str) -> dict[str, st
 
 def command(*args: object) -> list[str]:
     """The command line, started with this interpreter."""
-    return [sys.executable, "-m", "aneurysm.cli.main", *map(str, args)]
+    return [sys.executable, "-m", "aneurysm", *map(str, args)]
 
 
 def run_cli(*args: object, timeout_s: float = 120, cwd: Path | None = None, env: dict[str, str] | None = None) -> Ran:

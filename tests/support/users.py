@@ -67,7 +67,7 @@ class User:
     def precache(self, data: Path, cache: Path, *more: object, key: str | None = None) -> Ran:
         options = {} if key is None else {"key": key}
         return self.run(
-            "-m", "aneurysm.cli.main", "precache", "--data", data, "--cache", cache, "--workers", 1, *more, **options
+            "-m", "aneurysm", "precache", "--data", data, "--cache", cache, "--workers", 1, *more, **options
         )
 
 

@@ -305,7 +305,7 @@ def test_torchrun_starts_the_processes(train_cache, tmp_path):
     config.write_text('model = "tests.support.tiny:mapper"\n')
     ran = subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "aneurysm.cli.main", "train",
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "aneurysm", "train",
             "--cache", train_cache.root, "--config", config, *map(str, QUICK), "--out", tmp_path / "run",
         ],
         env=environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"), cwd=ROOT, capture_output=True, text=True,
