@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -106,6 +108,20 @@ def test_a_killed_worker_costs_nothing(long_run: Built, cluster: Callable[..., C
     assert process.returncode == 0, text + here.logs()
     assert same_cache(cache, long_run.cache) == []
     assert leftovers(cache) == []
+
+
+def test_the_scheduler_has_its_dashboard(tmp_path: Path) -> None:
+    """It needs bokeh, which Dask itself does without; the extra `cluster` brings it."""
+    here = Cluster(tmp_path, "--dashboard-address", "127.0.0.1:0")
+    try:
+        page = re.search(r"dashboard at: *(http://\S+)", here.logs())
+        assert page, here.logs()
+        with urlopen(page[1]) as answer:
+            text = answer.read().decode()
+    finally:
+        here.end()
+    assert "needs bokeh" not in text
+    assert "Task Stream" in text
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from tests.support.run_data import ROOT
 class Cluster:
     """A scheduler, and as many workers as are added. Each process leads a group of its own."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, *options: object, **settings: str) -> None:
         self.folder = folder
         self.file = folder / "scheduler.json"
         self._settings = {"DASK_DISTRIBUTED__WORKER__DAEMON": "True"} | settings
         self._started: list[subprocess.Popen[bytes]] = []
-        given = ["--host", "127.0.0.1", "--port", 0, "--no-dashboard", "--scheduler-file", self.file]
+        given = ["--host", "127.0.0.1", "--port", 0, "--scheduler-file", self.file, *(options or ["--no-dashboard"])]
         self.scheduler = self._start("scheduler", *given, env=environment(**self._settings))
         self.address = self._address()
 
