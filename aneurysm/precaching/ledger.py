@@ -160,7 +160,7 @@ class Ledger:
             self._sink = _Objects(url, run, name) if url else _File(CacheLayout(root).runs / run, name)
         self.write(
             "opened", ledger=LEDGER_VERSION, run=run, host=host_name(), pid=os.getpid(), job=job_name(os.environ),
-            task=task, version=__version__,
+            task=task, role="run" if idle_s is None else "worker", version=__version__,
         )  # fmt: skip
         self._thread = threading.Thread(
             target=self._beat, args=(_SEND_EVERY_S if url else HEARTBEAT_S / 2,), daemon=True
