@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from aneurysm._version import __version__
 from aneurysm.documents import MOST_TOML, format_problem, parse_toml, read_bounded
 from aneurysm.errors import SpecError
 from aneurysm.remote.url import is_url
@@ -124,8 +125,14 @@ class Box(_Section):
 
 
 class CacheSpec(_Section):
-    """The resolved recipe. ``spacing_mm`` and every other triple is in (z, y, x): superior, posterior, left."""
+    """
+    The resolved recipe. ``spacing_mm`` and every other triple is in (z, y, x): superior, posterior, left.
 
+    ``recipe`` is the `RECIPE_VERSION` of whoever resolved it: this program, unless it was read from a cache or a
+    checkpoint.
+    """
+
+    recipe: int = Field(default_factory=lambda: RECIPE_VERSION, ge=1)
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     version: int = Field(ge=1)
     description: str = ""
@@ -136,6 +143,8 @@ class CacheSpec(_Section):
     intensity: IntensitySpec
     storage: StorageSpec
     slices: SlicePolicy
+    _written_digest: str = PrivateAttr("")
+    """What the text says that this was read from, where it is not what `_own_digest` makes of it."""
 
     @model_validator(mode="after")
     def _levels_fit(self) -> CacheSpec:
@@ -145,20 +154,42 @@ class CacheSpec(_Section):
                 raise ValueError(f"intensity.{name}.levels: {entry.levels} do not fit {self.storage.dtype}")
         return self
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """Hash of all that changes a voxel; the description is not part of it."""
-        content = self.model_dump(mode="json", exclude={"description"}) | {"recipe": RECIPE_VERSION}
+        """Hash of all that changes a voxel; the description is not part of it. Once written, it is what is written."""
+        return self._written_digest or self._own_digest()
+
+    def _own_digest(self) -> str:
+        content = self.model_dump(mode="json", exclude={"description"})
         if self.intensity.array is None:
             del content["intensity"]["array"]  # caches that are older than this entry keep their digest
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def with_digest(self, written: str) -> CacheSpec:
+        """Return this spec with the digest of the text that it was read from."""
+        spec = self.model_copy()
+        spec._written_digest = written if written != self._own_digest() else ""  # noqa: SLF001 - of this class
+        return spec
+
+    def mismatch(self) -> str:
+        """Return why this program would not make the voxels that this spec stands for; empty if it would."""
+        program = f"this is aneurysm {__version__} of recipe {RECIPE_VERSION}"
+        if self.recipe != RECIPE_VERSION:
+            return f"it is of recipe {self.recipe} (digest {self.digest}), and {program}, which makes other voxels"
+        if self._written_digest:
+            return (
+                f"it says digest {self._written_digest}, and {program}, by which its keys have digest "
+                f"{self._own_digest()}: it was edited, or comes from another release"
+            )
+        return ""
+
     def to_toml(self) -> str:
         """Return the resolved spec as TOML; `parse_spec` gives it back."""
-        body = tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        content = {"recipe": self.recipe, "digest": self.digest}
+        body = tomli_w.dumps(content | self.model_dump(mode="json", exclude_none=True))
         lines = [
-            f"# Resolved spec of this cache; digest {self.digest}, recipe {RECIPE_VERSION}.",
+            "# The resolved spec.",
             "# It describes what is here: editing it changes nothing but the check against it.",
             _HASH_LINE + hashlib.sha256(body.encode()).hexdigest(),
         ]
@@ -190,8 +221,19 @@ def load_spec(name_or_path: str | Path) -> CacheSpec:
     Raises
     ------
     SpecError
-        No such spec; not TOML; an unknown key or an impossible value. The message names the file and the key.
+        No such spec; not TOML; an unknown key or an impossible value: the message names the file and the key. Or it is
+        a resolved one, of another recipe than this program's.
     """
+    spec = _load(name_or_path)
+    if what := spec.mismatch():
+        raise SpecError(
+            f"the spec {name_or_path} can't be used: {what}. Go on with the release that wrote it; or give this one "
+            "another folder with --cache, and a spec without the keys recipe and digest"
+        )
+    return spec
+
+
+def _load(name_or_path: str | Path) -> CacheSpec:
     text = str(name_or_path)
     if isinstance(name_or_path, str) and "/" not in text and not text.endswith(".toml"):
         if text not in shipped_specs():
@@ -218,14 +260,29 @@ def load_spec(name_or_path: str | Path) -> CacheSpec:
     return parse_spec(content, str(path))
 
 
-def parse_spec(content: str, source: str) -> CacheSpec:
-    """Parse TOML text; ``source`` is what error messages call it. Raises `SpecError`."""
+def parse_spec(content: str, source: str, *, resolved: bool = False) -> CacheSpec:
+    """
+    Parse TOML text; ``source`` is what error messages call it.
+
+    It may be of another recipe: see `CacheSpec.mismatch`. One that is ``resolved`` must say of which.
+
+    Raises
+    ------
+    SpecError
+        It is not a spec.
+    """
     try:
         table = parse_toml(content)
+        written = table.pop("digest", "")
+        if not isinstance(written, str) or not re.fullmatch("[0-9a-f]{16}|", written):
+            raise SpecError(f"{source}: digest: {str(written)[:40]!a} is none")
+        if bool(written) != ("recipe" in table) or (resolved and not written):
+            raise SpecError(f"{source}: the keys recipe and digest are missing, or one of them")
     except ValueError as error:
         raise SpecError(f"{source} is not valid TOML: {error}") from error
     try:
-        return CacheSpec.model_validate(table)
+        spec = CacheSpec.model_validate(table)
+        return spec.with_digest(written) if written else spec
     except ValidationError as error:
         # An unknown key first: it is often the missing one, misspelt.
         first, *others = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")

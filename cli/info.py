@@ -61,7 +61,8 @@ def _print_cache(console: Console, facts: dict[str, Any]) -> None:
         console,
         {
             "cache": facts["cache"],
-            "spec": f"{facts['spec']} version {facts['spec_version']}, digest {facts['digest']}, {spacing} mm",
+            "spec": f"{facts['spec']} version {facts['spec_version']}, recipe {facts['recipe']}, digest "
+            f"{facts['digest']}, {spacing} mm",
             "series": status,
             "shapes (z, y, x)": f"{small} to {large}" if small else "-",
             "bytes": f"{size_text(facts['bytes_in'])} of input in {size_text(facts['bytes_out'])}",

@@ -32,7 +32,8 @@ def manifest(
     """
     Write manifest.csv and lesions.csv again, after the last shard of several.
 
-    Exit code 0: all cached; 8: some rejected or failed; 9: some are missing, which can be known only with --data.
+    Exit code 0: all cached; 8: some rejected or failed; 9: some are missing, which can be known only with --data; 3:
+    there are volumes of another spec or recipe than the cache's.
     """
     from aneurysm.precaching.finish import merge
 
@@ -51,6 +52,15 @@ def manifest(
         )
     if merged.not_cached:
         typer.echo(f"{join_url(cache, 'manifest.csv')} says why {merged.not_cached} are not cached.")
+    for uid, digest in list(merged.strange.items())[:_NAMED]:
+        typer.echo(f"aneurysm: volume {uid} is of digest {digest}, and the cache of {merged.digest}", err=True)
+    if merged.strange:
+        typer.echo(
+            f"aneurysm: {len(merged.strange)} volumes are of another spec or recipe, so nothing trains on this cache. "
+            "Build them again: aneurysm precache --overwrite --series UID...",
+            err=True,
+        )
+        raise typer.Exit(Exit.CACHE)
     if merged.missing:
         raise typer.Exit(Exit.INCOMPLETE)
     if merged.not_cached:

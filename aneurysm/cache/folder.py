@@ -75,6 +75,11 @@ def prepare_cache(layout: CacheLayout, spec: CacheSpec) -> None:
             raise
         raise UsageError(f"the cache folder {layout.root} can't be written: {describe_denial(error)}") from error
     there = read_spec(layout)
+    if what := there.mismatch():
+        raise SpecMismatchError(
+            f"{layout.root} can't be added to. Of its spec.toml: {what}. Go on with the release that began the cache, "
+            "on all nodes; or name another folder with --cache"
+        )
     if there.digest != spec.digest:
         raise SpecMismatchError(
             f"{layout.root} was made with spec {there.name!r} (digest {there.digest}), not with {spec.name!r} (digest "
@@ -85,7 +90,7 @@ def prepare_cache(layout: CacheLayout, spec: CacheSpec) -> None:
 def read_spec(layout: CacheLayout) -> CacheSpec:
     """Return the spec of a cache; raise `CacheNotFoundError` if there is none, `CacheError` if it can't be read."""
     try:
-        return parse_spec(layout.spec.read_text("utf-8"), str(layout.spec))
+        return parse_spec(layout.spec.read_text("utf-8"), str(layout.spec), resolved=True)
     except FileNotFoundError as error:
         raise _no_cache(layout.root) from error
     except NotADirectoryError as error:
@@ -95,7 +100,7 @@ def read_spec(layout: CacheLayout) -> CacheSpec:
     except UnicodeDecodeError as error:
         raise CacheError(f"the spec of the cache is damaged: {layout.spec} is no text") from error
     except SpecError as error:
-        raise CacheError(f"the spec of the cache is damaged or of a newer version: {error}") from error
+        raise CacheError(f"the spec of the cache is damaged or of another version: {error}") from error
 
 
 def _no_cache(root: Path) -> CacheNotFoundError:

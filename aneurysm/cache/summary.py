@@ -38,6 +38,7 @@ def describe_cache(cache: str | Path) -> dict[str, Any]:
         "cache": str(cache),
         "spec": spec.name,
         "spec_version": spec.version,
+        "recipe": spec.recipe,
         "digest": spec.digest,
         "spacing_mm": list(spec.spacing_mm),
         "status": dict(Counter(r["status"] for r in rows)),

@@ -155,7 +155,7 @@ def read_path(path: SeriesPath, spec: CacheSpec) -> ReadSeries:
     SeriesRejectedError
         The series can't become a volume.
     CacheError
-        The cached volume is damaged, or of another spec.
+        The cached volume is damaged, or of another spec; or the spec is of another recipe, and the series is DICOM.
     """
     if isinstance(path, CachedVolume):
         return _read_cached(path, spec)
@@ -163,6 +163,11 @@ def read_path(path: SeriesPath, spec: CacheSpec) -> ReadSeries:
 
 
 def _read_dicom(source: SeriesSource, spec: CacheSpec) -> ReadSeries:
+    if what := spec.mismatch():
+        raise SpecMismatchError(
+            f"DICOM can't be read as the checkpoint's training cache was. Of its spec: {what}. Predict with the "
+            "release that trained it, or volumes of such a cache; or train again on a cache of this one"
+        )
     source.check_complete()
     with source.local_copy() as local:
         files = local.list_files()

@@ -14,11 +14,17 @@ from aneurysm.rawdata.bucket import open_data
 
 @dataclass(frozen=True)
 class Merged:
-    """Counts of the manifest's rows; UIDs of series that are in the data, and have no row."""
+    """
+    Counts of the manifest's rows; UIDs of series that are in the data, and have no row.
+
+    ``strange`` are volumes that are not of the cache's ``digest``, by UID the digest of each.
+    """
 
     cached: int
     not_cached: int
     missing: list[str]
+    digest: str
+    strange: dict[str, str]
 
 
 def merge(cache: str | Path, data: str | Path | None = None, *, workers: int = 1) -> Merged:
@@ -36,11 +42,13 @@ def merge(cache: str | Path, data: str | Path | None = None, *, workers: int = 1
     """
     with open_destination(cache) as place:
         place.refresh()
-        read_spec(place.layout)
+        digest = read_spec(place.layout).digest
         sources = open_data(data).find_series(workers).sources if data else []
         with translate_write_errors(place.layout.root):
             sweep(place.layout)
             rows = place.write_manifest({})
     known = {row["series_uid"] for row in rows}
-    cached = sum(row["status"] == "cached" for row in rows)
-    return Merged(cached, len(rows) - cached, [s.uid for s in sources if s.uid not in known])
+    volumes = {row["series_uid"]: row["digest"] for row in rows if row["status"] == "cached"}
+    strange = {uid: of for uid, of in volumes.items() if of != digest}
+    missing = [s.uid for s in sources if s.uid not in known]
+    return Merged(len(volumes), len(rows) - len(volumes), missing, digest, strange)

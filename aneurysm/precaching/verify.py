@@ -52,7 +52,7 @@ from aneurysm.processes.threads import limit_threads
 from aneurysm.rawdata.bucket import open_data
 from aneurysm.remote.client import ObjectStore
 from aneurysm.remote.scratch import scratch_folder
-from aneurysm.spec import CacheSpec, is_as_written
+from aneurysm.spec import RECIPE_VERSION, CacheSpec, is_as_written
 from aneurysm.volume.blocks import SURVEY_VERSION
 
 _BATCH: Final = 64
@@ -64,6 +64,7 @@ _RETRY = "Run aneurysm precache --retry-failed: it writes the record again"
 _SETTLE = "Run aneurysm precache with the data: it finishes what a run began that died"
 _RELABEL = "Run aneurysm precache: it updates the volume"
 _COMPARE = "Mend that, and run aneurysm verify again"
+_SPEC = "Bring the file back; nothing is added to the cache until then"
 _KEY = "No series is built until this is mended"
 
 
@@ -139,7 +140,7 @@ def verify(
             if found is not None:
                 rows[folder.name.removesuffix(".zarr")] = found
         volumes = {f.name.removesuffix(".zarr") for f in folders}
-        report.faults.extend(_check_spec(layout))
+        report.faults.extend(_check_spec(layout, spec))
         report.faults.extend(_check_records(layout, spec, rows))
         tables = list(check_tables(layout, rows, volumes))
         if fix and any(fault.derived for fault in tables):
@@ -308,10 +309,12 @@ def _check_blocks(own: VolumeMetadata, shape: tuple[int, ...] | None) -> Iterato
         yield f"{blocks.head.shape} blocks of {blocks.edge} voxels do not cover a volume of {shape}"
 
 
-def _check_spec(layout: CacheLayout) -> Iterator[Fault]:
+def _check_spec(layout: CacheLayout, spec: CacheSpec) -> Iterator[Fault]:
+    # By another recipe a cache is as sound as by this one, whose digest can't be computed here.
     if not is_as_written(layout.spec.read_text("utf-8")):
-        advice = "Nothing depends on it but the description: bring the file back, or build another cache"
-        yield Fault(layout.spec.name, "was changed or damaged since it was written", advice)
+        yield Fault(layout.spec.name, "was changed or damaged since it was written", _SPEC)
+    elif spec.recipe == RECIPE_VERSION and (what := spec.mismatch()):
+        yield Fault(layout.spec.name, what, _SPEC)
 
 
 def _check_records(layout: CacheLayout, spec: CacheSpec, rows: dict[str, _Rows]) -> Iterator[Fault]:

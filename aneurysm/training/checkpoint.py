@@ -9,7 +9,7 @@ of it is checked (`aneurysm.training.checkpoint_archive`). Its keys::
     model           state dict: the running mean of the weights, which was validated, if the run keeps one
     config          table of the resolved `aneurysm.training.config.TrainConfig`
     labels          the 14, in the order of the outputs
-    spec, digest    TOML text of the cache spec, which holds windows and spacing, and its digest
+    spec            TOML text of the cache spec, which holds windows, spacing, recipe and digest
     epoch           whole epochs that the weights have seen
     metrics         of that epoch: score, present_auc, site_auc (None: undefined), loss
     prevalence      share of positives of the 14 labels in the series trained on (None: not known of any)
@@ -129,7 +129,6 @@ def model_entries(
         "config": config_table(config),
         "labels": list(LABELS),
         "spec": spec.to_toml(),
-        "digest": spec.digest,
         "epoch": epoch,
         "metrics": dict(metrics),
         "prevalence": list(prevalence),
@@ -229,13 +228,7 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> Checkpoint:
     try:
         if tuple(content["labels"]) != LABELS:
             raise UsageError(f"{path} was trained on other labels: {', '.join(map(str, content['labels']))}")
-        spec = parse_spec(content["spec"], f"the spec in {path}")
-        if spec.digest != content["digest"]:
-            raise UsageError(
-                f"{path} was trained on voxels of digest {content['digest']}, by aneurysm "
-                f"{content['package_version']}; from its spec aneurysm {__version__} makes others ({spec.digest}). "
-                "Use it with the version that wrote it, or train again on a cache built anew"
-            )
+        spec = parse_spec(content["spec"], f"the spec in {path}", resolved=True)
         config = parse_resolved(content["config"], f"the configuration in {path}")
         for name, tensor in content["model"].items():
             if not isinstance(tensor, Tensor):

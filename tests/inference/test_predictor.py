@@ -17,7 +17,7 @@ from aneurysm.cache.cache import open_cache
 from aneurysm.errors import AneurysmError, DeviceMemoryError, SeriesRejectedError, UsageError
 from aneurysm.inference.prediction import Prediction
 from aneurysm.inference.predictor import Predictor, load_predictor
-from aneurysm.inference.read_series import Failure
+from aneurysm.inference.read_series import Failure, read_path
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput
@@ -320,10 +320,11 @@ def test_a_truncated_checkpoint_is_told_apart(checkpoints, tmp_path, share):
         load_predictor([path])
 
 
-def test_a_spec_of_another_recipe_is_refused(checkpoints, tmp_path, monkeypatch):
+def test_dicom_is_not_read_for_a_checkpoint_of_another_recipe(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr("aneurysm.spec.RECIPE_VERSION", 99)
-    with pytest.raises(UsageError, match="digest"):
-        load_predictor(checkpoints[:1])
+    spec = load_predictor(checkpoints[:1]).spec
+    with pytest.raises(UsageError, match=r"of recipe 3 \(digest .* of recipe 99.*Predict with the release that"):
+        read_path(SeriesSource("1.2", tmp_path), spec)
 
 
 def test_missing_checkpoints_are_told_apart(tmp_path):
