@@ -47,6 +47,12 @@ def status(
         Path | None,
         typer.Option(metavar="FILE", help="Also write metrics for Prometheus, as text.", show_default=False),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write a page about the run, HTML; once, in the end.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """
     Show how far a run of `aneurysm precache` is, all tasks of it.
@@ -80,6 +86,10 @@ def status(
         if not watch:
             raise
         raise typer.Exit(Exit.OK) from None
+    if report is not None:
+        from aneurysm.report.rebuild_page import write_rebuild_page
+
+        write_rebuild_page(report, now, watched.tally)
     raise typer.Exit(_code(now))
 
 
@@ -145,6 +155,9 @@ def _progress(now: RunStatus) -> str:
         return f"{text}, complete after {duration_text(now.elapsed_s)}"
     if now.is_over:
         return f"{text}, ended before all were done: the same command again does the rest"
+    if not now.is_active:
+        begun = sum(not t.is_worker for t in now.tasks)
+        return f"{text}, nobody is at work; {now.tasks_total - begun:,} tasks have not begun"
     left = f", {duration_text(now.left_s)} left" if now.left_s else ""
     return f"{text}, {rate}{left}"
 
@@ -162,18 +175,15 @@ def _warnings(now: RunStatus) -> list[str]:
     slow = [s for s in now.in_hand if s.is_straggler]
     named = ", ".join(sorted({s.host for s in slow})[:3])
     states = Counter(t.state for t in now.tasks)
-    lines = [f"{len(slow)} series take more than 3 times as long as expected (on {named})"] if slow else []
-    lines += [f"{n} tasks are {state}" for state in ("silent", "dead", "stopped") if (n := states[state])]
-    lines += [f"{now.lost} series were in their hands"] if now.lost else []
-    lines += [
-        f"{odd.failed} of {odd.done} series failed on {odd.host}: more than elsewhere (by chance once in "
-        f"{min(1 / max(odd.chance, 1e-12), 1e12):,.0f} runs)"
-        for odd in now.odd_hosts[:_MOST_ROWS]
-    ]
+    lines = [f"series that take more than 3 times as long as expected: {len(slow):,}, on {named}"] if slow else []
+    troubled = [f"{n:,} {state}" for state in ("silent", "dead", "stopped") if (n := states[state])]
+    lost = f", which had {now.lost:,} series in hand" if now.lost else ""
+    lines += [f"tasks in trouble: {', '.join(troubled)}{lost}"] if troubled else []
+    lines += [str(odd) for odd in now.odd_hosts[:_MOST_ROWS]]
     if len(now.versions) > 1:
         lines.append(f"several versions are at work: {', '.join(f'{v} ({n})' for v, n in now.versions.items())}")
     if now.damaged:
-        lines.append(f"{now.damaged} lines of ledgers are damaged and were passed over")
+        lines.append(f"lines of ledgers that are damaged, and were passed over: {now.damaged:,}")
     return lines
 
 

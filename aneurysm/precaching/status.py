@@ -27,6 +27,7 @@ _SLOW_S: Final = 30.0
 _ENOUGH: Final = 5
 """Series that are done before others are compared with them."""
 _FEWEST_FAILED: Final = 3
+_LEAST_CHANCE: Final = 1e-12
 _CHANCE: Final = 0.001
 """That a run of sound hosts is said to have an odd one."""
 
@@ -70,6 +71,10 @@ class OddHost:
     failed: int
     done: int
     chance: float
+
+    def __str__(self) -> str:
+        p = f"p = {self.chance:.0e}" if self.chance >= _LEAST_CHANCE else f"p < {_LEAST_CHANCE:.0e}"
+        return f"{self.failed} of {self.done} series failed on {self.host}, more than elsewhere ({p})"
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from aneurysm.report.evaluation import Evaluation
 from aneurysm.report.froc import BY_GROUP_RATE, RATES
 from aneurysm.report.gallery import CASE_KINDS, FIELD_MM, SLAB_MM, Case, draw_gallery
 from aneurysm.report.intervals import FEWEST, Estimate
+from aneurysm.report.page_template import page_template
 from aneurysm.report.plot_style import inline_svg, save
 from aneurysm.report.plots import draw_plots
 from aneurysm.report.ranking import PRESENT
@@ -74,17 +75,18 @@ def write_report(evaluation: Evaluation, out: str | Path, *, cases: int = 4) -> 
 
 def render(evaluation: Evaluation, plots: list[_Drawn], gallery: dict[str, list[Case]]) -> str:
     """Return the page: one file without scripts, that asks for nothing."""
-    from jinja2 import Environment, StrictUndefined
-
-    template = files("aneurysm.report").joinpath("templates", "report.html").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "interval": _interval, "percent": _percent, "jpeg": _data_url}
+    filters: dict[str, Callable[..., str]] = {
+        "number": _number,
+        "interval": _interval,
+        "percent": _percent,
+        "jpeg": _data_url,
+    }
     p = evaluation.predictions
     counts = [
         (str(m), int((p.modalities == m).sum()), int(((p.modalities == m) & p.positive(PRESENT)).sum()))
         for m in np.unique(p.modalities)
     ]
-    return environment.from_string(template).render(
+    return page_template("report.html", filters).render(
         e=evaluation,
         metrics=metrics_table(evaluation),
         notice=NOTICE,

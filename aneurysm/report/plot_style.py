@@ -108,6 +108,15 @@ def save(plot: Plot, folder: Path) -> str:
 
     The same figure gives the same bytes.
     """
+    text = svg_text(plot)
+    with styled(plot.name):
+        plot.figure.savefig(folder / f"{plot.name}.png", dpi=144, metadata={"Software": None})
+    (folder / f"{plot.name}.svg").write_text(text, encoding="utf-8")
+    return text
+
+
+def svg_text(plot: Plot) -> str:
+    """Return the figure as SVG, for `inline_svg`; its layout is settled from here on."""
     written = StringIO()
     with styled(plot.name):
         # The layout is worked out once; each file would do so twice.
@@ -115,11 +124,8 @@ def save(plot: Plot, folder: Path) -> str:
         if layout is not None:
             layout.execute(plot.figure)
             plot.figure.set_layout_engine("none")
-        plot.figure.savefig(folder / f"{plot.name}.png", dpi=144, metadata={"Software": None})
         plot.figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
-    text = written.getvalue()
-    (folder / f"{plot.name}.svg").write_text(text, encoding="utf-8")
-    return text
+    return written.getvalue()
 
 
 def inline_svg(text: str, name: str, title: str) -> str:

@@ -59,9 +59,10 @@ def test_what_a_person_sees_of_a_run_in_trouble(cache):
         "run r, since 2023-11-14 22:13:20 UTC: 20 of 40 series (50.0 %)",
         "read_error",
         "tasks: 2 dead, 1 stopped, 1 not begun",
+        "tasks in trouble: 2 dead, 1 stopped, which had 2 series in hand",
         "terminated",
         "70_2",
-        "6 of 6 series failed on node2: more than elsewhere",
+        "6 of 6 series failed on node2, more than elsewhere (p = ",
     ):
         assert text in ran.out, ran.out
 
