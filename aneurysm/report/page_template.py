@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def page_template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Template:
-    """Return a template of ``templates/`` with ``filters``; values that it lacks are errors, and no gaps in the page."""
+    """Return a template of ``templates/`` with ``filters``; a value that it lacks is an error, and no gap."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
