@@ -175,11 +175,11 @@ def _folder(path: Path) -> Found:
     if "spec.toml" in names:
         return Found(path, InputKind.CACHE, "a cache")
     if "zarr.json" in names:
-        place = path.absolute().parent
-        words = "a volume of a cache" if _is_cache(place.parent) and place.name == "volumes" else "a Zarr group"
-        return Found(path, InputKind.CACHE_VOLUME, words, path.parent.parent)
-    if path.absolute().name == "volumes" and _is_cache(path.absolute().parent):
-        return Found(path, InputKind.CACHE_VOLUMES, "the folder of a cache's volumes", path.parent)
+        cache = _cache_of(path.parent)
+        words = "a Zarr group" if cache is None else "a volume of a cache"
+        return Found(path, InputKind.CACHE_VOLUME, words, cache or path.parent)
+    if (cache := _cache_of(path)) is not None:
+        return Found(path, InputKind.CACHE_VOLUMES, "the folder of a cache's volumes", cache)
     if _is_run(path):
         best = path / "checkpoints" / "best.ckpt"
         return Found(path, InputKind.RUN, "a run of `aneurysm train`", best if best.is_file() else None)
@@ -204,8 +204,10 @@ def _visible_entries(path: Path) -> list[os.DirEntry[str]]:
         return sorted(islice((e for e in entries if not e.name.startswith(".")), _ENTRIES), key=lambda e: e.name)
 
 
-def _is_cache(path: Path) -> bool:
-    return (path / "spec.toml").is_file()
+def _cache_of(folder: Path) -> Path | None:
+    """Return the cache of which ``folder`` is that of its volumes, or of a part of them; None if it is another one."""
+    places = (place for place in (folder, folder.parent) if place.absolute().name == "volumes")
+    return next((place.parent for place in places if (place.parent / "spec.toml").is_file()), None)
 
 
 def _is_run(path: Path) -> bool:
@@ -264,7 +266,7 @@ def _missing(path: Path) -> Found:
     elif _UID.fullmatch(text):
         why = (
             f"there is no file or folder {text}. A UID alone does not say where the series is: name its folder, or its "
-            f"volume in a cache, CACHE/volumes/{text}.zarr"
+            f"volume in a cache, CACHE/volumes/<hh>/{text}.zarr"
         )
     elif re.match(r"[A-Za-z]:[\\/]|\\\\", text):
         why = f"there is no {text}: that is how Windows names a place; here it is named from /, as under /mnt"

@@ -92,15 +92,16 @@ def hashes_of_cache(cache: Path) -> dict[str, str]:
     # By the clock, and the sum that guards it.
     volatile = {"seconds", "seconds_check"}
     stable = [{k: v for k, v in row.items() if k not in volatile} for row in rows]
-    found = {row["series_uid"]: row["reason"] or _hash_of_tree(cache / "volumes", row["series_uid"]) for row in rows}
+    # Wherever they lie in it.
+    volumes = {path.name.removesuffix(".zarr"): path for path in (cache / "volumes").rglob("*.zarr")}
+    found = {row["series_uid"]: row["reason"] or _hash_of_tree(volumes[row["series_uid"]]) for row in rows}
     return found | {
         "manifest.csv": _sha(json.dumps(stable).encode()),
         "lesions.csv": _sha((cache / "lesions.csv").read_bytes()),
     }
 
 
-def _hash_of_tree(volumes: Path, uid: str) -> str:
-    root = volumes / f"{uid}.zarr"
+def _hash_of_tree(root: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + _sha(path.read_bytes()).encode())

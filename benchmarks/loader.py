@@ -169,6 +169,8 @@ def _many(cache: Path, count: int) -> Path:
     """Return a cache of so many series: those of ``cache`` again and again, by links, under other names."""
     import pandas as pd
 
+    from aneurysm.cache.layout import CacheLayout
+
     many = cache.with_name(f"{cache.name}-{count}")
     if (many / "manifest.csv").exists():
         return many
@@ -182,7 +184,9 @@ def _many(cache: Path, count: int) -> Path:
     ]
     for uid in cached["series_uid"]:
         for k in range(times):
-            (many / "volumes" / f"{uid}.{k}.zarr").symlink_to(cache / "volumes" / f"{uid}.zarr")
+            link = CacheLayout(many).volume(f"{uid}.{k}")
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(CacheLayout(cache).volume(uid))
     pd.concat(renamed[1]).to_csv(many / "lesions.csv", index=False)
     pd.concat(renamed[0])[:count].to_csv(many / "manifest.csv", index=False)
     return many

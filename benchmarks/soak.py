@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from aneurysm.cache.folder import done_series
+from aneurysm.cache.folder import cached_series, done_series
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import read_manifest
 from aneurysm.precaching.verify import verify
@@ -156,8 +156,8 @@ def differences(cache: Path, reference: Path, uids: set[str]) -> list[str]:
     """Return in words where a finished ``cache`` is not what an undisturbed run made, or has something left over."""
     layout = CacheLayout(cache)
     found = []
-    volumes = sorted(p.name for p in layout.volumes.iterdir())
-    if volumes != sorted(f"{uid}.zarr" for uid in uids):
+    volumes = cached_series(layout)
+    if volumes != uids:
         found.append(f"{len(volumes)} volumes, of {len(uids)} series")
     timed = {"seconds": "", "seconds_check": ""}
     rows = [row | timed for row in read_manifest(layout.manifest)]
@@ -168,7 +168,7 @@ def differences(cache: Path, reference: Path, uids: set[str]) -> list[str]:
         found.append(f"{len(wrong)} rows are not the reference's, hash and all: the first is {wrong[0]}")
     left = [p.name for p in cache.iterdir() if p.name not in _KEPT]
     left += [p.relative_to(cache).as_posix() for p in cache.rglob("*.tmp")]
-    left += [p.relative_to(cache).as_posix() for p in layout.rejected.glob("*")]
+    left += [p.relative_to(cache).as_posix() for p in layout.rejected.glob("*/*")]
     if left:
         found.append(f"left over: {', '.join(left[:5])}")
     return found + [f"verify: {fault.where}: {fault.what}" for fault in verify(cache, workers=2).faults]

@@ -43,7 +43,7 @@ def place(tmp_path_factory):
     (root / "scan.nii.gz").write_bytes(gzip.compress(bytes(344) + b"n+1\0"))
     (root / "notes.txt").write_text("hello")
     (root / "empty").mkdir()
-    volume = root / "cache" / "volumes" / "1.2.zarr"
+    volume = root / "cache" / "volumes" / "ab" / "1.2.zarr"
     volume.mkdir(parents=True)
     for file in (root / "cache" / "spec.toml", volume / "zarr.json"):
         file.touch()
@@ -75,7 +75,8 @@ def place(tmp_path_factory):
         ("scan", InputKind.FOLDER, "a folder"),
         ("cache", InputKind.CACHE, "a cache"),
         ("cache/volumes", InputKind.CACHE_VOLUMES, "the folder of a cache's volumes"),
-        ("cache/volumes/1.2.zarr", InputKind.CACHE_VOLUME, "a volume of a cache"),
+        ("cache/volumes/ab", InputKind.CACHE_VOLUMES, "the folder of a cache's volumes"),
+        ("cache/volumes/ab/1.2.zarr", InputKind.CACHE_VOLUME, "a volume of a cache"),
         ("runs", InputKind.RUNS, "a folder of runs (a)"),
         ("runs/a", InputKind.RUN, "a run of `aneurysm train`"),
         ("runs/a/evaluation", InputKind.RUN_PART, "a folder within a run"),
@@ -121,7 +122,7 @@ REFUSED = {
     "notes.txt": "is a file: name the folder",
     "empty": "is an empty folder",
     "cache": "is a cache: a cache is named with --cache",
-    "cache/volumes/1.2.zarr": "is a volume of a cache: a cache is named with --cache",
+    "cache/volumes/ab/1.2.zarr": "is a volume of a cache: a cache is named with --cache",
     "runs": "is a folder of runs (a): there are no series in it",
     "runs/a": "is a run of `aneurysm train`: there are no series in it",
     "runs/a/checkpoints/best.ckpt": "is a checkpoint: there are no series in it",
@@ -141,7 +142,7 @@ def test_what_is_no_data(place, tmp_path, name):
     "name, words",
     [
         ("scan", "there is no cache at {place}/scan: it has no spec.toml"),
-        ("cache/volumes/1.2.zarr", "is a volume of a cache: the cache is {place}/cache"),
+        ("cache/volumes/ab/1.2.zarr", "is a volume of a cache: the cache is {place}/cache"),
         ("cache/volumes", "is the folder of a cache's volumes: the cache is {place}/cache"),
         ("runs/a", "the cache that a run was trained on is named in its config.toml"),
         ("set", "is a data set in the RSNA layout: `aneurysm precache --data` builds a cache from it"),
@@ -284,7 +285,7 @@ def test_what_may_be_series_in_a_tree_without_dicom(tmp_path):
 def test_info_of_a_path_says_how_it_is_named(place):
     for name, words in (
         ("cache", f"aneurysm info --cache {place}/cache"),
-        ("cache/volumes/1.2.zarr", f"aneurysm info 1.2 --cache {place}/cache"),
+        ("cache/volumes/ab/1.2.zarr", f"aneurysm info 1.2 --cache {place}/cache"),
     ):
         ran = call_cli("info", place / name)
         assert ran.code == 2

@@ -27,6 +27,7 @@ from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
 from tests.support.acquisition import acquire
+from tests.support.cache_paths import volume_paths
 from tests.support.command import Ran, environment, run_cli
 from tests.support.pattern import lone_blob
 from tests.support.run_data import write_rsna_data, write_vessel_mask
@@ -269,7 +270,7 @@ def told(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
         run(f"manifest {layout}", "manifest", "--data", source, "--cache", cache, codes=(0, 8))
         run(f"verify {layout}", "verify", "--deep", "--cache", cache)
         run(f"info {layout}", "info", "--cache", cache)
-        uid = next((cache / "volumes").iterdir()).name.removesuffix(".zarr")
+        uid = volume_paths(cache)[0].stem
         run(f"info {layout}, one", "info", uid, "--cache", cache, "--png", out / f"{layout}.png")
         run(f"info {layout}, JSON", "info", uid, "--json", "--cache", cache)
     config = out / "config.toml"

@@ -6,12 +6,20 @@ import hashlib
 import os
 import re
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.layout import (
+    FORMAT_VERSION,
+    RECORD_ENDING,
+    SUBFOLDERS,
+    VOLUME_ENDING,
+    CacheLayout,
+    subfolder_of,
+)
 from aneurysm.errors import (
     CacheError,
     CacheNotFoundError,
@@ -23,6 +31,7 @@ from aneurysm.errors import (
 from aneurysm.inputs import InputKind, Wanted, describe, mistake
 from aneurysm.processes.files import is_disk_full, write_once
 from aneurysm.processes.shared_folder import describe_denial, make_folder
+from aneurysm.processes.threads import map_io
 from aneurysm.spec import CacheSpec, parse_spec
 
 _KEY: Final = "ANEURYSM_PATIENT_KEY"
@@ -35,21 +44,63 @@ def is_done(layout: CacheLayout, uid: str) -> bool:
 
 
 def done_series(layout: CacheLayout) -> set[str]:
-    """Return the series of which `is_done` is true: two listings, where asking of each takes two looks at the disk."""
-    return cached_series(layout) | _listed(layout.rejected, ".json")
+    """Return the series of which `is_done` is true: listings, where asking of each takes two looks at the disk."""
+    return cached_series(layout) | recorded_series(layout)
 
 
 def cached_series(layout: CacheLayout) -> set[str]:
     """Return the series that have a volume."""
-    return _listed(layout.volumes, ".zarr")
+    return _series_in(layout.volumes, VOLUME_ENDING)
 
 
-def _listed(folder: Path, ending: str) -> set[str]:
+def recorded_series(layout: CacheLayout) -> set[str]:
+    """Return the series that have a record of why they are not cached; some may have been built since."""
+    return _series_in(layout.rejected, RECORD_ENDING)
+
+
+def has_volumes(layout: CacheLayout) -> bool:
+    """Return True if there is a volume at all, or something that is no folder for them."""
+    names = _names_in(layout.volumes)
+    return any(name not in SUBFOLDERS or _names_in(layout.volumes / name) for name in names)
+
+
+def strange_names(folder: Path, ending: str) -> list[str]:
+    """Return what does not belong into ``folder``, that of all volumes or of all records, by its path in it."""
+
+    def look(name: str) -> list[str]:
+        if name not in SUBFOLDERS or not (folder / name).is_dir():
+            return [name]
+        own = set(series_in_subfolder(folder / name, ending))
+        return [f"{name}/{entry}" for entry in _names_in(folder / name) if entry.removesuffix(ending) not in own]
+
+    return [path for paths in map_io(sorted(_names_in(folder)), look, batch=1) for path in sorted(paths)]
+
+
+def _series_in(folder: Path, ending: str) -> set[str]:
+    parts = map_io(SUBFOLDERS, lambda name: series_in_subfolder(folder / name, ending), batch=1)
+    return {uid for uids in parts for uid in uids}
+
+
+def series_in_subfolder(folder: Path, ending: str) -> list[str]:
+    """Return the series that have a volume or a record (by its ``ending``) in one of `SUBFOLDERS` that is theirs."""
+    uids = (name.removesuffix(ending) for name in _names_in(folder) if name.endswith(ending))
+    return [uid for uid in uids if subfolder_of(uid) == folder.name]
+
+
+def _names_in(folder: Path) -> list[str]:
     try:
-        names = os.listdir(folder)  # noqa: PTH208 - 100,000 Path objects would take most of the time
-    except FileNotFoundError:
-        return set()
-    return {n.removesuffix(ending) for n in names if n.endswith(ending)}
+        return os.listdir(folder)  # noqa: PTH208 - 100,000 Path objects would take most of the time
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def refuse_old_layout(root: str | Path, names: Iterable[str]) -> None:
+    """Raise `CacheError` if volumes are among ``names``, those directly in ``root`` / volumes: so they were up to 3."""
+    if any(name.endswith(VOLUME_ENDING) for name in names):
+        raise CacheError(
+            f"{root} is of cache format 3 or older: its volumes are directly in volumes/. Build it again, in another "
+            f"place: this program reads format {FORMAT_VERSION} only"
+        )
 
 
 def prepare_cache(layout: CacheLayout, spec: CacheSpec) -> None:
@@ -67,7 +118,8 @@ def prepare_cache(layout: CacheLayout, spec: CacheSpec) -> None:
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
         make_folder(layout.volumes)
-        if any(layout.volumes.iterdir()) and not layout.spec.exists():
+        refuse_old_layout(layout.root, _names_in(layout.volumes))
+        if has_volumes(layout) and not layout.spec.exists():
             raise CacheError(f"{layout.root} has volumes but no spec.toml: of which spec they are is not known")
         write_once(layout.spec, spec.to_toml())  # of two first runs with different specs one is refused below
     except OSError as error:
@@ -90,7 +142,7 @@ def prepare_cache(layout: CacheLayout, spec: CacheSpec) -> None:
 def read_spec(layout: CacheLayout) -> CacheSpec:
     """Return the spec of a cache; raise `CacheNotFoundError` if there is none, `CacheError` if it can't be read."""
     try:
-        return parse_spec(layout.spec.read_text("utf-8"), str(layout.spec), resolved=True)
+        spec = parse_spec(layout.spec.read_text("utf-8"), str(layout.spec), resolved=True)
     except FileNotFoundError as error:
         raise _no_cache(layout.root) from error
     except NotADirectoryError as error:
@@ -101,6 +153,8 @@ def read_spec(layout: CacheLayout) -> CacheSpec:
         raise CacheError(f"the spec of the cache is damaged: {layout.spec} is no text") from error
     except SpecError as error:
         raise CacheError(f"the spec of the cache is damaged or of another version: {error}") from error
+    refuse_old_layout(layout.root, _names_in(layout.volumes))
+    return spec
 
 
 def _no_cache(root: Path) -> CacheNotFoundError:
@@ -123,7 +177,7 @@ def patient_secret(layout: CacheLayout) -> bytes:
         It is not the key that the cache was begun with, or that can't be known.
     """
     given, own = os.environ.get(_KEY, "").strip(), layout.patient_key
-    if not layout.patient_key_check.exists() and cached_series(layout):
+    if not layout.patient_key_check.exists() and has_volumes(layout):
         if not own.exists():
             raise PatientKeyError(
                 f"{layout.root} has volumes, but neither {own.name} nor {layout.patient_key_check.name}: with which "
@@ -150,7 +204,7 @@ def key_fault(layout: CacheLayout) -> str:
     try:
         expected = check.read_text("ascii").strip()
     except FileNotFoundError:
-        return f"{check.name} is missing: by it runs with another key are refused" if cached_series(layout) else ""
+        return f"{check.name} is missing: by it runs with another key are refused" if has_volumes(layout) else ""
     except UnicodeDecodeError:
         expected = ""
     if not _FINGERPRINT.fullmatch(expected):

@@ -4,24 +4,29 @@ CACHE/
   spec.toml                     the resolved spec
   manifest.csv                  a row per series; derived, and rebuilt at will
   lesions.csv                   a row per localizer; derived as well
-  volumes/<uid>.zarr/           one OME-NGFF image; complete, since it was renamed into place
+  volumes/<hh>/<uid>.zarr/      one OME-NGFF image; complete, since it was renamed into place
     zarr.json                   metadata: OME, and everything under "aneurysm"
     0/zarr.json, 0/c/0/0/0      the array and its one shard
     labels/...                  the vessel mask, where there is one
-  rejected/<uid>.json           why a series is not there
+  rejected/<hh>/<uid>.json      why a series is not there
   .seconds/<random>.json        how long series took, of tasks that left the tables to `aneurysm manifest`
   .runs/<run>/                  of one run: what its processes did, a file each (aneurysm/precaching/ledger.py)
   .building/                    work in progress (see publish.py); the next run sweeps what dead processes left
   .patient-key                  the key of patient_key; don't pass it on with the cache
   .patient-key-check            a fingerprint of that key, by which another one is refused
+
+<hh> are the first two hexadecimal digits of the UID's SHA-256: 256 folders, since one of millions of entries is slow to
+list and to change on many file systems. In an object store keys are the same names.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+FORMAT_VERSION: Final = 4
 IMAGE: Final = "0"
 """The array of voxels, within a volume."""
 VESSELS: Final = "labels/vessels/0"
@@ -30,8 +35,29 @@ STAGED_VESSELS: Final = "labels.next/vessels/0"
 """The same array while it takes the place of another one."""
 LABELS_TREE, STAGED_TREE = LABEL_TREES = tuple(path.split("/", 1)[0] for path in (VESSELS, STAGED_VESSELS))
 """The folders in which these lie."""
+VOLUME_ENDING: Final = ".zarr"
+RECORD_ENDING: Final = ".json"
 ABSENT: Final = 2**64 - 1
 """Stands in a shard's index, as offset and as length, for a chunk that holds only the fill value."""
+
+
+SUBFOLDERS: Final = tuple(f"{i:02x}" for i in range(256))
+"""Names of the folders in `CacheLayout.volumes` and `CacheLayout.rejected`."""
+
+
+def subfolder_of(uid: str) -> str:
+    """Return which of `SUBFOLDERS` a series is in."""
+    return hashlib.sha256(uid.encode("utf-8", "surrogatepass")).hexdigest()[:2]
+
+
+def volume_key(uid: str) -> str:
+    """Return the path of a volume within a cache, without a slash at its end; in an object store its prefix."""
+    return f"volumes/{subfolder_of(uid)}/{uid}{VOLUME_ENDING}"
+
+
+def record_key(uid: str) -> str:
+    """Return the path within a cache of the record of why a series is not cached."""
+    return f"rejected/{subfolder_of(uid)}/{uid}{RECORD_ENDING}"
 
 
 def label_trees(volume: Path) -> set[str]:
@@ -62,12 +88,12 @@ class CacheLayout:
 
     @property
     def volumes(self) -> Path:
-        """The folder of complete volumes."""
+        """The folder of the `SUBFOLDERS` with complete volumes."""
         return self.root / "volumes"
 
     @property
     def rejected(self) -> Path:
-        """The folder of records of series that are not cached."""
+        """The folder of the `SUBFOLDERS` with records of series that are not cached."""
         return self.root / "rejected"
 
     @property
@@ -97,8 +123,8 @@ class CacheLayout:
 
     def volume(self, uid: str) -> Path:
         """Return the folder of one volume."""
-        return self.volumes / f"{uid}.zarr"
+        return self.root / volume_key(uid)
 
     def record(self, uid: str) -> Path:
         """Return the record of one series that is not cached."""
-        return self.rejected / f"{uid}.json"
+        return self.root / record_key(uid)

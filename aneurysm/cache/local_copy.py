@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.layout import CacheLayout, volume_key
 from aneurysm.cache.metadata import VolumeMetadata, find_damage, parse_document, read_document_bytes
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError, UsageError
 from aneurysm.processes.files import flush_tree, raise_no_space
@@ -100,7 +100,7 @@ class RemoteVolume:
     @property
     def name(self) -> str:
         """How messages call it."""
-        return f"{self.url}/volumes/{self.uid}.zarr"
+        return f"{self.url}/{volume_key(self.uid)}"
 
     @property
     def path(self) -> Path:
@@ -200,7 +200,7 @@ class RemoteVolume:
 
 def download_volume(store: ObjectStore, uid: str, folder: Path) -> None:
     """Write the objects of a volume to ``folder``. Raises `CacheNotFoundError` if it is not there, or not complete."""
-    prefix = f"volumes/{uid}.zarr"
+    prefix = volume_key(uid)
     keys = [o.key for o in store.find(prefix)]
     if f"{prefix}/zarr.json" not in keys:
         raise CacheNotFoundError(f"there is no volume {store.url}/{prefix}")
@@ -264,7 +264,7 @@ def read_remote_metadata(url: str, uids: Sequence[str]) -> list[VolumeMetadata |
     store = ObjectStore(url)
 
     def read(uid: str) -> VolumeMetadata | CacheError:
-        key = f"volumes/{uid}.zarr/zarr.json"
+        key = f"{volume_key(uid)}/zarr.json"
         try:
             return parse_document(store.read(key), f"{url}/{key}").own
         except FileNotFoundError:

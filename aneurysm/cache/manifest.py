@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from aneurysm.cache.folder import cached_series, recorded_series
 from aneurysm.cache.layout import IMAGE, CacheLayout
 from aneurysm.cache.metadata import Record, VolumeMetadata, read_document, read_record
 from aneurysm.csv_table import csv_text
@@ -160,7 +161,8 @@ def _rows(layout: CacheLayout, seconds: Mapping[str, str]) -> tuple[list[Manifes
 
     rows: dict[str, ManifestRow] = {}
     lesions: list[ManifestRow] = []
-    paths = [*layout.volumes.glob("*.zarr"), *layout.rejected.glob("*.json")]
+    paths = [layout.volume(uid) for uid in cached_series(layout)]
+    paths += [layout.record(uid) for uid in recorded_series(layout)]
     for row, of_lesions in filter(None, map_io(paths, look)):
         if row["series_uid"] not in rows:
             rows[row["series_uid"]] = row

@@ -36,7 +36,7 @@ from pydantic import (
 
 from aneurysm.annotations.frames import PackedFrames
 from aneurysm.annotations.lesions import Lesion, UnplacedLesion
-from aneurysm.cache.layout import IMAGE, STAGED_VESSELS, VESSELS
+from aneurysm.cache.layout import FORMAT_VERSION, IMAGE, STAGED_VESSELS, VESSELS
 from aneurysm.dicom.frame import Decision
 from aneurysm.documents import MOST_JSON, read_bounded
 from aneurysm.errors import CacheError, DamagedCacheError, words_of
@@ -45,7 +45,6 @@ from aneurysm.types import Point, Triple
 from aneurysm.volume.blocks import Blocks, PackedSurvey, Survey, unpack_bits
 from aneurysm.volume.intensity import Intensity
 
-FORMAT_VERSION: Final = 3
 ANNOTATIONS: Final = frozenset(
     {"modality", "modality_source", "labels", "lesions", "unplaced_lesions", "vessel_mask", "patient_key"}
 )
@@ -137,7 +136,7 @@ class VolumeMetadata(_Model):
 
     absent = frozenset({"images"})
 
-    format_version: Literal[3] = FORMAT_VERSION
+    format_version: Literal[4] = FORMAT_VERSION
     affine_lps: _Affine
     series_uid: str
     modality: str
@@ -368,7 +367,7 @@ def _hash_of(content: bytes, folder: Path | None = None) -> str:
 
 class Record(_Model):
     """
-    Why a series is not cached, and what the tables say of it: rejected/<uid>.json.
+    Why a series is not cached, and what the tables say of it: see `aneurysm.cache.layout.record_key`.
 
     ``record_hash`` is that of all other entries; `Record.sealed` sets it.
     """

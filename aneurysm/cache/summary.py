@@ -10,7 +10,7 @@ from typing import Any
 
 from aneurysm.cache.cache import open_cache
 from aneurysm.cache.folder import read_spec
-from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.layout import CacheLayout, volume_key
 from aneurysm.cache.manifest import read_manifest
 from aneurysm.cache.metadata import read_document
 from aneurysm.errors import CacheNotFoundError
@@ -97,7 +97,7 @@ def find_volume(cache: str | Path, uid: str) -> Path:
         The series is not in the cache; the message gives the reason if there is one.
     """
     with tables_of(cache) as layout:
-        # A UID from the command line is no path: only what is directly in volumes/ is a volume.
+        # A UID from the command line is no path: only what has a volume's place is a volume.
         if "/" not in uid and layout.volume(uid).is_dir():
             return layout.volume(uid)
         row = next((r for r in read_manifest(layout.manifest) if r["series_uid"] == uid), None)
@@ -115,7 +115,7 @@ def describe_volume(cache: str | Path, uid: str) -> dict[str, Any]:
         row = next((r for r in read_manifest(layout.manifest) if r["series_uid"] == uid), {})
     files = [p for p in volume.rglob("*") if p.is_file()]
     return {
-        "path": join_url(cache, f"volumes/{uid}.zarr") if is_url(cache) else str(volume),
+        "path": join_url(cache, volume_key(uid)) if is_url(cache) else str(volume),
         "shape": [int(n) for n in row.get("shape", "").split("x") if n],
         "files": len(files),
         "bytes": sum(p.stat().st_size for p in files),

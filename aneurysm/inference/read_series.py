@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from aneurysm.cache.layout import volume_key
 from aneurysm.cache.volume import CachedVolume
 from aneurysm.dicom.frame import Decision
 from aneurysm.dicom.series import read_series
@@ -181,7 +182,7 @@ def _read_dicom(source: SeriesSource, spec: CacheSpec) -> ReadSeries:
 
 def _read_cached(volume: CachedVolume, spec: CacheSpec) -> ReadSeries:
     if (digest := volume.metadata.digest) != spec.digest:
-        cache = volume.name.removesuffix(f"/volumes/{volume.uid}.zarr")
+        cache = volume.name.removesuffix(f"/{volume_key(volume.uid)}")
         raise SpecMismatchError(
             f"{cache} has volumes of digest {digest}, the checkpoint wants {spec.digest} (spec {spec.name!r}). "
             "Give the DICOM series themselves, or a cache of that spec"

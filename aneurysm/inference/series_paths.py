@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aneurysm.cache.cache import open_cache
-from aneurysm.cache.layout import CacheLayout
+from aneurysm.cache.layout import VOLUME_ENDING, CacheLayout, volume_key
 from aneurysm.cache.volume import CachedVolume
 from aneurysm.dicom.frame import UID
 from aneurysm.dicom.header import NotDicomError, read_header
@@ -42,7 +42,7 @@ def find_paths(
     Return the series at ``path``, which may be a URL of anything but a single file.
 
     It may be a DICOM file of several frames, a folder of DICOM files, a folder of such folders, a data set in the RSNA
-    layout, a cached volume (``CACHE/volumes/<uid>.zarr``), or a cache.
+    layout, a cached volume (``CACHE/volumes/<hh>/<uid>.zarr``), or a cache.
 
     Raises
     ------
@@ -100,9 +100,10 @@ def _local_paths(path: Path) -> list[SeriesPath]:
     if path.is_file():
         return [_file(path)]
     if (path / "zarr.json").is_file():
-        if path.parent.name != "volumes" or path.suffix != ".zarr":
-            raise UsageError(f"{path} is no volume in its cache: name it as CACHE/volumes/<uid>.zarr")
-        return [CachedVolume(path.parent.parent, path.name.removesuffix(".zarr"))]
+        root, uid = path.parent.parent.parent, path.name.removesuffix(VOLUME_ENDING)
+        if path != CacheLayout(root).volume(uid):
+            raise UsageError(f"{path} is no volume in its cache: name it as CACHE/{volume_key(uid)}")
+        return [CachedVolume(root, uid)]
     if CacheLayout(path).spec.is_file():
         return list(open_cache(path))
     return [_named_by_place(source) for source in find_series(path).sources]
@@ -137,10 +138,11 @@ def _named_by_place(source: SeriesSource) -> SeriesSource:
 
 def _stored_paths(url: str, local_cache: str | Path | None, local_cache_gb: float | None) -> list[SeriesPath]:
     url = checked_url(url)
-    root, _, name = url.rpartition("/volumes/")
-    if root and name.endswith(".zarr") and "/" not in name:
+    uid = url.rpartition("/")[2].removesuffix(VOLUME_ENDING)
+    root = url.removesuffix(f"/{volume_key(uid)}")
+    if root != url:
         cache = open_cache(root, local_cache=local_cache, local_cache_gb=local_cache_gb)
-        return [cache.volume(name.removesuffix(".zarr"))]
+        return [cache.volume(uid)]
     if ObjectStore(url).exists("spec.toml"):
         return list(open_cache(url, local_cache=local_cache, local_cache_gb=local_cache_gb))
     return [_named_by_place(source) for source in DataBucket(url).find_series(1).sources]

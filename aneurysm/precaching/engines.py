@@ -18,10 +18,9 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import Reason, reason_of
 from aneurysm.precaching.build_series import Outcome, SeriesJob, build_series, outcome_of, record_of
 from aneurysm.precaching.ledger import ledger_of
-from aneurysm.precaching.publish import is_claimed
+from aneurysm.precaching.publish import is_claimed, publish_record
 from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.children import Limits, LostError, Runner
-from aneurysm.processes.files import write_atomically
 
 _TRIED_AGAIN: Final = frozenset({Reason.WORKER_KILLED, Reason.OUT_OF_MEMORY, Reason.TIMED_OUT})
 """Reasons that may lie in what else was going on at the time."""
@@ -115,7 +114,7 @@ def _alone(job: SeriesJob, first: Outcome, engine: Engine, layout: CacheLayout, 
     status, detail = outcome_of(reason, f"{last.detail} ({tried})", has_volume=has_volume)
     if not has_volume:
         with translate_write_errors(layout.root):
-            write_atomically(layout.record(uid), record_of(job.spec, uid, reason, detail, job.notes).to_json())
+            publish_record(layout, record_of(job.spec, uid, reason, detail, job.notes))
     # Of one that took a whole Dask worker along, nobody else has written it.
     return _noted(job, replace(last, status=status, detail=detail))
 

@@ -19,15 +19,18 @@ import secrets
 import shutil
 import socket
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from aneurysm.cache.layout import CacheLayout
-from aneurysm.processes.files import flush_folder, flush_tree, sweep_temporaries
+from aneurysm.cache.layout import SUBFOLDERS, CacheLayout
+from aneurysm.cache.metadata import Record
+from aneurysm.processes.files import flush_folder, flush_tree, sweep_temporaries, write_atomically
 from aneurysm.processes.locks import is_locked, take_lock
 from aneurysm.processes.shared_folder import make_folder, share, share_tree
+from aneurysm.processes.threads import map_io
 
 _NODE: Final = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64] or "node"
 _FOREIGN_S: Final = 6 * 3600.0
@@ -71,8 +74,8 @@ def _lock_of(folder: Path) -> Path:
 
 def sweep(layout: CacheLayout) -> list[str]:
     """Remove the unfinished work of processes that are gone; return whose series it was."""
-    for place in (layout.root, layout.rejected):
-        sweep_temporaries(place)
+    sweep_temporaries(layout.root)
+    deque(map_io([layout.rejected / name for name in SUBFOLDERS], sweep_temporaries, batch=1), maxlen=0)
     if not layout.building.is_dir():
         return []
     swept = set()
@@ -132,7 +135,7 @@ def publish(built: Path, final: Path, claimed: Path | None = None) -> bool:
 
     Given the folder of the claim on it, what is there is set aside first: between the two there is none for a moment.
     """
-    make_folder(final.parent)
+    _make_folders(final.parent)
     share_tree(built, final.parent)
     flush_tree(built)
     if claimed is not None:
@@ -145,6 +148,21 @@ def publish(built: Path, final: Path, claimed: Path | None = None) -> bool:
         raise
     flush_folder(final.parent)
     return True
+
+
+def publish_record(layout: CacheLayout, record: Record) -> None:
+    """Write down why a series is not cached, in the place of what was written before."""
+    path = layout.record(record.series_uid)
+    _make_folders(path.parent)
+    write_atomically(path, record.to_json())
+
+
+def _make_folders(folder: Path) -> None:
+    """Make a folder and the one that it is in, unless they are there, to last."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        make_folder(folder)
+        flush_folder(folder.parent)
 
 
 def set_aside(final: Path, claimed: Path) -> None:

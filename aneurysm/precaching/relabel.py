@@ -44,11 +44,10 @@ from aneurysm.cache.metadata import (
 from aneurysm.cache.writer import describe_vessels, write_vessels
 from aneurysm.errors import AneurysmError, CacheError, DamagedCacheError, reason_of, words_of
 from aneurysm.precaching.destination import Destination
-from aneurysm.precaching.publish import claim
+from aneurysm.precaching.publish import claim, publish_record
 from aneurysm.precaching.slot import VolumeFiles, open_slot, read_files
 from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
-from aneurysm.processes.files import write_atomically
 from aneurysm.processes.map_batches import map_batches
 from aneurysm.processes.threads import map_io
 from aneurysm.rawdata.bucket import local_mask
@@ -407,7 +406,7 @@ def _update_record(layout: CacheLayout, given: Annotations, uid: str) -> Update:
                 return Update(uid, busy=True)
             record, changes = _record_changes(layout, uid, given)
             if record is not None and changes:
-                write_atomically(layout.record(uid), record.to_json())
+                publish_record(layout, record)
             return Update(uid, changes)
     except CacheError as error:
         return Update(uid, problem=f"{error}. Run aneurysm precache --retry-failed")

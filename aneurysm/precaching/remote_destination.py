@@ -22,11 +22,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from aneurysm.cache.folder import prepare_cache
-from aneurysm.cache.layout import IMAGE, LABEL_TREES
+from aneurysm.cache.folder import prepare_cache, recorded_series, refuse_old_layout
+from aneurysm.cache.layout import IMAGE, LABEL_TREES, RECORD_ENDING, VOLUME_ENDING, record_key, volume_key
 from aneurysm.cache.manifest import ManifestRow
 from aneurysm.precaching.destination import Destination
-from aneurysm.precaching.remote_slot import mark_key, record_key, volume_prefix
+from aneurysm.precaching.remote_slot import mark_key
 from aneurysm.processes.children import Limits, Runner
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.remote.client import ObjectStore, RemoteObject
@@ -141,6 +141,7 @@ class RemoteDestination(Destination):
         """Send what this process recorded, and bring the shadow up to what is in the store."""
         self._send_records()
         objects = self._store.find()
+        refuse_old_layout(self.url, (o.key.split("/")[1] for o in objects if o.key.startswith("volumes/")))
         volumes = _by_volume(objects)
         complete = {uid: o for uid, o in volumes.items() if _root(o, uid) is not None}
         self._incomplete = {uid: o for uid, o in volumes.items() if uid not in complete}
@@ -158,11 +159,7 @@ class RemoteDestination(Destination):
             if (metadata is None or uid in metadata) and self._shown[uid] != _version(o, uid)
         ]
         self._store.each(lambda uid: self._show(uid, complete[uid]), changed)
-        records = {
-            o.key.rsplit("/", 1)[-1].removesuffix(".json"): o
-            for o in objects
-            if o.key.startswith("rejected/") and o.key.endswith(".json") and o.key.count("/") == 1
-        }
+        records = {uid: o for o in objects if (uid := _uid_of_record(o.key))}
         for uid in [u for u in self._records if u not in records]:
             self.layout.record(uid).unlink(missing_ok=True)
             del self._records[uid]
@@ -181,15 +178,11 @@ class RemoteDestination(Destination):
 
     def abandoned(self) -> list[str]:
         """Return what dead runs left, by its place in the store, as of the last refresh."""
-        return sorted(
-            volume_prefix(u) for u, objects in self._incomplete.items() if _is_abandoned(objects, volume_prefix(u))
-        )
+        return sorted(volume_key(u) for u, objects in self._incomplete.items() if _is_abandoned(objects, volume_key(u)))
 
     def _send_records(self) -> None:
-        if not self.layout.rejected.is_dir():
-            return
-        for path in sorted(self.layout.rejected.glob("*.json")):
-            uid, content = path.name.removesuffix(".json"), path.read_bytes()
+        for uid in sorted(recorded_series(self.layout)):
+            content = self.layout.record(uid).read_bytes()
             if self._records.get(uid, ("", b""))[1] != content:
                 self._records[uid] = (self._store.write(record_key(uid), content), content)
 
@@ -198,7 +191,7 @@ class RemoteDestination(Destination):
         folder, rest = self.layout.volume(uid), 0
         shutil.rmtree(folder)
         for o in objects:
-            name = o.key.removeprefix(f"{volume_prefix(uid)}/")
+            name = o.key.removeprefix(f"{volume_key(uid)}/")
             if name not in _METADATA:
                 rest += o.size
                 continue
@@ -213,14 +206,15 @@ class RemoteDestination(Destination):
         self._shown[uid] = _version(objects, uid)
 
     def _fetch_record(self, record: RemoteObject) -> None:
-        uid = record.key.rsplit("/", 1)[-1].removesuffix(".json")
+        uid = _uid_of_record(record.key)
         try:
             content = self._store.read(record.key)
         except FileNotFoundError:
             return
         self._records[uid] = (record.e_tag, content)
-        self.layout.rejected.mkdir(parents=True, exist_ok=True)
-        self.layout.record(uid).write_bytes(content)
+        path = self.layout.record(uid)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def _left(path: Path) -> str:
@@ -230,19 +224,25 @@ def _left(path: Path) -> str:
 def _by_volume(objects: Iterable[RemoteObject]) -> dict[str, list[RemoteObject]]:
     found = defaultdict(list)
     for o in objects:
-        top, _, rest = o.key.partition("/")
-        name = rest.split("/", 1)[0]
-        if top == "volumes" and "/" in rest and name.endswith(".zarr"):
-            found[name.removesuffix(".zarr")].append(o)
+        _, name, *_ = *o.key.removeprefix("volumes/").split("/", 2), ""
+        uid = name.removesuffix(VOLUME_ENDING)
+        if o.key.startswith(f"{volume_key(uid)}/"):
+            found[uid].append(o)
     return found
 
 
+def _uid_of_record(key: str) -> str:
+    """Return the series of whose record an object is; empty if it is something else."""
+    uid = key.rsplit("/", 1)[-1].removesuffix(RECORD_ENDING)
+    return uid if key == record_key(uid) else ""
+
+
 def _root(objects: Sequence[RemoteObject], uid: str) -> RemoteObject | None:
-    return next((o for o in objects if o.key == f"{volume_prefix(uid)}/zarr.json"), None)
+    return next((o for o in objects if o.key == f"{volume_key(uid)}/zarr.json"), None)
 
 
 def _label_trees(objects: Sequence[RemoteObject], uid: str) -> set[str]:
-    tops = {o.key.removeprefix(f"{volume_prefix(uid)}/").split("/", 1)[0] for o in objects}
+    tops = {o.key.removeprefix(f"{volume_key(uid)}/").split("/", 1)[0] for o in objects}
     return tops & set(LABEL_TREES)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout
+from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout, record_key, volume_key
 from aneurysm.cache.manifest import parse_shape
 from aneurysm.cache.metadata import Record
 from aneurysm.errors import StoreError
@@ -14,16 +14,6 @@ from aneurysm.precaching.publish import claim
 from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.remote.client import ObjectStore
 from aneurysm.remote.scratch import held, scratch_folder
-
-
-def volume_prefix(uid: str) -> str:
-    """Return the prefix of a volume's objects, without a slash."""
-    return f"volumes/{uid}.zarr"
-
-
-def record_key(uid: str) -> str:
-    """Return the key of the record of why there is no volume."""
-    return f"rejected/{uid}.json"
 
 
 def mark_key(uid: str) -> str:
@@ -89,11 +79,11 @@ class RemoteSlot:
 
     def has_volume(self) -> bool:
         """See `aneurysm.precaching.slot.VolumeSlot.has_volume`."""
-        return self._store.exists(f"{volume_prefix(self._uid)}/zarr.json")
+        return self._store.exists(f"{volume_key(self._uid)}/zarr.json")
 
     def publish(self, built: Path, *, replace: bool) -> None:
         """Send the volume, its root metadata last, and remove the record of why it was not there."""
-        prefix = volume_prefix(self._uid)
+        prefix = volume_key(self._uid)
         files = {f"{prefix}/{p.relative_to(built).as_posix()}": p for p in built.rglob("*") if p.is_file()}
         root = f"{prefix}/zarr.json"
         there = {o.key for o in self._store.find(prefix)}
@@ -114,8 +104,8 @@ class RemoteSlot:
         """Send the record of why there is no volume; with ``replace`` take away the one that is there."""
         self._store.write(record_key(self._uid), record.to_json().encode())
         if replace:
-            keys = [o.key for o in self._store.find(volume_prefix(self._uid))]
-            self._store.delete(k for k in keys if k == f"{volume_prefix(self._uid)}/zarr.json")
+            keys = [o.key for o in self._store.find(volume_key(self._uid))]
+            self._store.delete(k for k in keys if k == f"{volume_key(self._uid)}/zarr.json")
             self._store.delete(keys)
 
     def files(self) -> RemoteFiles:
@@ -127,7 +117,7 @@ class RemoteFiles:
     """The files of a volume that may be changed, in a store; see `aneurysm.precaching.slot.VolumeFiles`."""
 
     def __init__(self, store: ObjectStore, uid: str) -> None:
-        self._store, self._prefix = store, volume_prefix(uid)
+        self._store, self._prefix = store, volume_key(uid)
 
     def read_metadata(self) -> bytes:
         """Return zarr.json."""

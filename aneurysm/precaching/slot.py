@@ -16,9 +16,9 @@ from aneurysm.cache.folder import is_done
 from aneurysm.cache.layout import CacheLayout, label_trees
 from aneurysm.cache.manifest import shape_of
 from aneurysm.cache.metadata import Record
-from aneurysm.precaching.publish import claim, publish, publish_file, publish_tree, set_aside
+from aneurysm.precaching.publish import claim, publish, publish_file, publish_record, publish_tree, set_aside
 from aneurysm.precaching.write_errors import translate_write_errors
-from aneurysm.processes.files import tree_files, write_atomically
+from aneurysm.processes.files import tree_files
 
 
 class VolumeFiles(Protocol):
@@ -122,7 +122,7 @@ class LocalSlot:
 
     def record(self, record: Record, *, replace: bool) -> None:
         """See `VolumeSlot.record`."""
-        write_atomically(self.layout.record(self.uid), record.to_json())
+        publish_record(self.layout, record)
         if replace:
             set_aside(self.layout.volume(self.uid), self.folder)
 

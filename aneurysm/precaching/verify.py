@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 import zarr
 
-from aneurysm.cache.folder import read_spec
-from aneurysm.cache.layout import IMAGE, LABEL_TREES, CacheLayout
+from aneurysm.cache.folder import cached_series, read_spec, recorded_series, strange_names
+from aneurysm.cache.layout import IMAGE, LABEL_TREES, RECORD_ENDING, VOLUME_ENDING, CacheLayout, volume_key
 from aneurysm.cache.local_copy import download_volume
 from aneurysm.cache.manifest import (
     LESION_COLUMNS,
@@ -127,7 +127,8 @@ def verify(
         layout = place.layout
         spec = read_spec(layout)
         report = Report()
-        folders = sorted(layout.volumes.iterdir()) if layout.volumes.is_dir() else []
+        volumes = cached_series(layout)
+        folders = [layout.volume(uid) for uid in sorted(volumes)]
         # Checking a small volume takes less time than handing it over.
         size = max(1, min(_BATCH, len(folders) // (8 * max(1, workers))))
         check = partial(_check_volumes, url=place.url, spec=spec, deep=deep)
@@ -138,8 +139,8 @@ def verify(
             report.volumes += 1
             report.bytes_read += bytes_read
             if found is not None:
-                rows[folder.name.removesuffix(".zarr")] = found
-        volumes = {f.name.removesuffix(".zarr") for f in folders}
+                rows[folder.name.removesuffix(VOLUME_ENDING)] = found
+        report.faults.extend(_check_names(layout))
         report.faults.extend(_check_spec(layout, spec))
         report.faults.extend(_check_records(layout, spec, rows))
         tables = list(check_tables(layout, rows, volumes))
@@ -160,7 +161,7 @@ def verify(
 
 
 def _lost(folder: Path, error: LostError) -> _Checked:
-    uid = folder.name.removesuffix(".zarr")
+    uid = folder.name.removesuffix(VOLUME_ENDING)
     return [Fault(uid, f"can't be checked: {error.detail}", _REBUILD.format(uid=uid))], None, 0
 
 
@@ -173,14 +174,14 @@ def _check_volumes(folders: Sequence[Path], url: str, spec: CacheSpec, deep: boo
 
 
 def _check_stored(name: str, url: str, spec: CacheSpec, deep: bool) -> _Checked:
-    uid, store = name.removesuffix(".zarr"), ObjectStore(url)
+    uid, store = name.removesuffix(VOLUME_ENDING), ObjectStore(url)
     for _ in range(_TRIES):
         with scratch_folder() as scratch:
             try:
                 download_volume(store, uid, scratch / name)
                 checked = _check_volume(scratch / name, spec, deep)
                 # Else it was replaced while it was downloaded.
-                if not checked[0] or store.read(f"volumes/{name}/zarr.json") == _metadata_of(scratch / name):
+                if not checked[0] or store.read(f"{volume_key(uid)}/zarr.json") == _metadata_of(scratch / name):
                     break
             except FileNotFoundError as error:
                 return [Fault(uid, str(error), _REBUILD.format(uid=uid))], None, 0
@@ -207,9 +208,9 @@ def _metadata_of(folder: Path) -> bytes | str:
 
 
 def _check_metadata(folder: Path, content: bytes | str, spec: CacheSpec, deep: bool) -> _Checked:
-    uid = folder.name.removesuffix(".zarr")
-    if not folder.name.endswith(".zarr") or folder.is_file():
-        return [Fault(f"volumes/{folder.name}", "is no volume", "Remove it")], None, 0
+    uid = folder.name.removesuffix(VOLUME_ENDING)
+    if folder.is_file():
+        return [Fault(volume_key(uid), "is no volume", "Remove it")], None, 0
 
     def fault(what: str) -> Fault:
         return Fault(uid, what, _SETTLE if what.startswith(LABEL_TREES) else _REBUILD.format(uid=uid))
@@ -238,7 +239,7 @@ def rows_of(entry: VolumeMetadata | Record, path: Path) -> _Rows:
 
 def _faults(folder: Path, document: VolumeDocument, content: bytes, spec: CacheSpec, deep: bool) -> Iterator[str]:
     own = document.own
-    if own.series_uid != folder.name.removesuffix(".zarr"):
+    if own.series_uid != folder.name.removesuffix(VOLUME_ENDING):
         yield f"the metadata is of series {own.series_uid}"
     if own.digest != spec.digest:
         yield f"digest {own.digest}, the cache's spec has {spec.digest}"
@@ -249,7 +250,7 @@ def _faults(folder: Path, document: VolumeDocument, content: bytes, spec: CacheS
     yield from find_damage(folder, document, content)
     for name in find_strays(folder, document):
         # Of a mask that is being replaced there are two for a while.
-        if name not in LABEL_TREES or not is_claimed(CacheLayout(folder.parents[1]), own.series_uid):
+        if name not in LABEL_TREES or not is_claimed(CacheLayout(folder.parents[2]), own.series_uid):
             yield f"{name} is no part of the volume"
     if deep:
         yield from _check_values(folder, spec, own, arrays)
@@ -317,14 +318,19 @@ def _check_spec(layout: CacheLayout, spec: CacheSpec) -> Iterator[Fault]:
         yield Fault(layout.spec.name, what, _SPEC)
 
 
+def _check_names(layout: CacheLayout) -> Iterator[Fault]:
+    """Find what belongs to no series, or lies where that of its series does not."""
+    for path in strange_names(layout.volumes, VOLUME_ENDING):
+        yield Fault(f"{layout.volumes.name}/{path}", "is no volume, or lies in the wrong folder", "Remove it")
+    for path in strange_names(layout.rejected, RECORD_ENDING):
+        if not path.rpartition("/")[2].startswith("."):  # one that is being written
+            yield Fault(f"{layout.rejected.name}/{path}", "is no record, or lies in the wrong folder", "Remove it")
+
+
 def _check_records(layout: CacheLayout, spec: CacheSpec, rows: dict[str, _Rows]) -> Iterator[Fault]:
     """Check the records of series that are not cached; add to ``rows`` what they give for the tables."""
-    for path in sorted(layout.rejected.glob("*")) if layout.rejected.is_dir() else ():
-        uid = path.name.removesuffix(".json")
-        if not path.name.endswith(".json"):
-            if not path.name.startswith("."):  # one that is being written
-                yield Fault(f"rejected/{path.name}", "is no record", "Remove it")
-            continue
+    for uid in sorted(recorded_series(layout)):
+        path = layout.record(uid)
         try:
             entry = read_entry(path)
         except FileNotFoundError:
@@ -340,7 +346,7 @@ def _check_records(layout: CacheLayout, spec: CacheSpec, rows: dict[str, _Rows])
 def _check_annotations(place: Destination, data: str | Path, volumes: set[str], workers: int) -> Iterator[Fault]:
     given = open_data(data)
     sources = {s.uid for s in given.find_series(workers).sources}
-    records = {path.name.removesuffix(".json") for path in place.layout.rejected.glob("*.json")} - volumes
+    records = recorded_series(place.layout) - volumes
     uids = sorted((volumes | records) & sources)
     for difference in find_differences(place, uids, Annotations(given.tables(), given.find_masks())):
         if difference.problem:
@@ -356,7 +362,7 @@ def check_tables(layout: CacheLayout, rows: Mapping[str, _Rows], volumes: set[st
 
     ``rows`` are what volumes and records give, as far as these can be read; ``volumes`` are all UIDs of volumes.
     """
-    records = {path.name.removesuffix(".json") for path in layout.rejected.glob("*.json")}
+    records = recorded_series(layout)
     complete = rows.keys() >= volumes | records
     yield from _check_manifest(layout, {uid: row for uid, (row, _) in rows.items()}, volumes, records, complete)
     yield from _check_lesions(layout, {uid: lesions for uid, (_, lesions) in rows.items()}, complete)

@@ -66,7 +66,7 @@ def draw_volume(volume: str | Path, picture: str | Path) -> None:
     Parameters
     ----------
     volume
-        The volume's folder, ``CACHE/volumes/<uid>.zarr``.
+        The volume's folder, ``CACHE/volumes/<hh>/<uid>.zarr``.
     picture
         The file to write, ``.png``, ``.jpg`` or ``.jpeg``; one that is there is replaced.
 

@@ -14,6 +14,7 @@ from aneurysm.precaching.run import precache
 from aneurysm.precaching.verify import verify
 from benchmarks.soak import Soak, differences
 from benchmarks.tiny import clone_volume, series_uid, write_tiny_data
+from tests.support.cache_paths import volume_path
 
 COUNT = 4
 
@@ -41,8 +42,8 @@ def test_a_finished_cache_has_no_differences(cache, reference):
 @pytest.mark.parametrize(
     "harm, told",
     [
-        (lambda c: shutil.rmtree(c / "volumes" / f"{series_uid(1)}.zarr"), "3 volumes"),
-        (lambda c: (c / "volumes" / f"{series_uid(2)}.zarr" / "0" / "zarr.json").write_text("{}"), "verify"),
+        (lambda c: shutil.rmtree(volume_path(c, series_uid(1))), "3 volumes"),
+        (lambda c: (volume_path(c, series_uid(2)) / "0" / "zarr.json").write_text("{}"), "verify"),
         (lambda c: (c / ".building").mkdir(), "left over: .building"),
         (lambda c: (c / "volumes" / ".x.tmp").touch(), "left over: volumes/.x.tmp"),
         (lambda c: (c / "manifest.csv").write_text((c / "manifest.csv").read_text().replace("sha256:", "sha256:0")),

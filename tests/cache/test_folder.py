@@ -62,7 +62,7 @@ def own_key(layout: CacheLayout) -> bytes:
 
 
 def volume(layout: CacheLayout) -> None:
-    (layout.volumes / "1.2.zarr").mkdir(parents=True)
+    layout.volume("1.2").mkdir(parents=True)
 
 
 def remove(path: Path) -> None:

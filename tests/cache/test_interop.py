@@ -16,6 +16,7 @@ import tensorstore
 import zarr
 
 from tests.support.built import Built
+from tests.support.cache_paths import volume_path
 from tests.support.cache_state import attributes, manifest
 
 
@@ -27,7 +28,7 @@ def ngff() -> ModuleType:
 
 @pytest.fixture(params=[0, 1, 2, 3], ids=lambda i: f"series {i}")
 def volume(request: pytest.FixtureRequest, built: Built) -> Path:
-    return built.cache / "volumes" / f"{built.uids[request.param]}.zarr"
+    return volume_path(built.cache, built.uids[request.param])
 
 
 def test_metadata_are_ome_ngff(volume: Path, ngff: ModuleType) -> None:
@@ -43,7 +44,7 @@ def test_metadata_are_ome_ngff(volume: Path, ngff: ModuleType) -> None:
 
 
 def test_vessel_labels_are_an_ome_ngff_label_image(built: Built, ngff: ModuleType) -> None:
-    volume = built.cache / "volumes" / f"{built.uids[0]}.zarr"
+    volume = volume_path(built.cache, built.uids[0])
     labels = ngff.Labels.from_zarr(zarr.open_group(volume / "labels", mode="r"))
     assert labels.label_paths == ["vessels"]
     group = zarr.open_group(volume / "labels" / "vessels", mode="r")
@@ -55,7 +56,7 @@ def test_vessel_labels_are_an_ome_ngff_label_image(built: Built, ngff: ModuleTyp
 
 def test_vessel_mask_keeps_its_sides(built: Built) -> None:
     """Value 5 (right) lies at smaller x than 6 (left), for x runs to the patient's left."""
-    volume = built.cache / "volumes" / f"{built.uids[0]}.zarr"
+    volume = volume_path(built.cache, built.uids[0])
     mask = np.asarray(zarr.open_group(volume, mode="r")["labels/vessels/0"])
     assert sorted(np.unique(mask)) == [0, 2, 5, 6]
     middle = {value: np.argwhere(mask == value)[:, 2].mean() for value in (2, 5, 6)}
@@ -63,7 +64,7 @@ def test_vessel_mask_keeps_its_sides(built: Built) -> None:
 
 
 def test_series_without_a_mask_has_no_labels(built: Built) -> None:
-    assert not (built.cache / "volumes" / f"{built.uids[1]}.zarr" / "labels").exists()
+    assert not (volume_path(built.cache, built.uids[1]) / "labels").exists()
 
 
 @pytest.mark.parametrize("array", ["0", "labels/vessels/0"])
@@ -71,7 +72,7 @@ def test_tensorstore_reads_the_same_voxels_as_zarr(built: Built, array: str) -> 
     uids = built.uids[:1] if "labels" in array else built.uids
     assert uids
     for uid in uids:
-        folder = built.cache / "volumes" / f"{uid}.zarr"
+        folder = volume_path(built.cache, uid)
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / array)}}
         store = tensorstore.open(spec, open=True, read=True).result()
         theirs = store.read().result()
@@ -94,7 +95,7 @@ def test_array_shape_is_what_the_manifest_says(built: Built) -> None:
     rows = manifest(built.cache)
     assert set(rows) == set(built.uids)
     for uid, row in rows.items():
-        array = zarr.open_array(built.cache / "volumes" / f"{uid}.zarr" / "0", mode="r")
+        array = zarr.open_array(volume_path(built.cache, uid) / "0", mode="r")
         assert row["shape"].replace(",", "x").replace(" ", "") == "x".join(map(str, array.shape)), row["shape"]
         assert array.dtype == np.int16
 
@@ -102,7 +103,7 @@ def test_array_shape_is_what_the_manifest_says(built: Built) -> None:
 def test_a_handful_of_files_per_series(built: Built) -> None:
     assert built.uids
     for uid in built.uids:
-        files = [p for p in (built.cache / "volumes" / f"{uid}.zarr").rglob("*") if p.is_file()]
+        files = [p for p in (volume_path(built.cache, uid)).rglob("*") if p.is_file()]
         assert len(files) <= (8 if uid == built.uids[0] else 4), files
 
 

@@ -22,6 +22,7 @@ from aneurysm.cache.volume import CachedVolume, close_volumes, open_volume
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError, StoreError, UsageError
 from aneurysm.remote.client import ObjectStore
 from tests.support.built import Built
+from tests.support.cache_paths import volume_name
 from tests.support.command import call_cli
 from tests.support.noise_cache import add_volume
 from tests.support.s3 import Bucket, copied_bytes
@@ -46,7 +47,7 @@ def test_the_same_tables_and_voxels(stored: str, built: Built) -> None:
         np.testing.assert_array_equal(whole(ours), whole(theirs))
         assert ours.metadata == theirs.metadata
         assert ours.has_vessels == theirs.has_vessels
-    assert repr(cache[0]) == f"CachedVolume('{stored}/volumes/{cache.uids[0]}.zarr')"
+    assert repr(cache[0]) == f"CachedVolume('{stored}/{volume_name(cache.uids[0])}')"
 
 
 def test_tables_that_do_not_fit_together_are_fetched_again(
@@ -173,8 +174,8 @@ def test_a_volume_built_again_is_not_served_from_the_old_copy(bucket: Bucket, tm
 def test_a_damaged_and_a_missing_volume(built: Built, bucket: Bucket) -> None:
     url = bucket.upload(built.cache, "cache")
     cache = open_cache(url)
-    bucket.put(f"cache/volumes/{cache.uids[0]}.zarr/0/c/0/0/0", b"something else")
-    bucket.delete(f"cache/volumes/{cache.uids[1]}.zarr/zarr.json")
+    bucket.put(f"cache/{volume_name(cache.uids[0])}/0/c/0/0/0", b"something else")
+    bucket.delete(f"cache/{volume_name(cache.uids[1])}/zarr.json")
     with pytest.raises(DamagedCacheError, match=cache.uids[0]):
         _ = cache[0].shape
     with pytest.raises(CacheNotFoundError, match=f"there is no volume .*{cache.uids[1]}"):
@@ -231,6 +232,6 @@ def test_info_of_a_cache_and_of_a_volume(stored: str, built: Built, tmp_path: Pa
     )
     ran = call_cli("info", built.uids[0], "--cache", stored, "--json", "--png", tmp_path / "a.png")
     assert ran.code == 0, ran.text
-    assert f"{stored}/volumes/{built.uids[0]}.zarr" in ran.out
+    assert f"{stored}/{volume_name(built.uids[0])}" in ran.out
     assert (tmp_path / "a.png").stat().st_size > 10_000
     assert call_cli("info", "9.9", "--cache", stored).code == 3

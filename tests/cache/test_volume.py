@@ -27,6 +27,7 @@ from aneurysm.cache.writer import write_volume
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError
 from aneurysm.spec import load_spec, shipped_specs
 from aneurysm.volume.intensity import Intensity
+from tests.support.cache_paths import volume_path
 from tests.support.metadata import metadata
 
 
@@ -40,7 +41,7 @@ def make_volume(root: Path, uid: str, shape, spec="rsna-1mm", seed=0, vessels=Fa
     intensity = Intensity("HU", 2.0, -10.0, (-2010.0, 3990.0), (0.0, 100.0), {})
     own = metadata(uid, shape, affine=np.eye(4), intensity=intensity)
     mask = (voxels > 100).astype(np.uint8) if vessels else None
-    write_volume(root / "volumes" / f"{uid}.zarr", voxels, own, storage=storage, fill=fill, vessels=mask)
+    write_volume(volume_path(root, uid), voxels, own, storage=storage, fill=fill, vessels=mask)
     return voxels
 
 
@@ -60,7 +61,7 @@ boxes = st.tuples(
 @settings(max_examples=120, deadline=None)
 def test_any_box_is_what_zarr_gives_padded_with_air(cache_of_each_spec, box):
     start, shape = box
-    array = zarr.open_array(cache_of_each_spec / "volumes" / "1.1.zarr" / "0", mode="r")
+    array = zarr.open_array(volume_path(cache_of_each_spec, "1.1") / "0", mode="r")
     expected = np.full(shape, array.fill_value, array.dtype)
     inside = [slice(max(s, 0), max(min(s + n, m), 0)) for s, n, m in zip(start, shape, array.shape)]
     if all(i.start < i.stop for i in inside):
@@ -104,7 +105,7 @@ def test_an_out_that_does_not_fit_is_refused(tmp_path, bad):
 
 def test_other_layouts_are_read_by_zarr(tmp_path):
     voxels = make_volume(tmp_path, "1", (40, 40, 40))
-    folder = tmp_path / "volumes" / "1.zarr" / "0"
+    folder = volume_path(tmp_path, "1") / "0"
     shutil.rmtree(folder)
     zarr.create_array(folder, data=voxels, chunks=(16, 16, 16), compressors="auto", zarr_format=3)
     volume = CachedVolume(tmp_path, "1")
@@ -267,7 +268,7 @@ def test_a_volume_replaced_while_open_is_read_whole(volumes):
     root, arrays = volumes
     volume = CachedVolume(root, "1.0")
     volume.read((0, 0, 0), (1, 1, 1))
-    (root / "volumes" / "1.0.zarr").rename(root / "old")
+    (volume_path(root, "1.0")).rename(root / "old")
     shutil.rmtree(root / "old")
     new = make_volume(root, "1.0", (40, 48, 50), seed=99)
     assert np.array_equal(volume.read((1, 2, 3), (30, 31, 32)), _part(arrays["1.0"]))  # the open one
@@ -296,7 +297,7 @@ def test_of_a_cache_that_is_replaced_nothing_is_mixed_with_the_one_that_was_open
 def test_a_volume_replaced_while_it_is_opened_is_opened_again(volumes, monkeypatch):
     """Its folder is open, and gone with all files by the time they are wanted; so a second time, later."""
     root, _ = volumes
-    path, version, opened = root / "volumes" / "1.0.zarr", volume_module._version, volume_module._open_local
+    path, version, opened = volume_path(root, "1.0"), volume_module._version, volume_module._open_local
     moments = iter(["_version", "_open_local"])
 
     def replaced_first(name, real):
@@ -331,7 +332,7 @@ def test_read_only_media(volumes):
 
 def test_metadata_beyond_the_fast_path_is_told_from_it(volumes):
     root, _ = volumes
-    metadata = json.loads((root / "volumes/1.0.zarr/0/zarr.json").read_text())
+    metadata = json.loads((volume_path(root, "1.0") / "0/zarr.json").read_text())
     assert shard_layout(metadata) is not None
     for change in (
         {"data_type": "float32"},

@@ -14,6 +14,7 @@ from aneurysm.labels import LABELS
 from aneurysm.report import evaluation
 from aneurysm.report import page as report_page
 from aneurysm.report.bootstrap import patient_weights
+from tests.support.cache_paths import volume_name
 from tests.support.command import call_cli
 from tests.support.run_data import ROOT
 
@@ -74,7 +75,7 @@ def test_they_run_in_this_order(work, monkeypatch):
     # From the cache as from DICOM; the page's own prediction is of one of the two models.
     both = load_predictor([f"runs/fold{fold}/checkpoints/best.ckpt" for fold in range(2)])
     first = names["cache"].uids[0]  # type: ignore[attr-defined]
-    assert both(f"cache/volumes/{first}.zarr").probabilities[PRESENT] == pytest.approx(predicted[first], rel=1e-3)
+    assert both(f"cache/{volume_name(first)}").probabilities[PRESENT] == pytest.approx(predicted[first], rel=1e-3)
     assert names["prediction"].probabilities[PRESENT] != pytest.approx(predicted[first], rel=1e-3)  # type: ignore[attr-defined]
     assert names["first_voxel_lps_mm"].shape == (4,)  # type: ignore[attr-defined]
 

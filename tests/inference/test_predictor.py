@@ -27,6 +27,7 @@ from aneurysm.spec import load_spec
 from aneurysm.windows.predict import WindowOptions, predict_cached
 from tests.support.acquisition import acquire, rotation
 from tests.support.brightest import Brightest
+from tests.support.cache_paths import volume_path
 from tests.support.checkpoints import write_checkpoint
 from tests.support.painted import Painted
 from tests.support.pattern import lone_blob
@@ -119,7 +120,7 @@ def test_dicom_cache_and_validation_give_the_same_answer(data, checkpoints):
     assert len(validated) == 3
     for expected in validated:
         of_dicom = predictor(data / "data" / "series" / expected.series_uid)
-        of_cache = predictor(data / "cache" / "volumes" / f"{expected.series_uid}.zarr")
+        of_cache = predictor(volume_path(data / "cache", expected.series_uid))
         for found in (of_dicom, of_cache):
             assert found.series_uid == expected.series_uid
             assert np.allclose(found.logits, expected.logits, atol=1e-5)
@@ -150,7 +151,7 @@ def test_one_bad_series_is_a_failure_and_the_others_are_answered_in_order(data, 
 
 
 def test_a_damaged_cached_volume_is_a_failure(data, tmp_path):
-    shard = data / "cache" / "volumes" / "1.2.1.zarr" / "0" / "c" / "0" / "0" / "0"
+    shard = volume_path(data / "cache", "1.2.1") / "0" / "c" / "0" / "0" / "0"
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
     try:
@@ -284,14 +285,14 @@ def test_dicom_is_refused_by_a_model_of_plain_arrays(of_arrays, tmp_path):
 
 def test_a_cached_series_with_a_modality_is_refused_by_a_model_of_plain_arrays(of_arrays, tmp_path):
     predictor = load_predictor([of_arrays])
-    assert predictor(tmp_path / "plain/volumes/a0.zarr").series_uid == "a0"
+    assert predictor(volume_path(tmp_path / "plain", "a0")).series_uid == "a0"
     with pytest.raises(UsageError, match="series a0 has a modality; the model was trained on series of the other kind"):
-        predictor(tmp_path / "ct/volumes/a0.zarr")
+        predictor(volume_path(tmp_path / "ct", "a0"))
 
 
 def test_a_plain_array_is_refused_by_a_model_that_never_saw_one(of_arrays, tmp_path):
     predictor = load_predictor([write_checkpoint(tmp_path / "ct.ckpt", 0, spec="arrays-u8", modalities=["CTA"])])
-    assert predictor(tmp_path / "ct/volumes/a0.zarr").series_uid == "a0"
+    assert predictor(volume_path(tmp_path / "ct", "a0")).series_uid == "a0"
     with pytest.raises(UsageError, match="series a0 is a plain array, without a modality"):
         list(predictor.predict(find_paths(tmp_path / "plain")))
 

@@ -13,6 +13,7 @@ from aneurysm.precaching.run import precache
 from aneurysm.rawdata.bucket import BucketSource
 from aneurysm.rawdata.folder import find_series
 from tests.support.acquisition import acquire
+from tests.support.cache_paths import volume_path
 from tests.support.pattern import lone_blob
 from tests.support.series import write_multiframe, write_series
 
@@ -92,11 +93,11 @@ def test_other_files_of_one_series_are_refused(tmp_path):
 def test_a_series_and_its_cached_volume_are_not_taken_for_one(tmp_path):
     write_series(tmp_path / "data" / "1.2.3", STACK, PATTERN, uid="1.2.3")
     precache(tmp_path / "data", tmp_path / "cache", workers=0)
-    volume = tmp_path / "cache" / "volumes" / "1.2.3.zarr"
+    volume = volume_path(tmp_path / "cache", "1.2.3")
     assert len(found(tmp_path / "cache", volume)) == 1
     with pytest.raises(UsageError, match="different files"):
         found(tmp_path / "data", tmp_path / "cache")
-    with pytest.raises(UsageError, match=r"copy\.zarr is no volume in its cache: name it as CACHE/volumes/"):
+    with pytest.raises(UsageError, match=r"copy\.zarr is no volume in its cache: name it as CACHE/volumes/../"):
         find_paths(shutil.copytree(volume, tmp_path / "copy.zarr"))
 
 

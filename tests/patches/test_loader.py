@@ -22,6 +22,7 @@ from aneurysm.errors import LoaderError, SamplingError
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.loader import PatchLoader
 from aneurysm.patches.plan import Sampling
+from tests.support.cache_paths import volume_path
 from tests.support.noise_cache import add_volume, finish_cache
 
 SHAPE = (32, 40, 48)
@@ -73,7 +74,7 @@ def test_voxels_are_those_of_the_volume_padded_with_air(small_cache, reference):
         assert batch.image.dtype == torch.int16
         for i, uid in enumerate(batch.series_uid):
             assert small_cache.uids[batch.volume[i]] == uid
-            array = zarr.open_array(small_cache.root / "volumes" / f"{uid}.zarr" / "0", mode="r")
+            array = zarr.open_array(volume_path(small_cache.root, uid) / "0", mode="r")
             padded = np.pad(array[...], 50, constant_values=-1000)
             start = batch.start[i].numpy() + 50
             expected = padded[tuple(slice(s, s + n) for s, n in zip(start, SHAPE))]
@@ -199,7 +200,7 @@ class TestDamage:
             add_volume(tmp_path, f"1.{i}")
         cache = finish_cache(tmp_path)
         for i in range(n):
-            path = tmp_path / "volumes" / f"1.{i}.zarr" / "0/c/0/0/0"
+            path = volume_path(tmp_path, f"1.{i}") / "0/c/0/0/0"
             path.write_bytes(bytes(path.stat().st_size))
         return cache
 
@@ -224,7 +225,7 @@ class TestDamage:
 
     def test_a_volume_that_is_gone_is_replaced_too(self, tmp_path):
         cache = self.damaged(tmp_path, 0)
-        shutil.rmtree(tmp_path / "volumes" / "1.3.zarr")
+        shutil.rmtree(volume_path(tmp_path, "1.3"))
         some = loader(cache, batch=8, steps=1)
         (batch,) = some
         assert some.damaged == {"1.3"}
@@ -255,7 +256,7 @@ class TestDamage:
         cache = self.damaged(tmp_path, 0)
         before = list(loader(cache, batch=2, steps=16))
         assert not any(batch.damaged for batch in before)
-        victim = tmp_path / "volumes" / "1.2.zarr"
+        victim = volume_path(tmp_path, "1.2")
         shard = victim / "0" / "c" / "0" / "0" / "0"
         if kind == "cut short":
             os.truncate(shard, shard.stat().st_size // 3)

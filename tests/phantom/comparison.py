@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 
 from aneurysm.phantom.truth import LesionTruth, SeriesTruth, read_truth
+from tests.support.cache_paths import volume_path
 
 WITHIN_MM = 0.75
 """How far a lesion in the cache may lie from the truth."""
@@ -62,7 +63,7 @@ class Cached:
 
 
 def open_volume(cache: Path, uid: str) -> Cached:
-    group = zarr.open_group(cache / "volumes" / f"{uid}.zarr", mode="r")
+    group = zarr.open_group(volume_path(cache, uid), mode="r")
     mask = np.asarray(group["labels/vessels/0"]) if "labels" in group else None
     return Cached(dict(group.attrs["aneurysm"]), np.asarray(group["0"]), mask)
 

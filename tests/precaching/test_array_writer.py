@@ -23,6 +23,7 @@ from aneurysm.errors import AneurysmError, DamagedCacheError, DataError, SpecMis
 from aneurysm.labels import LABELS, SITES, UNKNOWN, UNKNOWN_VESSEL
 from aneurysm.precaching.verify import verify
 from aneurysm.spec import load_spec
+from tests.support.cache_paths import volume_path, volume_paths
 from tests.support.cache_state import attributes, leftovers, manifest, same_cache, stored_voxels
 from tests.support.command import environment
 from tests.support.specs import changed, spec_text, write_spec
@@ -300,12 +301,12 @@ def test_killed_and_run_again_it_is_as_if_nothing_had_been(tmp_path):
     command, whole, cut = [sys.executable, "-c", PROGRAM], tmp_path / "whole", tmp_path / "cut"
     subprocess.run([*command, whole], check=True, env=environment(), timeout=100)
     process = subprocess.Popen([*command, cut], env=environment())
-    while len(list(cut.glob("volumes/*"))) < 5:
+    while len(volume_paths(cut)) < 5:
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 5 <= len(list(cut.glob("volumes/*"))) < 40
+    assert 5 <= len(volume_paths(cut)) < 40
     subprocess.run([*command, cut], check=True, env=environment(), timeout=100)
     assert same_cache(cut, whole) == []
     assert leftovers(cut) == []
@@ -343,10 +344,10 @@ def test_the_same_voxels_with_other_annotations_are_updated(tmp_path, monkeypatc
     for cache, known in (("there", BEFORE), ("fresh", AFTER[what])):
         with CacheWriter(tmp_path / cache) as writer:
             assert writer.add("a", GOOD, **known) == "cached"
-    before = (tmp_path / "there/volumes/a.zarr/0/c/0/0/0").stat()
+    before = (volume_path(tmp_path / "there", "a") / "0/c/0/0/0").stat()
     with CacheWriter(tmp_path / "there") as writer:
         assert writer.add("a", GOOD, **AFTER[what]) == "updated"
-    after = (tmp_path / "there/volumes/a.zarr/0/c/0/0/0").stat()
+    after = (volume_path(tmp_path / "there", "a") / "0/c/0/0/0").stat()
     assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
     assert same_cache(tmp_path / "there", tmp_path / "fresh") == []
     assert verify(tmp_path / "there", deep=True, workers=0).faults == []
@@ -380,7 +381,7 @@ def test_other_voxels_do_not_get_what_is_known_of_these(tmp_path):
 @pytest.mark.parametrize("content", ["{", '{"attributes": {"aneurysm": {}}}', None], ids=["cut", "empty", "changed"])
 def test_damaged_metadata_are_not_made_to_look_sound(tmp_path, content):
     add(tmp_path, np.zeros((9, 9, 9), np.uint8), labels={PRESENT: 0})
-    path = tmp_path / "volumes/a.zarr/zarr.json"
+    path = volume_path(tmp_path, "a") / "zarr.json"
     damaged = path.read_text().replace(f'"{PRESENT}": 0', f'"{PRESENT}": 1') if content is None else content
     path.write_text(damaged)
     with CacheWriter(tmp_path) as writer, pytest.raises(DamagedCacheError, match="volume a: its metadata were changed"):

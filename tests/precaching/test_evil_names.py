@@ -58,7 +58,7 @@ def test_evil_uids_in_headers(tmp_path: Path) -> None:
     safe = set(string.ascii_letters + string.digits + ".-_")
     for folder in ("volumes", "rejected"):
         if (box / "cache" / folder).exists():
-            for path in (box / "cache" / folder).iterdir():
+            for path in (box / "cache" / folder).glob("*/*"):
                 assert set(path.name) <= safe, path.name
                 assert not path.name.startswith(".."), path.name
 

@@ -84,9 +84,9 @@ def test_a_volume_that_vanishes_meanwhile_has_no_row(built, layout, monkeypatch)
     assert [row["series_uid"] for row in write_manifest(layout)] == built.uids[1:]
 
 
-def test_what_is_done_is_told_from_two_listings(built, layout, tmp_path):
+def test_what_is_done_is_told_from_listings(built, layout, tmp_path):
     put_record(layout, "1.2.3")
-    (layout.rejected / ".1.2.4.json.0123abcd.tmp").touch()
+    layout.record("1.2.3").with_name(".1.2.4.json.0123abcd.tmp").touch()
     done = done_series(layout)
     assert done == {*built.uids, "1.2.3"}
     assert all(is_done(layout, uid) for uid in done)

@@ -22,6 +22,7 @@ from aneurysm.precaching.run import RunSummary, precache
 from aneurysm.precaching.slot import LocalFiles
 from aneurysm.precaching.verify import verify
 from tests.support.built import Built
+from tests.support.cache_paths import volume_path
 from tests.support.cache_state import attributes, leftovers, manifest, same_cache, tree_digest
 from tests.support.command import call_cli, call_in_process, environment, start_cli
 from tests.support.corrections import (
@@ -75,7 +76,7 @@ def test_a_correction_gives_the_cache_that_would_be_built_anew(
 ) -> None:
     correct, kinds, n = CORRECTIONS[what]
     correct(copied.data, copied.uids)
-    shards = {path: path.stat() for path in copied.cache.glob("volumes/*/0/c/0/0/0")}
+    shards = {path: path.stat() for path in copied.cache.glob("volumes/*/*/0/c/0/0/0")}
     assert len(shards) == 4
     summary = run_again(copied, monkeypatch)
     assert (summary.updated, dict(summary.updates), summary.not_updated) == (n, kinds, {})
@@ -275,7 +276,7 @@ def test_sigkill_in_the_middle_is_mended_by_the_next_run(copied: Built, tmp_path
     process = start_cli("precache", "--data", copied.data, "--cache", copied.cache, "--workers", 1, env=env)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
-    volume = copied.cache / f"volumes/{copied.uids[0]}.zarr"
+    volume = volume_path(copied.cache, copied.uids[0])
     assert (volume / "labels.next").is_dir(), "the run was not in the middle of its work"
     assert attributes(copied.cache, copied.uids[0])["vessel_mask"]["path"] == "labels.next/vessels/0"
     found = call_in_process("verify", "--cache", copied.cache, "--workers", 1)
@@ -344,14 +345,14 @@ def test_what_another_run_holds_is_left_to_it(copied: Built) -> None:
     assert ran.code == 9, ran.text
     assert "1 series are in the hands of another run: when it is done, run this again." in ran.out
     after = tree_digest(copied.cache / "volumes")
-    assert {name.split("/")[0] for name in after if after[name] != before[name]} == {f"{copied.uids[1]}.zarr"}
+    assert {name.split("/")[1] for name in after if after[name] != before[name]} == {f"{copied.uids[1]}.zarr"}
     summary = precache(copied.data, copied.cache, workers=0)
     assert (summary.updated, summary.busy) == (1, 0)
 
 
 def test_damaged_annotations_are_not_made_to_look_sound(copied: Built) -> None:
     uid = copied.uids[0]
-    path = copied.cache / f"volumes/{uid}.zarr/zarr.json"
+    path = volume_path(copied.cache, uid) / "zarr.json"
     content = json.loads(path.read_text())
     content["attributes"]["aneurysm"]["patient_key"] = "0" * 16
     path.write_text(json.dumps(content, indent=2) + "\n")
@@ -371,7 +372,7 @@ def test_a_mask_that_can_not_be_read_is_told_and_its_volume_stays_as_it_was(
     uid = copied.uids[0]
     turn_mask(copied.data, uid)
     two_labels(copied.data, copied.uids)
-    before = tree_digest(copied.cache / f"volumes/{uid}.zarr")
+    before = tree_digest(volume_path(copied.cache, uid))
 
     def fail(path: Path, *_: object) -> None:
         raise OSError(errno.EIO, "Input/output error", str(path))
@@ -382,7 +383,7 @@ def test_a_mask_that_can_not_be_read_is_told_and_its_volume_stays_as_it_was(
         faults = verify(copied.cache, data=copied.data, workers=0).faults
     told = "its vessel mask can't be read: OSError: Input/output error"
     assert (summary.updated, summary.not_updated) == (1, {uid: told})
-    assert tree_digest(copied.cache / f"volumes/{uid}.zarr") == before
+    assert tree_digest(volume_path(copied.cache, uid)) == before
     if step == "file_hash":
         assert [(f.where, f.what) for f in faults] == [(uid, told)]
     assert run_again(copied, monkeypatch).updated == 1

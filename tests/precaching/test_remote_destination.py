@@ -33,6 +33,7 @@ from aneurysm.rawdata.tables import read_tables
 from aneurysm.remote.client import ObjectStore
 from aneurysm.spec import load_spec
 from tests.support.built import Built
+from tests.support.cache_paths import record_name, volume_name
 from tests.support.cache_state import leftovers, manifest, same_cache
 from tests.support.command import Ran, call_cli, call_in_process, environment, start_cli
 from tests.support.run_data import write_series
@@ -139,9 +140,9 @@ def test_a_writer_killed_midway_leaves_nothing_visible(built: Built, bucket: Buc
     process = start_cli("precache", "--data", built.data, "--cache", url, "--workers", 1, env=env)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
-    sent = bucket.keys(f"cache/volumes/{uid}.zarr/")
+    sent = bucket.keys(f"cache/{volume_name(uid)}/")
     assert any(key.endswith("/c/0/0/0") for key in sent)
-    assert f"cache/volumes/{uid}.zarr/zarr.json" not in sent
+    assert f"cache/{volume_name(uid)}/zarr.json" not in sent
     assert scratch_left(tmp_path), "the run was not in the middle of its work"
     assert merge(url).missing == []
     assert uid not in manifest(bucket.download("cache", tmp_path / "half"))
@@ -162,7 +163,7 @@ def test_a_worker_on_another_machine_needs_no_folder_of_the_run(built: Built, bu
     assert build_series(job).status == "skipped", "it looks into the store"
     assert not (tmp_path / "elsewhere").exists()
     assert scratch_left(tmp_path) == []
-    content = json.loads(bucket.get(f"cache/volumes/{uid}.zarr/zarr.json"))["attributes"]["aneurysm"]
+    content = json.loads(bucket.get(f"cache/{volume_name(uid)}/zarr.json"))["attributes"]["aneurysm"]
     assert content["voxel_hash"] == manifest(built.cache)[uid]["voxel_hash"]
 
 
@@ -170,24 +171,24 @@ def test_what_dead_runs_left_is_removed_once_it_is_old(
     built: Built, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = bucket.upload(built.cache, "cache")
-    bucket.put("cache/volumes/9.9.zarr/0/c/0/0/0", b"half a volume")
-    bucket.put("cache/volumes/9.9.zarr/0/zarr.json", b"{}")
+    bucket.put(f"cache/{volume_name('9.9')}/0/c/0/0/0", b"half a volume")
+    bucket.put(f"cache/{volume_name('9.9')}/0/zarr.json", b"{}")
     precache(built.data, url, workers=0)
-    assert len(bucket.keys("cache/volumes/9.9.zarr/")) == 2, "it may be somebody's work"
+    assert len(bucket.keys(f"cache/{volume_name('9.9')}/")) == 2, "it may be somebody's work"
     assert call_in_process("verify", "--cache", url).code == 0
     monkeypatch.setattr(remote_destination, "ABANDONED_AFTER", timedelta(0))
     found = call_in_process("verify", "--cache", url)
     assert found.code == 3
-    assert "volumes/9.9.zarr: left behind by a run that died" in found.out
-    before = bucket.keys(f"cache/volumes/{built.uids[0]}")
+    assert f"{volume_name('9.9')}: left behind by a run that died" in found.out
+    before = bucket.keys(f"cache/{volume_name(built.uids[0])}")
     precache(built.data, url, workers=0)
-    assert bucket.keys("cache/volumes/9.9.zarr/") == []
-    assert bucket.keys(f"cache/volumes/{built.uids[0]}") == before
+    assert bucket.keys(f"cache/{volume_name('9.9')}/") == []
+    assert bucket.keys(f"cache/{volume_name(built.uids[0])}") == before
 
 
 def test_leftovers_of_another_shape_are_no_part_of_a_volume(built: Built, bucket: Bucket, tmp_path: Path) -> None:
     """The dead run had a mask for a series that has none now."""
-    bucket.put(f"cache/volumes/{built.uids[1]}.zarr/labels/vessels/0/c/0/0/0", b"of another run")
+    bucket.put(f"cache/{volume_name(built.uids[1])}/labels/vessels/0/c/0/0/0", b"of another run")
     precache(built.data, f"{bucket.url}/cache", workers=0)
     assert_same(bucket, "cache", tmp_path / "copy", built.cache)
 
@@ -201,7 +202,7 @@ def test_records_retries_and_overwriting(built: Built, bucket: Bucket, tmp_path:
     ran = precache_command(data, url)
     assert ran.code == 8, ran.text
     assert f"{url}/manifest.csv says why" in ran.out
-    assert json.loads(bucket.get(f"cache/rejected/{uid}.json"))["reason"] == "no_files"
+    assert json.loads(bucket.get(f"cache/{record_name(uid)}"))["reason"] == "no_files"
     folder.rmdir()
     shutil.move(aside, folder)
     assert precache(data, url, workers=0).skipped == 4, "it was tried before"
@@ -215,7 +216,7 @@ def test_records_retries_and_overwriting(built: Built, bucket: Bucket, tmp_path:
     assert rows[uid]["voxel_hash"] != manifest(built.cache)[uid]["voxel_hash"]
     _replace_files(folder)
     assert precache(data, url, overwrite=True, series=[uid], workers=0).rejected == 1
-    assert bucket.keys(f"cache/volumes/{uid}.zarr") == []
+    assert bucket.keys(f"cache/{volume_name(uid)}") == []
 
 
 def _replace_files(folder: Path) -> None:
@@ -318,12 +319,12 @@ def test_the_key_of_patients_is_made_once(
 def test_verify_finds_what_is_damaged_or_missing(built: Built, bucket: Bucket) -> None:
     url = bucket.upload(built.cache, "cache")
     assert call_in_process("verify", "--cache", url, "--deep").code == 0
-    shard = f"cache/volumes/{built.uids[0]}.zarr/0/c/0/0/0"
+    shard = f"cache/{volume_name(built.uids[0])}/0/c/0/0/0"
     content = bytearray(bucket.get(shard))
     content[1000] ^= 1
     bucket.put(shard, bytes(content))
-    bucket.delete(f"cache/volumes/{built.uids[1]}.zarr/0/c/0/0/0")
-    bucket.delete(f"cache/volumes/{built.uids[2]}.zarr/zarr.json")
+    bucket.delete(f"cache/{volume_name(built.uids[1])}/0/c/0/0/0")
+    bucket.delete(f"cache/{volume_name(built.uids[2])}/zarr.json")
     ran = call_in_process("verify", "--cache", url)
     assert ran.code == 3
     assert f"{built.uids[0]}: voxel hash differs" in ran.out

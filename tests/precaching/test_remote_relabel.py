@@ -16,6 +16,7 @@ from aneurysm.precaching.remote_slot import RemoteFiles
 from aneurysm.precaching.run import precache
 from aneurysm.remote.client import ObjectStore
 from tests.support.built import Built
+from tests.support.cache_paths import volume_name, volume_path
 from tests.support.cache_state import leftovers, same_cache, tree_digest
 from tests.support.corrections import CORRECTIONS, edit_train, to_no_image, turn_mask, two_labels
 from tests.support.s3 import Bucket
@@ -82,7 +83,7 @@ def test_of_a_part_of_the_series_only_their_metadata_are_fetched(
     touched.clear()
     summary = precache(data, url, series=[uids[1]], shard=Shard(0, 1, "here"), workers=0)
     assert summary.updated == 1
-    volumes = {key.split("/")[1] for key in touched if key.startswith("volumes/")}
+    volumes = {key.split("/")[2] for key in touched if key.startswith("volumes/")}
     assert volumes == {f"{uids[1]}.zarr"}
 
 
@@ -110,9 +111,9 @@ def test_a_volume_that_is_replaced_while_verify_fetches_it_is_no_fault(
         if name == uid and not replaced:
             replaced.append(name)
             shutil.rmtree(folder / "labels")
-            for key in bucket.keys(f"cache/volumes/{uid}.zarr/labels/"):
+            for key in bucket.keys(f"cache/{volume_name(uid)}/labels/"):
                 bucket.delete(key)
-            bucket.upload(tmp_path / "after" / "volumes" / f"{uid}.zarr", f"cache/volumes/{uid}.zarr")
+            bucket.upload(volume_path(tmp_path / "after", uid), f"cache/{volume_name(uid)}")
 
     monkeypatch.setattr(verify, "download_volume", replacing)
     assert [f for f in verify.verify(url, workers=0).faults if not f.derived] == []
@@ -174,7 +175,7 @@ def test_a_run_that_dies_at_any_write_leaves_the_old_or_the_new(
         mask = volume.read_vessels((0, 0, 0), volume.shape)
         seen.append([np.array_equal(mask, known) for known in masks].index(True))
         assert precache(data, url, workers=0).updated == (1 - seen[-1])
-        assert not bucket.keys(f"cache{steps}/volumes/{uid}.zarr/labels.next")
+        assert not bucket.keys(f"cache{steps}/{volume_name(uid)}/labels.next")
         assert verify.verify(url, data=data, deep=True, workers=0).faults == []
     assert seen == [0, 0, 1, 1, 1], "staged, named, replaced, named again, removed"
 

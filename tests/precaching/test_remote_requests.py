@@ -13,6 +13,7 @@ from aneurysm.precaching.run import precache
 from aneurysm.precaching.verify import verify
 from aneurysm.remote.client import ObjectStore
 from tests.support.built import Built
+from tests.support.cache_paths import volume_name
 from tests.support.cache_state import manifest
 from tests.support.s3 import Bucket
 
@@ -36,7 +37,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def test_a_shard_reads_the_metadata_of_what_is_there_once(built: Built, bucket: Bucket, read: Counter[str]) -> None:
     url = bucket.upload(built.cache, "cache")
-    bucket.delete(f"cache/volumes/{built.uids[0]}.zarr/zarr.json")
+    bucket.delete(f"cache/{volume_name(built.uids[0])}/zarr.json")
     summary = precache(built.data, url, shard=Shard(0, 1, "test"), workers=0)
     assert (summary.cached, summary.skipped, summary.total_cached, summary.total_not_cached) == (1, 3, 4, 0)
     # Labels, localizers and masks are compared with what the three volumes hold; no shard is read for it.
@@ -54,7 +55,7 @@ def test_a_run_reads_the_metadata_once_and_a_volume_that_goes_meanwhile_is_in_no
 
     def found(self: ObjectStore, prefix: str = "") -> object:
         objects = find(self, prefix)
-        bucket.delete(f"cache/volumes/{uid}.zarr/zarr.json")
+        bucket.delete(f"cache/{volume_name(uid)}/zarr.json")
         return objects
 
     monkeypatch.setattr(ObjectStore, "find", found)

@@ -23,6 +23,7 @@ from aneurysm.rawdata.tables import read_tables
 from aneurysm.remote.client import ObjectStore
 from aneurysm.spec import load_spec
 from tests.support.built import Built
+from tests.support.cache_paths import record_name
 from tests.support.s3 import Bucket
 
 pytestmark = pytest.mark.usefixtures("s3_settings")
@@ -74,7 +75,7 @@ def test_what_another_run_has_rejected_is_not_tried_again_unless_it_is_asked_for
     built: Built, bucket: Bucket, tmp_path: Path
 ) -> None:
     uid, url = built.uids[0], f"{bucket.url}/cache"
-    bucket.put(f"cache/rejected/{uid}.json", b"{}")
+    bucket.put(f"cache/{record_name(uid)}", b"{}")
     job = job_of(built, uid, url, tmp_path)
     assert build_series(job).status == "skipped"
     assert build_series(replace(job, retry=True)).status == "cached"
@@ -97,7 +98,7 @@ def test_a_series_whose_process_was_lost_is_tried_again_in_spite_of_its_mark(
                 return
             self.lost = True
             bucket.put(f"cache/.building/{uid}", b"")
-            bucket.put(f"cache/rejected/{uid}.json", b"{}")
+            bucket.put(f"cache/{record_name(uid)}", b"{}")
             yield Outcome(uid, "failed", Reason.OUT_OF_MEMORY)
 
     (outcome,) = run_jobs([job_of(built, uid, url, tmp_path)], Loses(), CacheLayout(tmp_path / "shadow"))

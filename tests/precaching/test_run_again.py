@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.built import Built
+from tests.support.cache_paths import volume_path
 from tests.support.cache_state import leftovers, same_cache
 from tests.support.command import call_cli
 from tests.support.running import (
@@ -57,7 +58,7 @@ def test_a_second_run_does_nothing_and_takes_seconds(built: Built, copied: Built
 
 
 def test_only_what_is_missing_is_done(built: Built, copied: Built) -> None:
-    shutil.rmtree(copied.cache / "volumes" / f"{built.uids[2]}.zarr")
+    shutil.rmtree(volume_path(copied.cache, built.uids[2]))
     before = written_at(copied.cache)
     ran = precache_here(copied, copied.cache)
     assert ran.code == 0, ran.text

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.built import Built
+from tests.support.cache_paths import volume_path
 from tests.support.cache_state import leftovers, manifest, same_cache
 from tests.support.command import call_in_process, environment
 from tests.support.running import precache_here, published
@@ -65,7 +66,7 @@ def test_a_task_that_is_run_again_does_what_is_missing(built: Built, tmp_path: P
     cache = tmp_path / "cache"
     assert _task(built, cache, 0, 2).code == 0
     lost, *kept = published(cache)
-    shutil.rmtree(cache / "volumes" / lost)
+    shutil.rmtree(volume_path(cache, lost.removesuffix(".zarr")))
     again = _task(built, cache, 0, 2)
     assert again.code == 0, again.text
     assert f"1 cached, 0 rejected, 0 failed, {len(kept)} done before" in again.out

@@ -13,6 +13,7 @@ import pytest
 from aneurysm.precaching.verify import verify
 from aneurysm.processes.locks import is_locked, take_lock
 from tests.support.built import Built
+from tests.support.cache_paths import volume_name, volume_paths
 from tests.support.cache_state import leftovers, manifest, same_cache
 from tests.support.users import GROUP, User
 
@@ -54,14 +55,14 @@ def test_a_cache_in_a_shared_folder_is_built_by_two_users(folder: Path, data: Pa
     assert ran.code == 0, ran.text
     assert same_cache(cache, built.cache) == []
     assert leftovers(cache) == []
-    assert {p.stat().st_uid for p in (cache / "volumes").iterdir()} == {54001, 54002}
+    assert {p.stat().st_uid for p in volume_paths(cache)} == {54001, 54002}
     for name, (group, mode) in modes(cache).items():
         assert group == GROUP, name
         assert mode == (0o2070 if (cache / name).is_dir() else 0o060), name
     # Each may also replace what the other made.
     ran = first(umask).precache(data, cache, "--overwrite", "--series", *built.uids)
     assert ran.code == 0, ran.text
-    assert {p.stat().st_uid for p in (cache / "volumes").iterdir()} == {54001}
+    assert {p.stat().st_uid for p in volume_paths(cache)} == {54001}
     assert same_cache(cache, built.cache) == []
 
 
@@ -102,8 +103,8 @@ def test_one_user_alone_builds_with_any_umask_which_counts(
         "",
         "spec.toml",
         "manifest.csv",
-        f"volumes/{built.uids[0]}.zarr",
-        f"volumes/{built.uids[0]}.zarr/zarr.json",
+        f"{volume_name(built.uids[0])}",
+        f"{volume_name(built.uids[0])}/zarr.json",
     ):
         mode = stat.S_IMODE((cache / name).stat().st_mode)
         assert mode & umask == 0, name

@@ -25,12 +25,13 @@ from aneurysm.precaching.run import precache
 from aneurysm.processes.files import write_atomically
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.support.built import Built
+from tests.support.cache_paths import record_path, volume_path
 from tests.support.cache_state import manifest, same_cache, tree_digest
 from tests.support.command import call_in_process
 
 
 def volume(cache: Path, uid: str) -> Path:
-    return cache / "volumes" / f"{uid}.zarr"
+    return volume_path(cache, uid)
 
 
 def shard(cache: Path, uid: str, array: str = "0") -> Path:
@@ -120,10 +121,14 @@ SHALLOW: dict[str, Callable[[Path, str], object]] = {
     "the spec was edited": lambda c, u: (c / "spec.toml").write_text(
         (c / "spec.toml").read_text().replace("2000", "1900")
     ),
-    "a directory left in volumes": lambda c, u: (c / "volumes" / "1.2.3.zarr").mkdir(),
+    "a directory left in volumes": lambda c, u: (volume_path(c, "1.2.3")).mkdir(),
     "a temporary directory left in volumes": lambda c, u: shutil.copytree(
-        volume(c, u), c / "volumes" / f"{u}.zarr.tmp"
+        volume(c, u), volume(c, u).with_name(f"{u}.zarr.tmp")
     ),
+    "a volume in the folder of others": lambda c, u: shutil.copytree(
+        volume(c, u), c / "volumes" / ("00" if volume(c, u).parent.name != "00" else "01") / f"{u}.zarr"
+    ),
+    "a file beside the folders of volumes": lambda c, u: (c / "volumes" / "note.txt").touch(),
     "an unfinished volume in .building": lambda c, u: (c / ".building" / "1.2.3").mkdir(parents=True),
 }
 
@@ -245,8 +250,8 @@ def test_a_mask_that_a_run_is_replacing_is_no_fault_and_one_of_a_dead_run_is(cac
 
 
 def test_a_record_without_a_row_is_a_fault(cache: Path) -> None:
-    (cache / "rejected").mkdir(exist_ok=True)
-    (cache / "rejected" / "1.2.json").write_text("[]")
+    record_path(cache, "1.2").parent.mkdir(parents=True)
+    (record_path(cache, "1.2")).write_text("[]")
     ran = call_in_process("verify", "--workers", 1, "--cache", cache)
     assert ran.code == 3
     assert "1.2: there is a record" in ran.out
@@ -355,7 +360,7 @@ def test_records_are_parsed_and_compared(built: Built, tmp_path: Path) -> None:
         path.write_bytes(b"")
     call_in_process("precache", "--data", data, "--cache", cache, "--workers", 1)
     assert verify.verify(cache, deep=True, workers=0).faults == []
-    record = cache / "rejected" / f"{uid}.json"
+    record = record_path(cache, uid)
     sound = record.read_text()
     reason = json.loads(sound)["reason"]
     for changed, told in (

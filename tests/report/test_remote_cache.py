@@ -11,6 +11,7 @@ from aneurysm.cache.cache import open_cache
 from aneurysm.report.run import read_run
 from aneurysm.report.source import NOT_KNOWN, acquisitions, lesions
 from tests.support.built import Built
+from tests.support.cache_paths import volume_name
 from tests.support.fake_runs import of_cache, write_run
 from tests.support.s3 import Bucket, copied_bytes
 
@@ -29,5 +30,5 @@ def test_planes_and_lesions_without_bringing_a_volume(built: Built, bucket: Buck
     assert len(found)
     np.testing.assert_array_equal(found, lesions(local, predictions, None).lps_mm)
     assert copied_bytes(tmp_path / "copies") == 0
-    bucket.delete(f"cache/volumes/{predictions.uids[0]}.zarr/zarr.json")
+    bucket.delete(f"cache/{volume_name(predictions.uids[0])}/zarr.json")
     assert acquisitions(cache, predictions).planes[0] == NOT_KNOWN

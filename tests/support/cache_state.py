@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.cache_paths import record_paths, volume_path, volume_paths
+
 
 def manifest(cache: Path) -> dict[str, dict[str, str]]:
     """manifest.csv as text, by series; asserts that no series has two rows."""
@@ -22,7 +24,7 @@ def manifest(cache: Path) -> dict[str, dict[str, str]]:
 
 def attributes(cache: Path, uid: str) -> dict[str, Any]:
     """The `aneurysm` attribute of a cached volume, read as plain JSON."""
-    text = (cache / "volumes" / f"{uid}.zarr" / "zarr.json").read_text(encoding="utf-8")
+    text = (volume_path(cache, uid) / "zarr.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)["attributes"]["aneurysm"]
     return found
 
@@ -31,7 +33,7 @@ def stored_voxels(cache: Path, uid: str) -> np.ndarray:
     """Array `0` of a cached volume."""
     import zarr
 
-    group = zarr.open_group(cache / "volumes" / f"{uid}.zarr", mode="r")
+    group = zarr.open_group(volume_path(cache, uid), mode="r")
     return np.asarray(group["0"][...])
 
 
@@ -64,11 +66,11 @@ def leftovers(cache: Path) -> list[str]:
     building = cache / ".building"
     if building.exists():
         left += [p.relative_to(cache).as_posix() for p in building.rglob("*")]
-    volumes = cache / "volumes"
-    if volumes.exists():
-        left += [p.relative_to(cache).as_posix() for p in volumes.iterdir() if not p.name.endswith(".zarr")]
-    if (cache / "rejected").exists():
-        left += [p.relative_to(cache).as_posix() for p in (cache / "rejected").glob("*") if p.suffix != ".json"]
+    complete = {*volume_paths(cache), *record_paths(cache)}
+    complete |= {path.parent for path in complete}
+    for folder in (cache / "volumes", cache / "rejected"):
+        entries = {*folder.glob("*"), *folder.glob("*/*")}
+        left += [p.relative_to(cache).as_posix() for p in sorted(entries - complete) if p.is_file() or any(p.iterdir())]
     return left
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import zarr
 
 from aneurysm.precaching.run import precache
+from tests.support.cache_paths import record_path, volume_path
 
 CLOSEST = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 """LPS (rows) of the axes z, y, x (columns) of a cached volume that is not oblique."""
@@ -97,7 +98,7 @@ class Outcome:
     def image(self, uid: str | None = None) -> CachedImage:
         row = self.row(uid)
         assert row["status"] == "cached", f"{row['status']}: {row['reason']}: {row['detail']}"
-        path = self.cache / "volumes" / f"{row['series_uid']}.zarr"
+        path = volume_path(self.cache, row["series_uid"])
         group = zarr.open_group(path, mode="r")
         return CachedImage(path, np.asarray(group["0"]), dict(group.attrs["aneurysm"]))
 
@@ -105,7 +106,7 @@ class Outcome:
         row = self.row(uid)
         assert row["status"] != "cached", f"cached, with {self.image(row['series_uid']).meta['decisions']}"
         assert row["detail"], "a reason needs its detail"
-        record = json.loads((self.cache / "rejected" / f"{row['series_uid']}.json").read_text())
+        record = json.loads((record_path(self.cache, row["series_uid"])).read_text())
         assert row["reason"] in json.dumps(record)
         return row["reason"]
 

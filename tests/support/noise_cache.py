@@ -16,6 +16,7 @@ from aneurysm.labels import LABELS, SITES
 from aneurysm.spec import load_spec
 from aneurysm.volume.blocks import Survey
 from aneurysm.volume.intensity import Intensity
+from tests.support.cache_paths import volume_path
 from tests.support.metadata import metadata
 
 AFFINE = np.array([[0, 0, 1.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
@@ -73,7 +74,7 @@ def add_volume(
         patient_key=patient,
     )
     vessels = (rng.random(shape) < 0.1).astype(np.uint8) * 5 if mask else None
-    folder = root / "volumes" / f"{uid}.zarr"
+    folder = volume_path(root, uid)
     write_volume(folder, voxels, own, storage=spec.storage, fill=-1000, vessels=vessels)
 
 

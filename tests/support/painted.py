@@ -15,6 +15,7 @@ from aneurysm.cache.volume import close_volumes
 from aneurysm.cache.writer import write_volume
 from aneurysm.spec import load_spec
 from aneurysm.volume.blocks import Survey
+from tests.support.cache_paths import volume_path
 from tests.support.metadata import HU, metadata
 
 SPEC = load_spec("rsna-1mm")
@@ -62,7 +63,7 @@ class PaintedCaches:
             own = metadata(
                 volume.uid, affine=volume.affine, digest=SPEC.digest, intensity=intensity, blocks=blocks.pack()
             )
-            folder = root / "volumes" / f"{volume.uid}.zarr"
+            folder = volume_path(root, volume.uid)
             write_volume(folder, volume.voxels, own, storage=SPEC.storage, fill=AIR)
         (root / "spec.toml").write_text(SPEC.to_toml())
         write_manifest(CacheLayout(root))

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from aneurysm.labels import MODALITIES
+from tests.support.cache_paths import volume_path
 from tests.support.noise_cache import add_volume, finish_cache
 
 
 def set_source(root, uid, *, plane, thickness):
-    path = root / "volumes" / f"{uid}.zarr" / "zarr.json"
+    path = volume_path(root, uid) / "zarr.json"
     content = json.loads(path.read_text())
     content["attributes"]["aneurysm"]["source"] |= {
         "plane": plane, "spacing_mm": [9.0, 1.0, 1.0], "acquisition": {"SliceThickness": thickness},

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from tests.support.built import Built
+from tests.support.cache_paths import volume_path, volume_paths
 from tests.support.cache_state import leftovers, same_cache, tree_digest
 from tests.support.command import Ran, call_in_process, group_members, kill_group, run_cli, start_cli
 
@@ -25,8 +26,7 @@ def start(built: Built, cache: Path, *more: object, workers: int = 1, **options:
 
 
 def published(cache: Path) -> list[str]:
-    volumes = cache / "volumes"
-    return sorted(p.name for p in volumes.iterdir()) if volumes.exists() else []
+    return [path.name for path in volume_paths(cache)]
 
 
 def busy(cache: Path) -> bool:
@@ -58,9 +58,8 @@ def assert_group_ends(process: subprocess.Popen[str], timeout_s: float = 20) -> 
 
 
 def assert_published_are_whole(cache: Path, reference: Path) -> None:
-    for name in published(cache):
-        ours, theirs = tree_digest(cache / "volumes" / name), tree_digest(reference / "volumes" / name)
-        assert ours == theirs, name
+    for path in volume_paths(cache):
+        assert tree_digest(path) == tree_digest(volume_path(reference, path.stem)), path.name
 
 
 def assert_completes(built: Built, cache: Path, workers: int = 1) -> None:

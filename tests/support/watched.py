@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from aneurysm.errors import Reason
+from tests.support.cache_paths import volume_path
 from tests.support.cache_state import attributes, leftovers, manifest, stored_voxels, tree_digest
 from tests.support.command import environment, run_cli
 
@@ -81,7 +82,7 @@ def faults_of(cache: Path, uid: str, row: dict[str, str]) -> list[str]:
             faults.append(f"{row['reason']!r}: {row['detail']!r}")
         return faults
     facts, voxels = attributes(cache, uid), stored_voxels(cache, uid)
-    text = (cache / "volumes" / f"{uid}.zarr" / "zarr.json").read_text()
+    text = (volume_path(cache, uid) / "zarr.json").read_text()
     constants: list[str] = []
     json.loads(text, parse_constant=constants.append)
     if constants:

@@ -20,6 +20,7 @@ from aneurysm.training.fit import fit
 from aneurysm.training.progress import Silent, StepFacts
 from aneurysm.training.run_folder import RunFolder
 from aneurysm.training.split import split_series
+from tests.support.cache_paths import volume_path
 from tests.support.train_runs import make_cache, quick, table, timeless
 
 pytestmark = pytest.mark.timeout(120)
@@ -57,7 +58,7 @@ def test_a_damaged_volume_ends_validation_and_the_run_goes_on_with_it(tmp_path, 
     cache = make_cache(tmp_path)
     config = quick(cache)
     uid = held_out(cache, 0)[0]
-    chunk = tmp_path / "volumes" / f"{uid}.zarr" / "0/c/0/0/0"
+    chunk = volume_path(tmp_path, uid) / "0/c/0/0/0"
     content = chunk.read_bytes()
     chunk.write_bytes(bytes(len(content)))
     folder = RunFolder(tmp_path / "run")

@@ -26,6 +26,7 @@ from aneurysm.report.bootstrap import patient_weights
 from aneurysm.training.module import PatchModule
 from aneurysm.training.timed_loader import MicroBatch
 from tests.support.acquisition import acquire
+from tests.support.cache_paths import volume_paths
 from tests.support.command import call_cli, environment
 from tests.support.pattern import lone_blob
 from tests.support.run_data import ROOT
@@ -81,7 +82,7 @@ def test_it_has_no_answer_for_dicom(typed, tmp_path):
     ran = call_cli("predict", typed / "runs/patches28", tmp_path / "1.2.3", cwd=tmp_path)
     assert ran.code == 2
     assert "trained on plain arrays, without a modality (spec 'arrays-u8')" in ran.text
-    cached = next((typed / "cache28" / "volumes").iterdir())
+    cached = volume_paths(typed / "cache28")[0]
     assert call_cli("predict", typed / "runs/patches28", cached, cwd=tmp_path).code == 0
 
 

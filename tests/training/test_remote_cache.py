@@ -19,6 +19,7 @@ from aneurysm.errors import LoaderError
 from aneurysm.patches.loader import PatchLoader
 from aneurysm.report.repredict import FreshOptions, predict_fresh
 from tests.support.built import Built
+from tests.support.cache_paths import volume_name
 from tests.support.command import call_cli
 from tests.support.s3 import SECRET, Bucket, copied_bytes
 
@@ -142,7 +143,7 @@ def test_a_store_that_fails_ends_the_loader_with_its_name(
 
 def test_a_missing_volume_is_a_damaged_one(built: Built, bucket: Bucket) -> None:
     url = bucket.upload(built.cache, "cache")
-    bucket.delete(f"cache/volumes/{built.uids[1]}.zarr/zarr.json")
+    bucket.delete(f"cache/{volume_name(built.uids[1])}/zarr.json")
     loader = PatchLoader(open_cache(url), volumes=range(4), patch=(16, 16, 16), batch_size=2, steps=8)
     try:
         assert len(list(loader)) == 8
@@ -169,7 +170,7 @@ def test_train_two_steps_and_predict(stored: str, built: Built, tmp_path: Path) 
         answers.append((tmp_path / f"{name}.csv").read_bytes())
     assert answers[0] == answers[1]
     assert copied_bytes(tmp_path / "small") <= gigabytes * 1e9
-    one = f"{stored}/volumes/{built.uids[0]}.zarr"
+    one = f"{stored}/{volume_name(built.uids[0])}"
     ran = call_cli("predict", ours, one, *local, *MODEL, "--device", "cpu")
     assert ran.code == 0, ran.text
     assert built.uids[0] in ran.out

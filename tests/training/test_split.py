@@ -10,6 +10,7 @@ from aneurysm.cache.cache import open_cache
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.errors import DataError, UsageError
 from aneurysm.training.split import split_series
+from tests.support.cache_paths import volume_paths
 from tests.support.noise_cache import add_volume, finish_cache
 from tests.support.train_runs import make_cache, quick
 
@@ -92,7 +93,7 @@ def test_nothing_to_learn_from_is_refused(tmp_path):
 def test_an_empty_cache_is_refused(tmp_path):
     add_volume(tmp_path, "1.1")
     cache = finish_cache(tmp_path)
-    for path in (tmp_path / "volumes").iterdir():
+    for path in volume_paths(tmp_path):
         path.rename(tmp_path / "gone")
     from aneurysm.cache.layout import CacheLayout
 
