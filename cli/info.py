@@ -66,18 +66,41 @@ def _print_cache(console: Console, facts: dict[str, Any]) -> None:
             "series": status,
             "shapes (z, y, x)": f"{small} to {large}" if small else "-",
             "bytes": f"{size_text(facts['bytes_in'])} of input in {size_text(facts['bytes_out'])}",
+            "built by": _builder_text(facts["built_by"]),
         },
     )
     table = _table("modality", "volumes", "lesions", "gigavoxels", "MB")
     for name, group in facts["modalities"].items():
         table.add_row(name, *(f"{group[k]:,}" for k in ("volumes", "lesions", "gigavoxels", "megabytes")))
     _show(console, table)
+    if len(facts["built_by"]) > 1:
+        table = _table("built by", "volumes", "versions that differ")
+        common = _common_versions(facts["built_by"])
+        for builder in facts["built_by"]:
+            differing = {k: v for k, v in builder["versions"].items() if k not in common}
+            table.add_row(builder["builder"], str(builder["volumes"]), _versions_text(differing) or "not known")
+        _show(console, table)
     for title, key in (("label", "labels"), ("decision", "decisions"), ("not cached because of", "reasons")):
         if facts[key]:
             table = _table(title, "series")
             for name, n in facts[key].items():
                 table.add_row(name, str(n))
             _show(console, table)
+
+
+def _builder_text(builders: list[dict[str, Any]]) -> str:
+    common = _versions_text(_common_versions(builders)) or "-"
+    return common if len(builders) < 2 else f"{common}, and versions that differ from volume to volume, see below"
+
+
+def _common_versions(builders: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the versions that all builders have; those of one that is not known are no builder's."""
+    known = [builder["versions"].items() for builder in builders if builder["versions"]]
+    return dict(sorted(set.intersection(*map(set, known)))) if known else {}
+
+
+def _versions_text(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _print_volume(console: Console, facts: dict[str, Any]) -> None:
@@ -102,6 +125,7 @@ def _print_volume(console: Console, facts: dict[str, Any]) -> None:
             "digest": facts["digest"],
             "voxel hash": facts["voxel_hash"],
             "annotation hash": facts["annotation_hash"],
+            "built by": _versions_text(facts["built_by"]),
         },
     )
     if facts["lesions"] or facts["unplaced_lesions"]:

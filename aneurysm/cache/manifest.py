@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from aneurysm.cache.builder import builder_name
 from aneurysm.cache.folder import cached_series, recorded_series
 from aneurysm.cache.layout import IMAGE, CacheLayout
 from aneurysm.cache.metadata import Record, VolumeMetadata, read_document, read_record
@@ -40,6 +41,7 @@ MANIFEST_COLUMNS: Final = (
     "bytes_in",
     "bytes_out",
     "modality_source",
+    "built_by",
     "seconds_check",
 )
 LESION_COLUMNS: Final = (
@@ -216,6 +218,7 @@ def manifest_row(entry: VolumeMetadata | Record, path: Path, seconds: str) -> Ma
             "n_lesions": len(entry.lesions),
             "bytes_in": entry.source.bytes,
             "bytes_out": tree_bytes(path),
+            "built_by": builder_name(entry.built_by),
         }
     # One line a series, whatever a file put into a message.
     return with_seconds({k: " ".join(str(v).split()) for k, v in row.items()}, seconds)

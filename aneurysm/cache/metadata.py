@@ -10,7 +10,9 @@ A volume has two parts, each with a hash of its own:
 - ``annotation_hash``: the entries `ANNOTATIONS`, and the decisions on the vessel mask. Tables and masks are corrected,
   and these follow (`aneurysm.precaching.relabel`). The mask's files have a hash within the entries.
 
-Both hashes are of parsed content. That the bytes of zarr.json are exactly those that its content is written as is
+What built the volume (``built_by``) is in neither of them, and has a hash of its own; see `aneurysm.cache.builder`.
+
+All hashes are of parsed content. That the bytes of zarr.json are exactly those that its content is written as is
 checked beside them (`find_damage`): a changed space or a digit beyond a float's precision changes no content.
 """
 
@@ -36,6 +38,7 @@ from pydantic import (
 
 from aneurysm.annotations.frames import PackedFrames
 from aneurysm.annotations.lesions import Lesion, UnplacedLesion
+from aneurysm.cache.builder import builder_hash
 from aneurysm.cache.layout import FORMAT_VERSION, IMAGE, STAGED_VESSELS, VESSELS
 from aneurysm.dicom.frame import Decision
 from aneurysm.documents import MOST_JSON, read_bounded
@@ -49,7 +52,9 @@ ANNOTATIONS: Final = frozenset(
     {"modality", "modality_source", "labels", "lesions", "unplaced_lesions", "vessel_mask", "patient_key"}
 )
 """Fields of `VolumeMetadata` that are annotations."""
-_HASHES: Final = frozenset({"voxel_hash", "annotation_hash"})
+_HASHES: Final = frozenset({"voxel_hash", "annotation_hash", "builder_hash"})
+_NO_VOXELS: Final = ANNOTATIONS | _HASHES | {"built_by", "format_version"}
+"""Fields of `VolumeMetadata` that say nothing of the voxels."""
 _MASK_DECISION: Final = "mask_"
 _OWN: Final = ("attributes", "aneurysm")
 
@@ -131,7 +136,7 @@ class VolumeMetadata(_Model):
     The group attribute ``aneurysm`` of a volume.
 
     ``labels`` are by name, None if nothing is known; ``lesions`` are those that have a voxel, ``unplaced_lesions`` the
-    rows of tables without one, each with a reason.
+    rows of tables without one, each with a reason. ``built_by`` are the versions of what built it, by name.
     """
 
     absent = frozenset({"images"})
@@ -153,8 +158,10 @@ class VolumeMetadata(_Model):
     intensity: Intensity
     blocks: PackedSurvey
     vessel_mask: MaskEntry | None = None
+    built_by: dict[str, str] = Field(default_factory=dict)
     voxel_hash: str = ""
     annotation_hash: str = ""
+    builder_hash: str = ""
 
     @property
     def affine(self) -> NDArray[np.float64]:
@@ -212,10 +219,11 @@ class VolumeDocument(_Model):
         return self.model_copy(update={"attributes": self.attributes.model_copy(update={"aneurysm": own})})
 
     def sealed(self, folder: Path) -> VolumeDocument:
-        """Return the document with both hashes, of a volume whose arrays are in ``folder``. Raises `OSError`."""
+        """Return the document with all hashes, of a volume whose arrays are in ``folder``. Raises `OSError`."""
         # As JSON gives it back: the hash must not depend on whether a number was numpy's.
         content = VolumeDocument.model_validate_json(self.to_bytes())
-        own = content.own.model_copy(update={"voxel_hash": voxel_hash(folder, content)})
+        hashes = {"voxel_hash": voxel_hash(folder, content), "builder_hash": builder_hash(content.own.built_by)}
+        own = content.own.model_copy(update=hashes)
         attributes = content.attributes.model_copy(update={"aneurysm": own})
         return content.model_copy(update={"attributes": attributes}).with_changes()
 
@@ -290,7 +298,7 @@ def voxel_hash(folder: Path, document: VolumeDocument) -> str:
         A file can't be read.
     """
     content = _plain(document)
-    own = {k: v for k, v in content["attributes"]["aneurysm"].items() if k not in ANNOTATIONS | _HASHES}
+    own = {k: v for k, v in content["attributes"]["aneurysm"].items() if k not in _NO_VOXELS}
     own["decisions"] = [_plain_decision(d) for d in document.own.decisions if not is_mask_decision(d)]
     return _hash_of(_canonical({**content, "attributes": {**content["attributes"], "aneurysm": own}}), folder / IMAGE)
 
@@ -325,6 +333,8 @@ def find_damage(folder: Path, document: VolumeDocument, content: bytes) -> Itera
         yield "voxel hash differs: a file or the metadata was changed or damaged since it was written"
     if own.annotation_hash != annotation_hash(own):
         yield "annotation hash differs: the metadata were changed or damaged since they were written"
+    elif own.builder_hash != builder_hash(own.built_by):
+        yield "builder hash differs: the versions that built it were changed or damaged since they were written"
     elif content != document.to_bytes():
         yield "zarr.json was changed or damaged since it was written"
     if (mask := own.vessel_mask) is not None and mask.path:

@@ -6,21 +6,23 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from aneurysm.cache.cache import open_cache
 from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout, volume_key
 from aneurysm.cache.manifest import read_manifest
-from aneurysm.cache.metadata import read_document
-from aneurysm.errors import CacheNotFoundError
+from aneurysm.cache.metadata import VolumeMetadata, read_document
+from aneurysm.errors import CacheError, CacheNotFoundError
 from aneurysm.labels import LABELS
 from aneurysm.remote.url import is_url, join_url
+
+_MOST_BUILDERS: Final = 20
 
 
 def describe_cache(cache: str | Path) -> dict[str, Any]:
     """
-    Return counts over the manifest; no volume is opened.
+    Return counts over the manifest; of volumes only the metadata of one for each builder are read.
 
     Raises
     ------
@@ -32,7 +34,8 @@ def describe_cache(cache: str | Path) -> dict[str, Any]:
     with tables_of(cache) as layout:
         spec = read_spec(layout)
         rows = read_manifest(layout.manifest)
-    cached = [r for r in rows if r["status"] == "cached"]
+        cached = [r for r in rows if r["status"] == "cached"]
+        builders = _builders(cache, cached)
     shapes = [[int(n) for n in r["shape"].split("x")] for r in cached]
     return {
         "cache": str(cache),
@@ -59,8 +62,35 @@ def describe_cache(cache: str | Path) -> dict[str, Any]:
         "bytes_in": sum(int(r["bytes_in"]) for r in cached),
         "bytes_out": sum(int(r["bytes_out"]) for r in cached),
         "labels": {k: sum(r[k] == "1" for r in cached) for k in LABELS if any(r[k] for r in cached)},
+        "built_by": builders,
         "decisions": dict(Counter(code for r in cached for code in r["detail"].split("; ") if code).most_common()),
     }
+
+
+def _builders(cache: str | Path, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Return who built the volumes, the most frequent first, with the versions that one volume of each names."""
+    volumes = Counter(row["built_by"] for row in rows)
+    example = {row["built_by"]: row["series_uid"] for row in rows}
+    builders = [(name, n, example[name]) for name, n in volumes.most_common(_MOST_BUILDERS)]
+    found = _read_metadata(cache, [uid for _, _, uid in builders])
+    return [
+        {"builder": name, "volumes": n, "versions": {} if isinstance(own, CacheError) else own.built_by}
+        for (name, n, _), own in zip(builders, found, strict=True)
+    ]
+
+
+def _read_metadata(cache: str | Path, uids: list[str]) -> list[VolumeMetadata | CacheError]:
+    if is_url(cache):
+        from aneurysm.cache.local_copy import read_remote_metadata
+
+        return read_remote_metadata(str(cache), uids)
+    found: list[VolumeMetadata | CacheError] = []
+    for uid in uids:
+        try:
+            found.append(read_document(CacheLayout(Path(cache)).volume(uid)).own)
+        except CacheError as error:
+            found.append(error)
+    return found
 
 
 def _by_modality(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:

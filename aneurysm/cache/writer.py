@@ -10,6 +10,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from aneurysm.cache.builder import builder_versions
 from aneurysm.cache.layout import IMAGE, VESSELS
 from aneurysm.cache.metadata import MaskEntry, VolumeDocument, VolumeMetadata, document_bytes, files_hash
 from aneurysm.cache.shard import write_shard
@@ -38,8 +39,8 @@ def write_volume(
     """
     Write one image to ``folder``, which must not exist; return its metadata.
 
-    These are ``own``, with the entry of the vessel mask and both hashes. Nothing is flushed to the disk here:
-    publishing does that.
+    These are ``own``, with the entry of the vessel mask, the versions of the builder, and all hashes. Nothing is
+    flushed to the disk here: publishing does that.
 
     Parameters
     ----------
@@ -53,7 +54,8 @@ def write_volume(
     _write_array(folder / IMAGE, voxels, storage, fill)
     if vessels is not None:
         write_vessels(folder / VESSELS, vessels, own.affine, storage)
-    own = own.model_copy(update={"vessel_mask": describe_vessels(folder, vessels, vessels_from, own)})
+    mask = describe_vessels(folder, vessels, vessels_from, own)
+    own = own.model_copy(update={"vessel_mask": mask, "built_by": dict(builder_versions())})
     ome = {"version": "0.5", "multiscales": _multiscales(own.affine)}
     document = VolumeDocument.of(ome, own).sealed(folder)
     (folder / "zarr.json").write_bytes(document.to_bytes())
