@@ -19,11 +19,10 @@ from aneurysm.errors import CacheError, DataError, Reason
 from aneurysm.precaching.build_series import record_of
 from aneurysm.precaching.destination import Destination
 from aneurysm.precaching.partition import Shard, deal
-from aneurysm.precaching.publish import sweep
+from aneurysm.precaching.publish import publish_record, sweep
 from aneurysm.precaching.relabel import Annotations, Update, relabel
 from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.children import Limits, Runner
-from aneurysm.processes.files import write_atomically
 from aneurysm.processes.threads import map_io
 from aneurysm.rawdata.facts import SeriesFacts
 from aneurysm.rawdata.folder import UNREADABLE, DataFolder, Inventory, SeriesSource, safe_source
@@ -226,7 +225,7 @@ class Planner:
             named = "train.csv" if notes.labels else "train_localizers.csv"
             detail = f"{_NAMED_IN}{named}, but there is no such series in the data"
             missing = record_of(self._spec, safe_source(uid).uid, Reason.NO_FILES, detail, notes)
-            write_atomically(layout.record(missing.series_uid), missing.to_json())
+            publish_record(layout, missing)
 
         there = {s.uid for s in self.inventory.sources}
         named = {safe_source(uid).uid: uid for uid in sorted(tables.notes.keys() - there)}

@@ -149,7 +149,7 @@ def test_a_disk_that_is_full_when_a_lost_series_is_recorded_is_told(tmp_path, mo
     def refuse(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("aneurysm.precaching.engines.write_atomically", refuse)
+    monkeypatch.setattr("aneurysm.precaching.engines.publish_record", refuse)
     with pytest.raises(NoSpaceError, match="full"):
         list(run_jobs([job(tmp_path, "1.1")], Losing(), CacheLayout(tmp_path)))
 

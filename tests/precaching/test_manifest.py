@@ -16,7 +16,7 @@ from aneurysm.cache.manifest import write_manifest
 from aneurysm.errors import CacheError, Reason
 from aneurysm.precaching import run
 from aneurysm.precaching.build_series import Outcome, record_of
-from aneurysm.processes.files import write_atomically
+from aneurysm.precaching.publish import publish_record
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.support.built import Built
 from tests.support.cache_state import manifest, same_cache
@@ -30,7 +30,7 @@ def layout(built: Built, tmp_path) -> CacheLayout:
 
 def put_record(layout: CacheLayout, uid: str) -> None:
     record = record_of(read_spec(layout), uid, Reason.NO_FILES, "a test", SeriesNotes())
-    write_atomically(layout.record(uid), record.to_json())
+    publish_record(layout, record)
 
 
 def test_the_tables_are_the_same_when_derived_again(built, layout):
@@ -58,6 +58,7 @@ def test_a_volume_counts_before_a_record_and_a_record_before_a_volume_that_cant_
 @pytest.mark.parametrize("record", ["[]", "{}", '{"status": "failed", "lesions": 3}', "null"])
 def test_a_record_that_is_none_has_no_row(built, layout, record):
     put_record(layout, "1.2.3")
+    layout.record("1.2.4").parent.mkdir(exist_ok=True)
     layout.record("1.2.4").write_text(record)
     assert len(write_manifest(layout)) == 5
     assert set(manifest(layout.root)) == {*built.uids, "1.2.3"}

@@ -16,9 +16,8 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import ClusterError, Reason, SeriesRejectedError, StoreError
 from aneurysm.precaching import publish
 from aneurysm.precaching.build_series import record_of
-from aneurysm.precaching.publish import claim
+from aneurysm.precaching.publish import claim, publish_record
 from aneurysm.precaching.run import RunSummary, precache
-from aneurysm.processes.files import write_atomically
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.support.built import Built
 from tests.support.cache_paths import record_paths
@@ -47,7 +46,7 @@ def fail_before(copied: Built, *uids: str) -> None:
     for uid in uids:
         shutil.rmtree(layout.volume(uid))
         record = record_of(read_spec(layout), uid, Reason.READ_ERROR, "before", SeriesNotes())
-        write_atomically(layout.record(uid), record.to_json())
+        publish_record(layout, record)
 
 
 def test_a_failure_leaves_the_volume_that_is_there(copied: Built, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,8 @@ from aneurysm.cache.manifest import leave_seconds, write_manifest
 from aneurysm.errors import CacheError, Reason
 from aneurysm.precaching import verify
 from aneurysm.precaching.build_series import record_of
-from aneurysm.precaching.publish import claim
+from aneurysm.precaching.publish import claim, publish_record
 from aneurysm.precaching.run import precache
-from aneurysm.processes.files import write_atomically
 from aneurysm.rawdata.tables import SeriesNotes
 from tests.support.built import Built
 from tests.support.cache_paths import record_path, volume_path
@@ -121,7 +120,7 @@ SHALLOW: dict[str, Callable[[Path, str], object]] = {
     "the spec was edited": lambda c, u: (c / "spec.toml").write_text(
         (c / "spec.toml").read_text().replace("2000", "1900")
     ),
-    "a directory left in volumes": lambda c, u: (volume_path(c, "1.2.3")).mkdir(),
+    "a directory left in volumes": lambda c, u: volume_path(c, "1.2.3").mkdir(parents=True),
     "a temporary directory left in volumes": lambda c, u: shutil.copytree(
         volume(c, u), volume(c, u).with_name(f"{u}.zarr.tmp")
     ),
@@ -422,7 +421,7 @@ def test_one_flipped_bit_anywhere_is_found(cache: Path) -> None:
     rng = np.random.default_rng(20)
     (cache / ".seconds").mkdir()
     record = record_of(read_spec(CacheLayout(cache)), "1.2.3", Reason.MOSAIC, "a mosaic", SeriesNotes())
-    write_atomically(CacheLayout(cache).record("1.2.3"), record.to_json())
+    publish_record(CacheLayout(cache), record)
     write_manifest(CacheLayout(cache))
     leave_seconds(CacheLayout(cache), {"1.2.3": 1.5})
     assert verify.verify(cache, workers=0).faults == []
