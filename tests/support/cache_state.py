@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def tree_digest(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder).as_posix()
         if path.is_file():
             digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif not any(path.iterdir()):
+        elif not any(path.iterdir()) and not re.fullmatch("[0-9a-f]{2}", name):  # one of volumes that are gone
             digests[name + "/"] = ""
     return digests
 
@@ -57,6 +58,7 @@ def leftovers(cache: Path) -> list[str]:
         "volumes",
         "rejected",
         ".building",
+        ".tables",
         "lesions.csv",
         ".patient-key",
         ".patient-key-check",
@@ -66,6 +68,7 @@ def leftovers(cache: Path) -> list[str]:
     building = cache / ".building"
     if building.exists():
         left += [p.relative_to(cache).as_posix() for p in building.rglob("*")]
+    left += [f".tables/{p.name}" for p in cache.glob(".tables/*") if p.suffix != ".jsonl"]
     complete = {*volume_paths(cache), *record_paths(cache)}
     complete |= {path.parent for path in complete}
     for folder in (cache / "volumes", cache / "rejected"):
