@@ -42,7 +42,7 @@ def job(cache: Path, uid: str, *, overwrite: bool = False) -> SeriesJob:
 def test_what_another_run_has_finished_is_not_built_and_what_it_left_is(tmp_path):
     layout, engine = CacheLayout(tmp_path), Engine()
     layout.volume("1.2").mkdir(parents=True)
-    layout.record("1.3").parent.mkdir()
+    layout.record("1.3").parent.mkdir(parents=True)
     layout.record("1.3").touch()
     jobs = [job(tmp_path, uid) for uid in ("1.1", "1.2", "1.3", "1.4", "1.5")]
     outcomes = {outcome.uid: outcome.status for outcome in run_jobs(jobs, engine, layout)}
@@ -129,7 +129,7 @@ def test_the_process_of_a_lost_series_may_take_a_while_to_let_go_of_it(tmp_path)
 
 def test_a_retry_does_not_count_the_record_of_another_run_but_its_volume(tmp_path):
     layout, retry = CacheLayout(tmp_path), replace(job(tmp_path, "1.1"), retry=True)
-    layout.record("1.1").parent.mkdir()
+    layout.record("1.1").parent.mkdir(parents=True)
     layout.record("1.1").touch()
     assert job(tmp_path, "1.1").is_done(layout)
     assert not retry.is_done(layout)
