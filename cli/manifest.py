@@ -8,6 +8,7 @@ import typer
 
 from aneurysm.cli.exits import Exit
 from aneurysm.cli.options import CacheOption, Workers, chosen_workers
+from aneurysm.cli.result import JsonOption, Result
 from aneurysm.remote.url import join_url
 
 _NAMED = 20
@@ -28,6 +29,7 @@ def manifest(
     exit_zero: Annotated[
         bool, typer.Option("--exit-zero", help="Exit code 0 also where 8 would say that some are rejected or failed.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """
     Write manifest.csv and lesions.csv again, after the last shard of several.
@@ -37,21 +39,22 @@ def manifest(
     """
     from aneurysm.precaching.finish import merge
 
+    result = Result("manifest", as_json=as_json)
     merged = merge(cache, data, workers=chosen_workers(workers))
-    typer.echo(f"{cache} holds {merged.cached} volumes; {merged.not_cached} series are recorded as not cached.")
+    result.say(f"{cache} holds {merged.cached} volumes; {merged.not_cached} series are recorded as not cached.")
     if data is None:
-        typer.echo("Whether others are missing can't be said without --data.")
+        result.say("Whether others are missing can't be said without --data.")
     for uid in merged.missing[:_NAMED]:
-        typer.echo(f"missing: {uid}")
+        result.say(f"missing: {uid}")
     if len(merged.missing) > _NAMED:
-        typer.echo(f"and {len(merged.missing) - _NAMED} more")
+        result.say(f"and {len(merged.missing) - _NAMED} more")
     if merged.missing:
-        typer.echo(
+        result.say(
             f"{len(merged.missing)} series of {data} are missing: nobody built them yet. The same `aneurysm precache` "
             "again does only those."
         )
     if merged.not_cached:
-        typer.echo(f"{join_url(cache, 'manifest.csv')} says why {merged.not_cached} are not cached.")
+        result.say(f"{join_url(cache, 'manifest.csv')} says why {merged.not_cached} are not cached.")
     for uid, digest in list(merged.strange.items())[:_NAMED]:
         typer.echo(f"aneurysm: volume {uid} is of digest {digest}, and the cache of {merged.digest}", err=True)
     if merged.strange:
@@ -60,8 +63,21 @@ def manifest(
             "Build them again: aneurysm precache --overwrite --series UID...",
             err=True,
         )
-        raise typer.Exit(Exit.CACHE)
-    if merged.missing:
-        raise typer.Exit(Exit.INCOMPLETE)
-    if merged.not_cached:
-        raise typer.Exit(Exit.OK if exit_zero else Exit.SOME_FAILED)
+    code = Exit.OK
+    if merged.strange:
+        code = Exit.CACHE
+    elif merged.missing:
+        code = Exit.INCOMPLETE
+    elif merged.not_cached:
+        code = Exit.SOME_FAILED
+    result.end(
+        code,
+        {
+            "cache": cache,
+            "cached": merged.cached,
+            "not_cached": merged.not_cached,
+            "missing": None if data is None else merged.missing,
+            "strange": merged.strange,
+        },
+        exit_zero=exit_zero,
+    )

@@ -11,6 +11,7 @@ import typer
 
 from aneurysm.cli.exits import Exit, unwind_on_sigterm
 from aneurysm.cli.options import CacheOption, MemoryMb, TimeoutS, Workers, chosen_workers
+from aneurysm.cli.result import JsonOption, Result
 from aneurysm.cli.values import whole
 from aneurysm.remote.url import join_url
 
@@ -64,6 +65,7 @@ def precache(
     exit_zero: Annotated[
         bool, typer.Option("--exit-zero", help="Exit code 0 also where 8 would say that some are rejected or failed.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """
     Build what is missing of the cache.
@@ -76,11 +78,12 @@ def precache(
 
     part = find_shard(shard, os.environ)
     unwind_on_sigterm()
-    if part:
-        typer.echo(f"shard {part} ({part.origin})", err=True)
-    progress = PrecacheProgress()
+    result = Result("precache", as_json=as_json)
+    progress = PrecacheProgress(task=str(part or ""))
     try:
         with progress:
+            if part:
+                progress.say(f"shard {part} ({part.origin})")
             summary = build.precache(
                 data,
                 cache,
@@ -99,33 +102,35 @@ def precache(
             )
     except (KeyboardInterrupt, SystemExit) as error:
         ended = "terminated" if isinstance(error, SystemExit) else "interrupted"
-        typer.echo(f"aneurysm: {ended}: {progress.state()}. The same command resumes.", err=True)
+        progress.say(f"aneurysm: {ended}: {progress.state()}. The same command resumes.")
         raise
     bad = summary.total_not_cached
-    typer.echo(
+    result.say(
         f"{summary.cached} cached, {summary.rejected} rejected, {summary.failed} failed, {summary.skipped} done "
         f"before, in {summary.seconds:.1f} s. "
         + (f"Shard {part} has" if part else f"{cache} holds")
         + f" {summary.total_cached} volumes."
     )
     for line in _annotation_lines(summary, data):
-        typer.echo(line)
+        result.say(line)
     if part:
-        typer.echo(f"When all shards are done: aneurysm manifest --data {data} --cache {cache}")
+        result.say(f"When all shards are done: aneurysm manifest --data {data} --cache {cache}")
     if summary.busy:
-        typer.echo(f"{summary.busy} series are in the hands of another run: when it is done, run this again.")
+        result.say(f"{summary.busy} series are in the hands of another run: when it is done, run this again.")
     if bad:
         where = (
             f"{join_url(cache, 'rejected')} says why of those that can't be"
             if part
             else join_url(cache, "manifest.csv")
         )
-        typer.echo(f"{bad} series are not cached; {where}" + ("." if part else " says why."))
+        result.say(f"{bad} series are not cached; {where}" + ("." if part else " says why."))
+    code = Exit.OK
     if summary.busy:
-        raise typer.Exit(Exit.INCOMPLETE)
+        code = Exit.INCOMPLETE
     # Of what was built again and failed the volume is kept: it does not count among those that are not cached.
-    if bad or summary.rejected or summary.failed or summary.not_updated:
-        raise typer.Exit(Exit.OK if exit_zero else Exit.SOME_FAILED)
+    elif bad or summary.rejected or summary.failed or summary.not_updated:
+        code = Exit.SOME_FAILED
+    result.end(code, {"cache": cache, "shard": str(part) if part else None} | vars(summary), exit_zero=exit_zero)
 
 
 def _annotation_lines(summary: RunSummary, data: str) -> Iterator[str]:

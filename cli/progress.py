@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -159,14 +161,19 @@ class _Moment(ProgressColumn):
 class PrecacheProgress(Display):
     """Tells of a precache run: series, bytes, time left, failures so far."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, task: str = "") -> None:
         super().__init__("precache", console)
+        self._task = task
         self._todo = self._done = self._bad = self._bytes_in = self._bytes_expected = 0
         self._began = Clock()
 
     def __enter__(self) -> Self:
         self.show("looking for series")
         return self
+
+    def say(self, text: str) -> None:
+        """Print a line of its own; in a log, where those of many tasks come together, with its time and origin."""
+        super().say(text if self.console.is_terminal else f"{log_prefix(self._task)} {text}")
 
     def started(self, inventory: Inventory, todo: int, there: int, bytes_in: int) -> None:
         """Say what was found and what is to do."""
@@ -213,6 +220,15 @@ class PrecacheProgress(Display):
         each_s = self._done / elapsed
         series = f"{each_s:.1f} series/s" if each_s >= 1 else f"{60 * each_s:.1f} series/min"
         return f"{series}, {size_text(int(self._bytes_in / elapsed))}/s"
+
+
+def log_prefix(task: str) -> str:
+    """Return when, on which host, in which job and as which ``task`` of a run a line of a log is written."""
+    from aneurysm.precaching.run_id import host_name, job_name
+
+    job = job_name(os.environ)
+    origin = [f"job={job}" if job else "", f"task={task}" if task else ""]
+    return " ".join(filter(None, (f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", host_name(), *origin)))
 
 
 def series_text(done: int, total: int, window: int = 0, windows: int = 0) -> str:

@@ -20,14 +20,12 @@ import atexit
 import json
 import logging
 import os
-import re
 import secrets
 import shutil
-import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -36,6 +34,7 @@ from aneurysm._version import __version__
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import StoreError, words_of
 from aneurysm.precaching.build_series import Outcome, SeriesJob
+from aneurysm.precaching.run_id import host_name, job_name
 from aneurysm.processes.locks import is_locked, lock_file
 from aneurysm.processes.shared_folder import make_folder, share
 from aneurysm.remote.client import ObjectStore
@@ -55,18 +54,6 @@ _IDLE_S: Final = 120.0
 HowEnded = Literal["done", "terminated", "interrupted", "error"]
 
 _log: Final = logging.getLogger(__name__)
-
-
-def host_name() -> str:
-    """Return the name of this machine, in letters that may stand in the name of a file."""
-    return re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:64] or "node"
-
-
-def job_name(environ: Mapping[str, str]) -> str:
-    """Return the batch system's name of the job that this process is a part of, as its commands want it; or ""."""
-    array, task = environ.get("SLURM_ARRAY_JOB_ID", ""), environ.get("SLURM_ARRAY_TASK_ID", "")
-    name = f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID", "")
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:64]
 
 
 class _Sink(Protocol):

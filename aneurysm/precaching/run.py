@@ -56,6 +56,8 @@ class RunSummary:
     to be built or to be updated.
     """
 
+    run: str = ""
+    """Its name, as `aneurysm status --run` takes it."""
     cached: int = 0
     rejected: int = 0
     failed: int = 0
@@ -196,7 +198,7 @@ def precache(
             )
             for planned in task.todo
         ]
-        summary = RunSummary(skipped=len(task.done), has_labels=task.has_labels)
+        summary = RunSummary(run=run, skipped=len(task.done), has_labels=task.has_labels)
         summary.count_updates(task.updates)
         ledger.write(
             "run_started",

@@ -1,9 +1,10 @@
-"""The name of a run: one for all tasks of an array, by which its ledgers and what was dealt to its tasks are found."""
+"""The names of a run and of who works at it, for ledgers and logs: one run is all tasks of an array."""
 
 from __future__ import annotations
 
 import re
 import secrets
+import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
@@ -43,3 +44,15 @@ def checked_run_id(name: str, origin: str) -> str:
             "underscores, and begins with a letter or digit"
         )
     return name
+
+
+def host_name() -> str:
+    """Return the name of this machine, in letters that may stand in the name of a file."""
+    return re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:64] or "node"
+
+
+def job_name(environ: Mapping[str, str]) -> str:
+    """Return the batch system's name of the job that this process is a part of, as its commands want it; or ""."""
+    array, task = environ.get("SLURM_ARRAY_JOB_ID", ""), environ.get("SLURM_ARRAY_TASK_ID", "")
+    name = f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID", "")
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:64]

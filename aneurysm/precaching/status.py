@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from aneurysm.precaching.ledger import HEARTBEAT_S, host_name
+from aneurysm.precaching.ledger import HEARTBEAT_S
 from aneurysm.precaching.ledger_files import LedgerFiles, open_ledgers
+from aneurysm.precaching.run_id import host_name
 from aneurysm.precaching.tally import BIN_S, InHand, Start, Tally, Work, Writer
 
 STATUS_VERSION: Final = 1

@@ -18,9 +18,18 @@ from aneurysm.cli import progress
 from aneurysm.cli.progress import Clock, Display, PrecacheProgress, series_share, series_text
 from aneurysm.cli.train_progress import TrainProgress
 from aneurysm.precaching.build_series import Outcome
+from aneurysm.precaching.run_id import host_name
 from aneurysm.rawdata.folder import Inventory
 from aneurysm.training.progress import RunFacts, StepFacts
 from tests.support.command import environment
+
+HOST = re.escape(host_name())
+
+
+@pytest.fixture(autouse=True)
+def _no_job(monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -37,6 +46,15 @@ def console(*, terminal: bool = False) -> Console:
 
 def said(console: Console) -> str:
     return console.file.getvalue()
+
+
+def log_lines(console: Console) -> list[str]:
+    """What was said into a log, without the time and host that each line begins with."""
+    stamped = [
+        re.fullmatch(rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ {HOST} (.*)", line) for line in said(console).splitlines()
+    ]
+    assert all(stamped), said(console)
+    return [line[1] for line in stamped if line]
 
 
 def test_a_line_comes_every_so_often_whether_or_not_there_is_news(monkeypatch):
@@ -78,18 +96,16 @@ def test_before_the_first_series_there_is_no_rate_and_no_end(clock):
     display.started(Inventory("data", "rsna", []), 23, 0, 10**9)
     clock.s += 60
     display.line()
-    assert said(out).splitlines()[1] == "precache: 0:01:00 so far, 0 of 23 series"
+    assert log_lines(out)[1] == "precache: 0:01:00 so far, 0 of 23 series"
     display.finished(Outcome("1.1", "cached", bytes_in=10**8))
     display.line()
     line = "precache: 0:09:00 left, 1 of 23 series, 1.0 series/min, 1.6 MiB/s"
-    assert said(out).splitlines()[2] == line
+    assert log_lines(out)[2] == line
     # More bytes than were estimated: there is still something to do.
     display.finished(Outcome("1.2", "failed", "read_error", "it broke", bytes_in=2 * 10**9))
-    assert said(out).splitlines()[3] == "failed 1.2: read_error: it broke"
+    assert log_lines(out)[3] == "failed 1.2: read_error: it broke"
     display.line()
-    assert (
-        said(out).splitlines()[4] == "precache: 0:00:00 left, 2 of 23 series, 2.0 series/min, 33.4 MiB/s, 1 not cached"
-    )
+    assert log_lines(out)[4] == "precache: 0:00:00 left, 2 of 23 series, 2.0 series/min, 33.4 MiB/s, 1 not cached"
     display.close()
 
 
@@ -98,7 +114,17 @@ def test_the_search_for_series_is_shown(clock):
     with PrecacheProgress(out) as display:
         clock.s += 25
         display.line()
-    assert said(out) == "precache: 0:00:25 so far, looking for series\n"
+    assert log_lines(out) == ["precache: 0:00:25 so far, looking for series"]
+
+
+def test_lines_of_a_log_say_which_task_of_which_job_wrote_them(monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    out, shown = console(), console(terminal=True)
+    PrecacheProgress(out, task="3/32").say("a line")
+    assert log_lines(out) == ["job=70_3 task=3/32 a line"]
+    PrecacheProgress(shown, task="3/32").say("a line")
+    assert said(shown) == "a line\n"
 
 
 def test_series_and_windows_are_counted():

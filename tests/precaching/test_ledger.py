@@ -14,7 +14,7 @@ import pytest
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.precaching.build_series import Outcome, SeriesJob
-from aneurysm.precaching.ledger import Ledger, job_name, ledger_of, prune_runs, run_ledger
+from aneurysm.precaching.ledger import Ledger, ledger_of, prune_runs, run_ledger
 from aneurysm.processes.locks import is_locked
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.rawdata.tables import SeriesNotes
@@ -167,13 +167,6 @@ def test_the_newest_runs_stay_and_those_that_somebody_is_at(cache):
     os.utime(runs / "run-4")  # of the last day
     prune_runs(CacheLayout(cache), "", kept=1)
     assert sorted(p.name for p in runs.iterdir()) == ["run-4", "run-5"]
-
-
-def test_jobs_are_called_as_the_batch_system_calls_them():
-    assert job_name({"SLURM_JOB_ID": "77"}) == "77"
-    assert job_name({"SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"}) == "70_3"
-    assert job_name({"SLURM_JOB_ID": "7\n7/.."}) == "7-7-.."
-    assert job_name({}) == ""
 
 
 @pytest.mark.usefixtures("s3_settings")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import UsageError
-from aneurysm.precaching.run_id import given_run_id, run_id
+from aneurysm.precaching.run_id import given_run_id, job_name, run_id
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,10 @@ def test_a_name_that_is_taken_stays_below_the_cache(tmp_path_factory, name):
         return
     if accepted is not None:
         assert (runs / accepted).resolve().parent == runs.resolve()
+
+
+def test_jobs_are_called_as_the_batch_system_calls_them():
+    assert job_name({"SLURM_JOB_ID": "77"}) == "77"
+    assert job_name({"SLURM_JOB_ID": "77", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"}) == "70_3"
+    assert job_name({"SLURM_JOB_ID": "7\n7/.."}) == "7-7-.."
+    assert job_name({}) == ""

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from aneurysm.errors import CacheNotFoundError, UsageError
-from aneurysm.precaching.ledger import host_name, run_ledger
+from aneurysm.precaching.ledger import run_ledger
 from aneurysm.precaching.ledger_files import parse_entry
+from aneurysm.precaching.run_id import host_name
 from aneurysm.precaching.status import RunWatch, odd_hosts, status_facts
 from tests.support.command import call_cli, call_in_process, environment
 from tests.support.ledgers import T0, LedgerFile, empty_cache
