@@ -55,7 +55,7 @@ def check_space(
     sizes = _within(patience_s, [todo[i] for i in reversed(picked)], spec, processes, limits)
     if not sizes:
         return 0
-    needed = int(np.mean(sizes) * np.dtype(spec.storage.dtype).itemsize * _PACKED * len(todo)) + _SPARE
+    needed = packed_bytes(float(np.mean(sizes)) * len(todo), spec)
     free = shutil.disk_usage(cache).free
     if free < needed:
         need, has = two_sizes_text(needed, free)
@@ -64,6 +64,11 @@ def check_space(
             "Name a cache folder on another disk, or build a part of it with --limit or --series"
         )
     return needed
+
+
+def packed_bytes(voxels: float, spec: CacheSpec) -> int:
+    """Return about how many bytes on disk volumes of so many voxels together take."""
+    return int(voxels * np.dtype(spec.storage.dtype).itemsize * _PACKED) + _SPARE
 
 
 def _within(
@@ -77,7 +82,7 @@ def _within(
         if left <= 0:
             break
         try:
-            sizes.append(processes.run(_voxels, source, spec, limits=replace(limits, timeout_s=left)))
+            sizes.append(processes.run(target_voxels, source, spec, limits=replace(limits, timeout_s=left)))
         except StoppedError:
             raise
         except Exception:  # noqa: BLE001, S112 - whatever it is: its worker will say what is the matter
@@ -85,7 +90,8 @@ def _within(
     return sizes
 
 
-def _voxels(source: SeriesSource, spec: CacheSpec) -> int:
+def target_voxels(source: SeriesSource, spec: CacheSpec) -> int:
+    """Return the voxels of the volume that a series becomes, by its headers. Raises what reading them raises."""
     with source.local_copy(headers_only=True) as local:
         series = read_series(source.uid, local.list_files())
     # Pixels are for the workers: a decoder that crashes must not do so here. The size is the same either way.

@@ -63,7 +63,7 @@ def describe_denial(error: OSError) -> str:
                 return error.strerror or str(error)
             path = path.parent  # it is to be made there, or can't be seen from outside
     return (
-        f"{error.strerror}: {path} belongs to user {_user(status.st_uid)}, group {_group(status.st_gid)} (mode "
+        f"{error.strerror}: {path} belongs to user {_user(status.st_uid)}, group {group_name(status.st_gid)} (mode "
         f"{stat.S_IMODE(status.st_mode):04o}), and this is user {_user(os.geteuid())}. For a cache that a group shares "
         "its owner gives CACHE to the group (chgrp -R GROUP CACHE), and lets it write there now and later (chmod -R "
         "g+rwX CACHE; find CACHE -type d -exec chmod g+s {} +)"
@@ -78,7 +78,8 @@ def _user(number: int) -> str:
     return str(number)
 
 
-def _group(number: int) -> str:
+def group_name(number: int) -> str:
+    """Return the name of a group, or its number if it has none."""
     import grp
 
     with suppress(KeyError):
