@@ -14,6 +14,15 @@ MOST_WORKERS: Final = 1024
 CacheOption = Annotated[
     str, typer.Option(metavar="DIR|URL", envvar="ANEURYSM_CACHE", help="Folder or URL of the cache.")
 ]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR|URL", envvar="ANEURYSM_DATA", help="Folder or URL of DICOM series: the RSNA layout, or any tree."
+    ),
+]
+SpecOption = Annotated[
+    str, typer.Option(metavar="NAME|FILE", help="Name of a shipped cache spec, or path of a TOML file.")
+]
 LocalCache = Annotated[
     str | None,
     typer.Option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aneurysm.cli.exits import Exit, unwind_on_sigterm
-from aneurysm.cli.options import CacheOption, MemoryMb, TimeoutS, Workers, chosen_workers
+from aneurysm.cli.options import CacheOption, DataOption, MemoryMb, SpecOption, TimeoutS, Workers, chosen_workers
 from aneurysm.cli.result import JsonOption, Result
 from aneurysm.cli.values import whole
 from aneurysm.remote.url import join_url
@@ -20,18 +20,9 @@ if TYPE_CHECKING:
 
 
 def precache(
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="DIR|URL",
-            envvar="ANEURYSM_DATA",
-            help="Folder or URL of DICOM series: the RSNA layout, or any tree.",
-        ),
-    ] = "data",
+    data: DataOption = "data",
     cache: CacheOption = "cache",
-    spec: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="Name of a shipped cache spec, or path of a TOML file.")
-    ] = "rsna-1mm",
+    spec: SpecOption = "rsna-1mm",
     workers: Workers = None,
     limit: Annotated[
         int | None,

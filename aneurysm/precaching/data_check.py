@@ -67,7 +67,7 @@ def measure_needs(data: str | Path, cache: str | Path, spec: str | Path) -> Need
     for i in sorted({int(i) for i in np.linspace(0, len(todo) - 1, min(_LOOKED_AT, len(todo)))}):
         try:
             voxels.append(target_voxels(todo[i], recipe))
-        except Exception:  # noqa: BLE001, S112, PERF203 - whatever it is: its worker will say what is the matter
+        except Exception:  # noqa: BLE001, S112 - whatever it is: its worker will say what is the matter
             continue
     masks = given.find_masks() or {}
     inodes = sum(_INODES + (_INODES_OF_MASK if source.uid in masks else 0) for source in todo)
@@ -82,11 +82,12 @@ def check_room(cache: Path, needs: Needs | None, host: Host) -> list[Finding]:
     status = os.statvfs(base)
     mount = mount_of(base.resolve(), host)
     left = None if mount is None else quota_left(mount, host)
+    room, inodes = (None, None) if needs is None else (needs.bytes, needs.inodes)
     findings = [
-        _compared("free bytes", needs and needs.bytes, shutil.disk_usage(base).free, "another disk", text=size_text),
+        _compared("free bytes", room, shutil.disk_usage(base).free, "another disk", is_bytes=True),
         # Some file systems make inodes as they are needed, and say that there are none.
         _compared(
-            "free inodes", needs and needs.inodes + _SPARE_INODES, status.f_favail if status.f_files else None,
+            "free inodes", inodes and inodes + _SPARE_INODES, status.f_favail if status.f_files else None,
             "another file system",
         ),
     ]  # fmt: skip
@@ -96,19 +97,18 @@ def check_room(cache: Path, needs: Needs | None, host: Host) -> list[Finding]:
     if bytes_left is None and files_left is None:
         return [*findings, Finding("quota", State.OK, "there is none")]
     quotas = [
-        _compared("quota", needs and needs.bytes, bytes_left, "a place with a higher quota", text=size_text),
-        _compared("quota of files", needs and needs.inodes, files_left, "a place with a higher quota"),
+        _compared("quota", room, bytes_left, "a place with a higher quota", is_bytes=True),
+        _compared("quota of files", inodes, files_left, "a place with a higher quota"),
     ]
     return findings + [q for q, limit in zip(quotas, left, strict=True) if limit is not None]
 
 
-def _compared(check: str, needed: int | None, free: int | None, place: str, text: object = None) -> Finding:
-    bytes_ = text is size_text
+def _compared(check: str, needed: int | None, free: int | None, place: str, is_bytes: bool = False) -> Finding:
     if free is None:
         return Finding(check, State.UNKNOWN, "the file system does not tell")
     if not needed:
-        return Finding(check, State.UNKNOWN if needed is None else State.OK, f"{_amount(free, bytes_)} free")
-    need, has = two_sizes_text(needed, free) if bytes_ else (_amount(needed, False), _amount(free, False))
+        return Finding(check, State.UNKNOWN if needed is None else State.OK, f"{_amount(free, is_bytes)} free")
+    need, has = two_sizes_text(needed, free) if is_bytes else (f"{needed:,}", f"{free:,}")
     found = f"about {need} needed, {has} free"
     if free < needed:
         return Finding(check, State.ERROR, found, f"Make room, or name {place} with --cache")

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,7 @@ from aneurysm._version import __version__
 from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.dicom.decoder_check import decoder_faults
-from aneurysm.errors import AneurysmError, CacheNotFoundError, Reason, StoreError, UsageError
+from aneurysm.errors import AneurysmError, CacheNotFoundError, Reason, SpecError, StoreError, UsageError
 from aneurysm.precaching.data_check import Needs, check_memory, check_room, measure_needs
 from aneurysm.precaching.finding import Finding, State
 from aneurysm.precaching.folder_check import check_folder
@@ -32,13 +33,23 @@ from aneurysm.remote.scratch import scratch_folder
 from aneurysm.remote.url import is_url
 from aneurysm.spec import RECIPE_VERSION, load_spec, parse_spec
 
-CHECK_S: Final = 10.0
-"""Seconds that one check may take."""
-DATA_S: Final = 30.0
-"""Seconds that looking through the data may take: a tree of a million files takes longer, and is not waited for."""
+_START_S: Final = 60.0
+"""Seconds that a process may take to import what it needs, where hundreds of tasks begin at once."""
+_AT_ONCE: Final = 3
 _SLOW_STORE_S: Final = 1.0
 _LIBRARIES: Final = ("numpy", "zarr", "numcodecs", "pydicom", "imagecodecs", "python-gdcm", "pyjpegls", "pylibjpeg")
 _HUNG: Final = "A dead mount, or a server that is overloaded? See whether `ls` answers there"
+
+
+@dataclass(frozen=True)
+class DoctorTiming:
+    """Seconds that checks may take."""
+
+    check_s: float = 10.0
+    data_s: float = 30.0
+    """Looking through the data: a tree of a million files takes longer, and is not waited for."""
+    listen_s: float = 2.0
+    """For doctors on other hosts."""
 
 
 def examine(
@@ -48,44 +59,43 @@ def examine(
     spec: str | Path = "rsna-1mm",
     workers: int = 1,
     memory_mb: int | None = None,
-    host: Host = Host(),
+    host: Host | None = None,
     processes: Runner | None = None,
+    timing: DoctorTiming = DoctorTiming(),
 ) -> list[Finding]:
     """
     Return what the checks find, in the order of a table. Arguments as of `aneurysm.precaching.run.precache`.
 
-    ``host`` is how the system is asked. ``processes`` run the checks: by default some of one's own.
+    ``host`` is how the system is asked, if not this one. ``processes`` run the checks: by default some of one's own.
     """
+    host = Host() if host is None else host
     if processes is None:
-        with Children(ChildTiming(start_s=CHECK_S, starts=2)) as children:
+        with Children(ChildTiming(start_s=_START_S, starts=2)) as children:
             return examine(
-                data, cache, spec=spec, workers=workers, memory_mb=memory_mb, host=host, processes=children
+                data, cache, spec=spec, workers=workers, memory_mb=memory_mb, host=host, processes=children,
+                timing=timing,
             )  # fmt: skip
     runner = processes
-    with ThreadPoolExecutor(8, "checks") as pool:
+    with ThreadPoolExecutor(_AT_ONCE, "checks") as pool:
 
         def begin(name: str, limit_s: float, check: Callable[..., Any], *given: Any) -> Future[Any]:
             return pool.submit(_within, runner, name, limit_s, check, *given)
 
-        needs = begin("data", DATA_S, _data, data, cache, spec)
-        checks = [
-            begin("versions", CHECK_S, _versions),
-            begin("decoders", CHECK_S, _decoders),
-            begin("spec", CHECK_S, _spec, cache, spec),
-            begin("CPUs", CHECK_S, _cpus, workers, host),
-        ]
+        needs = begin("data", timing.data_s, _data, data, cache, spec)
+        checks = [begin("decoders", timing.check_s, _decoders), begin("spec", timing.check_s, _spec, cache, spec)]
         if is_url(data):
-            checks.append(begin("store of the data", CHECK_S, _store, str(data), "store of the data", False))
+            checks.append(begin("store of the data", timing.check_s, _store, str(data), "store of the data", False))
         if is_url(cache):
-            checks.append(begin("store of the cache", CHECK_S, _store, str(cache), "store of the cache", True))
+            checks.append(begin("store of the cache", timing.check_s, _store, str(cache), "store of the cache", True))
         else:
-            checks.append(begin("writing", CHECK_S, check_folder, Path(cache).absolute(), host))
-        findings = [finding for check in checks for finding in check.result()]
+            checks.append(begin("writing", timing.check_s, check_folder, Path(cache).absolute(), host, timing.listen_s))
+        findings = [_versions(), _cpus(workers, host)]
+        findings += [finding for check in checks for finding in check.result()]
         found, known = _of_data(needs.result())
         findings.append(found)
         if not is_url(cache):
             # With what the data ask for, if that came out.
-            findings += begin("free bytes", CHECK_S, check_room, Path(cache).absolute(), known, host).result()
+            findings += begin("free bytes", timing.check_s, check_room, Path(cache).absolute(), known, host).result()
     return [*findings, check_memory(workers, memory_mb, known, host)]
 
 
@@ -95,7 +105,7 @@ def _within(runner: Runner, name: str, limit_s: float, check: Callable[..., Any]
         return runner.run(check, *given, limits=Limits(limit_s))
     except LostError as error:
         if error.reason == Reason.TIMED_OUT:
-            return [Finding(name, State.ERROR, f"no answer within {limit_s:.0f} s", _HUNG)]
+            return [Finding(name, State.ERROR, f"no answer within {limit_s:g} s", _HUNG)]
         return [Finding(name, State.ERROR, error.detail, "Try it again; a decoder or another library may be broken")]
     except ModuleNotFoundError as error:
         what = f"the package {error.name} is missing"
@@ -117,17 +127,20 @@ def _of_data(answer: Needs | list[Finding]) -> tuple[Finding, Needs | None]:
 def _data(data: str | Path, cache: str | Path, spec: str | Path) -> Needs | list[Finding]:
     if not is_url(data) and not Path(data).is_dir():
         return [Finding("data", State.ERROR, f"there is no folder {data}", "Name it with --data; is it mounted here?")]
-    return measure_needs(data, cache, spec)
+    try:
+        return measure_needs(data, cache, spec)
+    except SpecError as error:  # said once is enough
+        return [Finding("data", State.UNKNOWN, f"not looked at without a spec: {error}")]
 
 
-def _versions() -> list[Finding]:
+def _versions() -> Finding:
     found = [f"aneurysm {__version__}, recipe {RECIPE_VERSION}, Python {platform.python_version()}"]
     for name in _LIBRARIES:
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             found.append(f"{name} without a version")
-    return [Finding("versions", State.OK, ", ".join(found))]
+    return Finding("versions", State.OK, ", ".join(found))
 
 
 def _decoders() -> list[Finding]:
@@ -162,17 +175,17 @@ def _spec(cache: str | Path, spec: str | Path) -> list[Finding]:
     return [Finding("spec", State.OK, f"{found}, as the cache")]
 
 
-def _cpus(workers: int, host: Host) -> list[Finding]:
+def _cpus(workers: int, host: Host) -> Finding:
     usable, quota = usable_cpus(), cpu_quota(host)
     found = f"{workers} workers; {usable} CPUs may be used here"
     if quota is not None:
         found += f", the container's quota is {quota:g}"
     if workers > usable:
         advice = f"--workers {usable}: more take more memory, and are not faster"
-        return [Finding("CPUs", State.WARNING, found, advice)]
+        return Finding("CPUs", State.WARNING, found, advice)
     if workers < usable:
-        return [Finding("CPUs", State.OK, f"{found}; {usable - workers} would be idle")]
-    return [Finding("CPUs", State.OK, found)]
+        found += f"; {usable - workers} would be idle"
+    return Finding("CPUs", State.OK, found)
 
 
 def _store(url: str, check: str, writing: bool) -> list[Finding]:

@@ -44,7 +44,7 @@ except BlockingIOError:
     print("locked")
 """
 _NO_LOCKS: Final = (
-    "Nothing is damaged by it, but two hosts may build one series, and what a host that died left is taken for its work "
+    "Nothing is damaged by it, but two hosts may build one series, and what a dead host left counts as its work "
     "for six hours"
 )
 
@@ -88,7 +88,8 @@ def check_folder(cache: Path, host: Host, listen_s: float = 2.0, node: str = _NO
             _locks_across(lock, mount_of(base.resolve(), host), listen_s, node),
         ]
     except OSError as error:
-        return [Finding("writing", State.ERROR, describe_denial(error), "Name another folder with --cache, or mend it")]
+        found = f"{base}: {describe_denial(error)}"
+        return [Finding("writing", State.ERROR, found, "Name another folder with --cache, or mend it")]
     finally:
         shutil.rmtree(own, ignore_errors=True)
         with suppress(OSError):
