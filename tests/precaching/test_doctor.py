@@ -61,14 +61,14 @@ def test_the_command_is_a_table_or_json_and_says_so_by_its_exit_code(built: Buil
     assert "what to do" in ran.out
     ran = call_cli("doctor", "--data", tmp_path / "nothing", "--cache", built.cache, "--workers", 1, "--json")
     assert ran.code == 2
-    (error,) = [entry for entry in json.loads(ran.out) if entry["state"] == "error"]
+    (error,) = [entry for entry in json.loads(ran.out)["findings"] if entry["state"] == "error"]
     assert error == {
         "check": "data",
         "state": "error",
         "found": f"there is no folder {tmp_path / 'nothing'}",
         "advice": "Name it with --data; is it mounted here?",
     }
-    assert ran.err == "aneurysm: 1 of 16 checks found an error\n"
+    assert ran.err == "1 of 16 checks found an error.\n"
 
 
 def test_a_mount_that_hangs_is_an_error_and_no_hang(built: Built, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_what_keeps_a_run_from_working_is_an_error(built: Built, tmp_path: Path,
         case "no data in it":
             data = tmp_path / "data"
             data.mkdir()
-            check, words = "data", "no DICOM series"
+            check, words = "data", "is an empty folder"
     finding = by_check(looked(Built(data, cache, []), cache, spec=spec))[check]
     assert finding.state == State.ERROR, finding
     assert words in finding.found
@@ -237,5 +237,5 @@ def test_a_store_that_lets_nobody_in_is_an_error(built: Built, monkeypatch: pyte
         "doctor", "--data", built.data, "--cache", "s3://bucket/cache", "--workers", 1, "--json", env=environment()
     )
     assert ran.code == 2
-    found = {entry["check"]: entry for entry in json.loads(ran.out)}
+    found = {entry["check"]: entry for entry in json.loads(ran.out)["findings"]}
     assert "there are no credentials" in found["store of the cache"]["found"]
