@@ -24,16 +24,18 @@ import numpy as np
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
 from aneurysm.precaching.run import precache
+from aneurysm.precaching.status import RunWatch
 from aneurysm.rawdata.folder import find_series
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.table import Target, aims, command_line, machine, write_section
-from benchmarks.tiny import SLICES, clone_volume, series_uid, write_tiny_data
+from benchmarks.tiny import SLICES, clone_volume, series_uid, write_ledgers, write_tiny_data
 
 if TYPE_CHECKING:
     from aneurysm.precaching.build_series import Outcome
     from aneurysm.rawdata.folder import Inventory
 
 _ROOT = Path(__file__).parents[1]
+_RUN = "scale"
 _NOTES = """\
 Wall time, the least of {repeats} runs; every step is a process of its own, imports not counted. CPU time and memory are
 of that process, without workers; memory is the most that it had resident beyond what it had after its imports.
@@ -46,6 +48,7 @@ as long as what is known of them fits the processor's caches, which is no growth
 - **resume**: `precache` into a finished cache: scan, plan, nothing to do, manifest.
 - **merge**: `aneurysm manifest`: both tables derived from the volumes.
 - **verify**: `aneurysm verify`, without `--deep`: metadata, digests, every file's hash, the manifest.
+- **status**: `aneurysm status` of a run of 64 tasks that built all series: the ledgers, two lines a series.
 """
 
 
@@ -130,6 +133,12 @@ def _verify(workers: int) -> Callable[[Path], None]:
     return verify
 
 
+def _status(work: Path) -> None:
+    status = RunWatch(work / "cache", _RUN).look()
+    assert status.is_complete, status
+    assert status.total == status.done > 0
+
+
 STEPS: dict[str, Callable[[Path], None]] = {
     "scan, RSNA layout": _scan,
     "scan, free tree, 1 worker": _tree(1),
@@ -138,6 +147,7 @@ STEPS: dict[str, Callable[[Path], None]] = {
     "merge": _merge,  # before resume and verify, which need the manifest
     "resume": _resume,
     "relabel": _relabel,
+    "status": _status,
     "verify, 1 worker": _verify(1),
     "verify, 2 workers": _verify(2),
 }
@@ -199,6 +209,7 @@ def _make(work: Path, series: int) -> None:
     write_tiny_data(work / "data", series)
     precache(work / "data", work / "cache", series=[series_uid(0)])
     clone_volume(work / "cache", range(1, series))
+    write_ledgers(work / "cache", _RUN, series)
     (work / "complete").touch()
 
 

@@ -7,6 +7,7 @@ volume has its own metadata and the hashes that belong to them: `aneurysm verify
 from __future__ import annotations
 
 import io
+import json
 import os
 import struct
 from concurrent.futures import ProcessPoolExecutor
@@ -111,3 +112,26 @@ def _clone_part(cache: Path, numbers: range) -> None:
         images = pack_frames([replace(f, sop=sop) for f, sop in zip(frames, sops, strict=True)])
         copy = document.with_changes(series_uid=uid, images=images).sealed(folder)
         (folder / "zarr.json").write_bytes(copy.to_bytes())
+
+
+def write_ledgers(cache: Path, run: str, series: int, tasks: int = 64) -> None:
+    """Write the ledgers that a run of ``tasks`` leaves of so many series, one in a hundred of which fails."""
+    folder = CacheLayout(cache).runs / run
+    folder.mkdir(parents=True)
+    for task in range(tasks):
+        mine = range(task, series, tasks)
+        host = f"node{task % 16:03}"
+        opened = {"ledger": 1, "run": run, "host": host, "pid": 1, "task": f"{task}/{tasks}", "role": "run"}
+        lines = [{"event": "opened"} | opened, {"event": "run_started", "series": series, "todo": len(mine)}]
+        for i in mine:
+            lines.append({"event": "series_started", "series": series_uid(i), "bytes": 7 * 10**7, "expected_s": 3.5})
+            if i % 100:
+                done = {"seconds": 3.25 + i % 7, "bytes_in": 7 * 10**7, "bytes_out": 9 * 10**6, "frames": 188}
+                done |= {"event": "cached", "voxels": 188 * 512 * 512, "syntax": "1.2.840.10008.1.2.4.90"}
+            else:
+                done = {"event": "failed", "reason": "read_error", "seconds": 1.0}
+            lines.append(done | {"series": series_uid(i)})
+        lines.append({"event": "run_ended", "how": "done"})
+        with (folder / f"{host}~1~{task:08x}.jsonl").open("w") as file:
+            for number, line in enumerate(lines):
+                file.write(json.dumps({"time": 1.7e9 + 2.0 * number} | line, separators=(",", ":")) + "\n")

@@ -269,6 +269,9 @@ def told(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
         run(f"precache {layout}, again", "precache", *given, "--workers", 1, "--retry-failed", codes=(8,))
         run(f"manifest {layout}", "manifest", "--data", source, "--cache", cache, codes=(0, 8))
         run(f"verify {layout}", "verify", "--deep", "--cache", cache)
+        page, metrics = out / f"run-{layout}.html", out / f"{layout}.prom"
+        run(f"status {layout}", "status", "--cache", cache, "--report", page, "--metrics", metrics, codes=(8,))
+        run(f"status {layout}, JSON", "status", "--json", "--cache", cache, codes=(8,))
         run(f"info {layout}", "info", "--cache", cache)
         uid = volume_paths(cache)[0].stem
         run(f"info {layout}, one", "info", uid, "--cache", cache, "--png", out / f"{layout}.png")

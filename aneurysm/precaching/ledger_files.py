@@ -67,9 +67,12 @@ def parse_entry(writer: str, line: bytes) -> Entry | None:
         return None
     if not isinstance(values, dict):
         return None
-    entry = Entry(writer, "", 0.0, values)
-    event, time = entry.name("event"), entry.number("time")
-    return Entry(writer, event, time, values) if event and time else None
+    event, time = values.get("event"), values.get("time")
+    if not isinstance(event, str) or not _NAME.fullmatch(event) or isinstance(time, bool):
+        return None
+    if not isinstance(time, int | float) or not 0 < time < _LARGEST:
+        return None
+    return Entry(writer, event, time, values)
 
 
 class LedgerFiles(Protocol):

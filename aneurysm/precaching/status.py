@@ -275,9 +275,7 @@ def _recent(tally: Tally, end: float) -> Work:
     total = Work()
     for number, work in tally.recent.items():
         if end - _WINDOW_S < (number + 1) * BIN_S and number * BIN_S <= end:
-            total.series += work.series
-            total.bytes_in += work.bytes_in
-            total.expected_s += work.expected_s
+            total.add(work)
     return total
 
 

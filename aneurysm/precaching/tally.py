@@ -62,15 +62,28 @@ class Work:
     voxels: int = 0
     expected_s: float = 0.0
 
-    def add(self, entry: Entry) -> None:
-        """Add the outcome of a series."""
-        self.series += 1
-        self.failed += entry.event == "failed"
-        self.seconds += entry.number("seconds")
-        self.bytes_in += entry.count("bytes_in")
-        self.bytes_out += entry.count("bytes_out")
-        self.voxels += entry.count("voxels")
-        self.expected_s += entry.number("expected_s")
+    def add(self, other: Work) -> None:
+        """Add what was done elsewhere."""
+        self.series += other.series
+        self.failed += other.failed
+        self.seconds += other.seconds
+        self.bytes_in += other.bytes_in
+        self.bytes_out += other.bytes_out
+        self.voxels += other.voxels
+        self.expected_s += other.expected_s
+
+
+def _work_of(entry: Entry) -> Work:
+    """Return what the outcome of one series says."""
+    return Work(
+        series=1,
+        failed=int(entry.event == "failed"),
+        seconds=entry.number("seconds"),
+        bytes_in=entry.count("bytes_in"),
+        bytes_out=entry.count("bytes_out"),
+        voxels=entry.count("voxels"),
+        expected_s=entry.number("expected_s"),
+    )
 
 
 @dataclass(slots=True)
@@ -186,12 +199,13 @@ class Tally:
             works.append(self.by_minute[minute])
         if syntax and (syntax in self.by_syntax or len(self.by_syntax) < _MOST_SYNTAXES):
             works.append(self.by_syntax[syntax])
+        one = _work_of(entry)
         for work in works:
-            work.add(entry)
+            work.add(one)
         if len(self.recent) > 2 * _BINS_KEPT:
             for old in sorted(self.recent)[:-_BINS_KEPT]:
                 del self.recent[old]
-        timed = TimedSeries(entry.number("seconds"), uid, writer.host, entry.count("bytes_in"), syntax)
+        timed = TimedSeries(one.seconds, uid, writer.host, one.bytes_in, syntax)
         if len(self.slowest) < _SLOWEST:
             heapq.heappush(self.slowest, timed)
         elif self.slowest[0] < timed:

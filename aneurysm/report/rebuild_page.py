@@ -215,10 +215,7 @@ def _cost(name: str, work: Work) -> _Cost:
 def _sum(works: Sequence[Work]) -> Work:
     total = Work()
     for work in works:
-        total.series += work.series
-        total.seconds += work.seconds
-        total.bytes_in += work.bytes_in
-        total.voxels += work.voxels
+        total.add(work)
     return total
 
 

@@ -44,7 +44,7 @@ ALSO_BAD = {
 ZERO_IS_FINE = {"--seed", "--cases", "--candidates", "--fold", "--test-fold"}
 NAMES = {"--loss", "--sampling", "--precision"}
 """Options of the metavar NAME whose values can be listed; a model's can't."""
-FREE = {"DIR", "FILE", "DIR|URL", "NAME", "NAME|FILE", "UID...", "M...", "ADDRESS", "DEVICE", "MODULE:FUNCTION"}
+FREE = {"DIR", "FILE", "DIR|URL", "NAME", "NAME|FILE", "UID...", "ID", "M...", "ADDRESS", "DEVICE", "MODULE:FUNCTION"}
 """What may be any text: test_silly_paths.py and the tests of each command look at those."""
 
 
