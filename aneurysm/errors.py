@@ -24,6 +24,10 @@ class DataError(UsageError):
     """The data folder, or a table in it, is not what it should be."""
 
 
+class PlanError(UsageError):
+    """A plan of `aneurysm plan` that can't be read, was damaged, or is not of these data or this cache."""
+
+
 class CacheError(AneurysmError):
     """A cache that can't be used as asked: missing, of another spec, damaged."""
 

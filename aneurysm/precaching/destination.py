@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from aneurysm.cache.folder import key_fault, patient_secret, prepare_cache
@@ -11,6 +11,7 @@ from aneurysm.cache.manifest import ManifestRow, leave_seconds, write_manifest
 from aneurysm.precaching.disk_space import check_space
 from aneurysm.precaching.publish import abandoned
 from aneurysm.processes.children import Limits, Runner
+from aneurysm.processes.threads import map_io
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import CacheSpec
 
@@ -32,9 +33,29 @@ class Destination:
     def __init__(self, root: Path) -> None:
         self.layout = CacheLayout(root)
 
+    @property
+    def name(self) -> str:
+        """The folder, or the URL."""
+        return self.url or str(self.layout.root)
+
     def open(self, spec: CacheSpec) -> None:
         """Make the cache, or make sure that it is of ``spec``."""
         prepare_cache(self.layout, spec)
+
+    def open_part(self, spec: CacheSpec) -> None:
+        """Make sure that the cache is of ``spec``, as `open` does; look at nothing else of it."""
+        self.open(spec)
+
+    def volumes_among(self, uids: Sequence[str]) -> set[str]:
+        """Return those of ``uids`` that have a volume now."""
+        return _marked(uids, map_io(uids, lambda uid: self.layout.volume(uid).exists()))
+
+    def records_among(self, uids: Sequence[str]) -> set[str]:
+        """Return those of ``uids`` that are recorded as not cached now."""
+        return _marked(uids, map_io(uids, lambda uid: self.layout.record(uid).exists()))
+
+    def send_records(self) -> None:
+        """Bring what this process recorded to its place, if it is not there yet."""
 
     def refresh(self, *, metadata: Container[str] | None = ()) -> None:
         """Bring ``layout`` up to what is there, and the ``metadata`` of these volumes; None is all of them."""
@@ -71,3 +92,7 @@ class Destination:
     def write_manifest(self, seconds: Mapping[str, float]) -> list[ManifestRow]:
         """Derive manifest.csv and lesions.csv from what is there; return the manifest's rows."""
         return write_manifest(self.layout, seconds)
+
+
+def _marked(uids: Sequence[str], marks: Iterable[bool]) -> set[str]:
+    return {uid for uid, mark in zip(uids, marks, strict=True) if mark}

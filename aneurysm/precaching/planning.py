@@ -7,18 +7,20 @@ only a table names, records of what there is no more.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from aneurysm.cache.folder import cached_series, done_series
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import read_record
-from aneurysm.errors import CacheError, DataError, Reason
+from aneurysm.errors import CacheError, DataError, PlanError, Reason
 from aneurysm.precaching.build_series import record_of
 from aneurysm.precaching.destination import Destination
+from aneurysm.precaching.expected_seconds import CostModel
 from aneurysm.precaching.partition import Shard, deal
+from aneurysm.precaching.plan import Counts, Plan, PlanDocument, PlannedSeries, dealt, others_of, write_plan
+from aneurysm.precaching.plan_folder import PlanFolder
 from aneurysm.precaching.publish import publish_record, sweep
 from aneurysm.precaching.relabel import Annotations, Update, relabel
 from aneurysm.precaching.write_errors import translate_write_errors
@@ -26,8 +28,7 @@ from aneurysm.processes.children import Limits, Runner
 from aneurysm.processes.threads import map_io
 from aneurysm.rawdata.facts import SeriesFacts
 from aneurysm.rawdata.folder import UNREADABLE, DataFolder, Inventory, SeriesSource, safe_source
-from aneurysm.rawdata.tables import SeriesNotes
-from aneurysm.spec import CacheSpec
+from aneurysm.spec import RECIPE_VERSION, CacheSpec
 
 _NAMED_IN: Final = "named in "
 """So the record of a series begins that only a table knows."""
@@ -53,26 +54,6 @@ class Choice:
     overwrite: bool = False
 
 
-@dataclass(frozen=True)
-class PlannedSeries:
-    """All that a task needs to know of a series to build it; ``seconds`` are expected, 0 if nobody has asked."""
-
-    source: SeriesSource
-    notes: SeriesNotes
-    mask: Path | str | None
-    facts: SeriesFacts
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Series of all tasks together: how many, those that need not be built, and those of these without a volume."""
-
-    series: int = 0
-    done: int = 0
-    not_cached: int = 0
-
-
 @dataclass
 class Task:
     """
@@ -94,15 +75,18 @@ class Task:
         What it is a part of.
     has_labels
         Whether there is a train.csv.
+    others
+        Yields the series of all other parts, which may be done by now.
     """
 
     inventory: Inventory
     todo: list[PlannedSeries]
     uids: list[str]
     done: set[str]
-    whole: Counts = Counts()
+    whole: Counts = field(default_factory=Counts)
     updates: list[Update] = field(default_factory=list)
     has_labels: bool = True
+    others: Callable[[], Iterable[PlannedSeries]] = tuple
 
 
 class Planner:
@@ -128,6 +112,7 @@ class Planner:
     ) -> None:
         self._place, self._data, self._spec, self._choice = place, data, spec, choice
         self._workers, self._limits, self._processes = workers, limits, processes
+        self._fingerprint = data.fingerprint()  # before the tables are read: what changes from now on is seen later
         self.inventory = data.find_series(workers, limits, processes)
         self.tables = data.tables()
         self.sources = _chosen(self.inventory, choice.series)
@@ -156,9 +141,65 @@ class Planner:
         done = {s.uid for s in mine} & self._wanted_before() - {s.uid for s in todo}
         updates = self._settle(mine, {s.uid for s in todo}, whole=shard is None or shard.index == 0)
         planned = [self._planned(s, extents[s.uid]) for s in todo]
+        own = {s.uid for s in mine}
+
+        def others() -> list[PlannedSeries]:
+            return [self._planned(s, extents[s.uid]) for s in self.sources if s.uid not in own]
+
         return Task(
-            self.inventory, planned, [s.uid for s in mine], done, self._counts(), updates, self.tables.has_labels
+            self.inventory,
+            planned,
+            [s.uid for s in mine],
+            done,
+            self._counts(),
+            updates,
+            self.tables.has_labels,
+            others if shard else tuple,
         )
+
+    def plan(
+        self, count: int, folder: PlanFolder, costs: CostModel, *, once: bool = False
+    ) -> tuple[Plan, list[Update]]:
+        """
+        Deal out what is missing to ``count`` parts, by expected seconds, and write the plan; see `write_plan`.
+
+        What one task does for all is done before that: a task of the plan has nothing but its series to look after.
+        Return the plan, and what came of annotations that were to be brought up to the tables and masks.
+
+        Raises
+        ------
+        NoSpaceError
+            The cache has too little room for what is missing.
+        """
+        self._open()
+        todo = self._missing(self.sources)
+        facts = self._data.facts(todo, self._workers, self._limits, self._processes)
+        todo.sort(key=lambda s: (-facts[s.uid].bytes, s.uid))
+        with translate_write_errors(self._place.layout.root):
+            self._place.check_space(todo, self._spec, self._processes, self._limits)
+        updates = self._settle(self.sources, {s.uid for s in todo}, whole=True)
+        with translate_write_errors(self._place.layout.root):
+            self._place.refresh()  # sends what was recorded
+        planned = [self._planned(s, facts[s.uid], costs.seconds(facts[s.uid])) for s in todo]
+        counts = self._counts()
+        about = PlanDocument(
+            data=str(self.inventory.root),
+            layout="rsna" if self.inventory.layout == "rsna" else "tree",
+            cache=self._place.name,
+            spec=self._spec.to_toml(),
+            spec_name=self._spec.name,
+            digest=self._spec.digest,
+            recipe=RECIPE_VERSION,
+            series=counts.series,
+            done=counts.done,
+            not_cached=counts.not_cached,
+            retry_failed=self._choice.retry_failed,
+            overwrite=self._choice.overwrite,
+            has_labels=self.tables.has_labels,
+            fingerprint=self._fingerprint,
+            parts=[],
+        )
+        return write_plan(folder, about, dealt(planned, count), once=once), updates
 
     def _open(self) -> None:
         """Open the cache, and look at what is there."""
@@ -242,6 +283,43 @@ class Planner:
         """Return the records of files that could not be read in an earlier run, and whose series was not known."""
         still = {s.uid for s in self.inventory.sources}
         return sorted(uid for uid in self._done - self._cached - still if uid.startswith(f"{UNREADABLE}-"))
+
+
+def part_of_plan(place: Destination, plan: Plan, data: DataFolder, shard: Shard, limit: int | None) -> Task:
+    """
+    Return the task that is a part of a plan: neither data nor tables are looked at, and of the cache its series alone.
+
+    Raises
+    ------
+    PlanError
+        The part is missing or damaged; or the plan is of other tables than there are now, or of another cache.
+    """
+    document, spec = plan.document, plan.spec()
+    if document.cache != place.name:
+        raise PlanError(f"{plan.folder.name} is the plan of {document.cache}, and not of {place.name}")
+    fingerprint = data.fingerprint(document.fingerprint)
+    if changed := sorted(dict(fingerprint.contents().items() ^ document.fingerprint.contents().items())):
+        raise PlanError(
+            f"{' and '.join(changed)} changed since {plan.folder.name} was made. Make the plan again: aneurysm plan"
+        )
+    series = plan.part(shard.index)
+    with translate_write_errors(place.layout.root):
+        place.open_part(spec)
+        uids = [planned.source.uid for planned in series]
+        done = set() if document.overwrite else place.volumes_among(uids)
+        if not (document.overwrite or document.retry_failed):
+            done |= place.records_among([uid for uid in uids if uid not in done])
+    todo = [planned for planned in series if planned.source.uid not in done][:limit]
+    inventory = Inventory(document.data, document.layout, [planned.source for planned in series])
+    return Task(
+        inventory,
+        todo,
+        uids,
+        done,
+        document.counts,
+        has_labels=document.has_labels,
+        others=lambda: others_of(plan, shard.index),
+    )
 
 
 def _chosen(inventory: Inventory, uids: Sequence[str]) -> list[SeriesSource]:

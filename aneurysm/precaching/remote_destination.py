@@ -89,6 +89,24 @@ class RemoteDestination(Destination):
             if _is_abandoned(objects, prefix):
                 self._store.delete(o.key for o in objects)
 
+    def open_part(self, spec: CacheSpec) -> None:
+        """Make sure that the cache is of ``spec``, as `open` does; look at nothing else of it."""
+        self._store.download_if_there(self.layout.spec.name, self.layout.spec)
+        if self.layout.spec.exists():
+            prepare_cache(self.layout, spec)
+        else:
+            self.open(spec)
+
+    def volumes_among(self, uids: Sequence[str]) -> set[str]:
+        """Return those of ``uids`` that have a volume now."""
+        roots = self._store.each(lambda uid: self._store.exists(f"{volume_key(uid)}/zarr.json"), uids)
+        return {uid for uid, there in zip(uids, roots, strict=True) if there}
+
+    def records_among(self, uids: Sequence[str]) -> set[str]:
+        """Return those of ``uids`` that are recorded as not cached now."""
+        records = self._store.each(lambda uid: self._store.exists(record_key(uid)), uids)
+        return {uid for uid, there in zip(uids, records, strict=True) if there}
+
     def check_space(self, todo: Sequence[SeriesSource], spec: CacheSpec, processes: Runner, limits: Limits) -> None:
         """Do nothing: an object store has no end."""
 
@@ -139,7 +157,7 @@ class RemoteDestination(Destination):
 
     def refresh(self, *, metadata: Container[str] | None = ()) -> None:
         """Send what this process recorded, and bring the shadow up to what is in the store."""
-        self._send_records()
+        self.send_records()
         objects = self._store.find()
         refuse_old_layout(self.url, (o.key.split("/")[1] for o in objects if o.key.startswith("volumes/")))
         volumes = _by_volume(objects)
@@ -180,7 +198,8 @@ class RemoteDestination(Destination):
         """Return what dead runs left, by its place in the store, as of the last refresh."""
         return sorted(volume_key(u) for u, objects in self._incomplete.items() if _is_abandoned(objects, volume_key(u)))
 
-    def _send_records(self) -> None:
+    def send_records(self) -> None:
+        """Bring what this process recorded into the store."""
         for uid in sorted(recorded_series(self.layout)):
             content = self.layout.record(uid).read_bytes()
             if self._records.get(uid, ("", b""))[1] != content:

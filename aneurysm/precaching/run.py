@@ -22,7 +22,8 @@ from aneurysm.precaching.destination import Destination
 from aneurysm.precaching.engines import Engine, Local, WaitTiming, run_jobs
 from aneurysm.precaching.ledger import prune_runs, run_ledger
 from aneurysm.precaching.partition import Shard
-from aneurysm.precaching.planning import Choice, Counts, Planner, Task
+from aneurysm.precaching.plan import Counts
+from aneurysm.precaching.planning import Choice, Planner, Task
 from aneurysm.precaching.publish import sweep
 from aneurysm.precaching.relabel import Update
 from aneurysm.precaching.remote_destination import open_destination

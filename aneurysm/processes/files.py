@@ -83,9 +83,10 @@ def write_atomically(path: Path, content: str) -> None:
             return
 
 
-def write_once(path: Path, content: str, mode: int = 0o666) -> None:
-    """Write a file, whole, unless it is there: of several who do so at once the first counts."""
+def write_once(path: Path, content: str, mode: int = 0o666) -> bool:
+    """Write a file, whole, unless it is there, and return True: of several who do so at once the first counts."""
     make_folder(path.parent)
+    written = False
     for _ in range(_TRIES):
         if path.exists():
             break
@@ -97,12 +98,14 @@ def write_once(path: Path, content: str, mode: int = 0o666) -> None:
                 os.fsync(file.fileno())
                 with suppress(FileExistsError):  # another was faster
                     os.link(temporary, path)
+                    written = True
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
     else:
         raise FileExistsError(errno.EEXIST, "it is there, but can't be reached: is it a broken link?", str(path))
     flush_folder(path.parent)
+    return written
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.errors import DataError, Reason
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner
 from aneurysm.rawdata.facts import SeriesFacts
+from aneurysm.rawdata.fingerprint import DataFingerprint, FileFingerprint, names_hash
 from aneurysm.rawdata.folder import (
     SCAN_MEMORY_MB,
     DataFolder,
@@ -126,6 +127,18 @@ class DataBucket(DataFolder):
                 except FileNotFoundError:
                     (folder / name).unlink()
             return read_tables(folder)
+
+    def fingerprint(self, known: DataFingerprint | None = None) -> DataFingerprint:  # noqa: ARG002 - one request each
+        """Return that of the tables, by their ETags, and of the names at the top."""
+        folders, files = self._store.folders("")
+        objects = {name: self._store.describe(name) for name in (TRAIN_CSV, LOCALIZERS_CSV)}
+        tables = {
+            name: FileFingerprint(bytes=o.size, stamp="", content=o.e_tag)
+            for name, o in objects.items()
+            if o is not None
+        }
+        names = sorted(name for name in (*folders, *files) if not name.startswith("."))
+        return DataFingerprint(top_level=names_hash(names), tables=tables)
 
     def find_masks(self) -> Mapping[str, Path | str] | None:
         """Return the URLs of the vessel masks, by series UID; None if there is nothing where they would be."""

@@ -20,8 +20,9 @@ from aneurysm.inputs import Wanted, describe, folders_inside, hidden_series, mis
 from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.processes.threads import map_io
 from aneurysm.rawdata.facts import SeriesFacts
+from aneurysm.rawdata.fingerprint import DataFingerprint, file_fingerprint, names_hash
 from aneurysm.rawdata.masks import MASKS, find_masks
-from aneurysm.rawdata.tables import Tables, read_tables
+from aneurysm.rawdata.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
 
 UNREADABLE: Final = "unreadable"
 """Begins the name of what stands for files of a folder that can't be read, and whose series is not known."""
@@ -416,6 +417,18 @@ class DataFolder:
         """Read the tables; see `aneurysm.rawdata.tables.read_tables`."""
         with translate_read_errors(self._root):
             return read_tables(self._root)
+
+    def fingerprint(self, known: DataFingerprint | None = None) -> DataFingerprint:
+        """Return that of the tables and of the names at the top; tables that look as ``known`` are not read again."""
+        with translate_read_errors(self._root):
+            names = sorted(name for name in os.listdir(self._root) if not name.startswith("."))  # noqa: PTH208 - names
+            before = {} if known is None else known.tables
+            tables = {
+                name: table
+                for name in (TRAIN_CSV, LOCALIZERS_CSV)
+                if (table := file_fingerprint(self._root / name, before.get(name))) is not None
+            }
+        return DataFingerprint(top_level=names_hash(names), tables=tables)
 
     def find_masks(self) -> Mapping[str, Path | str] | None:
         """Return where the vessel masks are, by series UID; None if there is no folder of masks."""

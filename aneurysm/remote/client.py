@@ -107,14 +107,18 @@ class ObjectStore:
 
     def exists(self, key: str) -> bool:
         """Return True if there is an object."""
+        return self.describe(key) is not None
+
+    def describe(self, key: str) -> RemoteObject | None:
+        """Return what a listing would say of an object; None if there is none."""
         try:
             with self._told("asking for", key):
                 import obstore
 
-                obstore.head(_opened(self.url, writing=False), key)
+                o = obstore.head(_opened(self.url, writing=False), key)
         except FileNotFoundError:
-            return False
-        return True
+            return None
+        return RemoteObject(key, o["size"], str(o["e_tag"] or ""), o["last_modified"])
 
     def read(self, key: str, first_bytes: int | None = None) -> bytes:
         """Return an object, or the beginning of one that is not empty. Raises `FileNotFoundError` if there is none."""
