@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 
 from aneurysm._version import __version__
-from aneurysm.cli import doctor, evaluate, info, manifest, phantom, precache, predict, status, train, verify
+from aneurysm.cli import doctor, evaluate, info, manifest, phantom, plan, precache, predict, status, train, verify
 from aneurysm.cli.command import Command, Group, expand_environment
 from aneurysm.cli.exits import Exit
 from aneurysm.errors import AneurysmError, CacheError, ClusterError, NoSpaceError, StoreError, UsageError
@@ -36,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("doctor", cls=Command)(doctor.doctor)
+app.command("plan", cls=Command)(plan.plan)
 app.command("precache", cls=Command)(precache.precache)
 app.command("status", cls=Command)(status.status)
 app.command("manifest", cls=Command)(manifest.manifest)

@@ -13,13 +13,17 @@ from aneurysm.cli.exits import Exit, unwind_on_sigterm
 from aneurysm.cli.options import CacheOption, DataOption, MemoryMb, SpecOption, TimeoutS, Workers, chosen_workers
 from aneurysm.cli.result import JsonOption, Result
 from aneurysm.cli.values import whole
-from aneurysm.remote.url import join_url
+from aneurysm.errors import UsageError
+from aneurysm.remote.url import is_url, join_url
+from aneurysm.spec import load_spec
 
 if TYPE_CHECKING:
+    from aneurysm.precaching.plan import Plan
     from aneurysm.precaching.run import RunSummary
 
 
 def precache(
+    ctx: typer.Context,
     data: DataOption = "data",
     cache: CacheOption = "cache",
     spec: SpecOption = "rsna-1mm",
@@ -48,11 +52,23 @@ def precache(
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Only the I-th of N parts, from 0, of about the same size; /N, or nothing, in a Slurm array or an "
+            help="Only the I-th of N parts, from 0, that take about as long; /N, or nothing, in a Slurm array or an "
             "indexed Kubernetes job. `aneurysm manifest` ends it.",
             show_default=False,
         ),
     ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|URL",
+            help="Build a part of this plan of `aneurysm plan`; --shard I, or the number of the array's task, says "
+            "which.",
+            show_default=False,
+        ),
+    ] = None,
+    steal: Annotated[
+        bool, typer.Option("--steal", help="When the part is done, take series of others that nobody has in hand.")
+    ] = False,
     exit_zero: Annotated[
         bool, typer.Option("--exit-zero", help="Exit code 0 also where 8 would say that some are rejected or failed.")
     ] = False,
@@ -65,9 +81,15 @@ def precache(
     """
     from aneurysm.cli.progress import PrecacheProgress
     from aneurysm.precaching import run as build
-    from aneurysm.precaching.partition import find_shard
+    from aneurysm.precaching.partition import find_part, find_shard
 
-    part = find_shard(shard, os.environ)
+    chosen = None
+    if plan is None:
+        part = find_shard(shard, os.environ)
+    else:
+        chosen = _chosen_plan(ctx, plan, data, cache, spec)
+        data, cache = chosen.document.data, chosen.document.cache
+        part = find_part(shard, os.environ, chosen.count)
     unwind_on_sigterm()
     result = Result("precache", as_json=as_json)
     progress = PrecacheProgress(task=str(part or ""))
@@ -85,6 +107,8 @@ def precache(
                 retry_failed=retry_failed,
                 overwrite=overwrite,
                 shard=part,
+                plan=chosen,
+                steal=steal,
                 timeout_s=timeout_s,
                 memory_mb=memory_mb,
                 dask=dask,
@@ -102,12 +126,17 @@ def precache(
         + (f"Shard {part} has" if part else f"{cache} holds")
         + f" {summary.total_cached} volumes."
     )
+    if summary.stolen:
+        result.say(f"{summary.stolen} of these were series of other parts.")
     for line in _annotation_lines(summary, data):
         result.say(line)
     if part:
         result.say(f"When all shards are done: aneurysm manifest --data {data} --cache {cache}")
     if summary.busy:
         result.say(f"{summary.busy} series are in the hands of another run: when it is done, run this again.")
+    if summary.changed:
+        again = "Make the plan again: aneurysm plan" if plan else "Start the array again as a new one"
+        result.say(f"{summary.changed} series have changed since they were dealt out, and were not built. {again}.")
     if bad:
         where = (
             f"{join_url(cache, 'rejected')} says why of those that can't be"
@@ -116,12 +145,35 @@ def precache(
         )
         result.say(f"{bad} series are not cached; {where}" + ("." if part else " says why."))
     code = Exit.OK
-    if summary.busy:
+    if summary.busy or summary.changed:
         code = Exit.INCOMPLETE
     # Of what was built again and failed the volume is kept: it does not count among those that are not cached.
     elif bad or summary.rejected or summary.failed or summary.not_updated:
         code = Exit.SOME_FAILED
     result.end(code, {"cache": cache, "shard": str(part) if part else None} | vars(summary), exit_zero=exit_zero)
+
+
+def _chosen_plan(ctx: typer.Context, plan: str, data: str, cache: str, spec: str) -> Plan:
+    """Return the plan. Raises `UsageError` if it is not of what else was asked for."""
+    from aneurysm.precaching.plan import read_plan
+    from aneurysm.precaching.plan_folder import plan_folder
+
+    own = {name for name in ctx.params if (source := ctx.get_parameter_source(name)) and source.name != "DEFAULT"}
+    if options := sorted(own & {"series", "retry_failed", "overwrite"}):
+        called = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+        raise UsageError(f"{called}: which series a plan is of was said when it was made: aneurysm plan")
+    chosen = read_plan(plan_folder(plan))
+    document = chosen.document
+    for name, value, planned in (("data", data, document.data), ("cache", cache, document.cache)):
+        place = value.rstrip("/") if is_url(value) else str(Path(value).absolute())
+        if name in own and place != planned:
+            raise UsageError(f"--{name} is {value}, and {chosen.folder.name} is the plan of {planned}: leave it out")
+    if "spec" in own and (digest := load_spec(spec).digest) != document.digest:
+        raise UsageError(
+            f"--spec {spec} has the digest {digest}, and {chosen.folder.name} is the plan of {document.spec_name} with "
+            f"{document.digest}: leave it out, or make a plan of that spec"
+        )
+    return chosen
 
 
 def _annotation_lines(summary: RunSummary, data: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ CACHE/
   rejected/<hh>/<uid>.json      why a series is not there
   .seconds/<random>.json        how long series took, of tasks that left the tables to `aneurysm manifest`
   .runs/<run>/                  of one run: what its processes did, a file each (aneurysm/precaching/ledger.py)
+  .plan/                        the plan of `aneurysm plan`, which names files of the data; don't pass it on, nor .runs/
   .building/                    work in progress (see publish.py); the next run sweeps what dead processes left
   .patient-key                  the key of patient_key; don't pass it on with the cache
   .patient-key-check            a fingerprint of that key, by which another one is refused
@@ -110,6 +111,11 @@ class CacheLayout:
     def runs(self) -> Path:
         """The folder of what is known of runs, one below it for each."""
         return self.root / ".runs"
+
+    @property
+    def plan(self) -> Path:
+        """The folder of the plan that was given no other place."""
+        return self.root / ".plan"
 
     @property
     def patient_key(self) -> Path:

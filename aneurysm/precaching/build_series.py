@@ -30,6 +30,7 @@ from aneurysm.precaching.slot import VolumeSlot, open_slot
 from aneurysm.precaching.write_errors import ends_the_run
 from aneurysm.processes.files import tree_bytes
 from aneurysm.rawdata.bucket import local_mask
+from aneurysm.rawdata.facts import SeriesFacts
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.rawdata.tables import SeriesNotes
 from aneurysm.spec import CacheSpec
@@ -37,7 +38,7 @@ from aneurysm.types import triple
 from aneurysm.volume.modality import inferred_modality
 from aneurysm.volume.volume import Volume, assemble
 
-Status = Literal["cached", "rejected", "failed", "skipped", "busy"]
+Status = Literal["cached", "rejected", "failed", "skipped", "busy", "changed"]
 
 # Not identifying, and of use to whoever asks why a model fails on some scanner. Nothing else is copied.
 _ACQUISITION: Final = (
@@ -63,7 +64,7 @@ class SeriesJob:
     With ``retry`` a record of why there is no volume does not count; with ``overwrite`` a volume does not, either.
     With ``insist`` a series is built also if another run at the same store seems to be at it. ``run`` names the run,
     for its ledger; ``size`` is the bytes of the series, and ``expected_s`` the seconds that it should take, 0 if they
-    are not known.
+    are not known. ``planned`` is what it had when a plan was made: it is not built if it is another one now.
     """
 
     source: SeriesSource
@@ -79,6 +80,7 @@ class SeriesJob:
     run: str = ""
     size: int = 0
     expected_s: float = 0.0
+    planned: SeriesFacts | None = None
 
     def is_done(self, layout: CacheLayout) -> bool:
         """Return True if there is nothing to do: somebody else has built the series, or found that it can't be."""
@@ -91,7 +93,7 @@ class SeriesJob:
 @dataclass(frozen=True)
 class Outcome:
     """
-    What came of one series; ``busy`` means that another process is at it.
+    What came of one series; ``busy`` means that another process is at it, ``changed`` that it is not as planned.
 
     Of a cached one also the ``frames`` of its files, the ``voxels`` of those that were decoded, and their transfer
     ``syntax``, or several of them between commas.
@@ -130,6 +132,8 @@ def build_series(job: SeriesJob) -> Outcome:
         if not job.overwrite and slot.is_done(retry=job.retry):
             return Outcome(uid, "skipped")
         try:
+            if job.planned is not None and not job.planned.same_extent(job.source.extent()):
+                return Outcome(uid, "changed")
             cached = _cache(job, slot)
             return replace(cached, seconds=_since(started))
         except Exception as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aneurysm.cache.folder import read_spec
+from aneurysm.precaching.agreed_plan import remove_deals
 from aneurysm.precaching.publish import sweep
 from aneurysm.precaching.remote_destination import open_destination
 from aneurysm.precaching.write_errors import translate_write_errors
@@ -47,8 +48,10 @@ def merge(cache: str | Path, data: str | Path | None = None, *, workers: int = 1
         with translate_write_errors(place.layout.root):
             sweep(place.layout)
             rows = place.write_manifest({})
-    known = {row["series_uid"] for row in rows}
+        known = {row["series_uid"] for row in rows}
+        missing = [s.uid for s in sources if s.uid not in known]
+        if sources and not missing:
+            remove_deals(place)
     volumes = {row["series_uid"]: row["digest"] for row in rows if row["status"] == "cached"}
     strange = {uid: of for uid, of in volumes.items() if of != digest}
-    missing = [s.uid for s in sources if s.uid not in known]
     return Merged(len(volumes), len(rows) - len(volumes), missing, digest, strange)

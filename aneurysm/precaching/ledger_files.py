@@ -89,6 +89,12 @@ class LedgerFiles(Protocol):
         """Return True if a process holds the lock on a file; False if none does, or none that can be seen here."""
 
 
+def runs_of(cache: str | Path) -> list[str]:
+    """Return the runs of a cache that left a ledger, the newest first."""
+    times = _remote_runs(ObjectStore(str(cache))) if is_url(cache) else _local_runs(CacheLayout(Path(cache)))
+    return sorted(times, key=lambda run: (times[run], run), reverse=True)
+
+
 def open_ledgers(cache: str | Path, run: str | None = None) -> LedgerFiles:
     """
     Return the ledgers of a run of ``cache``, a folder or a URL; of the newest one unless it is named.

@@ -49,6 +49,41 @@ def deal(weights: Mapping[str, float], count: int) -> list[list[str]]:
     return parts
 
 
+def find_part(given: str | None, environment: Mapping[str, str], count: int) -> Shard:
+    """
+    Return the part of a plan of ``count`` parts that ``--shard`` names, or the job that this process is a task of.
+
+    ``given`` is ``I``, ``I/N`` or ``/N``, where N must be ``count``. Without it the number of a job's task is that of
+    its part, whichever of them the job has: some of a plan's parts can be done again by ``--array=3,7``.
+
+    Raises
+    ------
+    UsageError
+        It can't be read, is out of range, or nobody says which part.
+    """
+    if given is not None:
+        if re.fullmatch(r"\d+", given.strip(), re.ASCII):
+            return Shard(int(given), count)
+        shard = find_shard(given, environment)
+        assert shard is not None
+        if shard.count != count:
+            raise UsageError(f"--shard {given}: the plan has {count} parts, and not {shard.count}")
+        return shard
+    for name in ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"):
+        if (index := _number(environment, name)) is not None:
+            # All of its tasks say so, not the last alone: of an array from 1 nobody would do part 0.
+            last = max(index, _number(environment, "SLURM_ARRAY_TASK_MAX") or 0)
+            if last >= count:
+                raise UsageError(
+                    f"the array has a task {last}, and the last part of the plan is {count - 1}: submit it with "
+                    f"--array=0-{count - 1}, or say with --shard which part a task takes"
+                )
+            return Shard(index, count, name)
+    if count == 1:
+        return Shard(0, 1, "the only part of the plan")
+    raise UsageError(f"which part of the plan? Say it with --shard I, from 0 to {count - 1}")
+
+
 def find_shard(given: str | None, environment: Mapping[str, str]) -> Shard | None:
     """
     Return the shard that ``--shard`` names, or the job that this process is a task of; None if neither does.

@@ -176,6 +176,12 @@ class Plan:
     document: PlanDocument
 
     @property
+    def run(self) -> str:
+        """What its tasks together are called, as far as nobody gives them a name: one for plans of the same bytes."""
+        names = "".join(part.sha256 for part in self.document.parts)
+        return f"plan-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
+
+    @property
     def count(self) -> int:
         """How many parts there are."""
         return len(self.document.parts)

@@ -34,6 +34,9 @@ class PlanFolder(Protocol):
     def name(self) -> str:
         """How messages call it."""
 
+    def check(self) -> None:
+        """Raise `UsageError` if something else is there than a plan, or what is left of one."""
+
     def read(self, name: str, most: int) -> bytes:
         """Return a file. Raises `FileNotFoundError`, and `ValueError` if it is longer than ``most`` bytes."""
 
@@ -72,6 +75,16 @@ class LocalPlanFolder:
     def name(self) -> str:
         """See `PlanFolder.name`."""
         return str(self._root)
+
+    def check(self) -> None:
+        """See `PlanFolder.check`."""
+        if not self._root.exists():
+            return
+        if not self._root.is_dir():
+            raise UsageError(f"{self._root} is a file; --out names a folder")
+        others = [path for path in self._root.iterdir() if not path.name.startswith(".")]
+        if any(not OURS.fullmatch(path.name) for path in others):
+            raise UsageError(f"{self._root} holds something else than a plan: name another folder with --out")
 
     def read(self, name: str, most: int) -> bytes:
         """See `PlanFolder.read`."""
@@ -139,6 +152,12 @@ class PlanBucket:
     def name(self) -> str:
         """See `PlanFolder.name`."""
         return self._store.url
+
+    def check(self) -> None:
+        """See `PlanFolder.check`."""
+        folders, names = self._store.folders("")
+        if folders or any(not OURS.fullmatch(name) for name in names):
+            raise UsageError(f"{self._store.url} holds something else than a plan: name another place with --out")
 
     def read(self, name: str, most: int) -> bytes:
         """See `PlanFolder.read`."""

@@ -54,6 +54,10 @@ class Choice:
     overwrite: bool = False
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass
 class Task:
     """
@@ -77,6 +81,10 @@ class Task:
         Whether there is a train.csv.
     others
         Yields the series of all other parts, which may be done by now.
+    is_planned
+        Whether it was planned some time ago: a series that has changed since is then left alone.
+    finish
+        Is to be called when all of it is done.
     """
 
     inventory: Inventory
@@ -87,6 +95,8 @@ class Task:
     updates: list[Update] = field(default_factory=list)
     has_labels: bool = True
     others: Callable[[], Iterable[PlannedSeries]] = tuple
+    is_planned: bool = False
+    finish: Callable[[], None] = _nothing
 
 
 class Planner:
@@ -319,6 +329,7 @@ def part_of_plan(place: Destination, plan: Plan, data: DataFolder, shard: Shard,
         document.counts,
         has_labels=document.has_labels,
         others=lambda: others_of(plan, shard.index),
+        is_planned=True,
     )
 
 

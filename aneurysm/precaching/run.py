@@ -17,22 +17,25 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from aneurysm.errors import AneurysmError, StoreError, StoreRefusedError, UsageError
+from aneurysm.precaching.agreed_plan import remove_deals
 from aneurysm.precaching.build_series import Outcome, SeriesJob
 from aneurysm.precaching.destination import Destination
 from aneurysm.precaching.engines import Engine, Local, WaitTiming, run_jobs
 from aneurysm.precaching.ledger import prune_runs, run_ledger
 from aneurysm.precaching.partition import Shard
-from aneurysm.precaching.plan import Counts
-from aneurysm.precaching.planning import Choice, Planner, Task
+from aneurysm.precaching.plan import Counts, Plan, PlannedSeries
+from aneurysm.precaching.planning import Choice, Task
 from aneurysm.precaching.publish import sweep
 from aneurysm.precaching.relabel import Update
 from aneurysm.precaching.remote_destination import open_destination
-from aneurysm.precaching.run_id import run_id
+from aneurysm.precaching.run_id import given_run_id, run_id
+from aneurysm.precaching.stealing import portions
+from aneurysm.precaching.tasks import find_task
 from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner, runner
 from aneurysm.rawdata.bucket import open_data
 from aneurysm.rawdata.folder import Inventory
-from aneurysm.spec import load_spec
+from aneurysm.spec import CacheSpec, load_spec
 
 _MANIFEST_SHARE: Final = 0.03
 """So much of a run may go into keeping the manifest up to date on the way."""
@@ -54,7 +57,8 @@ class RunSummary:
     What came of a run.
 
     ``cached``, ``rejected`` and ``failed`` are of this run; ``skipped`` was done already; ``busy`` is another run at,
-    to be built or to be updated.
+    to be built or to be updated. ``changed`` are not as they were when the plan was made, and were left alone;
+    ``stolen`` are those of ``cached``, ``rejected``, ``failed`` and ``changed`` that were other tasks' to do.
     """
 
     run: str = ""
@@ -64,6 +68,8 @@ class RunSummary:
     failed: int = 0
     skipped: int = 0
     busy: int = 0
+    changed: int = 0
+    stolen: int = 0
     seconds: float = 0.0
     bytes_in: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -103,6 +109,8 @@ def precache(
     retry_failed: bool = False,
     overwrite: bool = False,
     shard: Shard | None = None,
+    plan: Plan | None = None,
+    steal: bool = False,
     timeout_s: float | None = None,
     memory_mb: int | None = None,
     dask: str | None = None,
@@ -134,6 +142,10 @@ def precache(
     shard
         Only this part of the chosen series. The manifest is then left to `aneurysm.cache.manifest.write_manifest`,
         once all shards are done: hundreds of tasks that all read a whole cache would be a burden to its disk.
+    plan
+        What the parts are: ``shard`` says which one. Spec and choice of series are the plan's, whatever else is given.
+    steal
+        When the part is done, take series of other parts that nobody has in hand.
     timeout_s, memory_mb
         What one series may take: seconds, and resident memory in MB (10^6 bytes). One that takes more is tried once
         more alone, then recorded. Looking through the data is held to the same limits.
@@ -147,6 +159,8 @@ def precache(
 
     Raises
     ------
+    PlanError
+        The plan is of other data or of another cache, or was damaged.
     UsageError
         The data, spec, a UID or a number is not usable; or the cache is of another spec; or there is no such Dask
         cluster, or its workers are of no use.
@@ -164,8 +178,11 @@ def precache(
     if workers == 0 and limits != NO_LIMITS:
         raise UsageError("timeout_s and memory_mb hold for processes; workers is 0, which is none but this one")
     started = time.perf_counter()
-    resolved = load_spec(spec)
-    run = run_id(os.environ)
+    choice, resolved = _chosen(plan, shard, spec, Choice(tuple(series), retry_failed, overwrite))
+    if steal and (choice.overwrite or shard is None):
+        why = "there are no parts" if shard is None else "what is overwritten is never done"
+        raise UsageError(f"there is nothing to steal: {why}")
+    run = plan.run if plan is not None and given_run_id(os.environ) is None else run_id(os.environ)
     given = open_data(data)
     with (
         open_destination(cache) as place,
@@ -174,31 +191,43 @@ def precache(
         ExitStack() as stack,
     ):
         layout = place.layout
-        choice = Choice(tuple(series), retry_failed, overwrite)
-        planner = Planner(place, given, resolved, choice, workers=workers, limits=limits, processes=processes)
-        task = planner.task(shard, limit)
+        task = find_task(
+            place,
+            given,
+            resolved,
+            choice,
+            shard=shard,
+            plan=plan,
+            array=given_run_id(os.environ),
+            limit=limit,
+            workers=workers,
+            limits=limits,
+            processes=processes,
+        )
         with translate_write_errors(layout.root):
             ledger = stack.enter_context(run_ledger(layout.root, place.url, run, str(shard or "")))
             if shard is None or shard.index == 0:
                 prune_runs(layout, place.url)
             secret = place.patient_secret()
-        jobs = [
-            SeriesJob(
+
+        def job_of(planned: PlannedSeries) -> SeriesJob:
+            return SeriesJob(
                 planned.source,
                 planned.notes,
                 planned.mask,
                 layout.root,
                 resolved,
                 secret,
-                overwrite,
+                choice.overwrite,
                 place.url,
-                retry_failed,
+                choice.retry_failed,
                 run=run,
                 size=planned.facts.bytes,
                 expected_s=planned.seconds,
+                planned=planned.facts if task.is_planned else None,
             )
-            for planned in task.todo
-        ]
+
+        jobs = [job_of(planned) for planned in task.todo]
         summary = RunSummary(run=run, skipped=len(task.done), has_labels=task.has_labels)
         summary.count_updates(task.updates)
         ledger.write(
@@ -217,6 +246,10 @@ def precache(
             # Closed at once when the run is asked to stop: nobody should build on while the tables are written.
             with closing(run_jobs(jobs, engine, layout, WaitTiming(patience_s))) as outcomes:
                 _run(outcomes, place, summary, seconds, progress, shard)
+            for portion in portions(place, task.others, retry=choice.retry_failed) if steal else ():
+                stolen = [job_of(planned) for planned in portion]
+                with closing(run_jobs(stolen, engine, layout, WaitTiming(patience_s=0.0))) as outcomes:
+                    _run(_taken(outcomes, summary), place, summary, seconds, progress, shard)
         except SystemExit:
             # A batch system gives it seconds, and the tables of a large cache take minutes, as may a store.
             if not place.url:
@@ -232,9 +265,28 @@ def precache(
                 raise StoreError(str(error)) from error
             raise
         _finish(place, task, seconds, summary, shard)
+        if not (summary.busy or summary.changed):
+            _end(place, task, is_whole=shard is None and not series and limit is None)
         ledger.write("run_ended", how="done", not_cached=summary.total_not_cached, busy=summary.busy)
     summary.seconds = time.perf_counter() - started
     return summary
+
+
+def _chosen(plan: Plan | None, shard: Shard | None, spec: str | Path, choice: Choice) -> tuple[Choice, CacheSpec]:
+    """Return which series are wanted, and of which spec: with a plan it says so."""
+    if plan is None:
+        return choice, load_spec(spec)
+    if shard is None:
+        raise UsageError(f"{plan.folder.name} has {plan.count} parts: which one?")
+    return Choice((), plan.document.retry_failed, plan.document.overwrite), plan.spec()
+
+
+def _end(place: Destination, task: Task, *, is_whole: bool) -> None:
+    """Remove the plans that were of use until now: nothing of the task, or of all there is, is missing."""
+    with translate_write_errors(place.layout.root):
+        task.finish()
+        if is_whole:
+            remove_deals(place)
 
 
 def _aim(whole: Counts, limit: int | None, shard: Shard | None) -> int:
@@ -261,6 +313,14 @@ def _engine(
         yield Local(processes, workers, limits)
 
 
+def _taken(outcomes: Iterable[Outcome], summary: RunSummary) -> Iterator[Outcome]:
+    """Yield what came of series of other tasks, but for what these have in hand, or have done by now."""
+    for outcome in outcomes:
+        if outcome.status not in ("skipped", "busy"):
+            summary.stolen += 1
+            yield outcome
+
+
 def _run(
     outcomes: Iterable[Outcome],
     place: Destination,
@@ -274,7 +334,8 @@ def _run(
     for outcome in outcomes:
         summary.skipped += outcome.status == "skipped"
         summary.busy += outcome.status == "busy"
-        if outcome.status not in ("skipped", "busy"):
+        summary.changed += outcome.status == "changed"
+        if outcome.status not in ("skipped", "busy", "changed"):
             seconds[outcome.uid] = outcome.seconds
             summary.cached += outcome.status == "cached"
             summary.rejected += outcome.status == "rejected"
@@ -303,8 +364,8 @@ def _finish(
     with translate_write_errors(layout.root):
         if shard:
             place.leave_seconds(seconds)
-            place.refresh()
-            summary.total_cached = sum(layout.volume(uid).exists() for uid in task.uids)
+            place.send_records()
+            summary.total_cached = len(place.volumes_among(task.uids))
             summary.total_not_cached = len(task.uids) - summary.total_cached
         else:
             rows = place.write_manifest(seconds)

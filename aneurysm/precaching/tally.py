@@ -164,7 +164,7 @@ class Tally:
                 hand = InHand(entry.time, entry.count("bytes"), entry.number("expected_s"))
                 if uid := entry.name("series"):
                     writer.in_hand[uid] = hand
-            case "dropped" | "busy":
+            case "dropped" | "busy" | "changed":
                 writer.in_hand.pop(entry.name("series"), None)
             case "run_ended":
                 writer.ended, writer.how = entry.time, entry.name("how")

@@ -102,6 +102,7 @@ class DataBucket(DataFolder):
 
     def __init__(self, url: str) -> None:
         self._store = ObjectStore(url)
+        self.name = self._store.url
 
     def find_series(self, workers: int, limits: Limits = NO_LIMITS, processes: Runner | None = None) -> Inventory:
         """Find the series, as in a folder: by the folders in ``series``, else by what the objects say."""

@@ -34,6 +34,10 @@ class SeriesFacts:
     voxels: int = 0
     syntax: str = ""
 
+    def same_extent(self, other: SeriesFacts) -> bool:
+        """Return True if both have as many files and bytes."""
+        return (self.files, self.bytes) == (other.files, other.bytes)
+
     def with_header(self, header: Header) -> SeriesFacts:
         """Return these facts and what the header of the middle file says of the others."""
         if not header.pixel_length:

@@ -403,9 +403,12 @@ class DataFolder:
 
     path: Path | None = None
     """The folder; None if it is none, but a URL."""
+    name: str
+    """The folder, or the URL."""
 
     def __init__(self, root: Path) -> None:
         self.path = self._root = root
+        self.name = str(root)
 
     def find_series(self, workers: int, limits: Limits = NO_LIMITS, processes: Runner | None = None) -> Inventory:
         """Find the series; see `aneurysm.rawdata.folder.check_level` and `aneurysm.rawdata.folder.find_series`."""
