@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -37,6 +38,8 @@ from aneurysm.remote.url import is_url
 from aneurysm.spec import CacheSpec, parse_spec
 
 PLAN_VERSION: Final = 1
+_PLAIN: Final = "/ !#$&'()*+,;=:@[]~"
+"""Characters that stand in paths as they are, beside letters and digits."""
 _MOST_DOCUMENT: Final = 64 * 2**20
 _AGAIN: Final = "Make it again: aneurysm plan"
 
@@ -192,11 +195,8 @@ class Plan:
             spec = parse_spec(self.document.spec, "the plan's spec")
         except SpecError as error:
             raise PlanError(f"{self.folder.name}: {error}. {_AGAIN}") from error
-        if spec.digest != self.document.digest:
-            raise PlanError(
-                f"{self.folder.name} was made by another version of this program (digest {self.document.digest}, "
-                f"recipe {self.document.recipe}; here {spec.digest}): all tasks need the same. {_AGAIN}"
-            )
+        if what := spec.mismatch():
+            raise PlanError(f"the spec of {self.folder.name} can't be used: {what}. All tasks need the same. {_AGAIN}")
         return spec
 
     def part(self, index: int) -> list[PlannedSeries]:
@@ -311,21 +311,30 @@ def _parsed(kind: type[_ModelType], content: bytes) -> _ModelType:
 
 
 def _relative(path: str, data: str) -> str:
-    return path.removeprefix(data).lstrip("/")
+    """Return a path below ``data``, percent-encoded: names need not be UTF-8, and JSON is."""
+    return quote(path.removeprefix(data).lstrip("/"), safe=_PLAIN, errors="surrogateescape")
 
 
 def _absolute(path: str, data: str) -> str:
     """Return the path of a file of the data. Raises `ValueError` if it would lie elsewhere."""
-    if not path or path.startswith("/") or any(part in ("..", "") for part in path.split("/")):
+    return f"{data.rstrip('/')}/{_within(path)}"
+
+
+def _within(path: str) -> str:
+    path = unquote(path, errors="surrogateescape")
+    if not path or "\0" in path or any(part in ("..", ".", "") for part in path.split("/")):
         raise ValueError("a path leaves the data")
-    return f"{data.rstrip('/')}/{path}"
+    return path
 
 
 def _line_of(planned: PlannedSeries, data: str) -> str:
     source, notes, facts = planned.source, planned.notes, planned.facts
     line: dict[str, Any] = {"uid": source.uid, "n_files": facts.files, "bytes": facts.bytes}
     if isinstance(source, BucketSource):
-        line |= {"folder": source.prefix} if source.prefix else {"files": source.keys, "sizes": source.sizes}
+        if source.prefix:
+            line |= {"folder": _relative(source.prefix, "")}
+        else:
+            line |= {"files": [_relative(key, "") for key in source.keys], "sizes": source.sizes}
     elif source.folder is not None:
         line |= {"folder": _relative(str(source.folder), data)}
     else:
@@ -342,8 +351,7 @@ def _line_of(planned: PlannedSeries, data: str) -> str:
         "syntax": facts.syntax,
         "seconds": planned.seconds,
     }
-    # ASCII: names that are not UTF-8 have surrogates, which only an escape can hold.
-    kept = {key: value for key, value in line.items() if value not in ("", 0, None, [])}
+    kept = {key: value for key, value in line.items() if key == "files" or value not in ("", 0, None, [])}
     return json.dumps(kept, sort_keys=True, separators=(",", ":")) + "\n"
 
 
@@ -368,14 +376,12 @@ def _series_of(line: _Line, data: str) -> PlannedSeries:
         reason, detail = line.lost
         lost = (Reason(reason), detail)
     if is_url(data):
-        keys = tuple(line.files or ())
-        for key in (*keys, *filter(None, [line.folder])):
-            _absolute(key, data)
+        keys = tuple(_within(key) for key in line.files or ())
         if len(keys) != len(line.sizes or ()):
             raise ValueError("sizes of other files")
         source: SeriesSource = BucketSource(
-            line.uid, problem=line.problem, lost=lost, url=data, prefix=line.folder or "", keys=keys,
-            sizes=tuple(line.sizes or ()),
+            line.uid, problem=line.problem, lost=lost, url=data, keys=keys, sizes=tuple(line.sizes or ()),
+            prefix="" if line.folder is None else _within(line.folder),
         )  # fmt: skip
     else:
         folder = None if line.folder is None else Path(_absolute(line.folder, data))
