@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aneurysm.documents import format_problem, parse_json
 from aneurysm.errors import PlanError, Reason, SpecError
+from aneurysm.labels import LABELS
 from aneurysm.precaching.partition import deal
 from aneurysm.precaching.plan_folder import DOCUMENT, PlanFolder
 from aneurysm.rawdata.bucket import BucketSource
@@ -151,7 +152,7 @@ class _LocalizerEntry(_Model):
 
 
 class _Line(_Model):
-    """One series; ``folder`` and ``files`` are relative to the data, and ``mask`` as well."""
+    """One series; ``folder``, ``files`` and ``mask`` are relative to the data, ``labels`` in the order of `LABELS`."""
 
     uid: str
     folder: str | None = None
@@ -160,7 +161,7 @@ class _Line(_Model):
     problem: str = ""
     lost: list[str] | None = None
     mask: str | None = None
-    labels: dict[str, int] | None = None
+    labels: list[Literal[0, 1] | None] | None = None
     modality: str = ""
     localizers: list[_LocalizerEntry] = []
     n_files: _Count = 0
@@ -343,7 +344,7 @@ def _line_of(planned: PlannedSeries, data: str) -> str:
         "problem": source.problem,
         "lost": None if source.lost is None else [str(source.lost[0]), source.lost[1]],
         "mask": None if planned.mask is None else _relative(str(planned.mask), data),
-        "labels": notes.labels,
+        "labels": None if notes.labels is None else [notes.labels.get(label) for label in LABELS],
         "modality": notes.modality,
         "localizers": [_localizer_entry(row) for row in notes.localizers],
         "frames": facts.frames,
@@ -391,8 +392,12 @@ def _series_of(line: _Line, data: str) -> PlannedSeries:
     if line.mask is not None:
         mask = _absolute(line.mask, data) if is_url(data) else Path(_absolute(line.mask, data))
     facts = SeriesFacts(line.n_files, line.bytes, line.frames, line.voxels, line.syntax)
+    labels: dict[str, int] | None = None
+    if line.labels is not None:
+        # In this order they stand in a volume, too, whose bytes must not depend on a plan.
+        labels = {label: value for label, value in zip(LABELS, line.labels, strict=True) if value is not None}
     localizers = tuple(_localizer(entry) for entry in line.localizers)
-    return PlannedSeries(source, SeriesNotes(line.modality, line.labels, localizers), mask, facts, line.seconds)
+    return PlannedSeries(source, SeriesNotes(line.modality, labels, localizers), mask, facts, line.seconds)
 
 
 def _localizer(entry: _LocalizerEntry) -> Localizer:

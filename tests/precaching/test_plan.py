@@ -109,6 +109,15 @@ def test_a_line_holds_all_that_is_known_of_a_series(pair: tuple[PlannedSeries, s
     assert _series_of(_parsed(_Line, line.encode()), data) == planned
 
 
+def test_labels_come_back_in_their_order() -> None:
+    """It is that of a volume's bytes, and equality of dictionaries does not see it."""
+    labels = dict.fromkeys(LABELS, 0) | {LABELS[3]: 1}
+    planned = PlannedSeries(SeriesSource("1.2", Path(DATA, "a")), SeriesNotes("", labels), None, SeriesFacts())
+    again = _series_of(_parsed(_Line, _line_of(planned, DATA).encode()), DATA).notes.labels
+    assert again is not None
+    assert list(again.items()) == list(labels.items())
+
+
 def test_a_localizer_without_a_point_stays_one() -> None:
     row = Localizer(3, "1.2", "1.2.3", "nowhere", problem="'nowhere' is none of the 13 sites")
     planned = PlannedSeries(SeriesSource("1.2", Path(DATA, "a")), SeriesNotes("", None, (row,)), None, SeriesFacts())
@@ -244,6 +253,8 @@ def harmed(folder: Path, index: int, change: Callable[[dict[str, Any]], None]) -
         {"lost": ["no_files"]},
         {"more": 1},
         {"labels": "x"},
+        {"labels": [0]},
+        {"labels": [2] * 14},
     ],
     ids=str,
 )

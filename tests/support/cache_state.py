@@ -68,6 +68,7 @@ def leftovers(cache: Path) -> list[str]:
     building = cache / ".building"
     if building.exists():
         left += [p.relative_to(cache).as_posix() for p in building.rglob("*")]
+    left += [p.relative_to(cache).as_posix() for p in cache.glob(".runs/*/*") if p.suffix != ".jsonl"]
     left += [f".tables/{p.name}" for p in cache.glob(".tables/*") if p.suffix != ".jsonl"]
     complete = {*volume_paths(cache), *record_paths(cache)}
     complete |= {path.parent for path in complete}
