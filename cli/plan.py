@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aneurysm.cli.exits import unwind_on_sigterm
-from aneurysm.cli.options import CacheOption, MemoryMb, TimeoutS, Workers, chosen_workers
+from aneurysm.cli.options import CacheOption, DataOption, MemoryMb, SpecOption, TimeoutS, Workers, chosen_workers
 from aneurysm.cli.progress import Display, duration_text
 from aneurysm.cli.values import whole
 from aneurysm.sizes import size_text
@@ -22,10 +22,7 @@ def plan(
     shards: Annotated[
         int, typer.Option(metavar="N", parser=whole(1, _MOST_PARTS), help="Into how many parts to deal it out.")
     ],
-    data: Annotated[
-        str,
-        typer.Option(metavar="DIR|URL", envvar="ANEURYSM_DATA", help="Folder or URL of DICOM series."),
-    ] = "data",
+    data: DataOption = "data",
     cache: CacheOption = "cache",
     out: Annotated[
         str | None,
@@ -35,9 +32,7 @@ def plan(
             show_default="CACHE/.plan",
         ),
     ] = None,
-    spec: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="Name of a shipped cache spec, or path of a TOML file.")
-    ] = "rsna-1mm",
+    spec: SpecOption = "rsna-1mm",
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Deal out, too, what was rejected or failed before.")
     ] = False,
