@@ -9,12 +9,12 @@ FROM ${BASE} AS build
 ARG EXTRAS=""
 COPY . /src
 # An environment that is copied as a whole: of what builds the wheel nothing is left in the image.
-SHELL ["/bin/sh", "-eu", "-c"]
-RUN python -m venv /opt/aneurysm; \
-    /opt/aneurysm/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /src; \
-    wheel="$(ls /wheels/aneurysm-*.whl)"; \
-    /opt/aneurysm/bin/pip install --no-cache-dir "${wheel}${EXTRAS:+[$EXTRAS]}"; \
-    /opt/aneurysm/bin/pip uninstall --yes pip setuptools
+RUN python -m venv /opt/aneurysm \
+    && /opt/aneurysm/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /src \
+    && wheel="$(ls /wheels/aneurysm-*.whl)" \
+    && /opt/aneurysm/bin/pip install --no-cache-dir "${wheel}${EXTRAS:+[$EXTRAS]}" \
+    && /opt/aneurysm/bin/pip uninstall --yes pip setuptools \
+    && /opt/aneurysm/bin/aneurysm precache --help > /dev/null
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="aneurysm" \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -49,6 +50,10 @@ def is_sent(name: str, ignore: str = IGNORED) -> bool:
         "cli/__pycache__/main.cpython-311.pyc",
         "aneurysm/cache/__pycache__/cache.cpython-311.pyc",
         "cache_specs/mine/1.dcm",
+        "aneurysm/masks/1.2.nii.gz",
+        "cli/cache/volumes/00/1.2.zarr/zarr.json",
+        "aneurysm/.patient-key",
+        "aneurysm/train.csv",
         ".git/config",
         ".venv/bin/python",
         "tests/data/x.py",
@@ -71,8 +76,8 @@ def test_what_the_wheel_is_made_of_is_sent() -> None:
 
 
 def test_the_rules_are_read_as_docker_reads_them() -> None:
-    ignore = "*\n!a/**/*.py\n!b\nb/c\n# !d\n"
-    names = ["a/x.py", "a/b/x.py", "a/x.pyc", "b/x", "b/c/x", "d", "ab/x.py"]
+    ignore = "*\n!a/**/*.py\n!b\nb/c\n# !d\n**/*.dcm"
+    names = ["a/x.py", "a/b/x.py", "a/x.pyc", "b/x", "b/c/x", "d", "ab/x.py", "b/x.dcm", "b/e/f/x.dcm"]
     assert [n for n in names if is_sent(n, ignore)] == ["a/x.py", "a/b/x.py", "b/x"]
 
 
@@ -88,6 +93,13 @@ def test_the_image_is_built_from_the_wheel_for_a_user_that_is_not_root() -> None
     assert f"aneurysm:{__version__} ." in DOCKERFILE
 
 
+def test_builders_find_what_is_let_in() -> None:
+    """Some look below a folder only if it is named: there a pattern like `a/**/*.py` lets in next to nothing."""
+    allowed = [line[1:] for line in IGNORED.splitlines() if line.startswith("!")]
+    assert len(allowed) == 6
+    assert not any("*" in name for name in allowed)
+
+
 def test_a_linter_finds_nothing(tmp_path: Path) -> None:
     hadolint = shutil.which("hadolint")
     if hadolint is None:
@@ -96,3 +108,32 @@ def test_a_linter_finds_nothing(tmp_path: Path) -> None:
     assert subprocess.run([hadolint, tmp_path / "bad"], capture_output=True, check=False).returncode
     ran = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (0, "")
+
+
+def test_a_builder_is_sent_what_the_wheel_is_made_of(tmp_path: Path) -> None:
+    buildah = shutil.which("buildah")
+    if buildah is None or os.geteuid() != 0:
+        pytest.skip("needs buildah, and to be root")
+    context = tmp_path / "context"
+    for name in ("aneurysm", "cli", "cache_specs"):
+        shutil.copytree(ROOT / name, context / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".dockerignore"):
+        shutil.copy(ROOT / name, context)
+    wanted = {str(path.relative_to(context)) for path in context.rglob("*") if path.is_symlink() or path.is_file()}
+    for name in ("data/series/1.2/1.dcm", "cache/.patient-key", "runs/a/x.py", "aneurysm/1.dcm"):
+        (context / name).parent.mkdir(parents=True, exist_ok=True)
+        (context / name).write_text("Doe^Jane")
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /src\n")
+
+    def run(*arguments: object) -> str:
+        places = ["--storage-driver", "vfs", "--root", tmp_path / "root", "--runroot", tmp_path / "run"]
+        command = [buildah, *map(str, (*places, *arguments))]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
+
+    image = run("bud", "--quiet", "--isolation", "chroot", "--file", tmp_path / "Dockerfile", context)
+    container = run("from", image)
+    sent = Path(run("mount", container)) / "src"
+    found = {str(path.relative_to(sent)) for path in sent.rglob("*") if path.is_symlink() or path.is_file()}
+    run("umount", container)
+    assert len(wanted) > 200
+    assert found == wanted - {".dockerignore"}
