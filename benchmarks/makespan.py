@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aneurysm.precaching.expected_seconds import STORED_MB_S
+
 
 @dataclass(frozen=True)
 class Job:
@@ -24,17 +26,30 @@ class Job:
     packed: bool = False
     """Is it compressed?"""
 
+    @property
+    def expected_s(self) -> float:
+        """What a plan would say, if it knew the computing: with the reading as it sees that."""
+        return self.cpu_s + 1e-6 * STORED_MB_S * self.size
 
-def makespan(queues: Sequence[Iterable[Job]], workers_each: int, bandwidth: float) -> float:
-    """Return the seconds until all ``queues`` are done, each by ``workers_each`` workers of its own."""
+
+def makespan(queues: Sequence[Iterable[Job]], workers_each: int, bandwidth: float, *, stealing: bool = False) -> float:
+    """
+    Return the seconds until all ``queues`` are done, each by ``workers_each`` workers of its own.
+
+    With ``stealing`` a worker whose queue is empty takes the next series of another one: of all that are next, the one
+    that is expected to take longest.
+    """
     left = [deque(queue) for queue in queues]
     now = read = 0.0  # the time; the bytes that each reader has got so far, had it read from the beginning
     reading: list[tuple[float, int, float]] = []
     computing: list[tuple[float, int]] = []
 
     def start(queue: int) -> None:
-        if left[queue]:
-            job = left[queue].popleft()
+        source = left[queue]
+        if not source and stealing:
+            source = max(left, key=lambda other: other[0].expected_s if other else -1.0)
+        if source:
+            job = source.popleft()
             heapq.heappush(reading, (read + job.size, queue, job.cpu_s))
 
     for queue in list(range(len(left))) * workers_each:

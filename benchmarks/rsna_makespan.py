@@ -9,6 +9,8 @@ import argparse
 import os
 import sys
 
+import numpy as np
+
 from aneurysm.precaching.partition import deal
 from benchmarks.makespan import RATIO, Costs, Job, least, makespan, rsna_jobs
 from benchmarks.options import add_usual_options, work_folder
@@ -17,8 +19,10 @@ from benchmarks.table import command_line, machine, write_section
 
 _WORKERS = (1, 8, 32, 256)
 _BANDWIDTHS = (1e9, 2e9, 4e9)
-_PARTS = ((8, 1), (4, 8), (32, 1), (32, 8), (256, 1))
+_PARTS = ((2, 4), (4, 4), (8, 4), (32, 1), (32, 8), (256, 1))
 """Tasks of an array, and workers of each."""
+_ESTIMATE_SPREAD = 0.2
+"""Of the logarithm of expected by real seconds."""
 _PARTS_BANDWIDTH = 2e9
 _NOTES = """\
 **The set.** 4,348 series, a million frames, 556 GB decoded, 311 GB stored. Frames are drawn by modality (log-normal,
@@ -43,9 +47,12 @@ One queue for all workers, as on one machine or with Dask: minutes, and how far 
 largest first, by stored bytes; "longest first" would have to know how long a series takes, compression and all.
 """
 _PARTS_NOTES = """\
-At {bandwidth:g} GB/s, minutes. The tasks of an array can't help each other: what each gets is balanced by bytes, as
-`--shard` deals them out, or every n-th series by UID. Within a task the largest comes first. "Most by least" is about
-the bytes of a task.
+The set and the machines of the section above, dealt out to the tasks of an array, storage of {bandwidth:g} GB/s:
+minutes until the last is done. "By bytes" is what tasks do that can't agree on a plan, "by seconds" what a plan does,
+or the tasks of one array: expected seconds, computing and reading, are off by {spread:.0%} (log-normal) in each series.
+"Stealing": a task that is done takes the next series of others, the longest first. Within a task the largest, or the
+longest, comes first. "Max by mean" is about the seconds of one core that the tasks have to do: those of the task that
+has most, by the mean of all.
 """
 _RUNS_NOTES = """\
 `precache` of {series} series of {least} to {most} slices, {gb:.1f} GB, by processes beside the one that plans:
@@ -59,12 +66,17 @@ running. {at_best:.2f} is the speed-up that this leaves at best."""
 def main() -> int:
     options = _options()
     work = work_folder(options)
-    measured = measured_costs(work, options.repeats)
-    runs = best_runs(work, options.repeats)
-    text = _section(measured, runs, options)
-    print(text)
-    if options.write:
-        write_section(text)
+    if options.costs:
+        series_s, mb_ms, decode_mb_ms = options.costs
+        sections = [_parts_section(Costs(series_s, mb_ms / 1e3, decode_mb_ms / 1e3), options)]
+    else:
+        measured = measured_costs(work, options.repeats)
+        runs = best_runs(work, options.repeats)
+        sections = [_section(measured, runs, options), _parts_section(fitted_costs(measured)[0], options)]
+    for text in sections:
+        print(text)
+        if options.write:
+            write_section(text)
     return 0
 
 
@@ -72,6 +84,13 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--costs",
+        type=float,
+        nargs=3,
+        metavar=("S", "MS", "MS"),
+        help="of a series, of 10^6 decoded bytes, and more if compressed, as measured before: simulates parts alone",
+    )
     add_usual_options(parser, "2.5 GB")
     return parser.parse_args()
 
@@ -90,7 +109,6 @@ def _section(measured: Measured, runs: dict[int, Run], options: argparse.Namespa
         f"Altogether {cpu_h:.1f} hours of one core; the series that takes longest computes for {longest_s:.0f} s."
     ]
     lines += ["", "## Orders of one queue", "", *_orders(jobs)]
-    lines += ["", "## Parts of a Slurm array", "", *_parts(jobs)]
     lines += ["", "## Measured here", "", *_alone(measured), "", *_together(runs)]
     return "\n".join(lines) + "\n"
 
@@ -123,27 +141,35 @@ def _orders(jobs: list[Job]) -> list[str]:
     return lines
 
 
-def _parts(jobs: list[Job]) -> list[str]:
+def _parts_section(costs: Costs, options: argparse.Namespace) -> str:
     """Parts that are dealt out beforehand, each with workers of its own."""
-    sizes = {job.uid: int(job.size) for job in jobs}
-    by_size = sorted(jobs, key=lambda j: -j.size)
-    by_uid = sorted(sizes)
-    lines = [_PARTS_NOTES.format(bandwidth=_PARTS_BANDWIDTH / 1e9)]
-    lines += ["| tasks x workers | ideal | one queue | balanced | every n-th | most by least: balanced | every n-th |"]
-    lines += ["|--:|--:|--:|--:|--:|--:|--:|"]
+    jobs = rsna_jobs(costs, options.seed)
+    told = _told(costs)
+    lines = ["# The RSNA set in parts, simulated", ""]
+    lines.append(
+        f"- costs: {told['series_s']:.2f} s a series, {told['mb_s']:.2f} ms for 10^6 decoded bytes, "
+        f"{told['decode_mb_s']:.2f} ms more if compressed"
+    )
+    lines += [f"- command: `{command_line('benchmarks.rsna_makespan')}`", ""]
+    lines += [_PARTS_NOTES.format(bandwidth=_PARTS_BANDWIDTH / 1e9, spread=_ESTIMATE_SPREAD)]
+    error = np.random.default_rng(options.seed).normal(0.0, _ESTIMATE_SPREAD, len(jobs))
+    weights = {
+        "by bytes": {job.uid: job.size for job in jobs},
+        "by seconds": {job.uid: job.expected_s * float(np.exp(e)) for job, e in zip(jobs, error, strict=True)},
+    }
+    by_uid = {job.uid: job for job in jobs}
+    lines += ["| tasks x workers | ideal | by bytes | by seconds | by bytes, stealing | by seconds, stealing |"]
+    lines[-1] += " max by mean: by bytes | by seconds |"
+    lines += ["|--:|--:|--:|--:|--:|--:|--:|--:|"]
     for tasks, each in _PARTS:
-        balanced = [set(part) for part in deal(sizes, tasks)]
-        striding = [set(by_uid[i::tasks]) for i in range(tasks)]
-        cells = [least(jobs, tasks * each, _PARTS_BANDWIDTH), makespan([by_size], tasks * each, _PARTS_BANDWIDTH)]
-        spreads = []
-        for parts in (balanced, striding):
-            queues = [[job for job in by_size if job.uid in part] for part in parts]
-            cells.append(makespan(queues, each, _PARTS_BANDWIDTH))
-            loads = [sum(job.size for job in queue) for queue in queues]
-            spreads.append(max(loads) / min(loads))
-        minutes = " | ".join(f"{s / 60:.1f}" for s in cells)
-        lines.append(f"| {tasks} x {each} | {minutes} | {spreads[0]:.2f} | {spreads[1]:.2f} |")
-    return lines
+        queues = {how: [[by_uid[uid] for uid in part] for part in deal(by, tasks)] for how, by in weights.items()}
+        minutes = [least(jobs, tasks * each, _PARTS_BANDWIDTH)]
+        for stealing in (False, True):
+            minutes += [makespan(q, each, _PARTS_BANDWIDTH, stealing=stealing) for q in queues.values()]
+        loads = [[sum(job.cpu_s for job in queue) for queue in of] for of in queues.values()]
+        cells = [f"{s / 60:.1f}" for s in minutes] + [f"{max(load) / np.mean(load):.2f}" for load in loads]
+        lines.append(f"| {tasks} x {each} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _alone(measured: Measured) -> list[str]:

@@ -21,8 +21,11 @@ from aneurysm.rawdata.facts import SeriesFacts
 _SERIES_S: Final = 0.02
 _MB_S: Final = 2.6e-3
 """For each 10^6 decoded bytes, whatever their encoding: two for a voxel. As `benchmarks.rsna_makespan` measures."""
-_STORED_MB_S: Final = 2e-3
-"""For each 10^6 bytes that are read: half a gigabyte a second, which several workers share."""
+STORED_MB_S: Final = 4e-3
+"""
+For each 10^6 bytes that are read: what a worker gets of a storage that many share. Without it series that are large and
+not compressed would come last, all at once, and wait for the storage (`benchmarks.rsna_makespan`).
+"""
 _DECODE_MB_S: Final = {"plain": 0.0, "RLE": 1e-3, "JPEG": 11e-3, "JPEG-LS": 11e-3, "JPEG 2000": 43e-3, "other": 11e-3}
 """For each 10^6 decoded bytes, by encoding. JPEG is taken for as slow as JPEG-LS."""
 _UNKNOWN: Final = "unknown"
@@ -71,7 +74,7 @@ def _by_constants(facts: SeriesFacts, kind: str) -> float:
         # It may be compressed or not. Between the two: neither is off by more than the other.
         decoded_mb = 1e-6 * facts.bytes * math.sqrt(_RATIO)
     decode = _DECODE_MB_S.get(kind, 0.0)
-    return _SERIES_S + (_MB_S + decode) * decoded_mb + _STORED_MB_S * 1e-6 * facts.bytes
+    return _SERIES_S + (_MB_S + decode) * decoded_mb + STORED_MB_S * 1e-6 * facts.bytes
 
 
 def fitted_costs(points: Iterable[tuple[SeriesFacts, float]]) -> CostModel:

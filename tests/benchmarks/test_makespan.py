@@ -54,6 +54,15 @@ def test_queues_of_their_own_do_not_help_each_other():
     assert makespan([[], []], 4, ENDLESS) == 0
 
 
+def test_queues_that_help_each_other():
+    """By hand: the second takes the last series but one of the first at 1, and is done with it when that is."""
+    assert makespan([jobs(1, 1, 1, 1), jobs(1)], 1, ENDLESS, stealing=True) == pytest.approx(3)
+    assert makespan([jobs(4, 3, 2, 1), [], []], 1, ENDLESS, stealing=True) == pytest.approx(4)
+    assert makespan([[], []], 4, ENDLESS, stealing=True) == 0
+    one = jobs(5, 4, 3, 3, 2, 1)
+    assert makespan([one, []], 1, ENDLESS, stealing=True) == pytest.approx(makespan([one], 2, ENDLESS))
+
+
 @pytest.mark.parametrize("workers", [1, 7, 64])
 @pytest.mark.parametrize("bandwidth", [1e8, 4e9])
 def test_nothing_beats_the_ideal_and_a_queue_is_at_most_twice_as_long(workers, bandwidth):
