@@ -64,7 +64,7 @@ class _Sink(Protocol):
         """Bring what was taken to where it can be read, if it is not there yet."""
 
     def close(self) -> None:
-        """Do so for the last time."""
+        """Give up what is held."""
 
 
 class _File:
@@ -118,7 +118,7 @@ class _Objects:
                 self._part += 1
 
     def close(self) -> None:
-        self.send()
+        pass
 
 
 class Ledger:
@@ -190,14 +190,17 @@ class Ledger:
             syntax=outcome.syntax, expected_s=round(job.expected_s, 3),
         )  # fmt: skip
 
-    def close(self) -> None:
-        """Bring all of it to its place; write no more."""
+    def close(self, *, send: bool = True) -> None:
+        """Bring all of it to its place, unless it is not to be sent; write no more."""
         self._ended.set()
         with self._lock:
             self.is_open = False
             if self._sink is not None:
+                sink = self._sink
                 with self._failures():
-                    self._sink.close()
+                    if send:
+                        sink.send()
+                    sink.close()
             self._sink = None
 
     def _beat(self, every_s: float) -> None:
@@ -258,13 +261,16 @@ def run_ledger(root: Path, url: str, run: str, task: str) -> Iterator[Ledger]:
     ledger = Ledger(root, url, run, task=task)
     with _ledgers_lock:
         _ledgers[url or str(root), run] = ledger
+    send = True
     try:
         yield ledger
     except BaseException as error:
         ledger.write("run_ended", how=_how(error), error=type(error).__name__)
+        # A batch system gives it seconds, and a store may take as long to say that it is out of reach.
+        send = not isinstance(error, SystemExit)
         raise
     finally:
-        _forget(ledger)
+        _forget(ledger, send=send)
 
 
 def _how(error: BaseException) -> HowEnded:
@@ -273,11 +279,11 @@ def _how(error: BaseException) -> HowEnded:
     return "interrupted" if isinstance(error, KeyboardInterrupt) else "error"
 
 
-def _forget(ledger: Ledger) -> None:
+def _forget(ledger: Ledger, *, send: bool = True) -> None:
     with _ledgers_lock:
         for key in [k for k, other in _ledgers.items() if other is ledger]:
             del _ledgers[key]
-    ledger.close()
+    ledger.close(send=send)
 
 
 @atexit.register
