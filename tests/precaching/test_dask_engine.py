@@ -18,6 +18,7 @@ from aneurysm._version import __version__
 from aneurysm.errors import UsageError
 from aneurysm.precaching.build_series import SeriesJob
 from aneurysm.precaching.dask_engine import build_on_worker, dask_engine
+from aneurysm.precaching.status import RunWatch
 from aneurysm.processes.children import Limits
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.rawdata.tables import SeriesNotes
@@ -89,6 +90,10 @@ def test_the_same_cache_as_on_one_machine(built: Built, cluster: Callable[..., C
     assert ran.out.startswith("4 cached, 0 rejected, 0 failed, 0 done before")
     assert same_cache(cache, built.cache) == []
     assert leftovers(cache) == []
+    status = RunWatch(cache).look()
+    assert (status.total, status.cached, status.is_complete) == (4, 4, True)
+    assert sum(t.done for t in status.tasks if t.is_worker) == 4
+    assert [(t.state, t.done) for t in status.tasks if not t.is_worker] == [("ended", 0)]
     builders = children_of(worker, "aneurysm.processes.child_main")
     assert 1 <= len(builders) <= 2
     assert all(p.parent().name() != "" and p.environ()["OMP_NUM_THREADS"] == "1" for p in builders)
