@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import grp
+import json
 import os
+import pty
 import pwd
 import re
 import shutil
@@ -11,13 +13,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.support.built import Built
-from tests.support.cache_state import leftovers, same_cache
+from tests.support.cache_state import leftovers, same_cache, volume_paths
 from tests.support.command import environment, start_cli
 from tests.support.run_data import ROOT
 from tests.support.running import published
@@ -154,6 +157,54 @@ def test_preempted_tasks_drop_what_they_hold_within_seconds(long_run: Built, wor
         slurm.wait(lambda: not slurm.jobs(), 300, "the end of all jobs")
     assert same_cache(cache, long_run.cache) == [], logs(work)
     assert leftovers(cache) == []
+
+
+def test_a_rerun_deals_out_evenly_what_is_missing_and_is_watched(long_run: Built, work: Path) -> None:
+    """A third of the volumes is gone. A task whose code is of another recipe does nothing of it."""
+    cache = work / "cache"
+    shutil.copytree(long_run.cache, cache)
+    shutil.rmtree(cache / ".runs")
+    for volume in volume_paths(cache)[:3]:
+        shutil.rmtree(volume)
+    small(work / "precache.sbatch", tasks=3)
+    old = 'if "OF_ANOTHER_RECIPE" in os.environ:\n    import aneurysm.spec\n\n    aneurysm.spec.RECIPE_VERSION += 1\n'
+    with (work / "site" / "sitecustomize.py").open("a") as site:
+        site.write(old)
+    with loopback_slurm(job_environment(work, long_run.data)) as slurm:
+        options = ("--parsable", "--array=0", "--output=refused.log")
+        refused = slurm.run("sbatch", *options, "precache.sbatch", cwd=work, OF_ANOTHER_RECIPE="1")
+        slurm.wait(lambda: not slurm.jobs(), 90, "the end of the task of another recipe")
+        assert slurm.run("scontrol", "show", "job", f"{refused}_0").count("ExitCode=2:0") == 1
+        array = submit(slurm, work)[0]
+        slurm.wait(lambda: list((cache / ".runs" / array).glob("*.jsonl")), 60, "a first task")
+        shown = watched_in_a_terminal(cache, slurm.environment)
+        slurm.wait(lambda: not slurm.jobs(), 300, "the end of all jobs")
+    assert "of recipe" in (work / "refused.log").read_text(), logs(work)
+    ledgers = sorted((cache / ".runs" / array).glob("*.jsonl"))
+    events = [[json.loads(line) for line in path.read_text().splitlines()] for path in ledgers]
+    todo = {of[0]["task"]: entry["todo"] for of in events for entry in of if entry["event"] == "run_started"}
+    assert todo == {"0/3": 1, "1/3": 1, "2/3": 1}, logs(work)
+    assert f"run {array}" in shown
+    assert "in hand" in shown
+    assert f"{len(long_run.uids)} of {len(long_run.uids)} series (100.0 %), complete" in shown
+    assert same_cache(cache, long_run.cache) == [], logs(work)
+    assert leftovers(cache) == []
+
+
+def watched_in_a_terminal(cache: Path, env: dict[str, str]) -> str:
+    """What `aneurysm status --watch` shows on a terminal until the run is over."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "aneurysm", "status", "--cache", str(cache), "--watch", "--every-s", "0.5"]
+    size = {"COLUMNS": "160", "LINES": "50", "TERM": "xterm"}
+    process = subprocess.Popen(command, env=env | size, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # how the end of a terminal shows
+        while some := os.read(ours, 65536):
+            shown += some
+    os.close(ours)
+    assert process.wait(60) == 0, shown[-2000:]
+    return shown.decode()
 
 
 @pytest.mark.usefixtures("other_users")
