@@ -1,5 +1,9 @@
 """Two precache runs at once on one cache, killed at random for minutes; then a rerun, and every byte is looked at.
 
+They are two runs that know nothing of each other; with --array the two tasks of an array, which agree on what each is
+to do; with --plan the two parts of a plan, with --steal each helping the other in the end.
+
+
 Every few seconds some process below one of the two runs is killed, now and then a whole run, which is then started
 again. When both runs are through, the cache is finished and checked, and a new round begins with an empty one.
 """
@@ -17,17 +21,21 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
 from aneurysm.cache.folder import cached_series, done_series
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import read_manifest
+from aneurysm.precaching.plan import read_plan
+from aneurysm.precaching.plan_folder import plan_folder
 from aneurysm.precaching.verify import verify
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.table import Target, aims, command_line, machine, write_section
 from benchmarks.tiny import series_uid, write_tiny_data
 
+Parts = Literal["", "array", "plan"]
 _ROOT = Path(__file__).parents[1]
 _RUNS, _WORKERS = 2, 2
 _SLICES, _SIZE = 24, 48
@@ -48,9 +56,16 @@ undisturbed run, `aneurysm verify` without a fault, and nothing left over.
 
 
 class Soak:
-    """Two runs on the cache below ``work``, and who has been killed."""
+    """
+    Two runs on the cache below ``work``, and who has been killed.
 
-    def __init__(self, work: Path, data: Path, series: int, seed: int) -> None:
+    ``parts`` says what they are: of no ``""`` parts, the tasks of an ``array``, or those of a ``plan``.
+    """
+
+    def __init__(
+        self, work: Path, data: Path, series: int, seed: int, *, parts: Parts = "", steal: bool = False
+    ) -> None:
+        self._parts, self._steal = parts, ["--steal"] * steal
         self.uids = {series_uid(i) for i in range(series)}
         self.counts = Counter[str]()
         self.faults: list[str] = []
@@ -68,7 +83,7 @@ class Soak:
         shutil.rmtree(self._cache, ignore_errors=True)
         try:
             next_kill = time.monotonic() + 2 * every_s
-            self._runs = [self._start(), self._start()]
+            self._begin()
             while time.monotonic() < end:
                 time.sleep(0.05)
                 if time.monotonic() > next_kill:
@@ -78,36 +93,50 @@ class Soak:
                 if self._runs == [None] * _RUNS:
                     self._finish()
                     shutil.rmtree(self._cache)
-                    self._runs = [self._start(), self._start()]
+                    self._begin()
         finally:
             for run in filter(None, self._runs):
                 self._kill_whole(run)
         self._finish()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        self.counts["runs started"] += 1
-        return self._popen(self._cache)
+    def _begin(self) -> None:
+        if self._parts == "plan":
+            assert self._popen("plan", self._cache, "--data", str(self._data), "--shards", str(_RUNS)).wait() == 0
+        self._runs = [self._start(place) for place in range(_RUNS)]
 
-    def _popen(self, cache: Path, *more: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "aneurysm", "precache", "--workers", str(_WORKERS)]
+    def _start(self, place: int) -> subprocess.Popen[bytes]:
+        self.counts["runs started"] += 1
+        data = ["--data", str(self._data)]
+        if self._parts == "plan":
+            return self._popen(
+                "precache", self._cache, "--plan", f"{self._cache}/.plan", "--shard", str(place), *self._steal
+            )
+        if self._parts == "array":
+            run = f"round-{self.counts['rounds']}"
+            return self._popen("precache", self._cache, *data, "--shard", f"{place}/{_RUNS}", *self._steal, run=run)
+        return self._popen("precache", self._cache, *data)
+
+    def _popen(self, command: str, cache: Path, *more: str, run: str = "") -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [*command, "--data", self._data, "--cache", cache, *more],
+                [sys.executable, "-m", "aneurysm", command, "--workers", str(_WORKERS), "--cache", cache, *more],
                 cwd=_ROOT,
+                env=os.environ | ({"ANEURYSM_RUN": run} if run else {}),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
 
     def _precache(self, cache: Path, *more: str) -> int:
-        return self._popen(cache, *more).wait()
+        return self._popen("precache", cache, "--data", str(self._data), *more).wait()
 
     def _kill(self) -> None:
         run = self._random.choice([r for r in self._runs if r is not None])
         if self._random.random() < _WHOLE:
             self._kill_whole(run)
             self.counts["whole runs killed"] += 1
-            self._runs[self._runs.index(run)] = self._start()
+            place = self._runs.index(run)
+            self._runs[place] = self._start(place)
             return
         with suppress(psutil.NoSuchProcess):
             below = psutil.Process(run.pid).children(recursive=True)
@@ -126,10 +155,17 @@ class Soak:
                 continue
             if run.returncode not in _ENDS:
                 self.faults.append(f"a run ended with exit code {run.returncode}; see {self._log.name}")
-            complete = done_series(CacheLayout(self._cache)) == self.uids
-            if run.returncode in _ENDS and not complete:
+            missing = self._of(place) - done_series(CacheLayout(self._cache))
+            if run.returncode in _ENDS and missing:
                 self.faults.append("a run ended and said nothing, although series were neither cached nor recorded")
-            self._runs[place] = None if complete else self._start()
+            self._runs[place] = self._start(place) if missing or run.returncode not in _ENDS else None
+
+    def _of(self, place: int) -> set[str]:
+        """Return the series that a run has done when it ends; of the tasks of an array both together, the last does."""
+        if self._parts == "plan":
+            return {planned.source.uid for planned in read_plan(plan_folder(self._cache / ".plan")).part(place)}
+        ended = sum(run is None or run.poll() is not None for run in self._runs)
+        return set() if self._parts == "array" and ended < _RUNS else self.uids
 
     def _finish(self) -> None:
         """Run once more, and once more for what had been given up; look at what came of it."""
@@ -167,6 +203,7 @@ def differences(cache: Path, reference: Path, uids: set[str]) -> list[str]:
     if wrong := [r["series_uid"] for r in rows if r not in expected]:
         found.append(f"{len(wrong)} rows are not the reference's, hash and all: the first is {wrong[0]}")
     left = [p.name for p in cache.iterdir() if p.name not in _KEPT]
+    left += [p.relative_to(cache).as_posix() for p in layout.runs.glob("*/*") if p.suffix != ".jsonl"]
     left += [p.relative_to(cache).as_posix() for p in cache.rglob("*.tmp")]
     left += [p.relative_to(cache).as_posix() for p in layout.rejected.glob("*/*")]
     if left:
@@ -183,7 +220,8 @@ def main() -> int:
         shutil.rmtree(work, ignore_errors=True)
         write_tiny_data(work / "data", options.series, _SLICES, _SIZE)
         (work / shape).touch()
-    soak = Soak(work, work / "data", options.series, options.seed)
+    parts: Parts = "plan" if options.plan else "array" if options.array else ""
+    soak = Soak(work, work / "data", options.series, options.seed, parts=parts, steal=options.steal)
     soak.go_on_for(options.seconds, options.every)
     text = _section(soak, options)
     print(text)
@@ -198,12 +236,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=300.0, help="how long processes are killed")
     parser.add_argument("--every", type=float, default=3.0, help="seconds between kills, on average")
     parser.add_argument("--seed", type=int, default=1)
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--plan", action="store_true", help="the runs are the parts of a plan")
+    kinds.add_argument("--array", action="store_true", help="the runs are the tasks of an array")
+    parser.add_argument("--steal", action="store_true", help="they steal from each other")
     add_usual_options(parser, "1 GB")
     return parser.parse_args()
 
 
 def _section(soak: Soak, options: argparse.Namespace) -> str:
-    lines = ["# A soak: two runs on one cache, killed at random", ""]
+    what = "the parts of a plan" if options.plan else "the tasks of an array" if options.array else "two runs"
+    what += " that steal" if options.steal else ""
+    lines = [f"# A soak: {what} on one cache, killed at random", ""]
     lines += [f"- {key}: {value}" for key, value in machine(("joblib", "pydicom", "zarr", "numcodecs")).items()]
     lines += [f"- {options.series} series of {_SLICES} slices of {_SIZE} x {_SIZE} pixels"]
     lines += [f"- {_RUNS} runs at once of `aneurysm precache --workers {_WORKERS}`"]

@@ -45,6 +45,7 @@ def test_a_finished_cache_has_no_differences(cache, reference):
         (lambda c: shutil.rmtree(volume_path(c, series_uid(1))), "3 volumes"),
         (lambda c: (volume_path(c, series_uid(2)) / "0" / "zarr.json").write_text("{}"), "verify"),
         (lambda c: (c / ".building").mkdir(), "left over: .building"),
+        (lambda c: (c / ".runs" / "x" / "deal-1").mkdir(parents=True), "left over: .runs/x/deal-1"),
         (lambda c: (c / "volumes" / ".x.tmp").touch(), "left over: volumes/.x.tmp"),
         (lambda c: (c / "manifest.csv").write_text((c / "manifest.csv").read_text().replace("sha256:", "sha256:0")),
          "4 rows are not the reference's"),
@@ -67,9 +68,10 @@ def test_cloned_volumes_are_sound(cache):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_runs_that_are_killed_at_random_leave_nothing_behind(tmp_path):
+@pytest.mark.parametrize("parts, steal", [("", False), ("plan", True), ("array", True)])
+def test_runs_that_are_killed_at_random_leave_nothing_behind(tmp_path, parts, steal):
     write_tiny_data(tmp_path / "data", 60)
-    soak = Soak(tmp_path, tmp_path / "data", series=60, seed=7)
+    soak = Soak(tmp_path, tmp_path / "data", series=60, seed=7, parts=parts, steal=steal)
     soak.go_on_for(20, every_s=1.0)
     assert soak.faults == []
     assert soak.counts["workers killed"] + soak.counts["whole runs killed"] > 3
