@@ -23,8 +23,12 @@ import numpy as np
 
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.manifest import write_manifest
+from aneurysm.precaching.partition import Shard
+from aneurysm.precaching.plan import read_plan
+from aneurysm.precaching.plan_folder import plan_folder
 from aneurysm.precaching.run import precache
 from aneurysm.precaching.status import RunWatch
+from aneurysm.precaching.tasks import make_plan
 from aneurysm.rawdata.folder import find_series
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.table import Target, aims, command_line, machine, write_section
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from aneurysm.precaching.build_series import Outcome
     from aneurysm.rawdata.folder import Inventory
 
+_TASKS = 100
+"""Parts of a plan."""
 _ROOT = Path(__file__).parents[1]
 _RUN = "scale"
 _NOTES = """\
@@ -45,6 +51,8 @@ as long as what is known of them fits the processor's caches, which is no growth
 - **scan, RSNA layout**: `find_series`, which lists `series/` and nothing below it.
 - **scan, free tree**: `find_series` on the same files as if they were any tree: opens each file, for its header.
 - **plan**: all that `precache` does into an empty cache before the first series: scan, tables, sizes, masks, jobs.
+- **aneurysm plan**: the same, with a header of each series, dealt out to {parts} parts, and written.
+- **a part of it**: all that `precache --plan` does before the first series: its part, and which of that is there.
 - **resume**: `precache` into a finished cache: scan, plan, nothing to do, manifest.
 - **merge**: `aneurysm manifest`: both tables derived from the volumes.
 - **verify**: `aneurysm verify`, without `--deep`: metadata, digests, every file's hash, the manifest.
@@ -98,6 +106,21 @@ def _plan(work: Path) -> None:
     raise AssertionError("precache never said that it had started")
 
 
+def _deal(work: Path) -> None:
+    shutil.rmtree(work / "planned", ignore_errors=True)
+    plan, _ = make_plan(work / "data", work / "planned", _TASKS)
+    assert plan.document.missing == plan.document.series > 0
+
+
+def _part(work: Path) -> None:
+    plan = read_plan(plan_folder(work / "planned" / ".plan"))
+    try:
+        precache(work / "data", work / "planned", plan=plan, shard=Shard(7, _TASKS), progress=_StopsAtThePlan())
+    except _PlannedError:
+        return
+    raise AssertionError("precache never said that it had started")
+
+
 def _resume(work: Path) -> None:
     summary = precache(work / "data", work / "cache")
     assert summary.cached == 0, summary
@@ -144,6 +167,8 @@ STEPS: dict[str, Callable[[Path], None]] = {
     "scan, free tree, 1 worker": _tree(1),
     "scan, free tree, 2 workers": _tree(2),
     "plan": _plan,
+    "aneurysm plan": _deal,
+    "a part of it": _part,
     "merge": _merge,  # before resume and verify, which need the manifest
     "resume": _resume,
     "relabel": _relabel,
@@ -277,7 +302,7 @@ def _section(results: dict[int, dict[str, Found]], repeats: int, opened: np.ndar
     lines += [
         f"- {SLICES} files a series; in the cache {files / large:g} files and {folders / large:g} folders a volume"
     ]
-    lines += ["", _NOTES.format(growth=large / before, repeats=repeats), *aims(targets)]
+    lines += ["", _NOTES.format(parts=_TASKS, growth=large / before, repeats=repeats), *aims(targets)]
     lines += [
         "| | " + " | ".join(f"{n:,} series: s | CPU s | MB | ms a series" for n in sizes) + " | growth: s | CPU s |",
         "|---|" + "--:|" * (4 * len(sizes) + 2),

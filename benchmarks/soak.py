@@ -3,7 +3,6 @@
 They are two runs that know nothing of each other; with --array the two tasks of an array, which agree on what each is
 to do; with --plan the two parts of a plan, with --steal each helping the other in the end.
 
-
 Every few seconds some process below one of the two runs is killed, now and then a whole run, which is then started
 again. When both runs are through, the cache is finished and checked, and a new round begins with an empty one.
 """

@@ -6,6 +6,7 @@ only a table names, records of what there is no more.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from aneurysm.rawdata.facts import SeriesFacts
 from aneurysm.rawdata.folder import UNREADABLE, DataFolder, Inventory, SeriesSource, safe_source
 from aneurysm.spec import RECIPE_VERSION, CacheSpec
 
+_log: Final = logging.getLogger(__name__)
 _NAMED_IN: Final = "named in "
 """So the record of a series begins that only a table knows."""
 
@@ -311,6 +313,12 @@ def part_of_plan(place: Destination, plan: Plan, data: DataFolder, shard: Shard,
     if changed := sorted(dict(fingerprint.contents().items() ^ document.fingerprint.contents().items())):
         raise PlanError(
             f"{' and '.join(changed)} changed since {plan.folder.name} was made. Make the plan again: aneurysm plan"
+        )
+    if fingerprint.top_level != document.fingerprint.top_level:
+        _log.warning(
+            "there is something else in %s than when %s was made: series that came since are in no part",
+            data.name,
+            plan.folder.name,
         )
     series = plan.part(shard.index)
     with translate_write_errors(place.layout.root):

@@ -209,6 +209,14 @@ def test_changed_tables_make_a_plan_void_and_touched_ones_do_not(copied: Built) 
     assert sorted(map(len, uids_of(copied.cache / ".plan"))) == [1, 1]
 
 
+def test_what_came_since_is_in_no_part_and_that_is_said(copied: Built, caplog: pytest.LogCaptureFixture) -> None:
+    assert plan(copied, copied.cache, 1).code == 0
+    (copied.data / "new-Smith").mkdir()
+    assert task(copied.cache, 0).code == 0
+    assert "series that came since are in no part" in caplog.text
+    assert "Smith" not in caplog.text
+
+
 @pytest.mark.parametrize("change", ["more", "less", "other", "gone"])
 def test_a_series_that_changed_is_left_alone_and_told(copied: Built, change: str) -> None:
     assert plan(copied, copied.cache, 1).code == 0
