@@ -82,12 +82,14 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any] | Sequence
 
     Text that a spreadsheet would run as a formula gets an apostrophe before it; numbers stay as they are.
     """
+    cells = ([row.get(name, "") for name in columns] if isinstance(row, Mapping) else row for row in rows)
+    return "".join(map(csv_line, (columns, *cells)))
+
+
+def csv_line(cells: Iterable[Any]) -> str:
+    """Return one line of a CSV table; see `csv_text`."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        cells = [row.get(name, "") for name in columns] if isinstance(row, Mapping) else row
-        writer.writerow([_escaped(cell) for cell in cells])
+    csv.writer(text, lineterminator="\n").writerow([_escaped(cell) for cell in cells])
     return text.getvalue()
 
 

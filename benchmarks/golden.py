@@ -52,6 +52,8 @@ overlap = 0.25
 batch_size = 8
 """
 """Every augmentation is on, as it is by default."""
+_VERSIONS = {"format_version", "built_by", "builder_hash", "voxel_hash"}
+"""Entries of a volume that say which version it is of, and the hash that may cover them."""
 
 
 def run(*arguments: object, codes: Iterable[int] = (0,)) -> None:
@@ -89,8 +91,8 @@ def _is_dicom(path: Path) -> bool:
 def hashes_of_cache(cache: Path) -> dict[str, str]:
     """Return, by series: the hash of the volume's files (zarr.json too), or why there is none. And that of tables."""
     rows = _rows(cache / "manifest.csv")
-    # By the clock, and the sum that guards it.
-    volatile = {"seconds", "seconds_check"}
+    # By the clock, and the sum that guards it; and what says which version of a program or format it is.
+    volatile = {"seconds", "seconds_check", *_VERSIONS}
     stable = [{k: v for k, v in row.items() if k not in volatile} for row in rows]
     # Wherever they lie in it.
     volumes = {path.name.removesuffix(".zarr"): path for path in (cache / "volumes").rglob("*.zarr")}
@@ -104,7 +106,13 @@ def hashes_of_cache(cache: Path) -> dict[str, str]:
 def _hash_of_tree(root: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + _sha(path.read_bytes()).encode())
+        content = path.read_bytes()
+        if path == root / "zarr.json":
+            document = json.loads(content)
+            own = document["attributes"]["aneurysm"]
+            document["attributes"]["aneurysm"] = {k: v for k, v in own.items() if k not in _VERSIONS}
+            content = json.dumps(document).encode()
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + _sha(content).encode())
     return digest.hexdigest()[:32]
 
 

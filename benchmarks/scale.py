@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.tables import write_tables
 from aneurysm.precaching.partition import Shard
 from aneurysm.precaching.plan import read_plan
 from aneurysm.precaching.plan_folder import plan_folder
 from aneurysm.precaching.run import precache
 from aneurysm.precaching.status import RunWatch
 from aneurysm.precaching.tasks import make_plan
+from aneurysm.precaching.verify import verify
 from aneurysm.rawdata.folder import find_series
 from benchmarks.options import add_usual_options, work_folder
 from benchmarks.table import Target, aims, command_line, machine, write_section
@@ -54,7 +55,7 @@ as long as what is known of them fits the processor's caches, which is no growth
 - **aneurysm plan**: the same, with a header of each series, dealt out to {parts} parts, and written.
 - **a part of it**: all that `precache --plan` does before the first series: its part, and which of that is there.
 - **resume**: `precache` into a finished cache: scan, plan, nothing to do, manifest.
-- **merge**: `aneurysm manifest`: both tables derived from the volumes.
+- **merge**: `aneurysm manifest`: both tables derived from the volumes; **again**, with nothing changed since.
 - **verify**: `aneurysm verify`, without `--deep`: metadata, digests, every file's hash, the manifest.
 - **status**: `aneurysm status` of a run of 64 tasks that built all series: the ledgers, two lines a series.
 """
@@ -145,15 +146,19 @@ def _labels_apart(row: str) -> tuple[str, str]:
 
 
 def _merge(work: Path) -> None:
-    write_manifest(CacheLayout(work / "cache"))
+    write_tables(CacheLayout(work / "cache"), afresh=True)
 
 
-def _verify(workers: int) -> Callable[[Path], None]:
-    def verify(work: Path) -> None:
-        report = verify(work / "cache", workers=workers)
+def _merge_again(work: Path) -> None:
+    write_tables(CacheLayout(work / "cache"))
+
+
+def _verify(workers: int, shard: Shard | None = None) -> Callable[[Path], None]:
+    def check(work: Path) -> None:
+        report = verify(work / "cache", workers=workers, shard=shard)
         assert not report.faults, report.faults[:3]
 
-    return verify
+    return check
 
 
 def _status(work: Path) -> None:
@@ -170,11 +175,13 @@ STEPS: dict[str, Callable[[Path], None]] = {
     "aneurysm plan": _deal,
     "a part of it": _part,
     "merge": _merge,  # before resume and verify, which need the manifest
+    "merge again": _merge_again,
     "resume": _resume,
     "relabel": _relabel,
     "status": _status,
     "verify, 1 worker": _verify(1),
     "verify, 2 workers": _verify(2),
+    "verify, shard 0/16": _verify(1, Shard(0, 16)),
 }
 
 # Of every process that the scan starts: each opening of a file of the data, by the file's number.
@@ -193,7 +200,7 @@ def main() -> int:
     options = _options()
     work = work_folder(options) / "scale"
     if options.step:
-        print(json.dumps(_run_step(options.step, work / str(options.series[0]))))
+        print(json.dumps(run_step(lambda: STEPS[options.step](work / str(options.series[0])))))
         return 0
     results = {}
     for series in options.series:
@@ -249,10 +256,11 @@ def _command(step: str, work: Path, series: int) -> list[str]:
     return [sys.executable, "-m", "benchmarks.scale", *arguments]
 
 
-def _run_step(step: str, work: Path) -> dict[str, float]:
+def run_step(step: Callable[[], None]) -> dict[str, float]:
+    """Do a step, and return what it took, by the fields of `Found`."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten: imports had one, too
     before_mb, started, cpu = _memory_mb("VmRSS"), time.perf_counter(), time.process_time()
-    STEPS[step](work)
+    step()
     return {
         "seconds": time.perf_counter() - started,
         "cpu_s": time.process_time() - cpu,

@@ -43,7 +43,17 @@ _WHOLE = 0.2
 _ENDS = (0, 8)
 """Exit codes of a run that came to its end: all cached, or some not, since their workers were killed."""
 _KEPT = {
-    *("spec.toml", "manifest.csv", "lesions.csv", "volumes", "rejected", ".patient-key", ".patient-key-check", ".runs"),
+    *(
+        "spec.toml",
+        "manifest.csv",
+        "lesions.csv",
+        "volumes",
+        "rejected",
+        ".patient-key",
+        ".patient-key-check",
+        ".runs",
+        ".tables",
+    ),
 }
 
 _NOTES = """\

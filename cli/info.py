@@ -95,8 +95,8 @@ def _builder_text(builders: list[dict[str, Any]]) -> str:
 
 def _common_versions(builders: list[dict[str, Any]]) -> dict[str, str]:
     """Return the versions that all builders have; those of one that is not known are no builder's."""
-    known = [builder["versions"].items() for builder in builders if builder["versions"]]
-    return dict(sorted(set.intersection(*map(set, known)))) if known else {}
+    known = [builder["versions"] for builder in builders if builder["versions"]] or [{}]
+    return {name: version for name, version in known[0].items() if all(v.get(name) == version for v in known)}
 
 
 def _versions_text(versions: dict[str, str]) -> str:

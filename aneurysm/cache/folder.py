@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -64,8 +64,12 @@ def has_volumes(layout: CacheLayout) -> bool:
     return any(name not in SUBFOLDERS or _names_in(layout.volumes / name) for name in names)
 
 
-def strange_names(folder: Path, ending: str) -> list[str]:
-    """Return what does not belong into ``folder``, that of all volumes or of all records, by its path in it."""
+def strange_names(folder: Path, ending: str, subfolders: Sequence[str] = SUBFOLDERS) -> list[str]:
+    """
+    Return what does not belong into ``folder``, that of all volumes or of all records, by its path in it.
+
+    Of several who look into some ``subfolders`` each, the one of the first also tells what lies beside these.
+    """
 
     def look(name: str) -> list[str]:
         if name not in SUBFOLDERS or not (folder / name).is_dir():
@@ -73,7 +77,9 @@ def strange_names(folder: Path, ending: str) -> list[str]:
         own = set(series_in_subfolder(folder / name, ending))
         return [f"{name}/{entry}" for entry in _names_in(folder / name) if entry.removesuffix(ending) not in own]
 
-    return [path for paths in map_io(sorted(_names_in(folder)), look, batch=1) for path in sorted(paths)]
+    chosen = {*subfolders, *(set(_names_in(folder)) - set(SUBFOLDERS) if SUBFOLDERS[0] in subfolders else ())}
+    names = sorted(chosen.intersection(_names_in(folder)))
+    return [path for paths in map_io(names, look, batch=1) for path in sorted(paths)]
 
 
 def _series_in(folder: Path, ending: str) -> set[str]:

@@ -9,6 +9,7 @@ CACHE/
     0/zarr.json, 0/c/0/0/0      the array and its one shard
     labels/...                  the vessel mask, where there is one
   rejected/<hh>/<uid>.json      why a series is not there
+  .tables/<hh>.jsonl            parts of the tables, for the next run to bring up to date (see table_parts.py)
   .seconds/<random>.json        how long series took, of tasks that left the tables to `aneurysm manifest`
   .runs/<run>/                  of one run: what its processes did, a file each (aneurysm/precaching/ledger.py)
   .plan/                        the plan of `aneurysm plan`, which names files of the data; don't pass it on, nor .runs/
@@ -116,6 +117,15 @@ class CacheLayout:
     def plan(self) -> Path:
         """The folder of the plan that was given no other place."""
         return self.root / ".plan"
+
+    @property
+    def tables(self) -> Path:
+        """The folder of the parts of the tables."""
+        return self.root / ".tables"
+
+    def table_part(self, subfolder: str) -> Path:
+        """Return the part of the tables of the series in one of the `SUBFOLDERS`."""
+        return self.tables / f"{subfolder}.jsonl"
 
     @property
     def patient_key(self) -> Path:

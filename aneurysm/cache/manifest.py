@@ -1,27 +1,22 @@
-"""Volumes and records on disk -> manifest.csv and lesions.csv. Both are derived: every run writes them again."""
+"""Rows of manifest.csv and lesions.csv: what volumes and records give, and reading them. tables.py writes both."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from aneurysm.cache.builder import builder_name
-from aneurysm.cache.folder import cached_series, recorded_series
 from aneurysm.cache.layout import IMAGE, CacheLayout
-from aneurysm.cache.metadata import Record, VolumeMetadata, read_document, read_record
-from aneurysm.csv_table import csv_text
+from aneurysm.cache.metadata import Record, VolumeMetadata
 from aneurysm.documents import MOST_JSON, parse_json, read_bounded, read_json
 from aneurysm.errors import CacheError
 from aneurysm.labels import LABELS
-from aneurysm.processes.files import tree_bytes, write_atomically, write_json
-from aneurysm.processes.locks import one_at_a_time
+from aneurysm.processes.files import tree_bytes, write_json
 from aneurysm.processes.shared_folder import describe_denial
-from aneurysm.processes.threads import map_io
 
 MANIFEST_COLUMNS: Final = (
     "series_uid",
@@ -63,8 +58,13 @@ ManifestRow = dict[str, str]
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
+    """Return the rows of manifest.csv. Raises as `iter_manifest` does."""
+    return list(iter_manifest(path))
+
+
+def iter_manifest(path: Path) -> Iterator[ManifestRow]:
     """
-    Return the rows of manifest.csv; all values are text.
+    Yield the rows of manifest.csv; all values are text.
 
     Raises
     ------
@@ -74,55 +74,19 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
-            missing = [c for c in MANIFEST_COLUMNS if c not in (reader.fieldnames or ())]
+            if missing := [c for c in MANIFEST_COLUMNS if c not in (reader.fieldnames or ())]:
+                raise CacheError(f"{path} lacks the column(s) {', '.join(missing)}")
+            yield from reader
     except FileNotFoundError as error:
         raise CacheError(f"{path} is missing") from error
     except OSError as error:
         raise CacheError(f"{path} can't be read: {describe_denial(error)}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise CacheError(f"{path} can't be read: {error}") from error
-    if missing:
-        raise CacheError(f"{path} lacks the column(s) {', '.join(missing)}")
-    return rows
-
-
-def write_manifest(layout: CacheLayout, seconds: Mapping[str, float] | None = None) -> list[ManifestRow]:
-    """
-    Derive manifest.csv and lesions.csv from what is on disk; return the manifest's rows.
-
-    ``seconds`` are of this run; for other series they are taken over from what `leave_seconds` left and from the old
-    manifest, the one thing that stands nowhere else. A volume or record that can't be read, or has vanished meanwhile,
-    has no row: `aneurysm verify` speaks of it.
-    """
-    # Of two that look at the disk and write at the same time, the one that looked first might write last.
-    with one_at_a_time(layout.spec):
-        known = {uid: f"{s:.3f}" for uid, s in (seconds or {}).items()}
-        left = sorted(layout.seconds.glob("*.json"))
-        for path in left:
-            with suppress(CacheError):  # only how long something took
-                for uid, taken in left_seconds(path).items():
-                    known.setdefault(uid, taken)
-        try:
-            for row in read_manifest(layout.manifest):
-                if taken := known_seconds(row):
-                    known.setdefault(row["series_uid"], taken)
-        except CacheError:
-            pass  # the first run, or a damaged one that is being replaced
-        rows, lesions = _rows(layout, known)
-        rows.sort(key=_uid)
-        # In this order: whoever reads between the two finds at least the lesions that the manifest counts.
-        write_atomically(layout.lesions, lesions_text(lesions))
-        write_atomically(layout.manifest, manifest_text(rows))
-        for path in left:
-            path.unlink(missing_ok=True)
-        with suppress(OSError):  # absent, or another task has just left something
-            layout.seconds.rmdir()
-    return rows
 
 
 def leave_seconds(layout: CacheLayout, seconds: Mapping[str, float]) -> None:
-    """Leave for the next `write_manifest` how long series took: for tasks that write no manifest themselves."""
+    """Leave for the next `aneurysm.cache.tables.write_tables` how long series took: for tasks that write no tables."""
     if seconds:
         taken = {uid: f"{s:.3f}" for uid, s in seconds.items()}
         checked = {uid: [s, _check_of(uid, s)] for uid, s in taken.items()}
@@ -147,43 +111,6 @@ def left_seconds(path: Path) -> dict[str, str]:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CacheError(f"{path} is damaged: {type(error).__name__}") from error
     raise CacheError(f"{path} was changed or damaged since it was written")
-
-
-def _rows(layout: CacheLayout, seconds: Mapping[str, str]) -> tuple[list[ManifestRow], list[ManifestRow]]:
-    """Return the rows of all volumes and records, and those of their lesions; a volume counts before a record."""
-
-    def look(path: Path) -> tuple[ManifestRow, list[ManifestRow]] | None:
-        # Only rows are kept: the metadata of 100,000 volumes would take gigabytes.
-        uid = path.name.removesuffix(path.suffix)
-        try:
-            entry = read_entry(path)
-            return manifest_row(entry, path, seconds.get(uid, "")), lesion_rows(entry, uid)
-        except (CacheError, OSError):
-            return None
-
-    rows: dict[str, ManifestRow] = {}
-    lesions: list[ManifestRow] = []
-    paths = [layout.volume(uid) for uid in cached_series(layout)]
-    paths += [layout.record(uid) for uid in recorded_series(layout)]
-    for row, of_lesions in filter(None, map_io(paths, look)):
-        if row["series_uid"] not in rows:
-            rows[row["series_uid"]] = row
-            lesions += of_lesions
-    return list(rows.values()), lesions
-
-
-def read_entry(path: Path) -> VolumeMetadata | Record:
-    """
-    Return what is known of the series at ``path``, a volume or a record, for `manifest_row` and `lesion_rows`.
-
-    Raises
-    ------
-    CacheError
-        It is damaged, or can't be read; or a volume is missing.
-    FileNotFoundError
-        A record is.
-    """
-    return read_document(path).own if path.suffix == ".zarr" else read_record(path)
 
 
 def manifest_row(entry: VolumeMetadata | Record, path: Path, seconds: str) -> ManifestRow:
@@ -237,22 +164,6 @@ def known_seconds(row: ManifestRow) -> str:
 
 def _check_of(uid: str, seconds: str) -> str:
     return hashlib.sha256(f"{uid}\0{seconds}".encode()).hexdigest()[:8] if seconds else ""
-
-
-def manifest_text(rows: Iterable[ManifestRow]) -> str:
-    """Return manifest.csv."""
-    ordered: list[ManifestRow] = sorted(rows, key=_uid)
-    return csv_text(MANIFEST_COLUMNS, ordered)
-
-
-def lesions_text(rows: Iterable[ManifestRow]) -> str:
-    """Return lesions.csv."""
-    ordered: list[ManifestRow] = sorted(rows, key=_uid)
-    return csv_text(LESION_COLUMNS, ordered)
-
-
-def _uid(row: ManifestRow) -> str:
-    return row["series_uid"]
 
 
 def shape_of(volume: Path) -> list[int]:

@@ -22,8 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 from aneurysm.annotations.lesions import Lesion, UnplacedLesion
 from aneurysm.cache.folder import patient_secret, prepare_cache
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import write_manifest
 from aneurysm.cache.metadata import SourceEntry, VolumeMetadata
+from aneurysm.cache.tables import write_tables
 from aneurysm.cache.writer import write_volume
 from aneurysm.dicom.frame import Decision
 from aneurysm.errors import DamagedCacheError, DataError, SeriesRejectedError, UsageError
@@ -120,7 +120,7 @@ class CacheWriter:
         """Write the manifest of all that is in the cache. What is added afterwards needs another call."""
         with translate_write_errors(self._layout.root):
             sweep(self._layout)
-            write_manifest(self._layout, self._seconds)
+            write_tables(self._layout, self._seconds)
 
     def add(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from aneurysm.cache.folder import key_fault, patient_secret, prepare_cache
 from aneurysm.cache.layout import CacheLayout, label_trees
-from aneurysm.cache.manifest import ManifestRow, leave_seconds, write_manifest
+from aneurysm.cache.manifest import ManifestRow, leave_seconds
+from aneurysm.cache.tables import TableCounts, write_tables
 from aneurysm.precaching.disk_space import check_space
 from aneurysm.precaching.publish import abandoned
 from aneurysm.processes.children import Limits, Runner
@@ -86,12 +87,18 @@ class Destination:
         return key_fault(self.layout)
 
     def leave_seconds(self, seconds: Mapping[str, float]) -> None:
-        """Leave for the next `write_manifest` how long series took."""
+        """Leave for the next `write_tables` how long series took."""
         leave_seconds(self.layout, seconds)
 
-    def write_manifest(self, seconds: Mapping[str, float]) -> list[ManifestRow]:
-        """Derive manifest.csv and lesions.csv from what is there; return the manifest's rows."""
-        return write_manifest(self.layout, seconds)
+    def write_tables(
+        self,
+        seconds: Mapping[str, float],
+        *,
+        afresh: bool = False,
+        on_row: Callable[[ManifestRow], object] | None = None,
+    ) -> TableCounts:
+        """Derive manifest.csv and lesions.csv from what is there; see `aneurysm.cache.tables.write_tables`."""
+        return write_tables(self.layout, seconds, afresh=afresh, on_row=on_row)
 
 
 def _marked(uids: Sequence[str], marks: Iterable[bool]) -> set[str]:

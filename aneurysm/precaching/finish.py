@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aneurysm.cache.folder import read_spec
+from aneurysm.cache.manifest import ManifestRow
 from aneurysm.precaching.agreed_plan import remove_deals
 from aneurysm.precaching.publish import sweep
 from aneurysm.precaching.remote_destination import open_destination
@@ -44,14 +45,17 @@ def merge(cache: str | Path, data: str | Path | None = None, *, workers: int = 1
     with open_destination(cache) as place:
         place.refresh()
         digest = read_spec(place.layout).digest
-        sources = open_data(data).find_series(workers).sources if data else []
+        missing = {s.uid for s in open_data(data).find_series(workers).sources} if data else set()
+        strange: dict[str, str] = {}
+
+        def look(row: ManifestRow) -> None:
+            missing.discard(row["series_uid"])
+            if row["status"] == "cached" and row["digest"] != digest:
+                strange[row["series_uid"]] = row["digest"]
+
         with translate_write_errors(place.layout.root):
             sweep(place.layout)
-            rows = place.write_manifest({})
-        known = {row["series_uid"] for row in rows}
-        missing = [s.uid for s in sources if s.uid not in known]
-        if sources and not missing:
+            counts = place.write_tables({}, on_row=look)
+        if data and not missing:
             remove_deals(place)
-    volumes = {row["series_uid"]: row["digest"] for row in rows if row["status"] == "cached"}
-    strange = {uid: of for uid, of in volumes.items() if of != digest}
-    return Merged(len(volumes), len(rows) - len(volumes), missing, digest, strange)
+    return Merged(counts.cached, counts.not_cached, sorted(missing), digest, strange)

@@ -16,15 +16,24 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from aneurysm.cache.folder import prepare_cache, recorded_series, refuse_old_layout
-from aneurysm.cache.layout import IMAGE, LABEL_TREES, RECORD_ENDING, VOLUME_ENDING, record_key, volume_key
+from aneurysm.cache.layout import (
+    IMAGE,
+    LABEL_TREES,
+    RECORD_ENDING,
+    SUBFOLDERS,
+    VOLUME_ENDING,
+    record_key,
+    volume_key,
+)
 from aneurysm.cache.manifest import ManifestRow
+from aneurysm.cache.tables import TableCounts, write_tables
 from aneurysm.precaching.destination import Destination
 from aneurysm.precaching.remote_slot import mark_key
 from aneurysm.processes.children import Limits, Runner
@@ -72,6 +81,12 @@ class RemoteDestination(Destination):
         self._marks: list[RemoteObject] = []
         self._records: dict[str, tuple[str, bytes]] = {}
         """ETags and content of the records in the shadow, by UID."""
+        self._parts: dict[Path, tuple[str, tuple[int, int]]] = {}
+        """ETags and states of the parts of the tables in the shadow."""
+        self._stored_parts: dict[str, str] = {}
+        """ETags of the parts in the store, by key."""
+        self._complete: dict[str, list[RemoteObject]] = {}
+        """Objects of the volumes in the store, by UID."""
 
     def open(self, spec: CacheSpec) -> None:
         """Make the cache, or make sure that it is of ``spec``; remove what dead runs left."""
@@ -131,15 +146,63 @@ class RemoteDestination(Destination):
             self._store.download_if_there(path.name, path)
         return files
 
-    def write_manifest(self, seconds: Mapping[str, float]) -> list[ManifestRow]:
-        """Derive manifest.csv and lesions.csv from what is in the store by now; return the manifest's rows."""
-        self.refresh(metadata=None)
-        left = [_left(path) for path in self.layout.seconds.glob("*.json")]
-        rows = super().write_manifest(seconds)
+    def write_tables(
+        self,
+        seconds: Mapping[str, float],
+        *,
+        afresh: bool = False,
+        on_row: Callable[[ManifestRow], object] | None = None,
+    ) -> TableCounts:
+        """Derive manifest.csv and lesions.csv from what is in the store by now; see `Destination.write_tables`."""
+        self.refresh()
+        left = [_key_of(path) for path in self.layout.seconds.glob("*.json")]
+        self._fetch_parts()
+        counts = write_tables(self.layout, seconds, stamps=_RemoteStamps(self), afresh=afresh, on_row=on_row)
+        self._send_parts()
         for path in (self.layout.lesions, self.layout.manifest):
             self._store.write(path.name, path)
         self._store.delete(left)
-        return rows
+        return counts
+
+    def _fetch_parts(self) -> None:
+        """Bring the parts of the tables up to what is in the store, as of the last refresh."""
+        for path in [path for path in self._parts if _key_of(path) not in self._stored_parts]:
+            path.unlink(missing_ok=True)
+            del self._parts[path]
+
+        def fetch(path: Path) -> None:
+            self._store.download_if_there(_key_of(path), path)
+            if path.exists():
+                self._parts[path] = (self._stored_parts[_key_of(path)], _state_of(path))
+
+        self.layout.tables.mkdir(exist_ok=True)
+        tags = {path: self._stored_parts.get(_key_of(path)) for path in map(self.layout.table_part, SUBFOLDERS)}
+        changed = [path for path, tag in tags.items() if tag is not None and self._parts.get(path, (None,))[0] != tag]
+        self._store.each(fetch, changed)
+
+    def _send_parts(self) -> None:
+        """Send the parts that were written again, and remove those that there are no more."""
+
+        def send(path: Path) -> None:
+            self._parts[path] = (self._store.write(_key_of(path), path), _state_of(path))
+
+        paths = [path for path in map(self.layout.table_part, SUBFOLDERS) if path.exists()]
+        self._store.each(send, [p for p in paths if p not in self._parts or self._parts[p][1] != _state_of(p)])
+        self._store.delete(_key_of(path) for path in self._parts.keys() - set(paths))
+
+    def stamp_of_volume(self, uid: str) -> str:
+        """Return what differs if a volume's metadata or size do, as of the last refresh; empty if it is not there."""
+        root = _root(self._complete.get(uid, []), uid)
+        return "" if root is None or not root.e_tag else _version(self._complete[uid], uid)
+
+    def stamp_of_record(self, uid: str) -> str:
+        """Return what differs if a record does, as of the last refresh; empty if it is not there."""
+        return self._records.get(uid, ("",))[0]
+
+    def show(self, uids: Iterable[str]) -> None:
+        """Fetch the metadata of these volumes into the shadow, as of the last refresh."""
+        changed = [uid for uid in uids if self._shown[uid] != _version(self._complete[uid], uid)]
+        self._store.each(lambda uid: self._show(uid, self._complete[uid]), changed)
 
     def remove_records(self, uids: Sequence[str]) -> None:
         """Remove the records of series that there are no more."""
@@ -149,11 +212,11 @@ class RemoteDestination(Destination):
             self._records.pop(uid, None)
 
     def leave_seconds(self, seconds: Mapping[str, float]) -> None:
-        """Leave for the next `write_manifest` how long series took."""
+        """Leave for the next `write_tables` how long series took."""
         before = set(self.layout.seconds.glob("*.json"))
         super().leave_seconds(seconds)
         for path in set(self.layout.seconds.glob("*.json")) - before:
-            self._store.write(_left(path), path)
+            self._store.write(_key_of(path), path)
 
     def refresh(self, *, metadata: Container[str] | None = ()) -> None:
         """Send what this process recorded, and bring the shadow up to what is in the store."""
@@ -161,9 +224,10 @@ class RemoteDestination(Destination):
         objects = self._store.find()
         refuse_old_layout(self.url, (o.key.split("/")[1] for o in objects if o.key.startswith("volumes/")))
         volumes = _by_volume(objects)
-        complete = {uid: o for uid, o in volumes.items() if _root(o, uid) is not None}
+        complete = self._complete = {uid: o for uid, o in volumes.items() if _root(o, uid) is not None}
         self._incomplete = {uid: o for uid, o in volumes.items() if uid not in complete}
         self._trees = {uid: trees for uid, o in complete.items() if (trees := _label_trees(o, uid))}
+        self._stored_parts = {o.key: o.e_tag for o in objects if o.key.startswith(f"{self.layout.tables.name}/")}
         self._marks = [o for o in objects if o.key.startswith(mark_key(""))]
         for uid in self._shown.keys() - complete.keys():
             shutil.rmtree(self.layout.volume(uid), ignore_errors=True)
@@ -171,12 +235,7 @@ class RemoteDestination(Destination):
         for uid in complete.keys() - self._shown.keys():
             self.layout.volume(uid).mkdir(parents=True)
             self._shown[uid] = None
-        changed = [
-            uid
-            for uid, o in complete.items()
-            if (metadata is None or uid in metadata) and self._shown[uid] != _version(o, uid)
-        ]
-        self._store.each(lambda uid: self._show(uid, complete[uid]), changed)
+        self.show(uid for uid in complete if metadata is None or uid in metadata)
         records = {uid: o for o in objects if (uid := _uid_of_record(o.key))}
         for uid in [u for u in self._records if u not in records]:
             self.layout.record(uid).unlink(missing_ok=True)
@@ -209,6 +268,7 @@ class RemoteDestination(Destination):
         """Make the shadow of a volume."""
         folder, rest = self.layout.volume(uid), 0
         shutil.rmtree(folder)
+        (folder / IMAGE).mkdir(parents=True)
         for o in objects:
             name = o.key.removeprefix(f"{volume_key(uid)}/")
             if name not in _METADATA:
@@ -220,7 +280,7 @@ class RemoteDestination(Destination):
                 shutil.rmtree(folder)
                 del self._shown[uid]
                 return  # taken away just now
-        with (folder / _HOLE).open("wb") as file:
+        with (folder / IMAGE / _HOLE).open("wb") as file:
             file.truncate(rest)
         self._shown[uid] = _version(objects, uid)
 
@@ -236,7 +296,20 @@ class RemoteDestination(Destination):
         path.write_bytes(content)
 
 
-def _left(path: Path) -> str:
+class _RemoteStamps:
+    """Stamps of a cache in a store: ETags, and the bytes of a volume; see `aneurysm.cache.table_parts.Stamps`."""
+
+    def __init__(self, place: RemoteDestination) -> None:
+        self.of_volume, self.of_record, self.fetch = place.stamp_of_volume, place.stamp_of_record, place.show
+
+
+def _state_of(path: Path) -> tuple[int, int]:
+    """Return what differs if a file was replaced."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def _key_of(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 

@@ -140,7 +140,7 @@ def precache(
     overwrite
         Build the chosen series again even if they are there.
     shard
-        Only this part of the chosen series. The manifest is then left to `aneurysm.cache.manifest.write_manifest`,
+        Only this part of the chosen series. The manifest is then left to `aneurysm.cache.tables.write_tables`,
         once all shards are done: hundreds of tasks that all read a whole cache would be a burden to its disk.
     plan
         What the parts are: ``shard`` says which one. Spec and choice of series are the plan's, whatever else is given.
@@ -347,7 +347,7 @@ def _run(
             progress.finished(outcome)
         if shard is None and (now := time.monotonic()) > next_manifest:
             with translate_write_errors(place.layout.root):
-                place.write_manifest(seconds)
+                place.write_tables(seconds)
             # It looks at every volume there is: of a large cache that takes minutes, so it is done the more seldom.
             taken = time.monotonic() - now
             next_manifest = now + max(manifest_every_s, taken / _MANIFEST_SHARE)
@@ -368,7 +368,6 @@ def _finish(
             summary.total_cached = len(place.volumes_among(task.uids))
             summary.total_not_cached = len(task.uids) - summary.total_cached
         else:
-            rows = place.write_manifest(seconds)
-            summary.total_cached = sum(r["status"] == "cached" for r in rows)
-            summary.total_not_cached = len(rows) - summary.total_cached
+            counts = place.write_tables(seconds)
+            summary.total_cached, summary.total_not_cached = counts.cached, counts.not_cached
         sweep(layout)

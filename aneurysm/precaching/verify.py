@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,39 +13,38 @@ from typing import Final
 import numpy as np
 import zarr
 
-from aneurysm.cache.folder import cached_series, read_spec, recorded_series, strange_names
-from aneurysm.cache.layout import IMAGE, LABEL_TREES, RECORD_ENDING, VOLUME_ENDING, CacheLayout, volume_key
-from aneurysm.cache.local_copy import download_volume
-from aneurysm.cache.manifest import (
-    LESION_COLUMNS,
-    ManifestRow,
-    left_seconds,
-    lesion_rows,
-    lesions_text,
-    manifest_row,
-    manifest_text,
-    read_entry,
-    read_manifest,
-    with_seconds,
+from aneurysm.cache.folder import read_spec, series_in_subfolder, strange_names
+from aneurysm.cache.layout import (
+    IMAGE,
+    LABEL_TREES,
+    RECORD_ENDING,
+    SUBFOLDERS,
+    VOLUME_ENDING,
+    CacheLayout,
+    subfolder_of,
+    volume_key,
 )
+from aneurysm.cache.local_copy import download_volume
 from aneurysm.cache.metadata import (
-    Record,
     VolumeDocument,
     VolumeMetadata,
     find_damage,
     find_strays,
     parse_document,
     read_document_bytes,
+    read_record,
 )
 from aneurysm.documents import read_json
-from aneurysm.errors import CacheError
+from aneurysm.errors import CacheError, UsageError
 from aneurysm.labels import UNKNOWN_VESSEL
 from aneurysm.precaching.destination import Destination
+from aneurysm.precaching.partition import Shard
 from aneurysm.precaching.publish import is_claimed
 from aneurysm.precaching.relabel import ANNOTATION_KINDS, Annotations, find_differences
 from aneurysm.precaching.remote_destination import open_destination
+from aneurysm.precaching.verify_tables import CheckedSeries, Fault, SeriesRows, TablesCheck, rows_of
 from aneurysm.precaching.write_errors import translate_write_errors
-from aneurysm.processes.children import LostError
+from aneurysm.processes.children import LostError, Runner, runner
 from aneurysm.processes.files import tree_bytes
 from aneurysm.processes.map_batches import map_batches
 from aneurysm.processes.threads import limit_threads
@@ -56,10 +55,11 @@ from aneurysm.spec import RECIPE_VERSION, CacheSpec, is_as_written
 from aneurysm.volume.blocks import SURVEY_VERSION
 
 _BATCH: Final = 64
+_GROUP: Final = 4096
+"""This many series at least are checked before their rows are compared with the tables': their rows are in memory."""
 _TRIES: Final = 3
 """Looks at a volume that is replaced while it is read."""
 _REBUILD = "Build it again: aneurysm precache --overwrite --series {uid}"
-_RERUN = "Run aneurysm precache, or aneurysm verify --fix: it writes the table again"
 _RETRY = "Run aneurysm precache --retry-failed: it writes the record again"
 _SETTLE = "Run aneurysm precache with the data: it finishes what a run began that died"
 _RELABEL = "Run aneurysm precache: it updates the volume"
@@ -67,20 +67,19 @@ _COMPARE = "Mend that, and run aneurysm verify again"
 _SPEC = "Bring the file back; nothing is added to the cache until then"
 _KEY = "No series is built until this is mended"
 
+_Checked = tuple[list[Fault], SeriesRows | None, int]
+
 
 @dataclass(frozen=True)
-class Fault:
-    """Something that is not as it should be: where, what, and what to do. ``derived``: --fix mends it."""
+class Sample:
+    """``count`` volumes, those of the least hashes of ``seed`` and UID: the same ones every time."""
 
-    where: str
-    what: str
-    advice: str
-    derived: bool = False
+    count: int
+    seed: int = 0
 
-
-_Rows = tuple[ManifestRow, list[ManifestRow]]
-"""What a volume or record gives for manifest.csv, and for lesions.csv."""
-_Checked = tuple[list[Fault], _Rows | None, int]
+    def of(self, uids: Iterable[str]) -> list[str]:
+        """Return the series of the sample."""
+        return heapq.nsmallest(self.count, uids, key=lambda uid: hashlib.sha256(f"{self.seed} {uid}".encode()).digest())
 
 
 @dataclass
@@ -94,10 +93,17 @@ class Report:
 
 
 def verify(
-    cache: str | Path, *, data: str | Path | None = None, deep: bool = False, workers: int = 1, fix: bool = False
+    cache: str | Path,
+    *,
+    data: str | Path | None = None,
+    deep: bool = False,
+    workers: int = 1,
+    fix: bool = False,
+    shard: Shard | None = None,
+    sample: Sample | None = None,
 ) -> Report:
     """
-    Check a whole cache, a folder or a URL, each of whose volumes is downloaded for it; see `Report`.
+    Check a cache, a folder or a URL, each of whose volumes is downloaded for it; see `Report`.
 
     Parameters
     ----------
@@ -110,6 +116,10 @@ def verify(
     fix
         Write manifest.csv and lesions.csv again if they are not what the volumes and records give. Nothing else is
         changed.
+    shard
+        Only the series in this part of the `SUBFOLDERS`.
+    sample
+        Only these volumes (of the shard, if there is one), and no records.
 
     Raises
     ------
@@ -121,43 +131,102 @@ def verify(
         The disk is full, so no table can be written.
     DataError
         There is nothing to compare with at ``data``.
+    UsageError
+        There are more shards than `SUBFOLDERS`.
     """
+    if shard is not None and shard.count > len(SUBFOLDERS):
+        raise UsageError(
+            f"{shard.origin} {shard}: a cache has {len(SUBFOLDERS)} parts at most, the folders of its volumes"
+        )
+    subfolders = SUBFOLDERS if shard is None else SUBFOLDERS[shard.index :: shard.count]
     with open_destination(cache) as place:
         place.refresh(metadata=() if data is None else None)
         layout = place.layout
         spec = read_spec(layout)
         report = Report()
-        volumes = cached_series(layout)
-        folders = [layout.volume(uid) for uid in sorted(volumes)]
-        # Checking a small volume takes less time than handing it over.
-        size = max(1, min(_BATCH, len(folders) // (8 * max(1, workers))))
-        check = partial(_check_volumes, url=place.url, spec=spec, deep=deep)
-        checks = map_batches(check, folders, size, workers, _lost)
-        rows: dict[str, _Rows] = {}
-        for folder, (faults, found, bytes_read) in zip(folders, checks, strict=True):
-            report.faults.extend(faults)
-            report.volumes += 1
-            report.bytes_read += bytes_read
-            if found is not None:
-                rows[folder.name.removesuffix(VOLUME_ENDING)] = found
-        report.faults.extend(_check_names(layout))
+        tables = TablesCheck(layout)
+        of_tables: list[Fault] = []
+        of_records: list[Fault] = []
+        checked: list[str] = []
+        with runner(workers) as processes:
+            for series in _series(layout, subfolders, sample):
+                rows = _check_group(place, series, spec, report, deep, workers, processes)
+                of_records += _check_records(layout, series, spec, rows)
+                of_tables += tables.check(series, rows)
+                if data is not None:
+                    checked += series.volumes | series.records
+        report.faults.extend(_check_names(layout, subfolders))
         report.faults.extend(_check_spec(layout, spec))
-        report.faults.extend(_check_records(layout, spec, rows))
-        tables = list(check_tables(layout, rows, volumes))
-        if fix and any(fault.derived for fault in tables):
+        report.faults.extend(of_records)
+        of_tables += tables.end(subfolders)
+        if fix and any(fault.derived for fault in of_tables):
             with translate_write_errors(layout.root):
-                place.write_manifest({})
+                place.write_tables({}, afresh=True)
             report.fixed = [layout.manifest.name, layout.lesions.name]
             # What was lost is in no table any more, so that is reported once more.
-            tables = [f for f in tables if not f.derived] + list(check_tables(layout, rows, volumes))
-        report.faults.extend(tables)
+            of_tables = [f for f in of_tables if not f.derived] + check_tables_alone(layout, subfolders, sample)
+        report.faults.extend(of_tables)
         if data is not None:
-            report.faults.extend(_check_annotations(place, data, volumes, workers))
+            report.faults.extend(_check_annotations(place, data, checked, workers))
         if what := place.key_fault():
             report.faults.append(Fault(layout.patient_key_check.name, what, _KEY))
         for where in place.abandoned():
             report.faults.append(Fault(where, "left behind by a run that died", "The next run removes it"))
     return report
+
+
+def _series(layout: CacheLayout, subfolders: Sequence[str], sample: Sample | None) -> Iterator[CheckedSeries]:
+    """Yield what is to be checked, some subfolders at a time."""
+    if sample is not None:
+        uids = (uid for name in subfolders for uid in series_in_subfolder(layout.volumes / name, VOLUME_ENDING))
+        chosen = frozenset(sample.of(uids))
+        yield CheckedSeries(sorted({subfolder_of(uid) for uid in chosen}), chosen, frozenset(), all_of_them=False)
+        return
+    group: list[str] = []
+    volumes: list[str] = []
+    records: list[str] = []
+    for name in subfolders:
+        group.append(name)
+        volumes += series_in_subfolder(layout.volumes / name, VOLUME_ENDING)
+        records += series_in_subfolder(layout.rejected / name, RECORD_ENDING)
+        if len(volumes) + len(records) >= _GROUP or name == subfolders[-1]:
+            yield CheckedSeries(tuple(group), frozenset(volumes), frozenset(records))
+            group, volumes, records = [], [], []
+
+
+def _check_group(
+    place: Destination,
+    series: CheckedSeries,
+    spec: CacheSpec,
+    report: Report,
+    deep: bool,
+    workers: int,
+    processes: Runner,
+) -> dict[str, SeriesRows]:
+    """Check some volumes; return what they give for the tables."""
+    folders = [place.layout.volume(uid) for uid in sorted(series.volumes)]
+    # Checking a small volume takes less time than handing it over.
+    size = max(1, min(_BATCH, len(folders) // (8 * max(1, workers))))
+    check = partial(_check_volumes, url=place.url, spec=spec, deep=deep)
+    rows: dict[str, SeriesRows] = {}
+    for folder, (faults, found, bytes_read) in zip(
+        folders, map_batches(check, folders, size, workers, _lost, processes=processes), strict=True
+    ):
+        report.faults.extend(faults)
+        report.volumes += 1
+        report.bytes_read += bytes_read
+        if found is not None:
+            rows[folder.name.removesuffix(VOLUME_ENDING)] = found
+    return rows
+
+
+def check_tables_alone(
+    layout: CacheLayout, subfolders: Sequence[str] = SUBFOLDERS, sample: Sample | None = None
+) -> list[Fault]:
+    """Return what the tables lack of what there is; of the volumes and records nothing is read but their names."""
+    tables = TablesCheck(layout)
+    faults = [fault for series in _series(layout, subfolders, sample) for fault in tables.check(series, {})]
+    return faults + tables.end(subfolders)
 
 
 def _lost(folder: Path, error: LostError) -> _Checked:
@@ -230,11 +299,6 @@ def _check_metadata(folder: Path, content: bytes | str, spec: CacheSpec, deep: b
     except (OSError, ValueError) as error:
         faults.append(fault(f"the volume can't be read: {type(error).__name__} {error}"))
     return faults, rows, size
-
-
-def rows_of(entry: VolumeMetadata | Record, path: Path) -> _Rows:
-    """Return the rows of manifest.csv (without seconds) and lesions.csv of the volume or record at ``path``."""
-    return manifest_row(entry, path, ""), lesion_rows(entry, path.name.removesuffix(path.suffix))
 
 
 def _faults(folder: Path, document: VolumeDocument, content: bytes, spec: CacheSpec, deep: bool) -> Iterator[str]:
@@ -318,21 +382,23 @@ def _check_spec(layout: CacheLayout, spec: CacheSpec) -> Iterator[Fault]:
         yield Fault(layout.spec.name, what, _SPEC)
 
 
-def _check_names(layout: CacheLayout) -> Iterator[Fault]:
+def _check_names(layout: CacheLayout, subfolders: Sequence[str]) -> Iterator[Fault]:
     """Find what belongs to no series, or lies where that of its series does not."""
-    for path in strange_names(layout.volumes, VOLUME_ENDING):
+    for path in strange_names(layout.volumes, VOLUME_ENDING, subfolders):
         yield Fault(f"{layout.volumes.name}/{path}", "is no volume, or lies in the wrong folder", "Remove it")
-    for path in strange_names(layout.rejected, RECORD_ENDING):
+    for path in strange_names(layout.rejected, RECORD_ENDING, subfolders):
         if not path.rpartition("/")[2].startswith("."):  # one that is being written
             yield Fault(f"{layout.rejected.name}/{path}", "is no record, or lies in the wrong folder", "Remove it")
 
 
-def _check_records(layout: CacheLayout, spec: CacheSpec, rows: dict[str, _Rows]) -> Iterator[Fault]:
+def _check_records(
+    layout: CacheLayout, series: CheckedSeries, spec: CacheSpec, rows: dict[str, SeriesRows]
+) -> Iterator[Fault]:
     """Check the records of series that are not cached; add to ``rows`` what they give for the tables."""
-    for uid in sorted(recorded_series(layout)):
+    for uid in sorted(series.records):
         path = layout.record(uid)
         try:
-            entry = read_entry(path)
+            entry = read_record(path)
         except FileNotFoundError:
             continue  # its series was built just now
         except CacheError as error:
@@ -343,108 +409,12 @@ def _check_records(layout: CacheLayout, spec: CacheSpec, rows: dict[str, _Rows])
         rows.setdefault(uid, rows_of(entry, path))
 
 
-def _check_annotations(place: Destination, data: str | Path, volumes: set[str], workers: int) -> Iterator[Fault]:
+def _check_annotations(place: Destination, data: str | Path, checked: Iterable[str], workers: int) -> Iterator[Fault]:
     given = open_data(data)
-    sources = {s.uid for s in given.find_series(workers).sources}
-    records = recorded_series(place.layout) - volumes
-    uids = sorted((volumes | records) & sources)
+    uids = sorted({s.uid for s in given.find_series(workers).sources}.intersection(checked))
     for difference in find_differences(place, uids, Annotations(given.tables(), given.find_masks())):
         if difference.problem:
             yield Fault(difference.uid, difference.problem, _COMPARE)
             continue
         what = ", ".join(f"the {text}" for kind, text in ANNOTATION_KINDS.items() if kind in difference.changes)
         yield Fault(difference.uid, f"{what} in the cache and in {data} differ", _RELABEL)
-
-
-def check_tables(layout: CacheLayout, rows: Mapping[str, _Rows], volumes: set[str]) -> Iterator[Fault]:
-    """
-    Compare manifest.csv and lesions.csv with what they derive from.
-
-    ``rows`` are what volumes and records give, as far as these can be read; ``volumes`` are all UIDs of volumes.
-    """
-    records = recorded_series(layout)
-    complete = rows.keys() >= volumes | records
-    yield from _check_manifest(layout, {uid: row for uid, (row, _) in rows.items()}, volumes, records, complete)
-    yield from _check_lesions(layout, {uid: lesions for uid, (_, lesions) in rows.items()}, complete)
-    for path in layout.seconds.glob("*.json"):
-        try:
-            left_seconds(path)
-        except CacheError as error:
-            yield Fault(f"{layout.seconds.name}/{path.name}", str(error), _RERUN, derived=True)
-
-
-def _check_manifest(
-    layout: CacheLayout, rows: dict[str, ManifestRow], volumes: set[str], records: set[str], complete: bool
-) -> Iterator[Fault]:
-    def wrong(where: str, what: str) -> Fault:
-        return Fault(where, what, _RERUN, derived=True)
-
-    try:
-        manifest = {r["series_uid"]: r for r in read_manifest(layout.manifest)}
-    except CacheError as error:
-        yield wrong(layout.manifest.name, str(error))
-        return
-    timed = [with_seconds(row, manifest.get(uid, {"seconds": ""})["seconds"]) for uid, row in rows.items()]
-    text = manifest_text(timed)
-    # Read back as text: some cells are escaped.
-    expected = {row["series_uid"]: row for row in csv.DictReader(io.StringIO(text, newline=""))}
-    sound = True
-    for fault in _compare_manifest(manifest, expected, volumes, records, wrong):
-        sound = False
-        yield fault
-    if sound and complete and layout.manifest.read_bytes() != text.encode():
-        yield wrong(layout.manifest.name, "is not what the volumes and records give")
-
-
-def _compare_manifest(
-    manifest: dict[str, ManifestRow],
-    rows: dict[str, ManifestRow],
-    volumes: set[str],
-    records: set[str],
-    wrong: Callable[[str, str], Fault],
-) -> Iterator[Fault]:
-    for uid, row in manifest.items():
-        if row["status"] == "cached" and uid not in volumes:
-            yield Fault(uid, "the manifest says cached, but there is no volume", "Run aneurysm precache: it builds it")
-        elif row["status"] != "cached" and uid in volumes:
-            yield wrong(uid, f"the manifest says {row['status']}, but there is a volume")
-        elif row["status"] != "cached" and uid not in records:
-            yield wrong(uid, f"the manifest says {row['status']}, but there is no record of it")
-        elif uid in rows and (differing := [k for k, v in rows[uid].items() if row.get(k, "") != v]):
-            kind = "volume" if uid in volumes else "record"
-            yield wrong(uid, f"the manifest and the {kind} differ in {', '.join(differing)}")
-    for uid in sorted(volumes - manifest.keys()):
-        yield wrong(uid, "there is a volume, but no row in the manifest")
-    for uid in sorted(records - manifest.keys() - volumes):
-        yield wrong(uid, "there is a record of why it is not cached, but no row in the manifest")
-
-
-def _check_lesions(layout: CacheLayout, rows: dict[str, list[ManifestRow]], complete: bool) -> Iterator[Fault]:
-    def wrong(where: str, what: str) -> Fault:
-        return Fault(where, what, _RERUN, derived=True)
-
-    try:
-        content = layout.lesions.read_bytes()
-        found = _rows_by_series(content.decode("utf-8"))
-    except FileNotFoundError:
-        yield wrong(layout.lesions.name, "is missing")
-        return
-    except (OSError, LookupError, ValueError, TypeError, csv.Error) as error:
-        yield wrong(layout.lesions.name, f"is damaged: {type(error).__name__}")
-        return
-    text = lesions_text(r for of_series in rows.values() for r in of_series)
-    expected = _rows_by_series(text)
-    strange = found.keys() - expected.keys() if complete else set()
-    differing = sorted(strange | {uid for uid, of_series in expected.items() if found.get(uid) != of_series})
-    for uid in differing:
-        n = len(found.get(uid, ())), len(expected.get(uid, ()))
-        yield wrong(uid, f"{layout.lesions.name} has {n[0]} rows of it, which are not the {n[1]} of the cache")
-    if complete and not differing and content != text.encode():
-        yield wrong(layout.lesions.name, "is not what the volumes and records give")
-
-
-def _rows_by_series(text: str) -> dict[str, list[tuple[str, ...]]]:
-    found: dict[str, list[tuple[str, ...]]] = {}
-    for row in csv.DictReader(io.StringIO(text, newline="")):
-        found.setdefault(row["series_uid"], []).append(tuple(row[c] for c in LESION_COLUMNS))
-    return found

@@ -16,7 +16,7 @@ from aneurysm.processes.locks import is_locked, lock_file
 from aneurysm.processes.shared_folder import make_folder, share
 
 _TEMPORARY: Final = ".tmp"
-_TRIES: Final = 20
+TRIES: Final = 20
 """Attempts at a file that others remove at the same time."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -30,29 +30,35 @@ def sweep_temporaries(folder: Path, names: str = "*") -> None:
 
 
 @contextmanager
-def replaced_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+def replaced_file(
+    path: Path, mode: int = 0o666, *, beside: Path | None = None, lasting: bool = True
+) -> Iterator[BinaryIO]:
     """
     Yield a file to write to; at the end of the block it is flushed, and takes the place of ``path``.
 
     At every moment either the old or the new one is there, whole. If the block ends by an error, the old one is. Its
-    folder must be there. A sweep (`sweep_temporaries`) leaves it alone as long as this process lives.
+    folder must be there. A sweep (`sweep_temporaries`) leaves it alone as long as this process lives. It is written in
+    the same folder, or in that of ``beside``, a path on the same disk. What is not ``lasting`` is not flushed: after a
+    power failure it may be damaged.
     """
-    temporary, file = _begin_beside(path, mode)
+    temporary, file = _begin_beside(path if beside is None else beside, mode)
     try:
         with file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
             temporary.replace(path)
     finally:
         with suppress(OSError):  # what went wrong before is what counts
             temporary.unlink(missing_ok=True)
-    flush_folder(path.parent)
+    if lasting:
+        flush_folder(path.parent)
 
 
 def _begin_beside(path: Path, mode: int) -> tuple[Path, BinaryIO]:
     """Return a new file of a name that nobody else uses, on any node, with the lock that says it has an owner."""
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
@@ -69,15 +75,20 @@ def _begin_beside(path: Path, mode: int) -> tuple[Path, BinaryIO]:
     raise FileNotFoundError(errno.ENOENT, "files are removed as soon as they are made", str(path.parent))
 
 
-def write_atomically(path: Path, content: str) -> None:
-    """Write a file so that at every moment either the old or the new one is there, whole; its folder may be made."""
+def write_atomically(path: Path, content: str | bytes, *, lasting: bool = True) -> None:
+    """
+    Write a file, text as UTF-8, so that at every moment either the old or the new one is there, whole.
+
+    Its folder is made if it is not there, but not the one above it. What is not ``lasting`` is not flushed; see
+    `replaced_file`.
+    """
     make_folder(path.parent)
-    for attempt in range(1, _TRIES + 1):
+    for attempt in range(1, TRIES + 1):
         try:
-            with replaced_file(path) as file:
-                file.write(content.encode("utf-8"))
+            with replaced_file(path, lasting=lasting) as file:
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
         except FileNotFoundError:  # where there are no locks, another run's sweep may have taken it
-            if attempt == _TRIES or not path.parent.is_dir():
+            if attempt == TRIES or not path.parent.is_dir():
                 raise
         else:
             return
@@ -87,7 +98,7 @@ def write_once(path: Path, content: str, mode: int = 0o666) -> bool:
     """Write a file, whole, unless it is there, and return True: of several who do so at once the first counts."""
     make_folder(path.parent)
     written = False
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         if path.exists():
             break
         temporary, file = _begin_beside(path, mode)

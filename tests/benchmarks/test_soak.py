@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.tables import write_tables
 from aneurysm.precaching.run import precache
 from aneurysm.precaching.verify import verify
 from benchmarks.soak import Soak, differences
@@ -59,7 +59,7 @@ def test_harm_is_told(cache, reference, harm, told):
 def test_cloned_volumes_are_sound(cache):
     """What benchmarks/scale.py verifies by the thousand must be what precache would have written."""
     clone_volume(cache, range(COUNT, 3 * COUNT))
-    write_manifest(CacheLayout(cache))
+    write_tables(CacheLayout(cache))
     report = verify(cache, workers=0)
     assert (report.faults, report.volumes) == ([], 3 * COUNT)
     metadata = json.loads((CacheLayout(cache).volume(series_uid(9)) / "zarr.json").read_text())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from aneurysm.cache.cache import open_cache
 from aneurysm.cache.folder import key_fault, patient_secret, prepare_cache, read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import CacheError, PatientKeyError, SpecMismatchError
@@ -19,6 +20,7 @@ from aneurysm.processes import files
 from aneurysm.processes.files import write_once
 from aneurysm.spec import load_spec
 from tests.support.built import Built
+from tests.support.cache_paths import volume_path
 from tests.support.cache_state import tree_digest
 from tests.support.command import call_in_process, environment
 
@@ -174,6 +176,23 @@ def test_an_error_of_the_operating_system_is_one_line(monkeypatch: pytest.Monkey
     ran = call_in_process("manifest")
     assert ran.code == 1
     assert ran.err == "aneurysm: /data/odd: Input/output error\n"
+
+
+def test_a_cache_whose_volumes_lie_as_they_did_is_refused_by_all_that_read_or_write_it(
+    built: Built, tmp_path: Path
+) -> None:
+    cache = shutil.copytree(built.cache, tmp_path / "cache")
+    for uid in built.uids:
+        volume_path(cache, uid).rename(cache / "volumes" / f"{uid}.zarr")
+    before = tree_digest(cache / "volumes")
+    for command in ("precache", "manifest", "verify", "info"):
+        options = ("--data", built.data) if command == "precache" else ()
+        ran = call_in_process(command, "--cache", cache, *options)
+        assert ran.code == 3, ran.text
+        assert f"{cache} is of cache format 3 or older: its volumes are directly in volumes/. Build it again" in ran.err
+    with pytest.raises(CacheError, match="format 3 or older"):
+        open_cache(cache)
+    assert tree_digest(cache / "volumes") == before
 
 
 def test_volumes_without_a_spec_are_nobodys(built: Built, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from aneurysm.cache import local_copy
 from aneurysm.cache.cache import open_cache
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.local_copy import LocalCopy
-from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.tables import write_tables
 from aneurysm.cache.volume import CachedVolume, close_volumes, open_volume
 from aneurysm.errors import CacheNotFoundError, DamagedCacheError, StoreError, UsageError
 from aneurysm.remote.client import ObjectStore
@@ -151,7 +151,7 @@ def test_a_volume_built_again_is_not_served_from_the_old_copy(bucket: Bucket, tm
         folder = tmp_path / str(seed)
         add_volume(folder, "1.5", shape=(20 + seed, 20, 20))
         (folder / "spec.toml").write_text(open_cache(first).spec.to_toml() if seed else spec)
-        write_manifest(CacheLayout(folder))
+        write_tables(CacheLayout(folder))
         return bucket.upload(folder, "cache")
 
     from aneurysm.spec import load_spec

@@ -12,7 +12,7 @@ import pytest
 
 from aneurysm.cache.folder import done_series, is_done, read_spec
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.tables import TableCounts, write_tables
 from aneurysm.errors import CacheError, Reason
 from aneurysm.precaching import run
 from aneurysm.precaching.build_series import Outcome, record_of
@@ -33,10 +33,16 @@ def put_record(layout: CacheLayout, uid: str) -> None:
     publish_record(layout, record)
 
 
+def rows_written(layout: CacheLayout) -> list[str]:
+    rows: list[str] = []
+    write_tables(layout, on_row=lambda row: rows.append(row["series_uid"]))
+    return rows
+
+
 def test_the_tables_are_the_same_when_derived_again(built, layout):
     lesions = layout.lesions.read_bytes()
     layout.lesions.unlink()
-    write_manifest(layout)
+    write_tables(layout)
     assert same_cache(layout.root, built.cache) == []
     assert layout.lesions.read_bytes() == lesions
 
@@ -46,7 +52,7 @@ def test_a_volume_counts_before_a_record_and_a_record_before_a_volume_that_cant_
         put_record(layout, uid)
     (layout.volume(built.uids[1]) / "zarr.json").write_text("{")
     (layout.volume(built.uids[2]) / "zarr.json").unlink()
-    write_manifest(layout)
+    write_tables(layout)
     rows = manifest(layout.root)
     assert rows[built.uids[0]]["status"] == "cached"
     assert (rows[built.uids[1]]["status"], rows[built.uids[1]]["detail"]) == ("rejected", "a test")
@@ -60,7 +66,7 @@ def test_a_record_that_is_none_has_no_row(built, layout, record):
     put_record(layout, "1.2.3")
     layout.record("1.2.4").parent.mkdir(exist_ok=True)
     layout.record("1.2.4").write_text(record)
-    assert len(write_manifest(layout)) == 5
+    assert write_tables(layout) == TableCounts(4, 1)
     assert set(manifest(layout.root)) == {*built.uids, "1.2.3"}
 
 
@@ -70,7 +76,7 @@ def test_a_volume_with_odd_metadata_has_no_row(built, layout, key, value):
     content = json.loads(path.read_text())
     content["attributes"]["aneurysm"][key] = value
     path.write_text(json.dumps(content))
-    assert [row["series_uid"] for row in write_manifest(layout)] == built.uids[1:]
+    assert rows_written(layout) == built.uids[1:]
 
 
 def test_a_volume_that_vanishes_meanwhile_has_no_row(built, layout, monkeypatch):
@@ -82,7 +88,7 @@ def test_a_volume_that_vanishes_meanwhile_has_no_row(built, layout, monkeypatch)
         return 1
 
     monkeypatch.setattr("aneurysm.cache.manifest.tree_bytes", vanish)
-    assert [row["series_uid"] for row in write_manifest(layout)] == built.uids[1:]
+    assert rows_written(layout) == built.uids[1:]
 
 
 def test_what_is_done_is_told_from_listings(built, layout, tmp_path):
@@ -113,7 +119,7 @@ def test_the_manifest_is_written_the_more_seldom_the_longer_it_takes(monkeypatch
             yield Outcome("1.2", "cached")
 
     monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now))
-    place = SimpleNamespace(write_manifest=write, layout=CacheLayout(tmp_path))
+    place = SimpleNamespace(write_tables=write, layout=CacheLayout(tmp_path))
     run._run(outcomes(), place, run.RunSummary(), {}, None, None)  # type: ignore[arg-type]
     assert len(written) == times
 
@@ -122,6 +128,6 @@ def test_a_manifest_that_can_not_be_written_on_the_way_is_told(tmp_path):
     def refuse(_seconds):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    place = SimpleNamespace(write_manifest=refuse, layout=CacheLayout(tmp_path))
+    place = SimpleNamespace(write_tables=refuse, layout=CacheLayout(tmp_path))
     with pytest.raises(CacheError, match="read-only"):
         run._run([Outcome("1.2", "cached")], place, run.RunSummary(), {}, None, None, manifest_every_s=0.0)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ import pytest
 
 from aneurysm.cache.cache import open_cache
 from aneurysm.errors import (
+    CacheError,
     CacheNotFoundError,
     DamagedCacheError,
     PatientKeyError,
@@ -66,6 +67,13 @@ def test_a_cache_in_a_store_is_that_of_a_folder_to_the_byte(built: Built, bucket
     assert again.code == 0, again.text
     assert "4 done before" in again.out
     assert "0 to build" in again.err
+
+
+def test_a_cache_of_the_old_layout_is_refused(built: Built, bucket: Bucket) -> None:
+    url = bucket.upload(built.cache, "cache")
+    bucket.put("cache/volumes/1.2.zarr/zarr.json", b"{}")
+    with pytest.raises(CacheError, match=f"{url} is of cache format 3 or older"):
+        precache(built.data, url, workers=0)
 
 
 def test_data_in_a_store_in_the_rsna_layout(built: Built, bucket: Bucket, tmp_path: Path) -> None:

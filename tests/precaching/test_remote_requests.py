@@ -51,6 +51,11 @@ def test_a_run_reads_the_metadata_once_and_a_volume_that_goes_meanwhile_is_in_no
     summary = precache(built.data, url, workers=0)
     assert (summary.skipped, summary.total_cached) == (4, 4)
     assert read == {"zarr.json": 4, "0/zarr.json": 4}
+    read.clear()
+    assert merge(url).cached == 4
+    assert read == {}, "rows of what did not change are in the parts of the tables"
+    for key in bucket.keys("cache/.tables/"):
+        bucket.delete(key)
     find, uid = ObjectStore.find, built.uids[0]
 
     def found(self: ObjectStore, prefix: str = "") -> object:

@@ -16,7 +16,8 @@ import pytest
 
 from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import leave_seconds, write_manifest
+from aneurysm.cache.manifest import leave_seconds
+from aneurysm.cache.tables import write_tables
 from aneurysm.errors import CacheError, Reason
 from aneurysm.precaching import verify
 from aneurysm.precaching.build_series import record_of
@@ -275,7 +276,7 @@ def _sharding(content: dict) -> dict:
 
 FACTS: dict[str, tuple[Callable[[Path, str], object], str]] = {
     "lesions.csv is missing": (lambda c, u: (c / "lesions.csv").unlink(), "lesions.csv: is missing"),
-    "lesions.csv is empty": (lambda c, u: (c / "lesions.csv").write_text(""), "lesions.csv has 0 rows of it"),
+    "lesions.csv is empty": (lambda c, u: (c / "lesions.csv").write_text(""), "lesions.csv: lacks the column(s)"),
     "all rows of lesions.csv are lost": (
         lambda c, u: _edit(c / "lesions.csv", lambda t: t.splitlines()[0] + "\n"), "has 0 rows of it",
     ),
@@ -410,7 +411,7 @@ def test_fix_tells_in_one_line_that_it_can_not_write(
     def refuse(path: Path, _: str) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr("aneurysm.cache.manifest.write_atomically", refuse)
+    monkeypatch.setattr("aneurysm.cache.table_parts.write_atomically", refuse)
     ran = call_in_process("verify", "--workers", 1, "--cache", cache, "--fix")
     assert (ran.code, ran.out) == (code, ""), ran.text
     assert re.fullmatch(rf"aneurysm: .*{cache}.* {told}.*\n", ran.err)
@@ -422,10 +423,10 @@ def test_one_flipped_bit_anywhere_is_found(cache: Path) -> None:
     (cache / ".seconds").mkdir()
     record = record_of(read_spec(CacheLayout(cache)), "1.2.3", Reason.MOSAIC, "a mosaic", SeriesNotes())
     publish_record(CacheLayout(cache), record)
-    write_manifest(CacheLayout(cache))
+    write_tables(CacheLayout(cache))
     leave_seconds(CacheLayout(cache), {"1.2.3": 1.5})
     assert verify.verify(cache, workers=0).faults == []
-    paths = sorted(p for p in cache.rglob("*") if p.is_file() and p.name != ".patient-key")
+    paths = sorted(p for p in cache.rglob("*") if p.is_file() and p.name != ".patient-key" and ".runs" not in p.parts)
     assert len(paths) > 20
     missed = []
     for _ in range(200):

@@ -9,7 +9,7 @@ import numpy as np
 from aneurysm.annotations.lesions import Lesion, UnplacedLesion
 from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.tables import write_tables
 from aneurysm.cache.volume import close_volumes
 from aneurysm.cache.writer import write_volume
 from aneurysm.labels import LABELS, SITES
@@ -80,6 +80,6 @@ def add_volume(
 
 def finish_cache(root: Path, spec="rsna-1mm") -> Cache:
     (root / "spec.toml").write_text(load_spec(spec).to_toml())
-    write_manifest(CacheLayout(root))
+    write_tables(CacheLayout(root))
     close_volumes()
     return open_cache(root)

@@ -10,7 +10,7 @@ import pytest
 
 from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.cache.layout import CacheLayout
-from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.tables import write_tables
 from aneurysm.cache.volume import close_volumes
 from aneurysm.cache.writer import write_volume
 from aneurysm.spec import load_spec
@@ -66,7 +66,7 @@ class PaintedCaches:
             folder = volume_path(root, volume.uid)
             write_volume(folder, volume.voxels, own, storage=SPEC.storage, fill=AIR)
         (root / "spec.toml").write_text(SPEC.to_toml())
-        write_manifest(CacheLayout(root))
+        write_tables(CacheLayout(root))
         close_volumes()
         return open_cache(root)
 

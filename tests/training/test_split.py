@@ -7,7 +7,7 @@ import pytest
 
 from aneurysm import CacheWriter
 from aneurysm.cache.cache import open_cache
-from aneurysm.cache.manifest import write_manifest
+from aneurysm.cache.tables import write_tables
 from aneurysm.errors import DataError, UsageError
 from aneurysm.training.split import split_series
 from tests.support.cache_paths import volume_paths
@@ -97,7 +97,7 @@ def test_an_empty_cache_is_refused(tmp_path):
         path.rename(tmp_path / "gone")
     from aneurysm.cache.layout import CacheLayout
 
-    write_manifest(CacheLayout(tmp_path))
+    write_tables(CacheLayout(tmp_path))
     cache = open_cache(tmp_path)
     with pytest.raises(UsageError, match=r"holds no volumes\. Run aneurysm precache"):
         split_series(cache, quick(cache))
