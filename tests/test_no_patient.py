@@ -265,6 +265,7 @@ def told(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     for layout in ("rsna", "tree"):
         cache, source = out / f"cache-{layout}", getattr(data, layout)
         given = ("--data", source, "--cache", cache, "--timeout-s", 60)
+        run(f"doctor {layout}", "doctor", "--data", source, "--cache", cache, "--workers", 1)
         run(f"precache {layout}", "precache", *given, "--workers", 2, codes=(8,))
         run(f"precache {layout}, again", "precache", *given, "--workers", 1, "--retry-failed", codes=(8,))
         run(f"manifest {layout}", "manifest", "--data", source, "--cache", cache, codes=(0, 8))
