@@ -117,13 +117,14 @@ def test_its_pods_build_the_cache_together(tmp_path: Path) -> None:
     env = {e["name"]: e for e in precache["env"]}
     assert env["ANEURYSM_SHARDS"]["value"] == str(JOBS["precache"]["spec"]["completions"])
     (run,) = re.findall(r"labels\['(.*)'\]", env["ANEURYSM_RUN"]["valueFrom"]["fieldRef"]["fieldPath"])
-    assert run == "batch.kubernetes.io/job-name"
+    assert run == "batch.kubernetes.io/controller-uid"
+    uid = "0f1c8a52-9d2b-4c0e-8f57-3a6f0f9d7f11"
     ran = run_pod(doctor, tmp_path)
     assert ran.code == 0, ran.text
     built = []
     for index in range(JOBS["precache"]["spec"]["completions"]):
         before = set(published(tmp_path / "cache"))
-        ran = run_pod(precache, tmp_path, JOB_COMPLETION_INDEX=str(index), ANEURYSM_RUN="precache")
+        ran = run_pod(precache, tmp_path, JOB_COMPLETION_INDEX=str(index), ANEURYSM_RUN=uid)
         assert ran.code == 0, ran.text
         built.append(len(set(published(tmp_path / "cache")) - before))
     # The fourth to last have nothing to do, and say so with a 0.
@@ -133,4 +134,4 @@ def test_its_pods_build_the_cache_together(tmp_path: Path) -> None:
     assert ran.code == 0, ran.text
     assert set(manifest(tmp_path / "cache")) == set(uids)
     assert leftovers(tmp_path / "cache") == []
-    assert {p.name for p in (tmp_path / "cache" / ".runs").iterdir()} == {"precache"}
+    assert {p.name for p in (tmp_path / "cache" / ".runs").iterdir()} == {uid}
