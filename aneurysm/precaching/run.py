@@ -205,10 +205,11 @@ def precache(
             processes=processes,
         )
         with translate_write_errors(layout.root):
+            secret = place.patient_secret()
+            # No sooner: a run that is refused is none.
             ledger = stack.enter_context(run_ledger(layout.root, place.url, run, str(shard or "")))
             if shard is None or shard.index == 0:
                 prune_runs(layout, place.url)
-            secret = place.patient_secret()
 
         def job_of(planned: PlannedSeries) -> SeriesJob:
             return SeriesJob(
