@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,37 @@ def test_what_a_run_and_its_jobs_write_is_one_file_and_another_process_has_its_o
         "expected_s": 2.5,
     }  # fmt: skip
     assert ledger_of(job(cache, run="")) is None
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_a_process_that_lives_says_so_however_long_a_series_takes(cache, monkeypatch):
+    monkeypatch.setattr("aneurysm.precaching.ledger.HEARTBEAT_S", 0.1)
+    with run_ledger(cache, "", "r", "") as ledger:
+        ledger.series_started(job(cache))
+        assert within(30, lambda: [e["event"] for e in lines(cache)].count("alive") >= 2)
+
+
+def test_a_worker_that_has_had_nothing_to_do_for_long_lets_go_of_its_ledger(cache, monkeypatch):
+    monkeypatch.setattr("aneurysm.precaching.ledger.HEARTBEAT_S", 0.1)
+    monkeypatch.setattr("aneurysm.precaching.ledger._IDLE_S", 0.3)
+    first = ledger_of(job(cache))
+    assert first is not None
+    first.series_started(job(cache))
+    (path,) = (cache / ".runs" / "r").iterdir()
+    time.sleep(0.6)
+    assert is_locked(path)  # it has a series in hand
+    first.series_ended(job(cache), Outcome("1.2", "cached"))
+    assert within(30, lambda: not first.is_open and not is_locked(path))
+    second = ledger_of(job(cache))
+    assert second is not None
+    assert second is not first
+    second.close()
 
 
 def test_a_group_may_read_and_prune_it(cache):
