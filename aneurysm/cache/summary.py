@@ -11,7 +11,7 @@ from typing import Any, Final
 from aneurysm.cache.cache import open_cache
 from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout, volume_key
-from aneurysm.cache.manifest import read_manifest
+from aneurysm.cache.manifest import iter_manifest, read_manifest
 from aneurysm.cache.metadata import VolumeMetadata, read_document
 from aneurysm.errors import CacheError, CacheNotFoundError
 from aneurysm.labels import LABELS
@@ -130,7 +130,7 @@ def find_volume(cache: str | Path, uid: str) -> Path:
         # A UID from the command line is no path: only what has a volume's place is a volume.
         if "/" not in uid and layout.volume(uid).is_dir():
             return layout.volume(uid)
-        row = next((r for r in read_manifest(layout.manifest) if r["series_uid"] == uid), None)
+        row = next((r for r in iter_manifest(layout.manifest) if r["series_uid"] == uid), None)
     if row is not None and row["status"] == "cached" and is_url(cache):
         return open_cache(cache).remote[uid].fetch()
     if row is not None:
@@ -142,7 +142,7 @@ def describe_volume(cache: str | Path, uid: str) -> dict[str, Any]:
     """Return the metadata of a volume, with its shape and size. Raises as `find_volume` does."""
     volume = find_volume(cache, uid)
     with tables_of(cache) as layout:
-        row = next((r for r in read_manifest(layout.manifest) if r["series_uid"] == uid), {})
+        row = next((r for r in iter_manifest(layout.manifest) if r["series_uid"] == uid), {})
     files = [p for p in volume.rglob("*") if p.is_file()]
     return {
         "path": join_url(cache, volume_key(uid)) if is_url(cache) else str(volume),
