@@ -21,8 +21,9 @@ from functools import partial
 from pathlib import Path
 
 from aneurysm.cache.folder import done_series
-from aneurysm.cache.layout import SUBFOLDERS, CacheLayout
-from aneurysm.cache.tables import write_tables
+from aneurysm.cache.layout import SUBFOLDERS, CacheLayout, subfolder_of
+from aneurysm.cache.table_parts import Entry, read_part, write_part
+from aneurysm.cache.tables import merge_parts, write_tables
 from aneurysm.precaching.run import precache
 from aneurysm.precaching.verify import check_tables_alone
 from benchmarks.options import add_usual_options, work_folder
@@ -47,6 +48,8 @@ growth from the number before for each series more.
 - **merge, first**: `aneurysm manifest` of a cache that has no tables: each volume's metadata are read.
 - **merge again**: nothing changed since.
 - **merge, 1 % changed**: so many volumes have another zarr.json.
+- **merge, parts alone**: of `merge again` what writes both tables from the parts, which were generated and are of no
+  volumes.
 - **verify, tables**: what `aneurysm verify` does with manifest.csv, lesions.csv and the parts, besides reading volumes.
 - **verify, tables, shard 0/16**: the same of one of 16 parts, of which the tables are read as a whole.
 """
@@ -83,11 +86,36 @@ def _change_some(layout: CacheLayout) -> None:
     time.sleep(3)  # what was changed just now would be read again at the next merge, too
 
 
+def _make_parts(layout: CacheLayout) -> None:
+    """Give as many entries as there are volumes, of the first one's, to a cache beside."""
+    beside = _beside(layout)
+    if not beside.tables.is_dir():
+        beside.tables.mkdir(parents=True)
+        uid = series_uid(0)
+        entries = read_part(layout.table_part(subfolder_of(uid)))
+        assert entries is not None
+        by_subfolder: dict[str, list[Entry]] = {name: [] for name in SUBFOLDERS}
+        for number in range(int(layout.root.parent.name)):
+            cells = [series_uid(number), *entries[uid].cells[1:]]
+            by_subfolder[subfolder_of(cells[0])].append(entries[uid]._replace(cells=cells))
+        for name, found in by_subfolder.items():
+            write_part(beside.table_part(name), found)
+
+
+def _beside(layout: CacheLayout) -> CacheLayout:
+    return CacheLayout(layout.root.with_name("parts"))
+
+
+def _merge_parts(layout: CacheLayout) -> None:
+    assert merge_parts(_beside(layout)).cached == int(layout.root.parent.name)
+
+
 STEPS: dict[str, tuple[Callable[[CacheLayout], None], Callable[[CacheLayout], None]]] = {
     "list": (lambda _: None, _list),
     "merge, first": (_forget, _merge),
     "merge again": (lambda _: None, _merge),
     "merge, 1 % changed": (_change_some, _merge),
+    "merge, parts alone": (_make_parts, _merge_parts),
     "verify, tables": (lambda _: None, _tables(1)),
     "verify, tables, shard 0/16": (lambda _: None, _tables(16)),
 }

@@ -91,8 +91,8 @@ def _is_dicom(path: Path) -> bool:
 def hashes_of_cache(cache: Path) -> dict[str, str]:
     """Return, by series: the hash of the volume's files (zarr.json too), or why there is none. And that of tables."""
     rows = _rows(cache / "manifest.csv")
-    # By the clock, and the sum that guards it; and what says which version of a program or format it is.
-    volatile = {"seconds", "seconds_check", *_VERSIONS}
+    # By the clock, and the sum that guards it; what says which version of a program or format it is; and bytes of that.
+    volatile = {"seconds", "seconds_check", "bytes_out", *_VERSIONS}
     stable = [{k: v for k, v in row.items() if k not in volatile} for row in rows]
     # Wherever they lie in it.
     volumes = {path.name.removesuffix(".zarr"): path for path in (cache / "volumes").rglob("*.zarr")}

@@ -80,7 +80,7 @@ def write_tables(
         known = _Seconds(layout, seconds or {}, left)
         for name in SUBFOLDERS:
             _update_part(layout, name, stamps, known, afresh)
-        counts = _merge(layout, on_row)
+        counts = merge_parts(layout, on_row)
         for path in left:
             path.unlink(missing_ok=True)
         with suppress(OSError):  # absent, or another task has just left something
@@ -183,8 +183,8 @@ def _with_seconds(entry: Entry, seconds: str) -> Entry:
     return entry._replace(cells=[row[c] for c in MANIFEST_COLUMNS])
 
 
-def _merge(layout: CacheLayout, on_row: Callable[[ManifestRow], object] | None) -> TableCounts:
-    """Write both tables from the parts."""
+def merge_parts(layout: CacheLayout, on_row: Callable[[ManifestRow], object] | None = None) -> TableCounts:
+    """Write both tables from the parts as they are; see `write_tables`."""
     for _ in range(TRIES - 1):
         with suppress(FileNotFoundError):  # where there are no locks, another run's sweep may have taken one
             return _merge_once(layout, on_row)
