@@ -36,6 +36,7 @@ _PART = 5_000
 _LINKS = 50_000
 """To one file: ext4 allows 65,000."""
 _EACH = 100
+_PARTS_ALONE = "merge, parts alone"
 _MOST_GB = 4
 _TEN_MILLION = 10_000_000
 _NOTES = """\
@@ -115,7 +116,7 @@ STEPS: dict[str, tuple[Callable[[CacheLayout], None], Callable[[CacheLayout], No
     "merge, first": (_forget, _merge),
     "merge again": (lambda _: None, _merge),
     "merge, 1 % changed": (_change_some, _merge),
-    "merge, parts alone": (_make_parts, _merge_parts),
+    _PARTS_ALONE: (_make_parts, _merge_parts),
     "verify, tables": (lambda _: None, _tables(1)),
     "verify, tables, shard 0/16": (lambda _: None, _tables(16)),
 }
@@ -130,11 +131,13 @@ def main() -> int:
         print(json.dumps(run_step(lambda: STEPS[options.step][1](layout))))
         return 0
     results: dict[int, dict[str, Found]] = {}
-    for series in options.series:
-        layout, known = _made(work / str(series), series), work / str(series) / "results.json"
+    for series in sorted({*options.series, *options.parts}):
+        # For the parts alone one volume will do.
+        layout = _made(work / str(series), series if series in options.series else 1)
+        known = work / str(series) / "results.json"
         results[series] = {k: Found(**v) for k, v in json.loads(known.read_text()).items()} if known.exists() else {}
         for step, (prepare, _) in STEPS.items():
-            if step not in results[series]:
+            if step not in results[series] and (series in options.series or step == _PARTS_ALONE):
                 prepare(layout)
                 results[series][step] = _measured(step, work, series)
                 known.write_text(json.dumps({k: asdict(v) for k, v in results[series].items()}))
@@ -151,7 +154,10 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--series", type=int, nargs="+", default=[5_000, 100_000, 1_000_000], help="how many, smallest first"
+        "--series", type=int, nargs="*", default=[5_000, 100_000, 1_000_000], help="how many volumes, two folders each"
+    )
+    parser.add_argument(
+        "--parts", type=int, nargs="*", default=[], help=f"how many entries, without volumes, for {_PARTS_ALONE!r}"
     )
     parser.add_argument("--clean", action="store_true", help="remove the caches afterwards: two folders a series")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
@@ -205,10 +211,14 @@ def _measured(step: str, work: Path, series: int) -> Found:
 
 def _section(results: dict[int, dict[str, Found]]) -> str:
     sizes = sorted(results)
-    large, before = sizes[-1], sizes[max(0, len(sizes) - 2)]
     lines = ["# Many entries", "", *(f"- {key}: {value}" for key, value in machine(("numpy", "pydantic")).items())]
     lines += [f"- command: `{command_line('benchmarks.entries')}`", "", _NOTES]
-    expected = {step: _gigabytes(results[before][step], before, results[large][step], large) for step in STEPS}
+    of_step = {step: [n for n in sizes if step in results[n]] for step in STEPS}
+    ends = {step: (at[max(0, len(at) - 2)], at[-1]) for step, at in of_step.items()}
+    expected = {
+        step: _gigabytes(results[before][step], before, results[large][step], large)
+        for step, (before, large) in ends.items()
+    }
     targets = [
         Target(f"{step}: below {_MOST_GB} GB at 10 million", f"{gb:.1f} GB", gb < _MOST_GB)
         for step, gb in expected.items()
@@ -221,8 +231,9 @@ def _section(results: dict[int, dict[str, Found]]) -> str:
         "|---|" + "--:|" * (3 * len(sizes) + 3),
     ]
     for step in STEPS:
-        each = [results[n][step] for n in sizes]
-        cells = [f"{f.seconds:.2f} | {f.cpu_s:.2f} | {f.memory_mb:.0f}" for f in each]
+        each = [results[n].get(step) for n in sizes]
+        cells = [f"{f.seconds:.2f} | {f.cpu_s:.2f} | {f.memory_mb:.0f}" if f else "not run | | " for f in each]
+        before, large = ends[step]
         growth = [results[large][step].seconds / results[before][step].seconds]
         growth += [results[large][step].cpu_s / max(results[before][step].cpu_s, 1e-3)]
         cells += [*(f"{g:.1f}x" for g in growth), f"{expected[step]:.1f}"]
