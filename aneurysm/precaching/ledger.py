@@ -28,16 +28,18 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from aneurysm._version import __version__
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.errors import StoreError, words_of
-from aneurysm.precaching.build_series import Outcome, SeriesJob
 from aneurysm.precaching.run_id import host_name, job_name
 from aneurysm.processes.locks import is_locked, lock_file
 from aneurysm.processes.shared_folder import make_folder, share
 from aneurysm.remote.client import ObjectStore
+
+if TYPE_CHECKING:  # who reads ledgers needs neither pydicom nor gdcm
+    from aneurysm.precaching.build_series import Outcome, SeriesJob
 
 LEDGER_VERSION: Final = 1
 HEARTBEAT_S: Final = 60.0

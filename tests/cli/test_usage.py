@@ -69,7 +69,8 @@ def test_every_option_says_what_follows_it_and_what_holds_without_it():
             assert param.help, (name, param.name)
             if param.param_type_name == "option" and not param.is_flag:
                 assert param.metavar, (name, param.name)
-                assert param.default is not None or param.show_default is not True, (name, param.name)
+                has_default = param.required or param.default is not None
+                assert has_default or param.show_default is not True, (name, param.name)
 
 
 def test_several_values_follow_one_option():
