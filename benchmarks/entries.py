@@ -91,8 +91,10 @@ def _make_parts(layout: CacheLayout) -> None:
     """Give as many entries as there are volumes, of the first one's, to a cache beside."""
     beside = _beside(layout)
     if not beside.tables.is_dir():
-        beside.tables.mkdir(parents=True)
         uid = series_uid(0)
+        if not layout.table_part(subfolder_of(uid)).exists():
+            write_tables(layout)
+        beside.tables.mkdir(parents=True)
         entries = read_part(layout.table_part(subfolder_of(uid)))
         assert entries is not None
         by_subfolder: dict[str, list[Entry]] = {name: [] for name in SUBFOLDERS}
