@@ -297,17 +297,23 @@ def _left(writers: Sequence[Writer], window: Work, window_s: float, series: int)
 
 
 def _series(uid: str, hand: InHand, writer: Writer, tally: Tally, now: float) -> SeriesInHand:
-    expected_s = hand.expected_s or _expected_s(hand.size, tally.work)
+    expected_s = _expected_s(hand, tally.work)
     for_s = max(0.0, now - hand.since)
     slow = expected_s > 0 and for_s > max(_SLOW_S, _SLOW * expected_s)
     return SeriesInHand(uid, writer.host, writer.job, writer.task, round(for_s, 1), round(expected_s, 1), slow)
 
 
-def _expected_s(size: int, work: Work) -> float:
-    """Return how long a series of ``size`` bytes takes, by those that are done; 0 if these are too few."""
-    if work.series < _ENOUGH or not work.bytes_in:
+def _expected_s(hand: InHand, work: Work) -> float:
+    """
+    Return how long a series takes, by those that are done; 0 if these are too few.
+
+    What a plan expects is of another machine: how much slower this one is, or faster, they say, too.
+    """
+    if work.series < _ENOUGH:
         return 0.0
-    return max(size * work.seconds / work.bytes_in, work.seconds / work.series)
+    if hand.expected_s:
+        return hand.expected_s * (work.seconds / work.expected_s if work.expected_s else 1.0)
+    return max(hand.size * work.seconds / work.bytes_in, work.seconds / work.series) if work.bytes_in else 0.0
 
 
 def _task(writer: Writer, state: TaskState, now: float) -> TaskStatus:

@@ -106,6 +106,20 @@ def test_who_has_what_and_for_how_long_and_who_takes_too_long(cache):
     assert [s.expected_s for s in status.in_hand] == [2, 80, 15, 30, 2]
 
 
+def test_what_a_plan_expects_is_taken_at_the_pace_of_the_run(cache):
+    """The machine that its constants are of is ten times as fast; and until some are done, nobody knows that."""
+    ledger = LedgerFile(cache)
+    ledger.plan(0, 20, todo=20)
+    ledger.begin(0, "2.1", expected_s=5)
+    ledger.begin(0, "2.2", expected_s=1)
+    assert [s.is_straggler for s in look(cache, 100).in_hand] == [False, False]
+    for n in range(6):
+        ledger.end(10 + n, f"1.{n}", seconds=20, expected_s=2)
+    assert [(s.uid, s.expected_s, s.is_straggler) for s in look(cache, 100).in_hand] == [
+        ("2.1", 50, False), ("2.2", 10, True),
+    ]  # fmt: skip
+
+
 def test_a_task_whose_lock_is_gone_and_who_is_silent_is_dead(cache):
     ledger = LedgerFile(cache, task="0/1")
     ledger.plan(0, 5, todo=5)
