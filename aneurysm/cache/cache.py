@@ -194,7 +194,8 @@ def open_cache(
     """
     if is_url(path):
         return _open_remote(str(path), local_cache, local_cache_gb)
-    return Cache.of_tables(CacheLayout(Path(path).absolute()))
+    # Of a link that is switched to another cache while a run trains, the run stays with the first.
+    return Cache.of_tables(CacheLayout(Path(path).resolve()))
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:

@@ -69,6 +69,18 @@ def test_nothing_below_volumes_is_touched(tmp_path):
     assert len(open_cache(tmp_path)) == 5
 
 
+def test_what_was_opened_by_a_link_stays_with_that_cache_when_the_link_is_switched(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        write_tables(tmp_path / name, 3)
+    (tmp_path / "current").symlink_to("old")
+    cache = open_cache(tmp_path / "current")
+    (tmp_path / "next").symlink_to("new")
+    (tmp_path / "next").replace(tmp_path / "current")
+    assert cache[0].path.is_relative_to(tmp_path / "old")
+    assert open_cache(tmp_path / "current")[0].path.is_relative_to(tmp_path / "new")
+
+
 def test_a_cache_of_mixed_digests_is_refused(tmp_path):
     write_tables(tmp_path, 5, digest="0" * 16)
     with pytest.raises(DamagedCacheError, match="digest 0000"):
