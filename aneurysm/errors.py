@@ -16,6 +16,10 @@ class UsageError(AneurysmError, ValueError):
     """A wrong option or argument: the command ends with exit code 2."""
 
 
+class RunNotFoundError(UsageError):
+    """A cache has no record of a run, or none of that name: it may not have begun."""
+
+
 class SpecError(UsageError):
     """A cache spec that can't be read, has an unknown key or an impossible value."""
 

@@ -273,13 +273,13 @@ def parse_spec(content: str, source: str, *, resolved: bool = False) -> CacheSpe
     """
     try:
         table = parse_toml(content)
-        written = table.pop("digest", "")
-        if not isinstance(written, str) or not re.fullmatch("[0-9a-f]{16}|", written):
-            raise SpecError(f"{source}: digest: {str(written)[:40]!a} is none")
-        if bool(written) != ("recipe" in table) or (resolved and not written):
-            raise SpecError(f"{source}: the keys recipe and digest are missing, or one of them")
     except ValueError as error:
         raise SpecError(f"{source} is not valid TOML: {error}") from error
+    written = table.pop("digest", "")
+    if not isinstance(written, str) or not re.fullmatch("[0-9a-f]{16}|", written):
+        raise SpecError(f"{source}: digest: {str(written)[:40]!a} is none")
+    if bool(written) != ("recipe" in table) or (resolved and not written):
+        raise SpecError(f"{source}: the keys recipe and digest are missing, or one of them")
     try:
         spec = CacheSpec.model_validate(table)
         return spec.with_digest(written) if written else spec

@@ -21,12 +21,12 @@ from aneurysm.cli.exits import Exit
 from aneurysm.cli.options import CacheOption
 from aneurysm.cli.progress import duration_text
 from aneurysm.cli.values import number
-from aneurysm.errors import NoSpaceError, UsageError
+from aneurysm.errors import NoSpaceError, RunNotFoundError, UsageError
 from aneurysm.processes.files import is_disk_full, write_atomically
 from aneurysm.sizes import size_text
 
 if TYPE_CHECKING:
-    from aneurysm.precaching.status import RunStatus
+    from aneurysm.precaching.status import RunStatus, RunWatch
 
 _MOST_ROWS: Final = 10
 _WIDTH: Final = 160
@@ -59,13 +59,13 @@ def status(
 
     Exit code 0: all cached; 8: done, and some are not cached; 9: not finished.
     """
-    from aneurysm.precaching.status import RunWatch, status_facts
+    from aneurysm.precaching.status import status_facts
 
-    watched = RunWatch(cache, run)
     # On a pipe, rich would fold at 80 columns, and cut what a script looks for.
     console = Console() if Console().is_terminal else Console(width=_WIDTH)
     live = Live(console=console, auto_refresh=False) if watch and console.is_terminal and not as_json else None
     try:
+        watched = _open(cache, run, every_s if watch else None)
         with live or nullcontext():
             while True:
                 now = watched.look()
@@ -91,6 +91,23 @@ def status(
 
         write_rebuild_page(report, now, watched.tally)
     raise typer.Exit(_code(now))
+
+
+def _open(cache: str, run: str | None, every_s: float | None) -> RunWatch:
+    """Return the ledgers of a run; with ``every_s``, wait for one that has not begun: its tasks may be in a queue."""
+    from aneurysm.precaching.status import RunWatch
+
+    is_told = False
+    while True:
+        try:
+            return RunWatch(cache, run)
+        except RunNotFoundError as error:
+            if every_s is None:
+                raise
+            if not is_told:
+                typer.echo(f"aneurysm: {error}. Waiting for it", err=True)
+            is_told = True
+            time.sleep(every_s)
 
 
 def _code(now: RunStatus) -> Exit:
@@ -156,8 +173,8 @@ def _progress(now: RunStatus) -> str:
     if now.is_over:
         return f"{text}, ended before all were done: the same command again does the rest"
     if not now.is_active:
-        begun = sum(not t.is_worker for t in now.tasks)
-        return f"{text}, nobody is at work; {now.tasks_total - begun:,} tasks have not begun"
+        waiting = now.tasks_total - sum(not t.is_worker for t in now.tasks)
+        return f"{text}, nobody is at work; {waiting:,} {'task has' if waiting == 1 else 'tasks have'} not begun"
     left = f", {duration_text(now.left_s)} left" if now.left_s else ""
     return f"{text}, {rate}{left}"
 

@@ -83,7 +83,7 @@ def decoder_faults(folder: Path) -> dict[str, str]:
     for name, (syntax, bits, stream) in _STREAMS.items():
         content = encapsulate([b64decode(stream)], has_bot=False)
         faults[name] = _fault(folder / "image", content, -1, _format(syntax, bits))
-    for name, syntax, order in (("raw", EXPLICIT_LITTLE, "<"), ("raw, big endian", EXPLICIT_BIG, ">")):
+    for name, syntax, order in (("raw", EXPLICIT_LITTLE, "<"), ("raw big-endian", EXPLICIT_BIG, ">")):
         content = _IMAGE.astype(f"{order}u2").tobytes()
         faults[name] = _fault(folder / "image", content, len(content), _format(syntax, 12))
     return faults

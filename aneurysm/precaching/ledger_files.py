@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from aneurysm.cache.folder import read_spec
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.documents import parse_json
-from aneurysm.errors import CacheNotFoundError, UsageError
+from aneurysm.errors import CacheNotFoundError, RunNotFoundError
 from aneurysm.precaching.ledger import ENDING
 from aneurysm.precaching.run_id import checked_run_id
 from aneurysm.processes.locks import is_locked
@@ -103,7 +103,7 @@ def open_ledgers(cache: str | Path, run: str | None = None) -> LedgerFiles:
     ------
     CacheNotFoundError
         There is no cache.
-    UsageError
+    RunNotFoundError
         There is no such run.
     """
     if run is not None:
@@ -121,10 +121,10 @@ def open_ledgers(cache: str | Path, run: str | None = None) -> LedgerFiles:
 def _chosen(run: str | None, times: dict[str, float], cache: str) -> str:
     newest = sorted(times, key=times.__getitem__, reverse=True)
     if not newest:
-        raise UsageError(f"no run has left a ledger in {cache}: `aneurysm precache` does so once it has begun")
+        raise RunNotFoundError(f"no run has left a ledger in {cache}: `aneurysm precache` does so once it has begun")
     if run is not None and run not in times:
         more = f" and {len(newest) - _SHOWN} more" if len(newest) > _SHOWN else ""
-        raise UsageError(f"{cache} has no ledger of a run {run}; it has of {', '.join(newest[:_SHOWN])}{more}")
+        raise RunNotFoundError(f"{cache} has no ledger of a run {run}; it has of {', '.join(newest[:_SHOWN])}{more}")
     return run or newest[0]
 
 

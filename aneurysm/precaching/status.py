@@ -147,7 +147,7 @@ class RunWatch:
     ------
     CacheNotFoundError
         There is no cache.
-    UsageError
+    RunNotFoundError
         There is no such run; or none, if no ``run`` is named.
     """
 

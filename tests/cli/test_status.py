@@ -129,6 +129,18 @@ def test_a_watch_follows_the_run_and_ends_with_it(cache):
     assert "1 of 1 series (100.0 %), complete" in out.splitlines()[-1]
 
 
+def test_a_watch_waits_for_a_run_that_has_not_begun(cache):
+    assert call_cli("status", "--cache", cache).code == 2
+    run = start_cli("status", "--cache", cache, "--watch", "--every-s", 0.1)
+    assert run.stderr is not None
+    assert "no run has left a ledger" in run.stderr.readline()
+    finished(cache, "cached", "cached")
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 0, err
+    assert "2 of 2 series (100.0 %), complete" in out
+    assert err == ""
+
+
 def test_ctrl_c_ends_a_watch_and_is_no_error(cache):
     ledger = LedgerFile(cache, at=time.time() - T0)
     ledger.plan(time.time() - T0, 1, todo=1)
