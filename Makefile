@@ -60,7 +60,7 @@ test-lowest:  ## the same tests with the lowest versions of dependencies that py
 	    --output-file $(LOWEST)/lowest.txt
 	@# What the tests are run by is the newest. ome-zarr-models needs a newer zarr: its tests are skipped.
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/lowest.txt --editable . \
-	    dcm2niix hypothesis 'moto[server]' psutil pytest pytest-timeout pytest-xdist tensorstore
+	    dcm2niix hypothesis 'moto[server]' prometheus-client psutil pytest pytest-timeout pytest-xdist tensorstore
 	$(LOWEST)/bin/python -m pytest -n auto -m 'not slow'
 
 lint: install  ## ruff, mypy, and that packages import only what lies below them

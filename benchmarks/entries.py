@@ -8,6 +8,7 @@ data and what reads shards is in `benchmarks.scale`.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import shutil
@@ -24,12 +25,18 @@ from aneurysm.cache.folder import done_series
 from aneurysm.cache.layout import SUBFOLDERS, CacheLayout, subfolder_of
 from aneurysm.cache.table_parts import Entry, read_part, write_part
 from aneurysm.cache.tables import merge_parts, write_tables
+from aneurysm.labels import LABELS
+from aneurysm.precaching.partition import Shard
+from aneurysm.precaching.plan import read_plan
+from aneurysm.precaching.plan_folder import plan_folder
 from aneurysm.precaching.run import precache
+from aneurysm.precaching.status import RunWatch
+from aneurysm.precaching.tasks import make_plan
 from aneurysm.precaching.verify import check_tables_alone
 from benchmarks.options import add_usual_options, work_folder
-from benchmarks.scale import Found, run_step
+from benchmarks.scale import Found, begin_task, run_step
 from benchmarks.table import Target, aims, command_line, machine, write_section
-from benchmarks.tiny import series_uid, write_tiny_data
+from benchmarks.tiny import series_uid, write_ledgers, write_tiny_data
 
 _ROOT = Path(__file__).parents[1]
 _PART = 5_000
@@ -37,6 +44,9 @@ _LINKS = 50_000
 """To one file: ext4 allows 65,000."""
 _EACH = 100
 _PARTS_ALONE = "merge, parts alone"
+_WITHOUT_VOLUMES = (_PARTS_ALONE, "plan", "a task of it", "status")
+_TASKS = 100
+_RUN = "entries"
 _MOST_GB = 4
 _TEN_MILLION = 10_000_000
 _NOTES = """\
@@ -55,6 +65,10 @@ growth from the number before for each series more.
   volumes.
 - **verify, tables**: what `aneurysm verify` does with manifest.csv, lesions.csv and the parts, besides reading volumes.
 - **verify, tables, shard 0/16**: the same of one of 16 parts, of which the tables are read as a whole.
+- **plan**: `aneurysm plan` of data in the RSNA layout, for each series a folder with a link to one tiny DICOM file
+  and a row of train.csv; into an empty cache, for {tasks} tasks, with one worker.
+- **a task of it**: all that `aneurysm precache --plan` does before its first series.
+- **status**: `aneurysm status` of a run of 64 tasks that built all series: the ledgers, two lines a series.
 """
 
 
@@ -115,6 +129,60 @@ def _merge_parts(layout: CacheLayout) -> None:
     assert merge_parts(_beside(layout)).cached == int(layout.root.parent.name)
 
 
+def _data(layout: CacheLayout) -> Path:
+    return layout.root.with_name("links")
+
+
+def _planned(layout: CacheLayout) -> CacheLayout:
+    return CacheLayout(layout.root.with_name("planned"))
+
+
+def _make_data(layout: CacheLayout) -> None:
+    """Write as many series of one file each, and their table; forget a plan that there is."""
+    data = _data(layout)
+    shutil.rmtree(_planned(layout).root, ignore_errors=True)
+    if (data / "train.csv").exists():
+        return
+    shutil.rmtree(data, ignore_errors=True)
+    (data / "series").mkdir(parents=True)
+    file = min((data.with_name("data") / "series" / series_uid(0)).iterdir())
+    with (data / "train.part").open("w", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(["SeriesInstanceUID", "PatientAge", "PatientSex", "Modality", *LABELS])
+        for number in range(int(data.parent.name)):
+            if number % _LINKS == 0:
+                source = shutil.copy(file, data.parent / f"{number}.dcm")
+            uid = series_uid(number)
+            os.mkdir(f"{data}/series/{uid}")  # noqa: PTH102 - as above
+            os.link(source, f"{data}/series/{uid}/1.dcm")
+            writer.writerow([uid, 60, "F", "CTA", *[0] * len(LABELS)])
+    (data / "train.part").rename(data / "train.csv")
+
+
+def _plan(layout: CacheLayout) -> None:
+    plan, _ = make_plan(_data(layout), _planned(layout).root, _TASKS)
+    assert plan.document.missing == int(layout.root.parent.name)
+
+
+def _part(layout: CacheLayout) -> None:
+    plan = read_plan(plan_folder(_planned(layout).plan))
+    begin_task(plan, _data(layout), _planned(layout).root, Shard(7, _TASKS))
+
+
+def _make_ledgers(layout: CacheLayout) -> None:
+    watched = CacheLayout(layout.root.with_name("watched"))
+    if not watched.spec.exists():
+        shutil.rmtree(watched.root, ignore_errors=True)
+        write_ledgers(watched.root, _RUN, int(layout.root.parent.name))
+        shutil.copy(layout.spec, watched.spec)
+
+
+def _status(layout: CacheLayout) -> None:
+    status = RunWatch(layout.root.with_name("watched"), _RUN).look()
+    assert status.is_complete, status
+    assert status.total == status.done == int(layout.root.parent.name)
+
+
 STEPS: dict[str, tuple[Callable[[CacheLayout], None], Callable[[CacheLayout], None]]] = {
     "list": (lambda _: None, _list),
     "merge, first": (_forget, _merge),
@@ -123,6 +191,9 @@ STEPS: dict[str, tuple[Callable[[CacheLayout], None], Callable[[CacheLayout], No
     _PARTS_ALONE: (_make_parts, _merge_parts),
     "verify, tables": (lambda _: None, _tables(1)),
     "verify, tables, shard 0/16": (lambda _: None, _tables(16)),
+    "plan": (_make_data, _plan),
+    "a task of it": (lambda _: None, _part),
+    "status": (_make_ledgers, _status),
 }
 """What is done before, and what is measured."""
 
@@ -136,12 +207,12 @@ def main() -> int:
         return 0
     results: dict[int, dict[str, Found]] = {}
     for series in sorted({*options.series, *options.parts}):
-        # For the parts alone one volume will do.
+        # For what looks at no volumes one will do.
         layout = _made(work / str(series), series if series in options.series else 1)
         known = work / str(series) / "results.json"
         results[series] = {k: Found(**v) for k, v in json.loads(known.read_text()).items()} if known.exists() else {}
         for step, (prepare, _) in STEPS.items():
-            if step not in results[series] and (series in options.series or step == _PARTS_ALONE):
+            if step not in results[series] and (series in options.series or step in _WITHOUT_VOLUMES):
                 prepare(layout)
                 results[series][step] = _measured(step, work, series)
                 known.write_text(json.dumps({k: asdict(v) for k, v in results[series].items()}))
@@ -161,7 +232,11 @@ def _options() -> argparse.Namespace:
         "--series", type=int, nargs="*", default=[5_000, 100_000, 1_000_000], help="how many volumes, two folders each"
     )
     parser.add_argument(
-        "--parts", type=int, nargs="*", default=[], help=f"how many entries, without volumes, for {_PARTS_ALONE!r}"
+        "--parts",
+        type=int,
+        nargs="*",
+        default=[],
+        help="how many, for steps that look at no volumes",
     )
     parser.add_argument("--clean", action="store_true", help="remove the caches afterwards: two folders a series")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
@@ -216,7 +291,7 @@ def _measured(step: str, work: Path, series: int) -> Found:
 def _section(results: dict[int, dict[str, Found]]) -> str:
     sizes = sorted(results)
     lines = ["# Many entries", "", *(f"- {key}: {value}" for key, value in machine(("numpy", "pydantic")).items())]
-    lines += [f"- command: `{command_line('benchmarks.entries')}`", "", _NOTES]
+    lines += [f"- command: `{command_line('benchmarks.entries')}`", "", _NOTES.format(tasks=_TASKS)]
     of_step = {step: [n for n in sizes if step in results[n]] for step in STEPS}
     ends = {step: (at[max(0, len(at) - 2)], at[-1]) for step, at in of_step.items()}
     expected = {

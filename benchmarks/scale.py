@@ -24,7 +24,7 @@ import numpy as np
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.tables import write_tables
 from aneurysm.precaching.partition import Shard
-from aneurysm.precaching.plan import read_plan
+from aneurysm.precaching.plan import Plan, read_plan
 from aneurysm.precaching.plan_folder import plan_folder
 from aneurysm.precaching.run import precache
 from aneurysm.precaching.status import RunWatch
@@ -115,8 +115,13 @@ def _deal(work: Path) -> None:
 
 def _part(work: Path) -> None:
     plan = read_plan(plan_folder(work / "planned" / ".plan"))
+    begin_task(plan, work / "data", work / "planned", Shard(7, _TASKS))
+
+
+def begin_task(plan: Plan, data: Path, cache: Path, shard: Shard) -> None:
+    """Do what a task of a plan does before its first series."""
     try:
-        precache(work / "data", work / "planned", plan=plan, shard=Shard(7, _TASKS), progress=_StopsAtThePlan())
+        precache(data, cache, plan=plan, shard=shard, progress=_StopsAtThePlan())
     except _PlannedError:
         return
     raise AssertionError("precache never said that it had started")
