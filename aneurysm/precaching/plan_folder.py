@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -127,11 +126,8 @@ class LocalPlanFolder:
             sweep_temporaries(self._root)
 
     def remove(self) -> None:
-        """See `PlanFolder.remove`; an empty folder above it goes, too, as that of a run that has left nothing else."""
+        """See `PlanFolder.remove`."""
         shutil.rmtree(self._root, ignore_errors=True)
-        for folder in (self._root.parent, self._root.parent.parent):
-            with suppress(OSError):
-                folder.rmdir()
 
     def _make(self) -> None:
         try:

@@ -422,8 +422,16 @@ class DataFolder:
             return read_tables(self._root)
 
     def fingerprint(self, known: DataFingerprint | None = None) -> DataFingerprint:
-        """Return that of the tables and of the names at the top; tables that look as ``known`` are not read again."""
+        """
+        Return that of the tables and of the names at the top; tables that look as ``known`` are not read again.
+
+        Raises
+        ------
+        DataError
+            There are no data, or they can't be read.
+        """
         with translate_read_errors(self._root):
+            check_level(self._root)
             names = sorted(name for name in os.listdir(self._root) if not name.startswith("."))  # noqa: PTH208 - names
             before = {} if known is None else known.tables
             tables = {

@@ -300,4 +300,5 @@ def test_the_last_part_to_end_takes_the_plan_along(tmp_path: Path) -> None:
         plan.finish(index)
         assert (tmp_path / "runs" / "7" / "deal" / "plan.json").exists()
     plan.finish(1)
-    assert not (tmp_path / "runs").exists()
+    assert list(tmp_path.rglob("*.part")) == []
+    assert not (tmp_path / "runs" / "7" / "deal").exists()

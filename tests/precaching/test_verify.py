@@ -408,10 +408,10 @@ def test_fix_tells_in_one_line_that_it_can_not_write(
 ) -> None:
     (cache / "lesions.csv").unlink()
 
-    def refuse(path: Path, _: str) -> None:
+    def refuse(path: Path, **_: object) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr("aneurysm.cache.table_parts.write_atomically", refuse)
+    monkeypatch.setattr("aneurysm.cache.tables.replaced_file", refuse)
     ran = call_in_process("verify", "--workers", 1, "--cache", cache, "--fix")
     assert (ran.code, ran.out) == (code, ""), ran.text
     assert re.fullmatch(rf"aneurysm: .*{cache}.* {told}.*\n", ran.err)
