@@ -82,8 +82,14 @@ def strange_names(folder: Path, ending: str, subfolders: Sequence[str] = SUBFOLD
     return [path for paths in map_io(names, look, batch=1) for path in sorted(paths)]
 
 
+def subfolders_in(*folders: Path) -> list[str]:
+    """Return which of `SUBFOLDERS` one of ``folders`` has, or a file of that stem: in a small cache few of them."""
+    names = {name.partition(".")[0] for folder in folders for name in _names_in(folder)}
+    return [name for name in SUBFOLDERS if name in names]
+
+
 def _series_in(folder: Path, ending: str) -> set[str]:
-    parts = map_io(SUBFOLDERS, lambda name: series_in_subfolder(folder / name, ending), batch=1)
+    parts = map_io(subfolders_in(folder), lambda name: series_in_subfolder(folder / name, ending), batch=1)
     return {uid for uids in parts for uid in uids}
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from aneurysm.cache.folder import series_in_subfolder
+from aneurysm.cache.folder import series_in_subfolder, subfolders_in
 from aneurysm.cache.layout import IMAGE, RECORD_ENDING, SUBFOLDERS, VOLUME_ENDING, CacheLayout
 from aneurysm.cache.manifest import (
     LESION_COLUMNS,
@@ -78,7 +78,7 @@ def write_tables(
         stamps = FileStamps(layout) if stamps is None else stamps
         left = sorted(layout.seconds.glob("*.json"))
         known = _Seconds(layout, seconds or {}, left)
-        for name in SUBFOLDERS:
+        for name in subfolders_in(layout.volumes, layout.rejected, layout.tables):
             _update_part(layout, name, stamps, known, afresh)
         counts = merge_parts(layout, on_row)
         for path in left:

@@ -25,7 +25,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from aneurysm.cache.layout import SUBFOLDERS, CacheLayout
+from aneurysm.cache.folder import subfolders_in
+from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import Record
 from aneurysm.processes.files import flush_folder, flush_tree, sweep_temporaries, write_atomically
 from aneurysm.processes.locks import is_locked, take_lock
@@ -75,7 +76,10 @@ def _lock_of(folder: Path) -> Path:
 def sweep(layout: CacheLayout) -> list[str]:
     """Remove the unfinished work of processes that are gone; return whose series it was."""
     sweep_temporaries(layout.root)
-    deque(map_io([layout.rejected / name for name in SUBFOLDERS], sweep_temporaries, batch=1), maxlen=0)
+    deque(
+        map_io([layout.rejected / name for name in subfolders_in(layout.rejected)], sweep_temporaries, batch=1),
+        maxlen=0,
+    )
     if not layout.building.is_dir():
         return []
     swept = set()
