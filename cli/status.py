@@ -97,16 +97,16 @@ def _open(cache: str, run: str | None, every_s: float | None) -> RunWatch:
     """Return the ledgers of a run; with ``every_s``, wait for one that has not begun: its tasks may be in a queue."""
     from aneurysm.precaching.status import RunWatch
 
-    is_told = False
+    is_waiting = False
     while True:
         try:
             return RunWatch(cache, run)
         except RunNotFoundError as error:
             if every_s is None:
                 raise
-            if not is_told:
+            if not is_waiting:
                 typer.echo(f"aneurysm: {error}. Waiting for it", err=True)
-            is_told = True
+            is_waiting = True
             time.sleep(every_s)
 
 

@@ -11,11 +11,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from aneurysm.dicom.encoding import JPEG, JPEG_2000, JPEG_LS, NATIVE, RLE
+from aneurysm.errors import AneurysmError
+from aneurysm.precaching.ledger_files import open_ledgers, runs_of
 from aneurysm.rawdata.facts import SeriesFacts
 
 _SERIES_S: Final = 0.02
@@ -33,6 +37,9 @@ _RATIO: Final = 2.5
 """Decoded by stored bytes of what is compressed without loss."""
 _LEAST_POINTS: Final = 10
 _MOST_FACTOR: Final = 20.0
+_RUNS: Final = 5
+_ENTRIES: Final = 200_000
+"""At most this many lines of the newest runs are read: seconds, and a median needs no more."""
 
 
 def encoding_of(syntax: str) -> str:
@@ -92,3 +99,22 @@ def _factor(ratios: list[float]) -> float:
     if len(ratios) < _LEAST_POINTS:
         return 1.0
     return min(max(statistics.median(ratios), 1 / _MOST_FACTOR), _MOST_FACTOR)
+
+
+def recorded_costs(cache: str) -> CostModel:
+    """Return the costs by the newest runs of ``cache``, a folder or a URL; the constants where there is none."""
+    return fitted_costs(islice(_points(cache), _ENTRIES))
+
+
+def _points(cache: str) -> Iterator[tuple[SeriesFacts, float]]:
+    with suppress(AneurysmError, OSError):  # how long it took is only of help
+        for run in runs_of(cache)[:_RUNS]:
+            for entry in islice(open_ledgers(cache, run).read(), _ENTRIES):
+                if entry.event == "cached":
+                    facts = SeriesFacts(
+                        bytes=entry.count("bytes_in"),
+                        frames=entry.count("frames"),
+                        voxels=entry.count("voxels"),
+                        syntax=entry.name("syntax"),
+                    )
+                    yield facts, entry.number("seconds")

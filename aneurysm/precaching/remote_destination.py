@@ -114,13 +114,16 @@ class RemoteDestination(Destination):
 
     def volumes_among(self, uids: Sequence[str]) -> set[str]:
         """Return those of ``uids`` that have a volume now."""
-        roots = self._store.each(lambda uid: self._store.exists(f"{volume_key(uid)}/zarr.json"), uids)
-        return {uid for uid, there in zip(uids, roots, strict=True) if there}
+        return self._existing(uids, lambda uid: f"{volume_key(uid)}/zarr.json")
 
     def records_among(self, uids: Sequence[str]) -> set[str]:
         """Return those of ``uids`` that are recorded as not cached now."""
-        records = self._store.each(lambda uid: self._store.exists(record_key(uid)), uids)
-        return {uid for uid, there in zip(uids, records, strict=True) if there}
+        return self._existing(uids, record_key)
+
+    def _existing(self, uids: Sequence[str], key_of: Callable[[str], str]) -> set[str]:
+        """Return those of ``uids`` of which the store has the object."""
+        exist = self._store.each(lambda uid: self._store.exists(key_of(uid)), uids)
+        return {uid for uid, exists in zip(uids, exist, strict=True) if exists}
 
     def check_space(self, todo: Sequence[SeriesSource], spec: CacheSpec, processes: Runner, limits: Limits) -> None:
         """Do nothing: an object store has no end."""

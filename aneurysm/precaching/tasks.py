@@ -8,11 +8,11 @@ from pathlib import Path
 from aneurysm.errors import UsageError
 from aneurysm.precaching.agreed_plan import agreed_plan
 from aneurysm.precaching.destination import Destination
+from aneurysm.precaching.expected_seconds import recorded_costs
 from aneurysm.precaching.partition import Shard
 from aneurysm.precaching.plan import Plan
 from aneurysm.precaching.plan_folder import PlanFolder, plan_folder
 from aneurysm.precaching.planning import Choice, Planner, Task, part_of_plan
-from aneurysm.precaching.recorded_costs import recorded_costs
 from aneurysm.precaching.relabel import Update
 from aneurysm.precaching.remote_destination import open_destination
 from aneurysm.precaching.write_errors import translate_write_errors
