@@ -97,12 +97,18 @@ class RemoteDestination(Destination):
             # Another run was faster, whose spec counts.
             self._store.download_if_there(self.layout.spec.name, self.layout.spec)
             prepare_cache(self.layout, spec)
-        self._store.delete(o.key for o in self._marks if _is_old(o))
+        self._store.delete(o.key for o in self._marks if _is_old(o) or self._is_through(o))
         for prefix in self.abandoned():
             # Listed once more, and deleted at once: another run may be sending it by now.
             objects = self._store.find(prefix)
             if _is_abandoned(objects, prefix):
                 self._store.delete(o.key for o in objects)
+
+    def _is_through(self, mark: RemoteObject) -> bool:
+        """Return True if its series was sent after it was marked: the worker died before it took the mark away."""
+        # Stores tell seconds: of the same one it may be the mark of who corrects the series' labels now.
+        root = _root(self._complete.get(uid := mark.key.removeprefix(mark_key("")), []), uid)
+        return root is not None and root.modified > mark.modified
 
     def open_part(self, spec: CacheSpec) -> None:
         """Make sure that the cache is of ``spec``, as `open` does; look at nothing else of it."""

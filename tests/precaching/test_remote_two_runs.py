@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -111,6 +112,14 @@ def test_old_marks_are_removed(built: Built, bucket: Bucket, monkeypatch: pytest
     precache(built.data, url, workers=0)
     assert bucket.keys("cache/.building/") == ["cache/.building/9.9"], "it may be somebody's"
     monkeypatch.setattr(remote_destination, "ABANDONED_AFTER", timedelta(0))
+    precache(built.data, url, workers=0)
+    assert bucket.keys("cache/.building/") == []
+
+
+def test_the_mark_of_a_worker_that_died_after_it_had_sent_its_series_is_removed(built: Built, bucket: Bucket) -> None:
+    bucket.put(f"cache/.building/{built.uids[0]}", b"")
+    time.sleep(1.1)  # the store tells seconds
+    url = bucket.upload(built.cache, "cache")
     precache(built.data, url, workers=0)
     assert bucket.keys("cache/.building/") == []
 
