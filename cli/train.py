@@ -144,6 +144,10 @@ def train(
         int | None,
         typer.Option(metavar="N", parser=whole(1), help="Train on at most N series.", show_default="all"),
     ] = None,
+    keep_positives: Annotated[
+        bool,
+        typer.Option("--keep-positives", help="With --limit-train: take all positive series, and fewer of the others."),
+    ] = False,
     limit_val: Annotated[
         int | None, typer.Option(metavar="N", parser=whole(1), help="Hold out at most N series.", show_default="all")
     ] = None,
@@ -170,6 +174,7 @@ def train(
         "seed": seed,
         "modality": modality or None,
         "limit_train": limit_train,
+        "keep_positives": keep_positives or None,
         "limit_val": limit_val,
     }
     options = {key: value for key, value in given.items() if value is not None}

@@ -100,6 +100,8 @@ class TrainConfig(_Section):
         Only series of these modalities; all if empty.
     limit_train, limit_val
         At most this many series, positive and negative ones in proportion.
+    keep_positives
+        ``limit_train`` leaves out no positive series: the others are thinned, by one factor in every modality.
     losses
         Weight by term of `aneurysm.training.objective.TERMS`.
     pos_weight
@@ -138,6 +140,7 @@ class TrainConfig(_Section):
     modality: tuple[str, ...] = ()
     limit_train: _Count | None = None
     limit_val: _Count | None = None
+    keep_positives: bool = False
     losses: dict[str, _Weight] | None = None
     pos_weight: Literal["auto"] | _Rate | tuple[_Rate, ...] | None = None
     lesion_radius_mm: _Rate = 3.0
@@ -166,6 +169,8 @@ class TrainConfig(_Section):
             raise ValueError(f"pos_weight: {len(self.pos_weight)} values, expected 1 or {len(LABELS)}")
         if self.folds_file is None and self.fold >= self.folds:
             raise ValueError(f"fold: there is no fold {self.fold} of {self.folds}; they count from 0")
+        if self.keep_positives and self.limit_train is None:
+            raise ValueError("keep_positives: it goes with limit_train, which says how many series there are to be")
         if self.fold == self.test_fold:
             raise ValueError(f"test_fold: fold {self.fold} can't be held out and kept for a test, too")
         return self

@@ -236,6 +236,8 @@ def _train(
             _restore(loop, last, folder)
         del last  # it is several times as large as the model
         progress.started(_facts(config, folder, cache, split, module, ranks, first_epoch))
+        if split.limit:
+            _log.info("%s", split.limit)
         for warning in (*split.warnings, *([] if lineage is None else [_describe_lineage(lineage, cache, split)])):
             _log.warning("%s", warning)
         loop.run()
@@ -372,6 +374,7 @@ def _facts(
         model=f"{config.model} ({millions:.1f} M parameters)",
         train=counts(split.train),
         val=counts(split.val),
+        limit=split.limit,
         patch=config.patch,
         batch_size=config.batch_size * ranks.size,
         epochs=config.epochs,

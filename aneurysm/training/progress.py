@@ -23,6 +23,8 @@ class RunFacts:
         Its name, and millions of parameters.
     train, val
         Series, and how many have an aneurysm.
+    limit
+        See `aneurysm.training.split.Split`.
     first_epoch
         From 0; above it if the run is resumed.
     """
@@ -32,6 +34,7 @@ class RunFacts:
     model: str
     train: tuple[int, int]
     val: tuple[int, int]
+    limit: str
     patch: tuple[int, int, int]
     batch_size: int
     epochs: int

@@ -33,12 +33,15 @@ class Split:
         (n,) int64: the fold of every series of the cache.
     warnings
         What the user should know before hours are spent.
+    limit
+        What ``limit_train`` left of the series to learn from, in words; empty if that is all of them.
     """
 
     train: list[int]
     val: list[int]
     folds: NDArray[np.int64]
     warnings: tuple[str, ...]
+    limit: str
 
     def prevalence(self, cache: Cache) -> list[float | None]:
         """Return the share of positives of each label among the series to learn from of which it is known."""
@@ -65,8 +68,8 @@ def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None =
     DataError
         The file of folds is not what it should be.
     UsageError
-        Nothing is left to train on or to hold out, no series has the modality asked for, or there is no lesion to
-        learn from.
+        Nothing is left to train on or to hold out, no series has the modality asked for, there are more positive series
+        than ``limit_train`` allows to keep, or there is no lesion to learn from.
     """
     if not len(cache):
         raise UsageError(f"{cache.root} holds no volumes. Run aneurysm precache")
@@ -95,7 +98,10 @@ def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None =
                 f"fold {config.fold} of {len(set(folds.tolist()))} leaves no series to {name}: of "
                 f"{len(cache)} series, {int(chosen.sum())} are of the modalities asked for, and not kept for a test"
             )
-    train_series = _limited(cache, train, config.limit_train)
+    if config.limit_train is not None and config.keep_positives:
+        train_series = _with_all_positives(cache, train, config.limit_train)
+    else:
+        train_series = _limited(cache, train, config.limit_train)
     val_series = _limited(cache, val, config.limit_val)
     if not (np.isin(cache.lesion_volume, train_series).any() or _shown_whole(cache, train_series, config)):
         raise UsageError(
@@ -103,7 +109,8 @@ def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None =
             "be negative. Take other folds or modalities, or more series; or patches that hold whole volumes, which "
             "are labelled as their series are"
         )
-    return Split(train_series, val_series, folds, _warnings(cache, train_series, val_series, config))
+    warnings = _warnings(cache, train_series, val_series, config)
+    return Split(train_series, val_series, folds, warnings, _describe_limit(cache, train, train_series))
 
 
 def _shown_whole(cache: Cache, series: Sequence[int], config: TrainConfig) -> bool:
@@ -118,12 +125,68 @@ def _limited(cache: Cache, series: NDArray[np.int64], most: int | None) -> list[
     """Return ``most`` series, positive and negative ones in their proportion, at least one of each that there is."""
     if most is None or most >= len(series):
         return [int(i) for i in series]
-    order = sorted(series.tolist(), key=lambda i: hashlib.sha256(cache.uids[i].encode()).digest())
-    positive = [i for i in order if cache.labels[i, _PRESENT] == 1]
-    other = [i for i in order if cache.labels[i, _PRESENT] != 1]
-    n = round(most * len(positive) / len(order))
+    positive, other = _positive_and_other(cache, series)
+    n = round(most * len(positive) / len(series))
     n = min(max(n, 1 if positive and most > 1 else 0), most - (1 if other and most > 1 else 0), len(positive))
     return sorted(positive[:n] + other[: most - n])
+
+
+def _with_all_positives(cache: Cache, series: NDArray[np.int64], most: int) -> list[int]:
+    """
+    Return ``most`` series: every positive one, and of the others the same share in each modality.
+
+    One factor in all of them multiplies the odds of an aneurysm by one number: thinned otherwise, the modality itself
+    would say something about the label that it does not say in the data.
+
+    Raises
+    ------
+    UsageError
+        The positive ones alone are as many, or more.
+    """
+    if most >= len(series):
+        return [int(i) for i in series]
+    positive, other = _positive_and_other(cache, series)
+    room = most - len(positive)
+    if room < 1:
+        raise UsageError(
+            f"keep_positives: {len(positive)} of the {len(series)} series to train on are positive, and limit_train is "
+            f"{most}, which leaves none for the others. Give at least {len(positive) + 1}, or leave keep_positives out: "
+            "then positive ones are thinned as the others are"
+        )
+    by_modality: dict[str, list[int]] = {}
+    for i in other:
+        by_modality.setdefault(cache.modalities[i], []).append(i)
+    # The k-th of n has its turn at (k - 1/2) / n: any beginning of this order holds the same share of each modality.
+    turns = sorted(
+        ((k + 0.5) / len(members), modality, i)
+        for modality, members in by_modality.items()
+        for k, i in enumerate(members)
+    )
+    return sorted(positive + [i for *_, i in turns[:room]])
+
+
+def _positive_and_other(cache: Cache, series: NDArray[np.int64]) -> tuple[list[int], list[int]]:
+    """Return the positive series and the others, each in an order that is drawn from their UIDs."""
+    order = sorted(series.tolist(), key=lambda i: hashlib.sha256(cache.uids[i].encode()).digest())
+    positive = [i for i in order if cache.labels[i, _PRESENT] == 1]
+    return positive, [i for i in order if cache.labels[i, _PRESENT] != 1]
+
+
+def _describe_limit(cache: Cache, series: NDArray[np.int64], chosen: Sequence[int]) -> str:
+    """Return how many of ``series``, positive and other ones by modality, are among the ``chosen``."""
+    if len(chosen) == len(series):
+        return ""
+    positive, other = _positive_and_other(cache, series)
+    picked = set(chosen)
+
+    def share(members: Sequence[int]) -> str:
+        return f"{len(picked.intersection(members))} of {len(members)}"
+
+    parts = [
+        f"{modality} {share([i for i in other if cache.modalities[i] == modality])}"
+        for modality in sorted({cache.modalities[i] for i in other})
+    ]
+    return f"limit_train takes {share(positive)} positive series, {share(other)} others ({', '.join(parts)})"
 
 
 def _warnings(cache: Cache, train: Sequence[int], val: Sequence[int], config: TrainConfig) -> tuple[str, ...]:

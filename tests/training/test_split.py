@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aneurysm import CacheWriter
 from aneurysm.cache.cache import open_cache
 from aneurysm.cache.tables import write_tables
 from aneurysm.errors import DataError, UsageError
-from aneurysm.training.split import split_series
+from aneurysm.training.split import _with_all_positives, split_series
 from tests.support.cache_paths import volume_paths
 from tests.support.noise_cache import add_volume, finish_cache
 from tests.support.train_runs import make_cache, quick
@@ -44,6 +48,54 @@ def test_limits_keep_positives_and_negatives(train_cache):
     assert sorted(train_cache.labels[split.val, 13]) == [0, 1]
     again = split_series(train_cache, quick(train_cache, limit_train=3))
     assert again.train == split.train
+
+
+def test_a_limit_that_keeps_positives_thins_the_others_alone(tmp_path):
+    for i in range(24):
+        add_volume(
+            tmp_path, f"1.{i}", shape=(20, 20, 20), modality="CTA" if i % 3 else "MRA",
+            sites=() if i % 4 else (4,), patient=f"p{i}",
+        )  # fmt: skip
+    cache = finish_cache(tmp_path)
+    everything = split_series(cache, quick(cache))
+    assert (len(everything.train), everything.limit) == (16, "")
+    positives = [i for i in everything.train if cache.labels[i, 13] == 1]
+    assert len(positives) == 4
+    split = split_series(cache, quick(cache, limit_train=10, keep_positives=True, limit_val=3))
+    assert len(split.train) == 10
+    assert set(positives) < set(split.train) < set(everything.train)
+    assert len(split.val) == 3
+    assert split.limit == "limit_train takes 4 of 4 positive series, 6 of 12 others (CTA 4 of 8, MRA 2 of 4)"
+    assert split_series(cache, quick(cache, limit_train=10, keep_positives=True)).train == split.train
+    in_proportion = split_series(cache, quick(cache, limit_train=8))
+    assert in_proportion.limit.startswith("limit_train takes 2 of 4 positive series, 6 of 12 others (")
+    with pytest.raises(
+        UsageError, match=r"keep_positives: 4 of the 16 series .* limit_train is 4, .* Give at least 5, or leave"
+    ):
+        split_series(cache, quick(cache, limit_train=4, keep_positives=True))
+    assert len(split_series(cache, quick(cache, limit_train=16, keep_positives=True)).train) == 16
+    with pytest.raises(UsageError, match="keep_positives: it goes with limit_train"):
+        quick(cache, keep_positives=True)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["CTA", "MRA", "MRI T2"]), st.sampled_from([0, 1, 255])), min_size=2), st.data()
+)
+def test_one_share_of_the_others_of_every_modality_is_taken(series, data):
+    modalities, present = [m for m, _ in series], np.array([y for _, y in series])
+    labels = np.zeros((len(series), 14), int)
+    labels[:, 13] = present
+    cache = SimpleNamespace(uids=[f"1.{i}" for i in range(len(series))], labels=labels, modalities=modalities)
+    n_positive = int((present == 1).sum())
+    most = data.draw(st.integers(min(n_positive + 1, len(series)), len(series)))
+    chosen = _with_all_positives(cache, np.arange(len(series)), most)
+    assert len(set(chosen)) == most
+    assert (present[chosen] == 1).sum() == n_positive
+    others = [m for m, y in series if y != 1]
+    for modality in set(modalities):
+        taken = sum(modalities[i] == modality and present[i] != 1 for i in chosen)
+        if others:
+            assert abs(taken - (most - n_positive) * others.count(modality) / len(others)) < 1.0
 
 
 def test_folds_of_a_file(train_cache, tmp_path):
