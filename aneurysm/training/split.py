@@ -150,8 +150,8 @@ def _with_all_positives(cache: Cache, series: NDArray[np.int64], most: int) -> l
     if room < 1:
         raise UsageError(
             f"keep_positives: {len(positive)} of the {len(series)} series to train on are positive, and limit_train is "
-            f"{most}, which leaves none for the others. Give at least {len(positive) + 1}, or leave keep_positives out: "
-            "then positive ones are thinned as the others are"
+            f"{most}, which leaves none for the others. Give at least {len(positive) + 1}, or leave keep_positives "
+            "out: then positive ones are thinned as the others are"
         )
     by_modality: dict[str, list[int]] = {}
     for i in other:
