@@ -263,9 +263,8 @@ def _endpoint_text() -> str:
     return f" at {urlsplit(endpoint).netloc.rsplit('@', 1)[-1]}" if endpoint else ""
 
 
-@lru_cache(maxsize=32)
-def _opened(url: str, *, writing: bool) -> Any:
-    """Return obstore's store at ``url``, one for each process."""
+def _open(url: str, *, writing: bool) -> Any:
+    """Return obstore's store at ``url``."""
     from obstore.store import from_url
 
     global _pid_of_use
@@ -282,8 +281,24 @@ def _opened(url: str, *, writing: bool) -> Any:
     return from_url(url, **given, **(aws_options(url) if url.startswith("s3://") else {}))
 
 
-# A store that the parent opened would answer nothing here.
-os.register_at_fork(after_in_child=_opened.cache_clear)
+_opened = lru_cache(maxsize=32)(_open)
+"""One store for each URL and process."""
+_inherited: Final[list[Any]] = []
+
+
+def _leave_inherited() -> None:
+    """
+    Forget the stores that the parent opened, which would answer nothing here; but let none of them go.
+
+    To end one takes locks of its pool of connections. A thread of the parent may have held one of them at the fork, and
+    here nobody will ever release it: the child would wait for ever before it has run a line of its own.
+    """
+    global _opened
+    _inherited.append(_opened)
+    _opened = lru_cache(maxsize=32)(_open)
+
+
+os.register_at_fork(after_in_child=_leave_inherited)
 
 
 def aws_options(url: str) -> dict[str, Any]:

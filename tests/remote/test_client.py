@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import socket
 import threading
 import time
@@ -207,3 +209,29 @@ def test_the_store_stalls(answering: type[Answers]) -> None:
     answering.stalls = True
     with pytest.raises(StoreRefusedError, match="does not answer"):
         ObjectStore("s3://bucket/cache").read("x")
+
+
+class _Held:
+    """Stands for a store; says when it is let go."""
+
+    def __del__(self) -> None:
+        os.write(self.pipe, b"let go")
+
+    pipe = -1
+
+
+def test_a_fork_lets_no_store_of_its_parent_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock of the store may be held by a thread of the parent, which would make the child wait for ever."""
+    read, _Held.pipe = os.pipe()
+    monkeypatch.setattr(client, "_opened", functools.lru_cache(lambda _url: _Held()))
+    inherited = client._opened("s3://bucket")
+    del inherited
+    if (child := os.fork()) == 0:
+        os.write(_Held.pipe, b"ran" if client._opened.cache_info().currsize == 0 else b"kept")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 100) == b"ran"
+    client._opened.cache_clear()
+    assert os.read(read, 100) == b"let go", "it would have said so"
+    os.close(read)
+    os.close(_Held.pipe)
