@@ -16,13 +16,11 @@ import numpy as np
 from aneurysm.cache.layout import volume_key
 from aneurysm.cache.volume import CachedVolume
 from aneurysm.dicom.frame import Decision
-from aneurysm.dicom.series import read_series
 from aneurysm.dicom.stack import Stack
 from aneurysm.errors import (
     FAILURES,
     DamagedCacheError,
     Reason,
-    SeriesRejectedError,
     SpecMismatchError,
     StoreError,
     reason_of,
@@ -171,10 +169,7 @@ def _read_dicom(source: SeriesSource, spec: CacheSpec) -> ReadSeries:
         )
     source.check_complete()
     with source.local_copy() as local:
-        files = local.list_files()
-        if not files:
-            raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty")
-        volume = assemble(read_series(source.uid, files), spec)
+        volume = assemble(local.read_headers(), spec)
     intensity = volume.intensity
     held = MemoryVolume(source.uid, volume.voxels, intensity.fill, volume.affine_lps, volume.head_blocks, intensity)
     return ReadSeries(held, volume.stack, list(dict.fromkeys(volume.decisions)))

@@ -23,9 +23,10 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import GridEntry, PartEntry, Record, SourceEntry, VolumeMetadata
 from aneurysm.cache.writer import write_volume
 from aneurysm.dicom.frame import Decision
-from aneurysm.dicom.series import Series, read_series
+from aneurysm.dicom.series import Series
 from aneurysm.dicom.stack import Stack
-from aneurysm.errors import FAILURES, Reason, SeriesRejectedError, StoreError, reason_of
+from aneurysm.errors import FAILURES, Reason, StoreError, reason_of
+from aneurysm.precaching.header_check import check_source
 from aneurysm.precaching.slot import VolumeSlot, open_slot
 from aneurysm.precaching.write_errors import ends_the_run
 from aneurysm.processes.files import tree_bytes
@@ -154,17 +155,13 @@ def _since(started: float) -> float:
 
 def _cache(job: SeriesJob, slot: VolumeSlot) -> Outcome:
     """Build the volume and publish it."""
-    if job.source.problem:
-        raise SeriesRejectedError(Reason.INVALID_UID, job.source.problem)
-    job.source.check_complete()
+    check_source(job.source)
     with job.source.local_copy() as source, local_mask(job.mask) as mask:
-        return _cache_files(job, source.list_files(), mask, slot)
+        return _cache_files(job, source, mask, slot)
 
 
-def _cache_files(job: SeriesJob, files: list[Path], mask: Path | None, slot: VolumeSlot) -> Outcome:
-    if not files:
-        raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty or absent")
-    series = read_series(job.source.uid, files)
+def _cache_files(job: SeriesJob, source: SeriesSource, mask: Path | None, slot: VolumeSlot) -> Outcome:
+    series = source.read_headers()
     volume = assemble(series, job.spec)
     whole = whole_grid(volume.stack, job.spec)
     vessels, vessels_from = None, ""

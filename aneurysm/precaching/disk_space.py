@@ -11,15 +11,12 @@ from typing import Final
 
 import numpy as np
 
-from aneurysm.dicom.content import HeadersOnly
-from aneurysm.dicom.series import read_series
-from aneurysm.dicom.stack import stack_frames
 from aneurysm.errors import NoSpaceError
+from aneurysm.precaching.header_check import planned_volume, read_source_headers
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner, StoppedError
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.sizes import two_sizes_text
 from aneurysm.spec import CacheSpec
-from aneurysm.volume.grid import target_grid
 
 _LOOKED_AT: Final = 6
 _PACKED: Final = 0.35
@@ -92,8 +89,5 @@ def _within(
 
 def target_voxels(source: SeriesSource, spec: CacheSpec) -> int:
     """Return the voxels of the volume that a series becomes, by its headers. Raises what reading them raises."""
-    with source.local_copy(headers_only=True) as local:
-        series = read_series(source.uid, local.list_files())
-    # Pixels are for the workers: a decoder that crashes must not do so here. The size is the same either way.
-    stack = stack_frames(series.frames, spec.slices, HeadersOnly())
-    return int(np.prod(target_grid(stack, spec).shape))
+    _, grid = planned_volume(read_source_headers(source), spec)
+    return int(np.prod(grid.shape))

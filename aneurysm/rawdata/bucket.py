@@ -13,6 +13,7 @@ from aneurysm.dicom.encoding import DEFLATED
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.errors import DataError, Reason
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner
+from aneurysm.rawdata.demographics import Demographics, read_demographics
 from aneurysm.rawdata.facts import SeriesFacts
 from aneurysm.rawdata.fingerprint import DataFingerprint, FileFingerprint, names_hash
 from aneurysm.rawdata.folder import (
@@ -121,13 +122,24 @@ class DataBucket(DataFolder):
 
     def tables(self) -> Tables:
         """Read the tables; see `aneurysm.rawdata.tables.read_tables`."""
+        with self._local_tables(TRAIN_CSV, LOCALIZERS_CSV) as folder:
+            return read_tables(folder)
+
+    def demographics(self) -> dict[str, Demographics]:
+        """Read ages and sexes; see `aneurysm.rawdata.demographics.read_demographics`."""
+        with self._local_tables(TRAIN_CSV) as folder:
+            return read_demographics(folder / TRAIN_CSV)
+
+    @contextmanager
+    def _local_tables(self, *names: str) -> Iterator[Path]:
+        """Yield a folder with those tables that there are; messages name them by their URLs."""
         with scratch_folder() as folder, renaming_paths(folder, self._store.url), raise_no_scratch_space(folder):
-            for name in (TRAIN_CSV, LOCALIZERS_CSV):
+            for name in names:
                 try:
                     self._store.download(name, folder / name)
                 except FileNotFoundError:
                     (folder / name).unlink()
-            return read_tables(folder)
+            yield folder
 
     def fingerprint(self, known: DataFingerprint | None = None) -> DataFingerprint:  # noqa: ARG002 - one request each
         """Return that of the tables, by their ETags, and of the names at the top."""

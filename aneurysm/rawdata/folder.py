@@ -15,10 +15,12 @@ from typing import Final
 
 from aneurysm.dicom.frame import UID
 from aneurysm.dicom.header import DamagedHeaderError, NotDicomError, read_header
+from aneurysm.dicom.series import Series, read_series
 from aneurysm.errors import AneurysmError, DataError, Reason, SeriesRejectedError
 from aneurysm.inputs import Wanted, describe, folders_inside, hidden_series, mistake
 from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.processes.threads import map_io
+from aneurysm.rawdata.demographics import Demographics, read_demographics
 from aneurysm.rawdata.facts import SeriesFacts
 from aneurysm.rawdata.fingerprint import DataFingerprint, file_fingerprint, names_hash
 from aneurysm.rawdata.masks import MASKS, find_masks
@@ -61,6 +63,13 @@ class SeriesSource:
     def list_files(self) -> list[Path]:
         """Return the files, sorted; hidden ones are no part of a series."""
         return [Path(name) for name in self._names()]
+
+    def read_headers(self) -> Series:
+        """Read the headers of the files. Raises as `read_series`, and `SeriesRejectedError` if there are no files."""
+        files = self.list_files()
+        if not files:
+            raise SeriesRejectedError(Reason.NO_FILES, "the folder of the series is empty or absent")
+        return read_series(self.uid, files)
 
     def extent(self) -> SeriesFacts:
         """
@@ -420,6 +429,11 @@ class DataFolder:
         """Read the tables; see `aneurysm.rawdata.tables.read_tables`."""
         with translate_read_errors(self._root):
             return read_tables(self._root)
+
+    def demographics(self) -> dict[str, Demographics]:
+        """Read ages and sexes; see `aneurysm.rawdata.demographics.read_demographics`."""
+        with translate_read_errors(self._root):
+            return read_demographics(self._root / TRAIN_CSV)
 
     def fingerprint(self, known: DataFingerprint | None = None) -> DataFingerprint:
         """

@@ -6,6 +6,7 @@ import ast
 import math
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -85,17 +86,24 @@ def read_tables(root: Path) -> Tables:
     )
 
 
-def _rows(path: Path, columns: list[str]) -> list[TableRow]:
-    """Return the rows of a table whose SeriesInstanceUID is filled; none where there is no file."""
+def read_series_rows(path: Path, columns: Sequence[str] = ()) -> list[tuple[str, TableRow]]:
+    """
+    Return the rows of a table, each with its SeriesInstanceUID; none where there is no file.
+
+    Raises
+    ------
+    DataError
+        It can't be read, lacks one of ``columns``, or a row has no UID.
+    """
     if not path.is_file():
         return []
     try:
-        rows = read_csv_rows(path, columns)
+        rows = read_csv_rows(path, [_UID_COLUMN, *columns])
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror or error}") from error
     if empty := [row.line for row in rows if not row[_UID_COLUMN]]:
         raise DataError(f"{path} line {empty[0]}: {_UID_COLUMN} is empty")
-    return rows
+    return [(row[_UID_COLUMN], row) for row in rows]
 
 
 def read_labels(path: Path) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
@@ -103,8 +111,7 @@ def read_labels(path: Path) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
     labels: dict[str, dict[str, int]] = {}
     modality: dict[str, str] = {}
     lines: dict[str, int] = {}
-    for row in _rows(path, [_UID_COLUMN, "Modality", *LABELS]):
-        uid = row[_UID_COLUMN]
+    for uid, row in read_series_rows(path, ["Modality", *LABELS]):
         values = {label: _label(path, row, label) for label in LABELS}
         kind = _MODALITY_BY_CASE.get(row["Modality"].casefold())
         if kind is None:
@@ -133,8 +140,8 @@ def _label(path: Path, row: TableRow, label: str) -> int:
 
 def _localizers(path: Path) -> dict[str, list[Localizer]]:
     by_series: dict[str, list[Localizer]] = defaultdict(list)
-    for row in _rows(path, [_UID_COLUMN, "SOPInstanceUID", "coordinates", "location"]):
-        by_series[row[_UID_COLUMN]].append(_localizer(row))
+    for uid, row in read_series_rows(path, ["SOPInstanceUID", "coordinates", "location"]):
+        by_series[uid].append(_localizer(row))
     return by_series
 
 

@@ -37,12 +37,11 @@ from aneurysm.report.marks import (
 from aneurysm.report.views import CT_PROJECTION_HU, View, ViewName, mr_projection_window, view
 from aneurysm.types import Point
 from aneurysm.volume.blocks import DARK_VESSELS
-from aneurysm.volume.intensity import Intensity, to_physical
+from aneurysm.volume.intensity import CT_SLICE_HU, Intensity, to_physical
 
 _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
 PICTURE_SLAB_MM = 24.0
 """Thickness of what is projected: through a whole head, the skull hides the vessels of CT."""
-_CT_SLICE_HU = (-100.0, 600.0)  # brain, bright vessels and bone apart
 _MR_BRIGHT_PERCENTILE = 99.5
 _NEAR_MM = 5.0  # a lesion farther from the slice that is shown is drawn dashed
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
@@ -177,7 +176,7 @@ def _windows(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the window of the slices and that of the projections: one each, so that panels can be compared."""
     if intensity.unit == "HU":
-        return _CT_SLICE_HU, CT_PROJECTION_HU
+        return CT_SLICE_HU, CT_PROJECTION_HU
     low, high = (float(v) for v in intensity.window)
     # The window of MR has room for the brightest vessels; where slices have none, tissue would be all but black.
     bright = np.percentile(np.concatenate([v.ravel() for v in slices]), _MR_BRIGHT_PERCENTILE)

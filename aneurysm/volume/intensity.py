@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.spec import ArrayIntensity, CTIntensity, MRIntensity, StorageSpec
 
+CT_SLICE_HU: Final = (-100.0, 600.0)
+"""Window in which slices of CT are drawn: brain, bright vessels and bone apart."""
 _STATISTICS_VOXELS: Final = 2_000_000
 _Array = TypeVar("_Array")
 

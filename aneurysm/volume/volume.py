@@ -17,7 +17,7 @@ from aneurysm.dicom.pixels import PixelReader
 from aneurysm.dicom.series import Series
 from aneurysm.dicom.stack import Stack, stack_frames
 from aneurysm.errors import PixelError, Reason, SeriesRejectedError
-from aneurysm.spec import CacheSpec
+from aneurysm.spec import CacheSpec, SlicePolicy
 from aneurysm.volume.agreement import DAMAGED
 from aneurysm.volume.blocks import HeadBlocks, Survey
 from aneurysm.volume.grid import TargetGrid, field_of_view, lay_grid, target_grid
@@ -73,13 +73,7 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
     content = PixelContent(reader)
     decisions = list(series.decisions)
     stack = stack_frames(series.frames, spec.slices, content)
-    # What can't be read, or contradicts the others, counts as a missing slice, up to this many.
-    allowed = spec.slices.max_unreadable_fraction * (len(stack.all_frames) + series.damaged) - series.damaged
-    if allowed < 0:
-        raise SeriesRejectedError(
-            Reason.UNREADABLE_PIXELS,
-            f"{series.damaged} files are damaged before their pixels, and {len(stack.all_frames)} slices are not",
-        )
+    allowed = allowed_losses(series, stack, spec.slices)
     lost: dict[FrameKey, str] = {}
 
     def without(bad: list[Frame], code: str) -> Stack:
@@ -127,6 +121,24 @@ def assemble(series: Series, spec: CacheSpec) -> Volume:
     if grid.cropped:
         decisions.append(Decision("cropped", "to the region of the spec"))
     return Volume(grid.to_cached(voxels), grid.affine_lps, intensity, spec.spacing_mm, stack, decisions)
+
+
+def allowed_losses(series: Series, stack: Stack, policy: SlicePolicy) -> float:
+    """
+    Return how many slices of ``stack`` may turn out unreadable, or contradict the others: they count as missing ones.
+
+    Raises
+    ------
+    SeriesRejectedError
+        Too many files are damaged before their pixels already.
+    """
+    allowed = policy.max_unreadable_fraction * (len(stack.all_frames) + series.damaged) - series.damaged
+    if allowed < 0:
+        raise SeriesRejectedError(
+            Reason.UNREADABLE_PIXELS,
+            f"{series.damaged} files are damaged before their pixels, and {len(stack.all_frames)} slices are not",
+        )
+    return allowed
 
 
 def _readable(frame: Frame, reader: PixelReader) -> bool:

@@ -16,6 +16,7 @@ from aneurysm.dicom.pixels import PixelReader
 from aneurysm.dicom.series import read_series
 from aneurysm.errors import system_error
 from aneurysm.precaching import build_series
+from aneurysm.volume.volume import assemble
 from tests.support.acquisition import acquire
 from tests.support.cached import run
 from tests.support.pattern import anatomy
@@ -62,13 +63,12 @@ def test_a_file_that_goes_between_header_and_pixels_is_no_missing_slice(tmp_path
     reference = _reference(tmp_path)
     file, aside = written.paths[5], tmp_path / "aside"
 
-    def read_and_lose(uid, files):
-        series = read_series(uid, files)
+    def lose_and_assemble(series, spec):
         file.rename(aside)
-        return series
+        return assemble(series, spec)
 
     with monkeypatch.context() as patch:
-        patch.setattr(build_series, "read_series", read_and_lose)
+        patch.setattr(build_series, "assemble", lose_and_assemble)
         assert run(tmp_path / "s").reason() == "read_error"
     aside.rename(file)
     assert run(tmp_path / "s", retry_failed=True).image().meta["voxel_hash"] == reference

@@ -35,12 +35,12 @@ def test_an_unforeseen_error_in_one_series_does_not_end_the_run(tmp_path, monkey
     write_rsna_data(tmp_path, n_series=2)
     todo, spec = find_series(tmp_path).sources, load_spec("rsna-1mm")
     one = check_space(todo[1:], spec, tmp_path, InProcess()) - disk_space._SPARE
-    read = disk_space.read_series
+    read = disk_space.read_source_headers
 
-    def fail(uid, files):
-        if uid == todo[0].uid:
+    def fail(source):
+        if source.uid == todo[0].uid:
             raise KeyError("unforeseen")
-        return read(uid, files)
+        return read(source)
 
-    monkeypatch.setattr(disk_space, "read_series", fail)
+    monkeypatch.setattr(disk_space, "read_source_headers", fail)
     assert check_space(todo, spec, tmp_path, InProcess()) == pytest.approx(2 * one + disk_space._SPARE, abs=2)

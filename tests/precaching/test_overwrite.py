@@ -37,7 +37,7 @@ def fails_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("aneurysm.precaching.build_series.read_series", fail)
+    monkeypatch.setattr("aneurysm.rawdata.folder.read_series", fail)
 
 
 def fail_before(copied: Built, *uids: str) -> None:

@@ -17,10 +17,11 @@ import pytest
 import SimpleITK as sitk
 
 from aneurysm.cache.volume import CachedVolume, close_volumes
-from aneurysm.precaching import build_series, relabel, slot
+from aneurysm.precaching import relabel, slot
 from aneurysm.precaching.run import RunSummary, precache
 from aneurysm.precaching.slot import LocalFiles
 from aneurysm.precaching.verify import verify
+from aneurysm.rawdata import folder
 from tests.support.built import Built
 from tests.support.cache_paths import record_paths, volume_path
 from tests.support.cache_state import attributes, leftovers, manifest, same_cache, tree_digest
@@ -50,7 +51,7 @@ def copied(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bui
 def run_again(copied: Built, monkeypatch: pytest.MonkeyPatch, **options: object) -> RunSummary:
     """Run precache, which must not read a series."""
     with monkeypatch.context() as patched:
-        patched.setattr(build_series, "read_series", lambda *_: pytest.fail("a series was read"))
+        patched.setattr(folder, "read_series", lambda *_: pytest.fail("a series was read"))
         return precache(copied.data, copied.cache, workers=0, **options)
 
 

@@ -241,7 +241,7 @@ def test_a_failure_leaves_the_volume_that_is_there(
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("aneurysm.precaching.build_series.read_series", fail)
+    monkeypatch.setattr("aneurysm.rawdata.folder.read_series", fail)
     summary = precache(built.data, url, overwrite=True, series=[uid], workers=0)
     assert (summary.failed, summary.total_cached) == (1, 4)
     assert bucket.keys("cache/volumes/") == before
