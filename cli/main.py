@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 
 from aneurysm._version import __version__
-from aneurysm.cli import doctor, evaluate, info, manifest, phantom, plan, precache, predict, status, train, verify
+from aneurysm.cli import doctor, eda, evaluate, info, manifest, phantom, plan, precache, predict, status, train, verify
 from aneurysm.cli.command import Command, Group, expand_environment
 from aneurysm.cli.exits import Exit
 from aneurysm.errors import AneurysmError, CacheError, ClusterError, NoSpaceError, StoreError, UsageError
@@ -45,6 +45,7 @@ app.command("info", cls=Command)(info.info)
 app.command("train", cls=Command)(train.train)
 app.command("predict", cls=Command)(predict.predict)
 app.command("phantom", cls=Command)(phantom.phantom)
+app.command("eda", cls=Command)(eda.eda)
 app.command("evaluate", cls=Command)(evaluate.evaluate)
 
 

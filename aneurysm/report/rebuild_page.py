@@ -20,6 +20,7 @@ from aneurysm.precaching.tally import Tally, Work, Writer
 from aneurysm.processes.files import is_disk_full, write_atomically
 from aneurysm.report.page_template import page_template
 from aneurysm.report.plot_style import BLUE, GREEN, MUTED, ORANGE, Plot, inline_svg, new_figure, styled, svg_text
+from aneurysm.report.syntax_names import syntax_name
 from aneurysm.sizes import size_text
 
 _HOSTS_SHOWN: Final = 3
@@ -28,21 +29,6 @@ _COLOURS: Final = (BLUE, ORANGE, GREEN, MUTED)
 _BINS: Final = 120
 _ROWS: Final = 40
 """Of a table, and of the plot of tasks."""
-_SYNTAXES: Final = {
-    "1.2.840.10008.1.2": "implicit little endian",
-    "1.2.840.10008.1.2.1": "explicit little endian",
-    "1.2.840.10008.1.2.1.99": "deflated",
-    "1.2.840.10008.1.2.2": "explicit big endian",
-    "1.2.840.10008.1.2.4.50": "JPEG baseline",
-    "1.2.840.10008.1.2.4.51": "JPEG extended",
-    "1.2.840.10008.1.2.4.57": "JPEG lossless",
-    "1.2.840.10008.1.2.4.70": "JPEG lossless, first order",
-    "1.2.840.10008.1.2.4.80": "JPEG-LS lossless",
-    "1.2.840.10008.1.2.4.81": "JPEG-LS near-lossless",
-    "1.2.840.10008.1.2.4.90": "JPEG 2000 lossless",
-    "1.2.840.10008.1.2.4.91": "JPEG 2000",
-    "1.2.840.10008.1.2.5": "RLE",
-}
 
 
 @dataclass(frozen=True)
@@ -102,7 +88,7 @@ def render_rebuild(status: RunStatus, tally: Tally) -> str:
         "count": _count,
     }
     hosts = sorted((_cost(host, work) for host, work in tally.by_host.items()), key=lambda c: (-c.series, c.name))
-    syntaxes = [_cost(_syntax_name(uids), work) for uids, work in tally.by_syntax.items()]
+    syntaxes = [_cost(syntax_name(uids), work) for uids, work in tally.by_syntax.items()]
     decoded = _cost("all", _sum(list(tally.by_syntax.values())))
     return page_template("rebuild.html", filters).render(
         s=status,
@@ -116,7 +102,7 @@ def render_rebuild(status: RunStatus, tally: Tally) -> str:
         odd={odd.host for odd in status.odd_hosts},
         syntaxes=sorted(syntaxes, key=lambda c: (-c.seconds, c.name)),
         decoded=decoded,
-        slowest=[(t, _syntax_name(t.syntax)) for t in sorted(tally.slowest, reverse=True)],
+        slowest=[(t, syntax_name(t.syntax)) for t in sorted(tally.slowest, reverse=True)],
         tasks=status.tasks[:_ROWS],
         more_tasks=max(0, len(status.tasks) - _ROWS),
         states=Counter(t.state for t in status.tasks),
@@ -217,10 +203,6 @@ def _sum(works: Sequence[Work]) -> Work:
     for work in works:
         total.add(work)
     return total
-
-
-def _syntax_name(uids: str) -> str:
-    return ", ".join(_SYNTAXES.get(uid, uid) for uid in uids.split(","))
 
 
 def _clock(seconds: float) -> str:
