@@ -274,6 +274,7 @@ def told(data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
         run(f"status {layout}", "status", "--cache", cache, "--report", page, "--metrics", metrics, codes=(8,))
         run(f"status {layout}, JSON", "status", "--json", "--cache", cache, codes=(8,))
         run(f"info {layout}", "info", "--cache", cache)
+        run(f"eda {layout}", "eda", *given, "--out", out / f"eda-{layout}", "--workers", 1)
         uid = volume_paths(cache)[0].stem
         run(f"info {layout}, one", "info", uid, "--cache", cache, "--png", out / f"{layout}.png")
         run(f"info {layout}, JSON", "info", uid, "--json", "--cache", cache)
@@ -322,7 +323,7 @@ def test_no_marker_is_in_the_name_of_any_file_or_folder(data: Data, told: tuple[
 def test_no_marker_is_said(data: Data, told: tuple[Path, dict[str, Ran]]) -> None:
     """But for a path that was itself given on the command line, in what is said of it."""
     _, said = told
-    assert len(said) == 29
+    assert len(said) == 31
     given = {text.encode() for path in (data.empty, *data.tree.iterdir()) for text in (str(path),)}
     found = {}
     for title, ran in said.items():

@@ -225,5 +225,5 @@ def _picture(sample: Any) -> _Picture:
 
 def _interval(share: Estimate) -> str:
     if share.low is None or share.high is None:
-        return share.missing
+        return "no interval"
     return f"{share.low:.1%}\N{EN DASH}{share.high:.1%}"

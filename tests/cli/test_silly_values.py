@@ -9,7 +9,7 @@ from aneurysm.cli.main import app
 from tests.support.command import call_cli
 
 COMMANDS = get_command(app).commands
-REQUIRED = {"phantom": ["OUT"], "predict": ["x.ckpt", "series"], "evaluate": ["run"]}
+REQUIRED = {"phantom": ["OUT"], "predict": ["x.ckpt", "series"], "evaluate": ["run"], "eda": ["--out=eda"]}
 """Arguments without which no option is looked at; none of them is there."""
 
 NUMBERS = ("-1", "1.5", "nan", "1e9", "two", "\u0661", "99999999999999999999", "0x10", "1 2")

@@ -115,6 +115,7 @@ def call_in_process(*args: object, cwd: Path | None = None, env: dict[str, str] 
     with (
         mock.patch("aneurysm.precaching.run.runner", return_value=nullcontext(OneAtATime())),
         mock.patch("aneurysm.precaching.tasks.runner", return_value=nullcontext(OneAtATime())),
+        mock.patch("aneurysm.processes.children.runner", return_value=nullcontext(OneAtATime())),
         mock.patch("aneurysm.processes.map_batches.runner", return_value=nullcontext(OneAtATime())),
         mock.patch("aneurysm.inference.read_series.Children", OneAtATime),
     ):
