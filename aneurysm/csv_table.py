@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ MAX_BYTES: Final = 512 * 1024 * 1024
 """Limit of a table's size: a million series take 0.2 GB."""
 MAX_CELL: Final = 1 << 17
 """Limit of a cell's length in characters, csv's own default: a quote that nobody closed swallows all that follows."""
+_PIECE: Final = 2**16
 _DELIMITERS: Final = ",;\t|"
 _FORMULA_STARTS: Final = tuple("=+-@\t\r")
 """A spreadsheet takes a cell that begins with one of these for a formula, and runs it."""
@@ -32,13 +34,15 @@ class TableRow:
         return self.cells[column]
 
 
-def read_csv_rows(path: Path, columns: Sequence[str], *, max_cell: int = MAX_CELL) -> list[TableRow]:
+def read_csv_rows(
+    path: Path, columns: Sequence[str], *, max_cell: int = MAX_CELL, max_bytes: int = MAX_BYTES
+) -> Iterator[TableRow]:
     """
-    Read the ``columns`` of the table at ``path``, stripped of blanks and NULs.
+    Yield the rows of the table at ``path``, with the ``columns`` at least, stripped of blanks and NULs.
 
     Read are UTF-8 and UTF-16, with or without a byte order mark, and Latin-1; commas, semicolons, tabs or bars between
     cells; any end of line; surplus empty cells at the end of a line; names of columns in any case. Empty lines are
-    skipped. A cell holds ``max_cell`` characters at most.
+    skipped. A cell holds ``max_cell`` characters at most, the file ``max_bytes``.
 
     Raises
     ------
@@ -48,32 +52,37 @@ def read_csv_rows(path: Path, columns: Sequence[str], *, max_cell: int = MAX_CEL
     OSError
         The operating system can't read the file.
     """
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise DataError(f"{path} has {size} bytes, at most {MAX_BYTES} are read: it is no table of series")
-    text = _decoded(path)
+    if (size := path.stat().st_size) > max_bytes:
+        raise DataError(f"{path} has {size} bytes, at most {max_bytes} are read: it is no table of series")
+    encoding = _encoding(path)
     # The limit of csv is one for the whole process, and whatever else runs in it (a library, say) may have set it.
-    csv.field_size_limit(MAX_BYTES)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, columns), strict=True)
-    rows: list[TableRow] = []
+    csv.field_size_limit(max_bytes)
     names: list[str] | None = None
     line = 1
     try:
-        for cells in reader:
-            if (longest := max(map(len, cells), default=0)) > max_cell:
-                raise DataError(f"{path} line {line} has a cell of {longest} characters, at most {max_cell} are read")
-            cells = [cell.strip(_BLANK) for cell in cells]
-            if any(cells):
-                if names is None:
-                    names = _header(path, cells, columns)
-                else:
-                    rows.append(_row(path, line, cells, names))
-            line = reader.line_num + 1
+        with path.open(encoding=encoding, newline="") as file:
+            delimiter = _delimiter(file, columns)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            for cells in reader:
+                if (longest := max(map(len, cells), default=0)) > max_cell:
+                    raise DataError(
+                        f"{path} line {line} has a cell of {longest} characters, at most {max_cell} are read"
+                    )
+                cells = [cell.strip(_BLANK) for cell in cells]
+                if any(cells):
+                    if names is None:
+                        names = _header(path, cells, columns)
+                    else:
+                        yield _row(path, line, cells, names)
+                line = reader.line_num + 1
     except csv.Error as error:
         # An open quote swallows all lines that follow, so it is the row's first line that helps.
         raise DataError(f"{path} line {line} can't be read as CSV: {error}. Is the file cut off?") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} can't be read as {encoding.upper()}: {error.reason}. Is the file cut off?") from error
     if names is None:
         raise DataError(f"{path} is empty; expected the columns {', '.join(columns)}")
-    return rows
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any] | Sequence[Any]]) -> str:
@@ -103,29 +112,30 @@ def _escaped(cell: Any) -> Any:
     return cell
 
 
-def _decoded(path: Path) -> str:
-    content = path.read_bytes()
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encoding = "utf-16"
-    elif len(content) > 3 and not any(content[1:64:2]):
-        encoding = "utf-16-le"  # ASCII in UTF-16 without a mark: every second byte is 0
-    elif len(content) > 3 and not any(content[0:64:2]):
-        encoding = "utf-16-be"
-    else:
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        piece = file.read(64)
+        if piece[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return "utf-16"
+        if len(piece) > 3 and not any(piece[1::2]):
+            return "utf-16-le"  # ASCII in UTF-16 without a mark: every second byte is 0
+        if len(piece) > 3 and not any(piece[::2]):
+            return "utf-16-be"
+        decoder = codecs.getincrementaldecoder("utf-8")()
         try:
-            return content.decode("utf-8-sig")
+            while piece:
+                decoder.decode(piece)
+                piece = file.read(_PIECE)
+            decoder.decode(b"", final=True)
         except UnicodeDecodeError:
             # Of columns that are read all text is ASCII; a comment beside them may be in a spreadsheet's own encoding.
-            return content.decode("latin-1")
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} can't be read as UTF-16: {error.reason}. Is the file cut off?") from error
+            return "latin-1"
+    return "utf-8-sig"
 
 
-def _delimiter(text: str, columns: Sequence[str]) -> str:
+def _delimiter(lines: Iterable[str], columns: Sequence[str]) -> str:
     """Return the delimiter that gives most of the ``columns``, by the first line that is not empty."""
-    first = next((line for line in text.splitlines() if line.strip(_BLANK)), "")
+    first = next((line for line in lines if line.strip(_BLANK)), "")
     wanted = {column.casefold() for column in columns}
 
     def found(delimiter: str) -> int:

@@ -142,7 +142,7 @@ def read_rows(path: Path) -> list[PredictionRow]:
 
 
 def _from_csv(path: Path) -> list[PredictionRow]:
-    rows = read_csv_rows(path, _COLUMNS, max_cell=_MAX_CELL)
+    rows = list(read_csv_rows(path, _COLUMNS, max_cell=_MAX_CELL))
     for row in rows:
         _check_version(path, row["format_version"])
     return [_from_cells(row) for row in rows]

@@ -25,7 +25,7 @@ from aneurysm.cache.folder import done_series
 from aneurysm.cache.layout import SUBFOLDERS, CacheLayout, subfolder_of
 from aneurysm.cache.table_parts import Entry, read_part, write_part
 from aneurysm.cache.tables import merge_parts, write_tables
-from aneurysm.labels import LABELS
+from aneurysm.labels import LABELS, SITES
 from aneurysm.precaching.partition import Shard
 from aneurysm.precaching.plan import read_plan
 from aneurysm.precaching.plan_folder import plan_folder
@@ -45,6 +45,8 @@ _LINKS = 50_000
 _EACH = 100
 _PARTS_ALONE = "merge, parts alone"
 _WITHOUT_VOLUMES = (_PARTS_ALONE, "plan", "a task of it", "status")
+_LOCALIZED = 2
+"""Every second series has a lesion, as in the RSNA set 2,254 rows are of 4,348 series."""
 _TASKS = 100
 _RUN = "entries"
 _MOST_GB = 4
@@ -65,8 +67,10 @@ growth from the number before for each series more.
   volumes.
 - **verify, tables**: what `aneurysm verify` does with manifest.csv, lesions.csv and the parts, besides reading volumes.
 - **verify, tables, shard 0/16**: the same of one of 16 parts, of which the tables are read as a whole.
+- **resume**: `aneurysm precache` when all is done: data, tables, each volume's labels, and `merge again`.
 - **plan**: `aneurysm plan` of data in the RSNA layout, for each series a folder with a link to one tiny DICOM file
-  and a row of train.csv; into an empty cache, for {tasks} tasks, with one worker.
+  and a row of train.csv, for every second one a row of train_localizers.csv; into an empty cache, for {tasks} tasks,
+  with one worker.
 - **a task of it**: all that `aneurysm precache --plan` does before its first series.
 - **status**: `aneurysm status` of a run of 64 tasks that built all series: the ledgers, two lines a series.
 """
@@ -138,7 +142,7 @@ def _planned(layout: CacheLayout) -> CacheLayout:
 
 
 def _make_data(layout: CacheLayout) -> None:
-    """Write as many series of one file each, and their table; forget a plan that there is."""
+    """Write as many series of one file each, and their tables; forget a plan that there is."""
     data = _data(layout)
     shutil.rmtree(_planned(layout).root, ignore_errors=True)
     if (data / "train.csv").exists():
@@ -146,17 +150,44 @@ def _make_data(layout: CacheLayout) -> None:
     shutil.rmtree(data, ignore_errors=True)
     (data / "series").mkdir(parents=True)
     file = min((data.with_name("data") / "series" / series_uid(0)).iterdir())
-    with (data / "train.part").open("w", newline="") as table:
-        writer = csv.writer(table)
-        writer.writerow(["SeriesInstanceUID", "PatientAge", "PatientSex", "Modality", *LABELS])
+    with (
+        (data / "train.part").open("w", newline="") as train,
+        (data / "train_localizers.csv").open("w", newline="") as localizers,
+    ):
+        labels, points = csv.writer(train), csv.writer(localizers)
+        labels.writerow(["SeriesInstanceUID", "PatientAge", "PatientSex", "Modality", *LABELS])
+        points.writerow(["SeriesInstanceUID", "SOPInstanceUID", "coordinates", "location"])
         for number in range(int(data.parent.name)):
             if number % _LINKS == 0:
                 source = shutil.copy(file, data.parent / f"{number}.dcm")
             uid = series_uid(number)
             os.mkdir(f"{data}/series/{uid}")  # noqa: PTH102 - as above
             os.link(source, f"{data}/series/{uid}/1.dcm")
-            writer.writerow([uid, 60, "F", "CTA", *[0] * len(LABELS)])
+            labels.writerow([uid, 60, "F", "CTA", *[0] * len(LABELS)])
+            if number % _LOCALIZED == 0:
+                point = {"x": 100 + number / 7, "y": 200 + number / 11}
+                points.writerow([uid, f"{uid}.100", point, SITES[number % len(SITES)]])
     (data / "train.part").rename(data / "train.csv")
+
+
+def _make_labelled(layout: CacheLayout) -> None:
+    """Give the same series without their lesions, which no volume has, to a folder beside."""
+    _make_data(layout)
+    labelled = _labelled(layout)
+    shutil.rmtree(labelled, ignore_errors=True)
+    labelled.mkdir()
+    for name in ("series", "train.csv"):
+        (labelled / name).symlink_to(_data(layout) / name)
+
+
+def _labelled(layout: CacheLayout) -> Path:
+    return layout.root.with_name("labelled")
+
+
+def _resume(layout: CacheLayout) -> None:
+    summary = precache(_labelled(layout), layout.root)
+    assert summary.cached == summary.updated == 0, summary
+    assert summary.skipped == summary.total_cached == int(layout.root.parent.name), summary
 
 
 def _plan(layout: CacheLayout) -> None:
@@ -191,6 +222,7 @@ STEPS: dict[str, tuple[Callable[[CacheLayout], None], Callable[[CacheLayout], No
     _PARTS_ALONE: (_make_parts, _merge_parts),
     "verify, tables": (lambda _: None, _tables(1)),
     "verify, tables, shard 0/16": (lambda _: None, _tables(16)),
+    "resume": (_make_labelled, _resume),
     "plan": (_make_data, _plan),
     "a task of it": (lambda _: None, _part),
     "status": (_make_ledgers, _status),
@@ -292,7 +324,7 @@ def _section(results: dict[int, dict[str, Found]]) -> str:
     sizes = sorted(results)
     lines = ["# Many entries", "", *(f"- {key}: {value}" for key, value in machine(("numpy", "pydantic")).items())]
     lines += [f"- command: `{command_line('benchmarks.entries')}`", "", _NOTES.format(tasks=_TASKS)]
-    of_step = {step: [n for n in sizes if step in results[n]] for step in STEPS}
+    of_step = {step: at for step in STEPS if (at := [n for n in sizes if step in results[n]])}
     ends = {step: (at[max(0, len(at) - 2)], at[-1]) for step, at in of_step.items()}
     expected = {
         step: _gigabytes(results[before][step], before, results[large][step], large)
@@ -309,7 +341,7 @@ def _section(results: dict[int, dict[str, Found]]) -> str:
         + " | growth: s | CPU s | GB at 10 million |",
         "|---|" + "--:|" * (3 * len(sizes) + 3),
     ]
-    for step in STEPS:
+    for step in of_step:
         each = [results[n].get(step) for n in sizes]
         cells = [f"{f.seconds:.2f} | {f.cpu_s:.2f} | {f.memory_mb:.0f}" if f else "not run | | " for f in each]
         before, large = ends[step]

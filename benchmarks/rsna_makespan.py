@@ -154,15 +154,14 @@ def _parts_section(costs: Costs, options: argparse.Namespace) -> str:
     lines += [_PARTS_NOTES.format(bandwidth=_PARTS_BANDWIDTH / 1e9, spread=_ESTIMATE_SPREAD)]
     error = np.random.default_rng(options.seed).normal(0.0, _ESTIMATE_SPREAD, len(jobs))
     weights = {
-        "by bytes": {job.uid: job.size for job in jobs},
-        "by seconds": {job.uid: job.expected_s * float(np.exp(e)) for job, e in zip(jobs, error, strict=True)},
+        "by bytes": np.array([job.size for job in jobs]),
+        "by seconds": np.array([job.expected_s for job in jobs]) * np.exp(error),
     }
-    by_uid = {job.uid: job for job in jobs}
     lines += ["| tasks x workers | ideal | by bytes | by seconds | by bytes, stealing | by seconds, stealing |"]
     lines[-1] += " max by mean: by bytes | by seconds |"
     lines += ["|--:|--:|--:|--:|--:|--:|--:|--:|"]
     for tasks, each in _PARTS:
-        queues = {how: [[by_uid[uid] for uid in part] for part in deal(by, tasks)] for how, by in weights.items()}
+        queues = {how: [[jobs[i] for i in part] for part in deal(by, tasks)] for how, by in weights.items()}
         minutes = [least(jobs, tasks * each, _PARTS_BANDWIDTH)]
         for stealing in (False, True):
             minutes += [makespan(q, each, _PARTS_BANDWIDTH, stealing=stealing) for q in queues.values()]

@@ -24,7 +24,8 @@ from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import read_document
 from aneurysm.labels import LABELS
 
-_ROOT = "1.2.826.0.1.3680043.8.498.99"
+_ROOT = "1.2.826.0.1.3680043.8.498.1000404442802350510837515"
+"""With the number as long as UIDs of the RSNA set are: they take most of the memory."""
 _FIRST = 1_000_000
 """Numbers of equal length: a component of a UID may not begin with a zero."""
 _PART = 1000

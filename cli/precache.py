@@ -96,7 +96,7 @@ def precache(
     try:
         with progress:
             if part:
-                progress.say(f"shard {part} ({part.origin})")
+                progress.say(part.announcement)
             summary = build.precache(
                 data,
                 cache,

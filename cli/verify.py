@@ -61,7 +61,7 @@ def verify(
     result = Result("verify", as_json=as_json)
     part = find_shard(shard, os.environ)
     if part:
-        typer.echo(f"shard {part} ({part.origin})", err=True)
+        typer.echo(part.announcement, err=True)
     report = verify_cache(
         cache,
         data=data,

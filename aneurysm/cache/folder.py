@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -45,7 +46,9 @@ def is_done(layout: CacheLayout, uid: str) -> bool:
 
 def done_series(layout: CacheLayout) -> set[str]:
     """Return the series of which `is_done` is true: listings, where asking of each takes two looks at the disk."""
-    return cached_series(layout) | recorded_series(layout)
+    done = cached_series(layout)
+    done |= recorded_series(layout)
+    return done
 
 
 def cached_series(layout: CacheLayout) -> set[str]:
@@ -90,7 +93,8 @@ def subfolders_in(*folders: Path) -> list[str]:
 
 def _series_in(folder: Path, ending: str) -> set[str]:
     parts = map_io(subfolders_in(folder), lambda name: series_in_subfolder(folder / name, ending), batch=1)
-    return {uid for uids in parts for uid in uids}
+    # One string with that of the data and tables: see `aneurysm.rawdata.tables`.
+    return {sys.intern(uid) for uids in parts for uid in uids}
 
 
 def series_in_subfolder(folder: Path, ending: str) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from aneurysm.cache.folder import done_series
 from aneurysm.cache.layout import CacheLayout
+from aneurysm.lazy_sequence import LazySequence
 from aneurysm.precaching.disk_space import packed_bytes, target_voxels
 from aneurysm.precaching.finding import Finding, State
 from aneurysm.precaching.folder_check import existing_folder
@@ -58,11 +59,12 @@ def measure_needs(data: str | Path, cache: str | Path, spec: str | Path) -> Need
     recipe, given = load_spec(spec), open_data(data)
     sources = given.find_series(0).sources
     done = set() if is_url(cache) else done_series(CacheLayout(Path(cache).absolute()))
-    todo = [source for source in sources if source.uid not in done]
-    if not todo:
+    missing = np.flatnonzero(np.fromiter((source.uid not in done for source in sources), bool, len(sources)))
+    if not len(missing):
         return Needs(len(sources), 0, 0, 0, 0)
-    extents = given.extents(todo)
-    todo.sort(key=lambda source: (-extents[source.uid].bytes, source.uid))
+    sizes = (extent.bytes for extent in given.extents(LazySequence(sources.__getitem__, missing)))
+    order = np.argsort(-np.fromiter(sizes, np.int64, len(missing)), kind="stable")
+    todo = LazySequence(sources.__getitem__, missing[order])
     voxels = []
     for i in sorted({int(i) for i in np.linspace(0, len(todo) - 1, min(_LOOKED_AT, len(todo)))}):
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from aneurysm.cache.folder import key_fault, patient_secret, prepare_cache
@@ -58,7 +58,7 @@ class Destination:
     def send_records(self) -> None:
         """Bring what this process recorded to its place, if it is not there yet."""
 
-    def refresh(self, *, metadata: Container[str] | None = ()) -> None:
+    def refresh(self, *, metadata: Iterable[str] | None = ()) -> None:
         """Bring ``layout`` up to what is there, and the ``metadata`` of these volumes; None is all of them."""
 
     def label_trees(self, uid: str) -> set[str]:

@@ -7,6 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from aneurysm.errors import UsageError
 
 
@@ -30,23 +33,31 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
+    @property
+    def announcement(self) -> str:
+        """What a log says of it at the start."""
+        return f"shard {self} ({self.origin})"
 
-def deal(weights: Mapping[str, float], count: int) -> list[list[str]]:
-    """
-    Return the names of each of ``count`` parts, of all that have ``weights``.
 
-    The heaviest goes first, each to the part that has least so far: the sums then differ by at most one name's weight,
-    and whoever has the same weights comes to the same parts (Graham 1969, longest processing time first).
+def deal(weights: NDArray[np.float64] | NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
     """
-    parts: list[list[str]] = [[] for _ in range(count)]
-    loads = [(0.0, i) for i in range(count)]
-    # What is not known weighs something, too: else one part would get all such names.
-    lightest = min((weight for weight in weights.values() if weight > 0), default=1)
-    for name in sorted(weights, key=lambda n: (-weights[n], n)):
-        load, i = loads[0]
-        heapq.heapreplace(loads, (load + max(weights[name], lightest), i))
-        parts[i].append(name)
-    return parts
+    Return ``count`` parts of all that have ``weights`` (series,), by their indices, the heaviest first.
+
+    The heaviest goes first, of like ones that of the lowest index, each to the part that has least so far: the sums
+    then differ by at most one weight, and whoever has the same weights comes to the same parts (Graham 1969, longest
+    processing time first).
+    """
+    loads = [(0.0, part) for part in range(count)]
+    # What is not known weighs something, too: else one part would get all such series.
+    lightest = float(min(weights[weights > 0], default=1))
+    order = np.argsort(-weights, kind="stable")
+    parts = np.empty(len(weights), np.int32)
+    for place, weight in enumerate(map(float, weights[order])):
+        load, part = loads[0]
+        heapq.heapreplace(loads, (load + max(weight, lightest), part))
+        parts[place] = part
+    together = np.argsort(parts, kind="stable")
+    return np.split(order[together], np.searchsorted(parts[together], np.arange(1, count)))
 
 
 def find_part(given: str | None, environment: Mapping[str, str], count: int) -> Shard:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -28,7 +28,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from aneurysm.documents import format_problem, parse_json
 from aneurysm.errors import PlanError, Reason, SpecError
 from aneurysm.labels import LABELS
-from aneurysm.precaching.partition import deal
 from aneurysm.precaching.plan_folder import DOCUMENT, PlanFolder
 from aneurysm.rawdata.bucket import BucketSource
 from aneurysm.rawdata.facts import SeriesFacts
@@ -236,14 +235,8 @@ class Plan:
             self.folder.remove()
 
 
-def dealt(series: Sequence[PlannedSeries], count: int) -> list[list[PlannedSeries]]:
-    """Return ``count`` parts of ``series`` that take as long as each other, and in each the longest first."""
-    by_uid = {one.source.uid: one for one in series}
-    return [[by_uid[uid] for uid in part] for part in deal({uid: p.seconds for uid, p in by_uid.items()}, count)]
-
-
 def write_plan(
-    folder: PlanFolder, about: PlanDocument, parts: Sequence[Sequence[PlannedSeries]], *, once: bool = False
+    folder: PlanFolder, about: PlanDocument, parts: Iterable[Iterable[PlannedSeries]], *, once: bool = False
 ) -> Plan:
     """
     Write a plan of ``parts``, whose other facts are those of ``about``; return the one that is in ``folder`` then.
@@ -252,14 +245,19 @@ def write_plan(
     """
     before, entries = folder.names(), []
     for index, part in enumerate(parts):
-        content = "".join(_line_of(one, about.data) for one in part).encode("ascii")
+        lines, size, seconds = list[str](), 0, list[float]()
+        for one in part:
+            lines.append(_line_of(one, about.data))
+            size += one.facts.bytes
+            seconds.append(one.seconds)
+        content = "".join(lines).encode("ascii")
         sha256 = hashlib.sha256(content).hexdigest()
         entry = PartEntry(
             name=f"{index:06}-{sha256[:16]}.part",
             sha256=sha256,
-            series=len(part),
-            bytes=sum(one.facts.bytes for one in part),
-            seconds=round(math.fsum(one.seconds for one in part), 3),
+            series=len(lines),
+            bytes=size,
+            seconds=round(math.fsum(seconds), 3),
         )
         folder.write(entry.name, content)
         entries.append(entry)

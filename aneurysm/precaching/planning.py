@@ -7,27 +7,32 @@ only a table names, records of what there is no more.
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from aneurysm.cache.folder import cached_series, done_series
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm.cache.folder import cached_series, recorded_series
 from aneurysm.cache.layout import CacheLayout
 from aneurysm.cache.metadata import read_record
 from aneurysm.errors import CacheError, DataError, PlanError, Reason
+from aneurysm.lazy_sequence import LazySequence
 from aneurysm.precaching.build_series import record_of
 from aneurysm.precaching.destination import Destination
 from aneurysm.precaching.expected_seconds import CostModel
 from aneurysm.precaching.partition import Shard, deal
-from aneurysm.precaching.plan import Counts, Plan, PlanDocument, PlannedSeries, dealt, others_of, write_plan
+from aneurysm.precaching.plan import Counts, Plan, PlanDocument, PlannedSeries, others_of, write_plan
 from aneurysm.precaching.plan_folder import PlanFolder
 from aneurysm.precaching.publish import publish_record, sweep
 from aneurysm.precaching.relabel import Annotations, Update, relabel
 from aneurysm.precaching.write_errors import translate_write_errors
 from aneurysm.processes.children import Limits, Runner
 from aneurysm.processes.threads import map_io
-from aneurysm.rawdata.facts import SeriesFacts
+from aneurysm.rawdata.facts import FactsTable
 from aneurysm.rawdata.folder import UNREADABLE, DataFolder, Inventory, SeriesSource, safe_source
 from aneurysm.spec import RECIPE_VERSION, CacheSpec
 
@@ -72,9 +77,9 @@ class Task:
     todo
         What it is to build, in this order.
     uids
-        All its series, also those that were done before, or are beyond a limit.
+        All its series, also those that were done before, or are beyond a limit; none if it is to do all there are.
     done
-        Those of them that were done before.
+        How many of them were done before.
     updates
         What came of annotations that were to be brought up to the tables and masks.
     whole
@@ -92,7 +97,7 @@ class Task:
     inventory: Inventory
     todo: list[PlannedSeries]
     uids: list[str]
-    done: set[str]
+    done: int
     whole: Counts = field(default_factory=Counts)
     updates: list[Update] = field(default_factory=list)
     has_labels: bool = True
@@ -104,6 +109,9 @@ class Task:
 class Planner:
     """
     Compares ``data`` with the cache at ``place``.
+
+    There may be ten million series. So a series is its index, by rising UID, and what is known of all is an array by
+    it, or a dictionary by strings that they share; all else is made when it is needed.
 
     Raises
     ------
@@ -126,10 +134,16 @@ class Planner:
         self._workers, self._limits, self._processes = workers, limits, processes
         self._fingerprint = data.fingerprint()  # before the tables are read: what changes from now on is seen later
         self.inventory = data.find_series(workers, limits, processes)
+        sources = _chosen(self.inventory, choice.series)
+        uids = [source.uid for source in sources]
+        order = sorted(range(len(uids)), key=uids.__getitem__)
+        self._sources = LazySequence(sources.__getitem__, np.array(order, np.int64))
+        self._uids = [uids[i] for i in order]
         self.tables = data.tables()
-        self.sources = _chosen(self.inventory, choice.series)
-        self._done: set[str] = set()
+        self._facts = FactsTable(len(uids))
         self._cached: set[str] = set()
+        self._recorded: set[str] = set()
+        self._is_cached = self._is_done = np.zeros(len(uids), bool)
         self._known = Annotations(self.tables, None)
 
     def task(self, shard: Shard | None, limit: int | None) -> Task:
@@ -138,35 +152,28 @@ class Planner:
 
         Every task that sees the same data comes to the same parts, at any time, without a word between them.
         """
-        mine, extents = self.sources, dict[str, SeriesFacts]()
+        mine = np.arange(len(self._uids))
         if shard:
-            extents = self._data.extents(mine)
-            part = set(deal({uid: extent.bytes for uid, extent in extents.items()}, shard.count)[shard.index])
-            mine = [s for s in mine if s.uid in part]
+            self._facts.fill(mine, self._data.extents(self._sources))
+            mine = np.sort(deal(self._facts.bytes, shard.count)[shard.index])
         self._open()
-        todo = self._missing(mine)
-        extents |= self._data.extents([s for s in todo if s.uid not in extents])
-        todo.sort(key=lambda s: (-extents[s.uid].bytes, s.uid))
-        todo = todo[:limit]
+        todo = mine[self._is_missing[mine]]
+        if not shard:
+            self._facts.fill(todo, self._data.extents(self._series(todo)))
+        todo = self._by_size(todo)[:limit]
         with translate_write_errors(self._place.layout.root):
-            self._place.check_space(todo, self._spec, self._processes, self._limits)
-        done = {s.uid for s in mine} & self._wanted_before() - {s.uid for s in todo}
-        updates = self._settle(mine, {s.uid for s in todo}, whole=shard is None or shard.index == 0)
-        planned = [self._planned(s, extents[s.uid]) for s in todo]
-        own = {s.uid for s in mine}
-
-        def others() -> list[PlannedSeries]:
-            return [self._planned(s, extents[s.uid]) for s in self.sources if s.uid not in own]
-
+            self._place.check_space(self._series(todo), self._spec, self._processes, self._limits)
+        updates = self._settle(mine, todo, whole=shard is None or shard.index == 0)
+        others = LazySequence(self._planned, np.flatnonzero(~self._among(mine)))
         return Task(
             self.inventory,
-            planned,
-            [s.uid for s in mine],
-            done,
+            [self._planned(i) for i in map(int, todo)],
+            [self._uids[i] for i in mine] if shard else [],
+            int((self._wanted_before & ~self._among(todo))[mine].sum()),
             self._counts(),
             updates,
             self.tables.has_labels,
-            others if shard else tuple,
+            (lambda: others) if shard else tuple,
         )
 
     def plan(
@@ -184,15 +191,19 @@ class Planner:
             The cache has too little room for what is missing.
         """
         self._open()
-        todo = self._missing(self.sources)
-        facts = self._data.facts(todo, self._workers, self._limits, self._processes)
-        todo.sort(key=lambda s: (-facts[s.uid].bytes, s.uid))
+        todo = np.flatnonzero(self._is_missing)
+        self._facts.fill(todo, self._data.facts(self._series(todo), self._workers, self._limits, self._processes))
         with translate_write_errors(self._place.layout.root):
-            self._place.check_space(todo, self._spec, self._processes, self._limits)
-        updates = self._settle(self.sources, {s.uid for s in todo}, whole=True)
+            self._place.check_space(self._series(self._by_size(todo)), self._spec, self._processes, self._limits)
+        updates = self._settle(np.arange(len(self._uids)), todo, whole=True)
         with translate_write_errors(self._place.layout.root):
             self._place.refresh()  # sends what was recorded
-        planned = [self._planned(s, facts[s.uid], costs.seconds(facts[s.uid])) for s in todo]
+
+        def planned(index: int) -> PlannedSeries:
+            return replace(self._planned(index), seconds=costs.seconds(self._facts[index]))
+
+        seconds = np.fromiter((costs.seconds(self._facts[index]) for index in map(int, todo)), np.float64, len(todo))
+        parts = (LazySequence(planned, todo[part]) for part in deal(seconds, count))
         counts = self._counts()
         about = PlanDocument(
             data=str(self.inventory.root),
@@ -211,7 +222,7 @@ class Planner:
             fingerprint=self._fingerprint,
             parts=[],
         )
-        return write_plan(folder, about, dealt(planned, count), once=once), updates
+        return write_plan(folder, about, parts, once=once), updates
 
     def _open(self) -> None:
         """Open the cache, and look at what is there."""
@@ -219,40 +230,58 @@ class Planner:
         with translate_write_errors(layout.root):
             self._place.open(self._spec)
             sweep(layout)
-            self._done, self._cached = done_series(layout), cached_series(layout)
+            self._cached, self._recorded = cached_series(layout), recorded_series(layout)
+        count = len(self._uids)
+        self._is_cached = np.fromiter((uid in self._cached for uid in self._uids), bool, count)
+        self._is_done = self._is_cached | np.fromiter((uid in self._recorded for uid in self._uids), bool, count)
         self._known = Annotations(self.tables, self._data.find_masks())
 
-    def _wanted_before(self) -> set[str]:
-        """Return the series that count as done, whatever is to be built again."""
-        return self._cached if self._choice.retry_failed else self._done
+    @property
+    def _wanted_before(self) -> NDArray[np.bool_]:
+        """(series,), True for those that count as done, whatever is to be built again."""
+        return self._is_cached if self._choice.retry_failed else self._is_done
+
+    @property
+    def _is_missing(self) -> NDArray[np.bool_]:
+        """(series,), True for those that are to be built."""
+        return np.ones_like(self._is_done) if self._choice.overwrite else ~self._wanted_before
 
     def _counts(self) -> Counts:
-        done = set() if self._choice.overwrite else self._wanted_before() & {s.uid for s in self.sources}
-        return Counts(len(self.sources), len(done), len(done - self._cached))
+        done = ~self._is_missing
+        return Counts(len(done), int(done.sum()), int((done & ~self._is_cached).sum()))
 
-    def _missing(self, sources: Sequence[SeriesSource]) -> list[SeriesSource]:
-        """Return those of ``sources`` that are to be built."""
-        done = set() if self._choice.overwrite else self._wanted_before()
-        return [s for s in sources if s.uid not in done]
+    def _among(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return (series,), True for those of ``indices``."""
+        among = np.zeros(len(self._uids), bool)
+        among[indices] = True
+        return among
 
-    def _planned(self, source: SeriesSource, facts: SeriesFacts, seconds: float = 0.0) -> PlannedSeries:
+    def _by_size(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return indices[np.argsort(-self._facts.bytes[indices], kind="stable")]
+
+    def _series(self, indices: NDArray[np.int64]) -> Sequence[SeriesSource]:
+        return LazySequence(self._sources.__getitem__, indices)
+
+    def _planned(self, index: int) -> PlannedSeries:
+        source = self._sources[index]
         mask = (self._known.masks or {}).get(source.uid)
-        return PlannedSeries(source, self.tables.of(source.uid), mask, facts, seconds)
+        return PlannedSeries(source, self.tables.of(source.uid), mask, self._facts[index])
 
-    def _settle(self, sources: Sequence[SeriesSource], building: Collection[str], *, whole: bool) -> list[Update]:
+    def _settle(self, mine: NDArray[np.int64], building: NDArray[np.int64], *, whole: bool) -> list[Update]:
         """
-        Bring the annotations of those of ``sources`` that are done, and not being built, up to tables and masks.
+        Bring the annotations of those of ``mine`` that are done, and not being built, up to tables and masks.
 
         With ``whole`` also do what one task does for all: records of what is in tables alone, or nowhere any more.
         """
         place = self._place
-        stale = [s.uid for s in sources if s.uid in self._done and s.uid not in building]
+        is_stale = self._is_done & ~self._among(building)
+        stale = [self._uids[i] for i in mine[is_stale[mine]]]
         with translate_write_errors(place.layout.root):
             if whole and not self._choice.series:
                 stale += self._record_missing()
                 place.remove_records(self._unreadable_before())
             if stale:
-                place.refresh(metadata=set(stale))
+                place.refresh(metadata=stale)
         if not stale:
             return []
         return relabel(
@@ -280,21 +309,29 @@ class Planner:
             missing = record_of(self._spec, safe_source(uid).uid, Reason.NO_FILES, detail, notes)
             publish_record(layout, missing)
 
-        there = {s.uid for s in self.inventory.sources}
-        named = {safe_source(uid).uid: uid for uid in sorted(tables.notes.keys() - there)}
-        missing = [uid for name, uid in named.items() if name not in self._done]
+        named = {safe_source(uid).uid: uid for uid in sorted(u for u in tables if not self._is_in_data(u))}
+        missing = [uid for name, uid in named.items() if name not in self._cached and name not in self._recorded]
         # Each waits for the disk: of 100,000, as where a part of the data is tried, that would be minutes.
         deque(map_io(missing, record), maxlen=0)
-        recorded = self._done - self._cached
         if tables.has_labels and tables.has_localizers:
-            unnamed = sorted(recorded - there - named.keys())
+            unnamed = sorted(uid for uid in self._records_alone() if uid not in named)
             self._place.remove_records([uid for uid in unnamed if _is_of_no_series(layout, uid)])
-        return [uid for name, uid in named.items() if name == uid and name in recorded]
+        return [
+            uid for name, uid in named.items() if name == uid and name in self._recorded and name not in self._cached
+        ]
 
     def _unreadable_before(self) -> list[str]:
         """Return the records of files that could not be read in an earlier run, and whose series was not known."""
-        still = {s.uid for s in self.inventory.sources}
-        return sorted(uid for uid in self._done - self._cached - still if uid.startswith(f"{UNREADABLE}-"))
+        return sorted(uid for uid in self._records_alone() if uid.startswith(f"{UNREADABLE}-"))
+
+    def _records_alone(self) -> Iterator[str]:
+        """Yield the series that are neither cached nor in the data, but have a record."""
+        return (uid for uid in self._recorded if uid not in self._cached and not self._is_in_data(uid))
+
+    def _is_in_data(self, uid: str) -> bool:
+        """Return True if a series is one of all that are looked at."""
+        index = bisect_left(self._uids, uid)
+        return index < len(self._uids) and self._uids[index] == uid
 
 
 def part_of_plan(place: Destination, plan: Plan, data: DataFolder, shard: Shard, limit: int | None) -> Task:
@@ -333,7 +370,7 @@ def part_of_plan(place: Destination, plan: Plan, data: DataFolder, shard: Shard,
         inventory,
         todo,
         uids,
-        done,
+        len(done),
         document.counts,
         has_labels=document.has_labels,
         others=lambda: others_of(plan, shard.index),
@@ -341,16 +378,16 @@ def part_of_plan(place: Destination, plan: Plan, data: DataFolder, shard: Shard,
     )
 
 
-def _chosen(inventory: Inventory, uids: Sequence[str]) -> list[SeriesSource]:
+def _chosen(inventory: Inventory, uids: Sequence[str]) -> Sequence[SeriesSource]:
     if not uids:
         return inventory.sources
-    by_uid = {s.uid: s for s in inventory.sources}
-    if missing := [u for u in uids if u not in by_uid]:
-        known = ", ".join(list(by_uid)[:3])
+    index = {source.uid: i for i, source in enumerate(inventory.sources)}
+    if missing := [u for u in uids if u not in index]:
+        known = ", ".join(list(index)[:3])
         raise DataError(
-            f"no series {', '.join(missing)} under {inventory.root}; there are {len(by_uid)}, such as {known}"
+            f"no series {', '.join(missing)} under {inventory.root}; there are {len(index)}, such as {known}"
         )
-    return [by_uid[u] for u in dict.fromkeys(uids)]
+    return [inventory.sources[index[u]] for u in dict.fromkeys(uids)]
 
 
 def _is_of_no_series(layout: CacheLayout, uid: str) -> bool:

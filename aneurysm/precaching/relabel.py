@@ -160,11 +160,16 @@ def relabel(
             (masked if "vessels" in difference.changes and expected.mask is not None else jobs).append(job)
         elif difference.problem:
             updates.append(difference)
-    updates += map_io(jobs, _update)
-    updates += map_batches(_update_all, masked, 1, workers, _lost, limits, processes)
+    # One after the other: most say nothing, and there may be millions.
+    updates += filter(_says_something, map_io(jobs, _update))
+    updates += filter(_says_something, map_batches(_update_all, masked, 1, workers, _lost, limits, processes))
     with translate_write_errors(place.layout.root):
-        updates += map_io(uids, partial(_update_record, place.layout, given))
-    return [u for u in updates if u.changes or u.problem or u.busy]
+        updates += filter(_says_something, map_io(uids, partial(_update_record, place.layout, given)))
+    return updates
+
+
+def _says_something(update: Update) -> bool:
+    return bool(update.changes or update.problem or update.busy)
 
 
 def _lost(job: _Job, error: LostError) -> Update:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -227,7 +227,7 @@ class RemoteDestination(Destination):
         for path in set(self.layout.seconds.glob("*.json")) - before:
             self._store.write(_key_of(path), path)
 
-    def refresh(self, *, metadata: Container[str] | None = ()) -> None:
+    def refresh(self, *, metadata: Iterable[str] | None = ()) -> None:
         """Send what this process recorded, and bring the shadow up to what is in the store."""
         self.send_records()
         objects = self._store.find()
@@ -244,7 +244,8 @@ class RemoteDestination(Destination):
         for uid in complete.keys() - self._shown.keys():
             self.layout.volume(uid).mkdir(parents=True)
             self._shown[uid] = None
-        self.show(uid for uid in complete if metadata is None or uid in metadata)
+        wanted = complete.keys() if metadata is None else complete.keys() & set(metadata)
+        self.show(wanted)
         records = {uid: o for o in objects if (uid := _uid_of_record(o.key))}
         for uid in [u for u in self._records if u not in records]:
             self.layout.record(uid).unlink(missing_ok=True)

@@ -229,7 +229,7 @@ def precache(
             )
 
         jobs = [job_of(planned) for planned in task.todo]
-        summary = RunSummary(run=run, skipped=len(task.done), has_labels=task.has_labels)
+        summary = RunSummary(run=run, skipped=task.done, has_labels=task.has_labels)
         summary.count_updates(task.updates)
         ledger.write(
             "run_started",
@@ -241,7 +241,7 @@ def precache(
             expected_s=round(sum(job.expected_s for job in jobs), 3),
         )
         if progress:
-            progress.started(task.inventory, len(jobs), summary.skipped, sum(p.facts.bytes for p in task.todo))
+            progress.started(task.inventory, len(jobs), summary.skipped, sum(job.size for job in jobs))
         seconds: dict[str, float] = {}
         try:
             # Closed at once when the run is asked to stop: nobody should build on while the tables are written.

@@ -33,7 +33,7 @@ def map_batches(
     """
     if not items:
         return
-    batches = [items[i : i + size] for i in range(0, len(items), size)]
+    starts = range(0, len(items), size)
 
     def answers(batch: Sequence[_In]) -> list[_Out]:
         try:
@@ -45,8 +45,8 @@ def map_batches(
 
     with runner(workers) if processes is None else nullcontext(processes) as chosen:
         run = chosen.run
-        parallel = joblib.Parallel(max(1, min(workers, len(batches))), backend="threading", return_as="generator")
-        yield from chain.from_iterable(parallel(joblib.delayed(answers)(batch) for batch in batches))
+        parallel = joblib.Parallel(max(1, min(workers, len(starts))), backend="threading", return_as="generator")
+        yield from chain.from_iterable(parallel(joblib.delayed(answers)(items[i : i + size]) for i in starts))
 
 
 def _too_much(limits: Limits) -> LostError:

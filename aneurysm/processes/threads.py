@@ -13,6 +13,7 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 _LOOKS_AT_ONCE: Final = 16
+_BATCHES_AHEAD: Final = 64
 _BLAS_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -65,23 +66,29 @@ def map_io(items: Sequence[_In], look: Callable[[_In], _Out], *, batch: int = 64
     Yield ``look(item)`` of each item, in order, several at a time: for folders and small files.
 
     On a network disk that is waiting and nothing else; on one's own it costs some ten microseconds an item more, if
-    a thread takes ``batch`` of them at a time.
+    a thread takes ``batch`` of them at a time. Few batches wait to be taken: of millions of items that is all memory.
     """
 
     def look_at_batch(first: int) -> list[_Out]:
         return [look(item) for item in items[first : first + batch]]
 
-    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        for results in pool.map(look_at_batch, range(0, len(items), batch)):
-            yield from results
+    batches = range(0, len(items), batch)
+    for results in ahead(look_at_batch, batches, _LOOKS_AT_ONCE, at_most=_BATCHES_AHEAD):
+        yield from results
 
 
 def ahead(
-    work: Callable[[_In], _Out], items: Iterable[_In], threads: int, end: Callable[[], None] = lambda: None
+    work: Callable[[_In], _Out],
+    items: Iterable[_In],
+    threads: int,
+    end: Callable[[], None] = lambda: None,
+    *,
+    at_most: int | None = None,
 ) -> Iterator[_Out]:
     """
     Yield ``work(item)`` for each item, in order; ``threads`` results are in work while the caller has the one before.
 
+    Where one may take much longer than others, ``at_most`` results, in work or waiting for it, keep all threads busy.
     Reading and decoding let go of Python's lock, so threads do, and what they made needs no copy. ``items`` is
     iterated in the caller's thread. What ``work`` raises is raised when its turn comes. ``end`` is called at the end,
     also an early one, before threads that are still at work are waited for.
@@ -91,7 +98,7 @@ def ahead(
         try:
             for item in items:
                 queue.append(pool.submit(work, item))
-                if len(queue) > threads:
+                if len(queue) > (at_most or threads):
                     yield queue.popleft().result()
             while queue:
                 yield queue.popleft().result()

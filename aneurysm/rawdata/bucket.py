@@ -12,7 +12,9 @@ from typing import Final
 from aneurysm.dicom.encoding import DEFLATED
 from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.errors import DataError, Reason
+from aneurysm.lazy_sequence import LazySequence
 from aneurysm.processes.children import NO_LIMITS, Limits, Runner
+from aneurysm.processes.threads import map_io
 from aneurysm.rawdata.demographics import Demographics, read_demographics
 from aneurysm.rawdata.facts import SeriesFacts
 from aneurysm.rawdata.fingerprint import DataFingerprint, FileFingerprint, names_hash
@@ -23,11 +25,13 @@ from aneurysm.rawdata.folder import (
     Ignored,
     Inventory,
     SeriesSource,
+    check_level,
     file_facts,
+    folder_uids,
     group_by_series,
     lost_facts,
-    named_folders,
     safe_source,
+    translate_read_errors,
 )
 from aneurysm.rawdata.masks import MASK_ENDINGS, MASKS
 from aneurysm.rawdata.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
@@ -165,20 +169,25 @@ class DataBucket(DataFolder):
                         found.setdefault(uid, f"{self._store.url}/{key}")
         return found if keys else None
 
-    def extents(self, sources: Sequence[SeriesSource]) -> dict[str, SeriesFacts]:
-        """Return how many objects and bytes each series has, by UID; a listing each, many at once."""
-        return dict(zip((s.uid for s in sources), self._store.each(lambda s: s.extent(), sources), strict=True))
+    def extents(self, sources: Sequence[SeriesSource]) -> Iterator[SeriesFacts]:
+        """Yield how many objects and bytes each series has; a listing each, many at once."""
+        return map_io(sources, lambda s: s.extent(), batch=1)
 
     def _rsna_layout(self) -> Inventory:
         folders, files = self._store.folders("series")
         ignored = Ignored()
         if loose := sum(not name.startswith(".") for name in files):
             ignored.add("loose files in series/", f"file 1 of {loose} by name", loose)
-        sources: list[SeriesSource] = []
-        for name, uid in named_folders(folders, lambda: self.tables().notes):
-            s = safe_source(uid)
-            sources.append(BucketSource(s.uid, problem=s.problem, url=self._store.url, prefix=f"series/{name}"))
-        return Inventory(self._store.url, "rsna", sources, ignored)
+        names = sorted(name for name in folders if not name.startswith("."))
+        uids, renamed = folder_uids(names, self.tables)
+
+        def source(index: int) -> SeriesSource:
+            uid = uids[index]
+            safe = safe_source(uid)
+            prefix = f"series/{renamed.get(uid, uid)}"
+            return BucketSource(safe.uid, problem=safe.problem, url=self._store.url, prefix=prefix)
+
+        return Inventory(self._store.url, "rsna", LazySequence(source, range(len(uids))), ignored)
 
     def _free_tree(self, workers: int, limits: Limits, processes: Runner | None) -> Inventory:
         from aneurysm.processes.map_batches import map_batches  # joblib, which its processes don't need
@@ -203,8 +212,13 @@ class DataBucket(DataFolder):
 
 
 def open_data(data: str | Path) -> DataFolder:
-    """Return where the data are, a folder or a URL."""
-    return DataBucket(str(data)) if is_url(data) else DataFolder(Path(data).absolute())
+    """Return where the data are, a folder or a URL. Raises `DataError`, of a folder as `check_level` does."""
+    if is_url(data):
+        return DataBucket(str(data))
+    root = Path(data).absolute()
+    with translate_read_errors(root):
+        check_level(root)
+    return DataFolder(root)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from aneurysm.dicom.header import DamagedHeaderError, NotDicomError, read_header
 from aneurysm.dicom.series import Series, read_series
 from aneurysm.errors import AneurysmError, DataError, Reason, SeriesRejectedError
 from aneurysm.inputs import Wanted, describe, folders_inside, hidden_series, mistake
+from aneurysm.lazy_sequence import LazySequence
 from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.processes.threads import map_io
 from aneurysm.rawdata.demographics import Demographics, read_demographics
@@ -156,7 +158,7 @@ class Inventory:
 
     root: Path | str
     layout: str
-    sources: list[SeriesSource]
+    sources: Sequence[SeriesSource]
     ignored: Ignored = field(default_factory=Ignored)
 
 
@@ -225,37 +227,53 @@ def hashed_name(kind: str, name: str) -> str:
     return f"{kind}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
 
 
-def named_folders(names: Iterable[str], listed: Callable[[], Container[str]]) -> Iterator[tuple[str, str]]:
+def folder_uids(names: Sequence[str], listed: Callable[[], Container[str]]) -> tuple[list[str], dict[str, str]]:
     """
-    Yield the folders of the RSNA layout, sorted, each with the UID of its series.
+    Return what series are in the folders of the RSNA layout, and by it the names of those that bear another name.
 
-    A folder bears it; what is no UID, and none that the tables (``listed``, asked only then) have, may be the name of a
-    patient, and is replaced by a hash.
+    A folder bears its UID; what is no UID, and none that the tables (``listed``, asked only then) have, may be the name
+    of a patient, and is replaced by a hash.
     """
-    names = sorted(name for name in names if not name.startswith("."))
+    renamed: dict[str, str] = {}
     known = listed() if any(not UID.fullmatch(name) for name in names) else ()
-    for name in names:
-        yield name, name if UID.fullmatch(name) or name in known else hashed_name("folder", name)
+
+    def uid_of(name: str) -> str:
+        # One string with that of the tables: see `aneurysm.rawdata.tables`.
+        uid = sys.intern(name) if UID.fullmatch(name) or name in known else hashed_name("folder", name)
+        if uid != name:
+            renamed[uid] = name
+        return uid
+
+    return [uid_of(name) for name in names], renamed
 
 
 def _rsna_layout(root: Path) -> Inventory:
     names, loose = [], 0
     with os.scandir(root / "series") as entries:
         for entry in entries:
+            if entry.name.startswith("."):
+                continue
             if entry.is_dir():
                 names.append(entry.name)
-            elif not entry.name.startswith("."):
+            else:
                 loose += 1
     ignored = Ignored()
     if loose:
         ignored.add("loose files in series/", f"file 1 of {loose} by name", loose)
-    if (picked := sorted(names)[:_LEVEL_FOLDERS]) and all(_holds_folders_alone(root / "series" / n) for n in picked):
+    names.sort()
+    folder, picked = root / "series", names[:_LEVEL_FOLDERS]
+    if picked and all(_holds_folders_alone(folder / name) for name in picked):
         raise DataError(
-            f"the folders in {root / 'series'} hold folders, and no files: the files of a series lie directly in "
+            f"the folders in {folder} hold folders, and no files: the files of a series lie directly in "
             "series/<UID>/. Move them up"
         )
-    folders = named_folders(names, lambda: read_tables(root).notes)
-    return Inventory(root, "rsna", [safe_source(uid, root / "series" / name) for name, uid in folders], ignored)
+    uids, renamed = folder_uids(names, lambda: read_tables(root))
+
+    def source(index: int) -> SeriesSource:
+        uid = uids[index]
+        return safe_source(uid, folder / renamed.get(uid, uid))
+
+    return Inventory(root, "rsna", LazySequence(source, range(len(uids))), ignored)
 
 
 def _holds_folders_alone(folder: Path) -> bool:
@@ -420,9 +438,8 @@ class DataFolder:
         self.name = str(root)
 
     def find_series(self, workers: int, limits: Limits = NO_LIMITS, processes: Runner | None = None) -> Inventory:
-        """Find the series; see `aneurysm.rawdata.folder.check_level` and `aneurysm.rawdata.folder.find_series`."""
+        """Find the series; see `aneurysm.rawdata.folder.find_series`."""
         with translate_read_errors(self._root):
-            check_level(self._root)
             return find_series(self._root, workers, limits, processes)
 
     def tables(self) -> Tables:
@@ -442,10 +459,9 @@ class DataFolder:
         Raises
         ------
         DataError
-            There are no data, or they can't be read.
+            They can't be read.
         """
         with translate_read_errors(self._root):
-            check_level(self._root)
             names = sorted(name for name in os.listdir(self._root) if not name.startswith("."))  # noqa: PTH208 - names
             before = {} if known is None else known.tables
             tables = {
@@ -460,23 +476,22 @@ class DataFolder:
         with translate_read_errors(self._root):
             return find_masks(self._root) if (self._root / MASKS).is_dir() else None
 
-    def extents(self, sources: Sequence[SeriesSource]) -> dict[str, SeriesFacts]:
-        """Return how many files and about how many bytes each series has, by UID."""
-        return dict(zip((s.uid for s in sources), map_io(sources, SeriesSource.extent), strict=True))
+    def extents(self, sources: Sequence[SeriesSource]) -> Iterator[SeriesFacts]:
+        """Yield how many files and about how many bytes each series has."""
+        return map_io(sources, SeriesSource.extent)
 
     def facts(
         self, sources: Sequence[SeriesSource], workers: int, limits: Limits = NO_LIMITS, processes: Runner | None = None
-    ) -> dict[str, SeriesFacts]:
+    ) -> Iterator[SeriesFacts]:
         """
-        Return what is known of each series by one of its headers, by UID; see `map_batches` of who reads them.
+        Yield what is known of each series by one of its headers; see `map_batches` of who reads them.
 
         Of one whose header takes more than ``limits``, or its process along, nothing is.
         """
         from aneurysm.processes.map_batches import map_batches  # joblib, which its processes don't need
 
         limits = limits.at_most(SCAN_MEMORY_MB)
-        facts = map_batches(_facts_of_series, sources, _FACTS_BATCH, workers, _no_facts, limits, processes)
-        return dict(zip((s.uid for s in sources), facts, strict=True))
+        return map_batches(_facts_of_series, sources, _FACTS_BATCH, workers, _no_facts, limits, processes)
 
 
 @contextmanager

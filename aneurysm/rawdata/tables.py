@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 import re
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +23,13 @@ _UID_COLUMN: Final = "SeriesInstanceUID"
 _MODALITY_BY_CASE: Final = {name.casefold(): name for name in MODALITIES}
 _SITE_BY_CASE: Final = {name.casefold(): name for name in SITES}
 _NUMPY_CALL: Final = re.compile(r"\b(?:np|numpy)\.\w+\(([^()]*)\)")
+_MAX_BYTES: Final = 2**31
+"""Of a table: ten million series take 1.2 GB, and a row is read at a time."""
 _MAX_COORDINATES: Final = 1000
 """Characters: `ast.literal_eval` of a long nested text takes gigabytes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Localizer:
     """
     One row of train_localizers.csv: a point in the stored frame of an image.
@@ -45,26 +49,51 @@ class Localizer:
     problem: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SeriesNotes:
-    """What the tables say of one series; ``labels`` is None where train.csv has no row for it."""
+    """
+    What the tables say of one series; ``labels`` is None where train.csv has no row for it.
+
+    Series of which they say the same may share it: nobody changes ``labels``.
+    """
 
     modality: str = ""
     labels: dict[str, int] | None = None
     localizers: tuple[Localizer, ...] = ()
 
 
-@dataclass(frozen=True)
-class Tables:
-    """Both tables, by series UID; ``has_labels`` and ``has_localizers`` say which of the two there are."""
+_NOTHING: Final = SeriesNotes()
+_PACKED: Final = attrgetter("row", "sop_uid", "location", "x", "y", "frame", "problem")
 
-    notes: dict[str, SeriesNotes] = field(default_factory=dict)
-    has_labels: bool = False
-    has_localizers: bool = False
+
+class Tables:
+    """
+    Both tables, by series UID; ``has_labels`` and ``has_localizers`` say which of the two there are.
+
+    Series that have the same labels share their notes, and localizers are kept as text: of ten million series, of
+    which every second one has some, that takes 2 GB instead of 10.
+    """
+
+    def __init__(
+        self, notes: dict[str, SeriesNotes], packed: dict[str, str], *, has_labels: bool, has_localizers: bool
+    ) -> None:
+        self._notes, self._packed = notes, packed
+        self.has_labels, self.has_localizers = has_labels, has_localizers
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._notes
+        yield from (uid for uid in self._packed if uid not in self._notes)
+
+    def __contains__(self, uid: object) -> bool:
+        return uid in self._notes or uid in self._packed
 
     def of(self, uid: str) -> SeriesNotes:
         """Return the notes of a series, empty ones if there are none."""
-        return self.notes.get(uid, SeriesNotes())
+        notes = self._notes.get(uid, _NOTHING)
+        if (packed := self._packed.get(uid)) is None:
+            return notes
+        rows = json.loads(f"[{packed}]")
+        return replace(notes, localizers=tuple(Localizer(row, uid, *others) for row, *others in rows))
 
 
 def read_tables(root: Path) -> Tables:
@@ -76,19 +105,18 @@ def read_tables(root: Path) -> Tables:
     DataError
         A table can't be read, lacks a column, gives one series different labels, or has a label that is not 0 or 1.
     """
-    labels, modality = read_labels(root / TRAIN_CSV)
-    localizers = _localizers(root / LOCALIZERS_CSV)
-    uids = labels.keys() | localizers.keys()
+    train, localizers = root / TRAIN_CSV, root / LOCALIZERS_CSV
     return Tables(
-        {u: SeriesNotes(modality.get(u, ""), labels.get(u), tuple(localizers.get(u, ()))) for u in sorted(uids)},
-        has_labels=(root / TRAIN_CSV).is_file(),
-        has_localizers=(root / LOCALIZERS_CSV).is_file(),
+        read_labels(train),
+        _packed_localizers(localizers),
+        has_labels=train.is_file(),
+        has_localizers=localizers.is_file(),
     )
 
 
-def read_series_rows(path: Path, columns: Sequence[str] = ()) -> list[tuple[str, TableRow]]:
+def read_series_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, TableRow]]:
     """
-    Return the rows of a table, each with its SeriesInstanceUID; none where there is no file.
+    Yield the rows of a table, each with its SeriesInstanceUID; none where there is no file.
 
     Raises
     ------
@@ -96,33 +124,41 @@ def read_series_rows(path: Path, columns: Sequence[str] = ()) -> list[tuple[str,
         It can't be read, lacks one of ``columns``, or a row has no UID.
     """
     if not path.is_file():
-        return []
+        return
     try:
-        rows = read_csv_rows(path, [_UID_COLUMN, *columns])
+        for row in read_csv_rows(path, [_UID_COLUMN, *columns], max_bytes=_MAX_BYTES):
+            if not row[_UID_COLUMN]:
+                raise DataError(f"{path} line {row.line}: {_UID_COLUMN} is empty")
+            # One string for a UID, wherever it is read: another one for each of ten million would take a gigabyte.
+            yield sys.intern(row[_UID_COLUMN]), row
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror or error}") from error
-    if empty := [row.line for row in rows if not row[_UID_COLUMN]]:
-        raise DataError(f"{path} line {empty[0]}: {_UID_COLUMN} is empty")
-    return [(row[_UID_COLUMN], row) for row in rows]
 
 
-def read_labels(path: Path) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+def read_labels(path: Path) -> dict[str, SeriesNotes]:
     """Return labels and modality by series UID of a table as train.csv. Raises `DataError`; see `read_tables`."""
-    labels: dict[str, dict[str, int]] = {}
-    modality: dict[str, str] = {}
-    lines: dict[str, int] = {}
-    for uid, row in read_series_rows(path, ["Modality", *LABELS]):
-        values = {label: _label(path, row, label) for label in LABELS}
-        kind = _MODALITY_BY_CASE.get(row["Modality"].casefold())
-        if kind is None:
-            known = ", ".join(MODALITIES)
-            raise DataError(f"{path} line {row.line}: unknown Modality {row['Modality'][:40]!r}; known are {known}")
-        if uid in labels and (labels[uid], modality[uid]) != (values, kind):
+    columns = ["Modality", *LABELS]
+    notes: dict[str, SeriesNotes] = {}
+    shared: dict[tuple[str, ...], SeriesNotes] = {}
+    for uid, row in read_series_rows(path, columns):
+        cells = tuple(row[name] for name in columns)
+        if (own := shared.get(cells)) is None:
+            own = shared[cells] = _notes(path, row)
+        if notes.setdefault(uid, own) != own:
+            first = next(other.line for name, other in read_series_rows(path, columns) if name == uid)
             raise DataError(
-                f"{path} lines {lines[uid]} and {row.line} name series {uid} with different labels or modalities"
+                f"{path} lines {first} and {row.line} name series {uid} with different labels or modalities"
             )
-        labels[uid], modality[uid], lines[uid] = values, kind, row.line
-    return labels, modality
+    return notes
+
+
+def _notes(path: Path, row: TableRow) -> SeriesNotes:
+    labels = {label: _label(path, row, label) for label in LABELS}
+    kind = _MODALITY_BY_CASE.get(row["Modality"].casefold())
+    if kind is None:
+        known = ", ".join(MODALITIES)
+        raise DataError(f"{path} line {row.line}: unknown Modality {row['Modality'][:40]!r}; known are {known}")
+    return SeriesNotes(kind, labels)
 
 
 def _label(path: Path, row: TableRow, label: str) -> int:
@@ -138,15 +174,16 @@ def _label(path: Path, row: TableRow, label: str) -> int:
     return int(value)
 
 
-def _localizers(path: Path) -> dict[str, list[Localizer]]:
-    by_series: dict[str, list[Localizer]] = defaultdict(list)
+def _packed_localizers(path: Path) -> dict[str, str]:
+    packed: dict[str, str] = {}
     for uid, row in read_series_rows(path, ["SOPInstanceUID", "coordinates", "location"]):
-        by_series[uid].append(_localizer(row))
-    return by_series
+        text = json.dumps(_PACKED(_localizer(uid, row)), separators=(",", ":"))
+        packed[uid] = f"{packed[uid]},{text}" if uid in packed else text
+    return packed
 
 
-def _localizer(row: TableRow) -> Localizer:
-    uid, sop, coordinates = row[_UID_COLUMN], row["SOPInstanceUID"], row["coordinates"]
+def _localizer(uid: str, row: TableRow) -> Localizer:
+    sop, coordinates = row["SOPInstanceUID"], row["coordinates"]
     location = _SITE_BY_CASE.get(row["location"].casefold(), row["location"])
 
     def unusable(problem: str) -> Localizer:

@@ -207,7 +207,7 @@ def explore(
         patients=len({s.patient for s in series}),
         has_labels=tables.has_labels,
         has_points=tables.has_localizers,
-        rows_without_series=sum(n.labels is not None and uid not in known for uid, n in tables.notes.items()),
+        rows_without_series=sum(uid not in known and tables.of(uid).labels is not None for uid in tables),
         labelled=_labelled(series),
         ages=_ages(series, people),
         points=count_points(_marked(s) for s in series) if tables.has_localizers else None,

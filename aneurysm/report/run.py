@@ -146,13 +146,13 @@ def read_predicted(path: str | Path, labels: str | Path, *, on_omission: Callabl
     path, labels = Path(path), Path(labels)
     if not labels.is_file():
         raise DataError(f"there is no table of labels {labels}")
-    known, modalities = read_labels(labels)
+    known = read_labels(labels)
     table = read_rows(path)
     predicted = [row for row in table if row.status == PREDICTED]
     rows = [
-        replace(row, truth=dict(known[row.series_uid]), modality=modalities[row.series_uid])
+        replace(row, truth=dict(notes.labels or {}), modality=notes.modality)
         for row in predicted
-        if row.series_uid in known
+        if (notes := known.get(row.series_uid)) is not None
     ]
     if failed := len(table) - len(predicted):
         on_omission(f"{failed} of {len(table)} series in {path} have no prediction, and are left out")

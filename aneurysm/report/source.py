@@ -223,7 +223,7 @@ def _diameters(
     path: Path, uids: NDArray[np.str_], sites: NDArray[np.int64], lps_mm: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     try:
-        table = read_csv_rows(path, _TRUTH_COLUMNS)
+        table = list(read_csv_rows(path, _TRUTH_COLUMNS))
     except OSError as error:
         raise DataError(f"the table of lesions' sizes {path} can't be read: {error.strerror or error}") from error
     rows: dict[tuple[str, str], list[tuple[NDArray[np.float64], float]]] = {}

@@ -125,7 +125,7 @@ def fold_rows(path: str | Path) -> dict[str, tuple[str, int]]:
     path = Path(path)
     folds: dict[str, tuple[str, int]] = {}
     try:
-        rows = read_csv_rows(path, ("series_uid", "fold"))
+        rows = list(read_csv_rows(path, ("series_uid", "fold")))
     except OSError as error:
         raise DataError(f"can't read folds from {path}: {error.strerror or error}") from error
     for row in rows:

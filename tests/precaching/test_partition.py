@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,28 +31,27 @@ def alone(task: int) -> dict[str, str]:
 
 
 @given(
-    weights=st.dictionaries(
-        st.text(min_size=1, max_size=8), st.integers(0, 10**9) | st.floats(0, 1e9, allow_subnormal=False), max_size=60
-    ),
+    weights=st.lists(st.integers(0, 10**9), max_size=60).map(lambda w: np.array(w, np.int64))
+    | st.lists(st.floats(0, 1e9, allow_subnormal=False), max_size=60).map(lambda w: np.array(w, float)),
     count=st.integers(1, 9),
 )
-def test_every_name_is_in_one_part_and_the_parts_weigh_the_same(weights, count):
+def test_every_series_is_in_one_part_and_the_parts_weigh_the_same(weights, count):
     parts = deal(weights, count)
-    assert sorted(name for part in parts for name in part) == sorted(weights)
+    assert len(parts) == count
+    assert sorted(np.concatenate(parts)) == list(range(len(weights)))
     # Graham's bound of any list, and that of the spread: what weighs nothing counts as the lightest that is known.
-    lightest = min((w for w in weights.values() if w > 0), default=1)
-    loads = [sum(max(weights[name], lightest) for name in part) for part in parts]
-    heaviest = max((max(w, lightest) for w in weights.values()), default=0)
+    heavy = np.maximum(weights, min(weights[weights > 0], default=1))
+    loads = [heavy[part].sum() for part in parts]
+    heaviest = max(heavy, default=0)
     assert max(loads) <= (sum(loads) / count + heaviest * (1 - 1 / count)) * (1 + 1e-9)
     assert max(loads) - min(loads) <= heaviest * (1 + 1e-9)
-    assert deal(dict(reversed(weights.items())), count) == parts
 
 
 def test_the_parts_of_a_known_set():
-    weights = {"a": 10, "b": 7, "c": 6, "d": 5, "e": 0, "f": 0}
-    assert deal(weights, 2) == [["a", "d", "f"], ["b", "c", "e"]]
-    assert deal(weights, 1) == [["a", "b", "c", "d", "e", "f"]]
-    assert deal({}, 3) == [[], [], []]
+    weights = np.array([10, 7, 6, 5, 0, 0])
+    assert [part.tolist() for part in deal(weights, 2)] == [[0, 3, 5], [1, 2, 4]]
+    assert [part.tolist() for part in deal(weights, 1)] == [[0, 1, 2, 3, 4, 5]]
+    assert [part.tolist() for part in deal(np.zeros(0), 3)] == [[], [], []]
 
 
 @pytest.mark.parametrize(

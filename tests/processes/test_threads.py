@@ -23,3 +23,11 @@ def test_several_looks_run_at_once():
 def test_an_error_of_one_look_comes_out():
     with pytest.raises(ZeroDivisionError):
         list(map_io([1, 0], lambda n: 1 / n))
+
+
+def test_results_that_nobody_takes_do_not_pile_up():
+    looked: list[int] = []
+    results = map_io(range(100_000), looked.append, batch=1)
+    assert next(results) is None
+    results.close()
+    assert 0 < len(looked) < 100

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import pytest
 
 from aneurysm.errors import DataError
 from aneurysm.labels import LABELS
-from aneurysm.rawdata.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
+from aneurysm.rawdata.tables import LOCALIZERS_CSV, TRAIN_CSV, Localizer, SeriesNotes, Tables, read_tables
 from tests.support.acquisition import acquire
 from tests.support.cached import run
 from tests.support.pattern import anatomy
@@ -49,10 +50,10 @@ GOOD = {label: int(label == "Aneurysm Present") for label in LABELS}
     ],
 )
 def test_labels_and_modality_are_read_rightly(tmp_path, train):
-    notes = _tables(tmp_path, train).notes
-    assert list(notes) == [UID]
-    assert notes[UID].labels == GOOD
-    assert notes[UID].modality == "CTA"
+    tables = _tables(tmp_path, train)
+    assert list(tables) == [UID]
+    assert tables.of(UID).labels == GOOD
+    assert tables.of(UID).modality == "CTA"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_one_line_says_what_is_wrong_and_where(tmp_path, train, message):
 
 
 def test_a_table_of_a_header_alone_has_no_series(tmp_path):
-    assert _tables(tmp_path, f"{HEADER}\n").notes == {}
+    assert list(_tables(tmp_path, f"{HEADER}\n")) == []
 
 
 @pytest.mark.parametrize(
@@ -148,3 +149,41 @@ def test_surplus_commas_cost_no_lesion_of_a_positive_series(tmp_path):
         places.append([lesion["zyx"] for lesion in image.lesions])
     assert len(places[0]) == 1
     assert places[0] == places[1]
+
+
+def test_series_with_the_same_labels_share_their_notes_and_localizers_come_back_as_they_were(tmp_path):
+    train = "".join(f"{uid},50,F,CTA,{ZEROS},1\n" for uid in ("1.2.3", "1.2.4", "1.2.5"))
+    rows = [
+        "1.2.3,4.5,\"{'x': 20.1, 'y': 30.25}\",Basilar Tip",
+        "1.2.9,4.6,\"{'x': 1, 'y': 2, 'f': 3}\",Basilar Tip",
+        '1.2.3,4.7,nowhere,"Über ""all"""',
+    ]
+    tables = _tables(tmp_path, f"{HEADER}\n{train}", LOCALIZERS + "\n" + "\n".join(rows) + "\n")
+    assert tables.of("1.2.4") is tables.of("1.2.5")
+    first, second = tables.of("1.2.3").localizers
+    assert first == Localizer(2, "1.2.3", "4.5", "Basilar Tip", 20.1, 30.25)
+    assert (second.row, second.sop_uid, second.location) == (4, "4.7", 'Über "all"')
+    assert math.isnan(second.x)
+    assert "are not {'x': ..., 'y': ...}" in second.problem
+    assert tables.of("1.2.9") == SeriesNotes("", None, (Localizer(3, "1.2.9", "4.6", "Basilar Tip", 1.0, 2.0, 3),))
+    assert sorted(tables) == ["1.2.3", "1.2.4", "1.2.5", "1.2.9"]
+    assert "1.2.9" in tables
+    assert "1.2.8" not in tables
+
+
+def test_a_table_of_many_series_takes_little_memory(tmp_path):
+    """UIDs as long as those of the RSNA set, every second series with a lesion: as objects they were 2 KB each."""
+    uids = [f"1.2.826.0.1.3680043.8.498.{10**36 + number}" for number in range(2000)]
+    train = "".join(f"{uid},50,F,CTA,{ZEROS},1\n" for uid in uids)
+    rows = "".join(f"{uid},{uid}.1,\"{{'x': {n / 7}, 'y': {n / 9}}}\",Basilar Tip\n" for n, uid in enumerate(uids[::2]))
+    (tmp_path / TRAIN_CSV).write_text(f"{HEADER}\n{train}")
+    (tmp_path / LOCALIZERS_CSV).write_text(f"{LOCALIZERS}\n{rows}")
+    del uids, train, rows
+    tracemalloc.start()
+    try:
+        tables = read_tables(tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(list(tables)) == 2000
+    assert peak / 2000 < 600, "bytes a series"
