@@ -353,8 +353,8 @@ def _section(results: dict[int, dict[str, Found]]) -> str:
 
 
 def _gigabytes(first: Found, n_first: int, last: Found, n_last: int) -> float:
-    """Return the memory at ten million series, by what the last ones added."""
-    slope = (last.memory_mb - first.memory_mb) / max(n_last - n_first, 1)
+    """Return the memory at ten million series, by what the last ones added; of one size, by what each takes."""
+    slope = (last.memory_mb - first.memory_mb) / (n_last - n_first) if n_last > n_first else last.memory_mb / n_last
     return (last.memory_mb + max(slope, 0.0) * (_TEN_MILLION - n_last)) / 1e3
 
 
