@@ -41,8 +41,8 @@ def eda(
     """
     Write one page about the data before anything is built or trained, from tables and headers.
 
-    Labels, ages, sites and lesions, geometry and encoding, sample slices, and what a run would reject, and why. It
-    holds no patient's ID, and no group of fewer than five patients of an age and sex.
+    Labels, ages, sites and lesions, geometry and encoding, sample slices, what a run would reject and why; no patient's
+    ID, and no age and sex of fewer than five patients.
     """
     from aneurysm.report.eda import explore
     from aneurysm.report.eda_page import write_eda_page
@@ -64,5 +64,6 @@ def eda(
         )
     page = write_eda_page(exploration, out)
     total, fit = len(exploration.series), len(exploration.fit)
-    typer.echo(f"{total} series of {exploration.patients} patients; by their headers, {total - fit} would be rejected.")
+    patients = f"{exploration.patients} patient{'s' if exploration.patients != 1 else ''}"
+    typer.echo(f"{total} series of {patients}; by their headers, {total - fit} would be rejected.")
     typer.echo(f"Read {page}.")

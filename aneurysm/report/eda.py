@@ -181,13 +181,13 @@ def explore(
     from aneurysm.rawdata.bucket import open_data
 
     limits = Limits(timeout_s, memory_mb)
-    recipe = load_spec(spec) if cache is None else _spec_of(cache)
+    recipe, rows = (load_spec(spec), None) if cache is None else _read_cache(cache)
     given = open_data(data)
+    tables, people = given.tables(), given.demographics()  # first: a damaged one is told at once
     with runner(workers) as processes:
         inventory = given.find_series(workers, limits, processes)
-        tables, people = given.tables(), given.demographics()
         sources = sorted(inventory.sources, key=lambda source: source.uid)
-        records = None if cache is None else _records(cache, {source.uid for source in sources})
+        known = {source.uid for source in sources}
         on_progress(0, len(sources))
         asked = [(source, tables.of(source.uid).localizers) for source in sources]
         # The key is nobody's: hashes are compared with each other, and forgotten.
@@ -199,7 +199,6 @@ def explore(
         series = _explored(facts, tables)
         modalities = ordered_modalities({s.modality for s in series})
         samples = _samples(series, sources, modalities, cases, recipe, workers, limits, processes)
-    known = {source.uid for source in sources}
     return Exploration(
         layout=inventory.layout,
         series=series,
@@ -213,7 +212,7 @@ def explore(
         points=count_points(_marked(s) for s in series) if tables.has_localizers else None,
         ignored=str(inventory.ignored),
         spec=recipe,
-        records=records,
+        records=None if rows is None else _records(rows, known),
         samples=samples,
     )
 
@@ -265,27 +264,27 @@ def _ages(series: Sequence[ExploredSeries], people: Mapping[str, Demographics]) 
     return age_table(patients) if any(age is not None and sex for age, sex in patients) else None
 
 
-def _spec_of(cache: str | Path) -> CacheSpec:
+_CacheRow = tuple[str, str, str, str]
+"""UID, status, reason and detail."""
+
+
+def _read_cache(cache: str | Path) -> tuple[CacheSpec, list[_CacheRow]]:
     from aneurysm.cache.folder import read_spec
-    from aneurysm.cache.summary import tables_of
-
-    with tables_of(cache) as layout:
-        return read_spec(layout)
-
-
-def _records(cache: str | Path, uids: set[str]) -> CacheRecords:
     from aneurysm.cache.manifest import iter_manifest
     from aneurysm.cache.summary import tables_of
 
     with tables_of(cache) as layout:
-        rows = [
-            (row["series_uid"], row["status"], row["reason"], row["detail"])
-            for row in iter_manifest(layout.manifest)
-            if row["series_uid"] in uids
-        ]
-    cached = sum(status == "cached" for _, status, _, _ in rows)
-    reasons = _by_reason((uid, reason, detail) for uid, status, reason, detail in rows if status != "cached")
-    return CacheRecords(cached, len(uids) - len(rows), reasons)
+        spec = read_spec(layout)
+        rows = iter_manifest(layout.manifest)
+        return spec, [(row["series_uid"], row["status"], row["reason"], row["detail"]) for row in rows]
+
+
+def _records(rows: Iterable[_CacheRow], uids: set[str]) -> CacheRecords:
+    """Return what a cache has of some series."""
+    own = [row for row in rows if row[0] in uids]
+    cached = sum(status == "cached" for _, status, _, _ in own)
+    reasons = _by_reason((uid, reason, detail) for uid, status, reason, detail in own if status != "cached")
+    return CacheRecords(cached, len(uids) - len(own), reasons)
 
 
 def _by_reason(rows: Iterable[tuple[str, str, str]]) -> dict[str, tuple[int, str, str]]:
@@ -330,7 +329,8 @@ def choose_samples(series: Sequence[ExploredSeries], modality: str, cases: int) 
     """Return series of a modality that are fit, those with points first, in an order that has no other reason."""
 
     def order(s: ExploredSeries) -> tuple[bool, str]:
-        return not s.facts.images_with_points, hashlib.sha256(s.facts.uid.encode()).hexdigest()
+        is_marked = s.facts.images_with_points > 0 and not all(p.problem for p in s.notes.localizers)
+        return not is_marked, hashlib.sha256(s.facts.uid.encode()).hexdigest()
 
     fit = [s for s in series if s.modality == modality and not s.facts.reason]
     return sorted(fit, key=order)[:cases]

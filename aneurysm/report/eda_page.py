@@ -29,6 +29,8 @@ from aneurysm.sizes import size_text
 PAGE_NAME: Final = "eda.html"
 _REASONS_SHOWN: Final = 240
 """Characters of the detail of a rejection."""
+_DEEPEST: Final = 50
+"""Per cent of the full colour: text has to be read on it, light or dark."""
 _STRONGEST: Final = 3.0
 """A phi of 1 / 3 has the full colour: sites hardly ever go together more closely."""
 
@@ -159,7 +161,7 @@ def _site_rows(e: Exploration) -> list[tuple[str, list[dict[str, Any]]]]:
                 {
                     "count": int(found.counts[i, j]),
                     "phi": "" if i == j else "n/a" if np.isnan(phi) else f"{phi:.2f}".replace("-", "\N{MINUS SIGN}"),
-                    "strength": round(60 * strength),
+                    "strength": round(_DEEPEST * strength),
                     "negative": phi < 0,
                 }
             )

@@ -267,6 +267,16 @@ def test_a_damaged_table_is_one_line(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("plain")
+def test_of_data_of_which_nothing_can_be_cached(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.4.1").symlink_to(data / "series" / "1.4.1")
+    (tmp_path / "series" / "1.8.8").mkdir()
+    text = text_of(render_exploration(explore(tmp_path, workers=0)))
+    for part in ("Rejected by headers 2 of 2", "No series can be cached.", "Sample slices None.", "no_files 1"):
+        assert part in text, part
+
+
+@pytest.mark.usefixtures("plain")
 def test_a_full_disk_is_told(exploration: Exploration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
