@@ -17,19 +17,17 @@ from aneurysm.processes.children import NO_LIMITS, Limits, Runner
 from aneurysm.processes.threads import map_io
 from aneurysm.rawdata.demographics import Demographics, read_demographics
 from aneurysm.rawdata.facts import SeriesFacts
+from aneurysm.rawdata.file_facts import FileFacts, file_facts, lost_facts
 from aneurysm.rawdata.fingerprint import DataFingerprint, FileFingerprint, names_hash
 from aneurysm.rawdata.folder import (
     SCAN_MEMORY_MB,
     DataFolder,
-    FileFacts,
     Ignored,
     Inventory,
     SeriesSource,
     check_level,
-    file_facts,
     folder_uids,
     group_by_series,
-    lost_facts,
     safe_source,
     translate_read_errors,
 )

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from aneurysm.dicom.frame import UID
-from aneurysm.dicom.header import DamagedHeaderError, NotDicomError, read_header
+from aneurysm.dicom.header import NotDicomError, read_header
 from aneurysm.dicom.series import Series, read_series
 from aneurysm.errors import AneurysmError, DataError, Reason, SeriesRejectedError
 from aneurysm.inputs import Wanted, describe, folders_inside, hidden_series, mistake
@@ -24,6 +24,7 @@ from aneurysm.processes.children import NO_LIMITS, Limits, LostError, Runner
 from aneurysm.processes.threads import map_io
 from aneurysm.rawdata.demographics import Demographics, read_demographics
 from aneurysm.rawdata.facts import SeriesFacts
+from aneurysm.rawdata.file_facts import FileFacts, file_facts, lost_facts
 from aneurysm.rawdata.fingerprint import DataFingerprint, file_fingerprint, names_hash
 from aneurysm.rawdata.masks import MASKS, find_masks
 from aneurysm.rawdata.tables import LOCALIZERS_CSV, TRAIN_CSV, Tables, read_tables
@@ -110,30 +111,6 @@ class SeriesSource:
     def local_copy(self, *, headers_only: bool = False) -> Iterator[SeriesSource]:  # noqa: ARG002 - for remote ones
         """Yield the series as local files: this one, or what was downloaded of one that is elsewhere."""
         yield self
-
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """
-    What a scan learns of one file of a tree.
-
-    Attributes
-    ----------
-    kind
-        What it is if it has no image: "not DICOM", "DICOM without image", "damaged DICOM", "folder"; else "".
-    series_uid, sop_uid
-        Of its header, or "".
-    is_slice
-        It has, or once had, the rows of an image.
-    lost
-        Reason and detail if it can't be read.
-    """
-
-    kind: str = ""
-    series_uid: str = ""
-    sop_uid: str = ""
-    is_slice: bool = True
-    lost: tuple[Reason, str] | None = None
 
 
 @dataclass
@@ -296,11 +273,6 @@ def _free_tree(root: Path, workers: int, limits: Limits, processes: Runner | Non
     return Inventory(root, "tree", sources, ignored)
 
 
-def lost_facts(_file: object, error: LostError) -> FileFacts:
-    """Return the facts of a file that ended the process which read it, or took too long."""
-    return FileFacts(lost=(error.reason, error.detail))
-
-
 def group_by_series(root: Path, paths: Sequence[str], facts: Sequence[FileFacts]) -> tuple[list[SeriesSource], Ignored]:
     """
     Return the series of a tree, and which files are ignored; ``facts`` are those of ``paths``, all below ``root``.
@@ -369,27 +341,6 @@ def _with_lost(
             own = tuple(paths[i] for i in indices)
             marked[len(marked)] = SeriesSource(name, files=own, lost=(reason, f"{lost}. Its series is not known"))
     return list(marked.values())
-
-
-def file_facts(paths: Iterable[str]) -> list[FileFacts]:
-    """Return what each file is."""
-    return [_facts(path) for path in paths]
-
-
-def _facts(path: str) -> FileFacts:
-    try:
-        header = read_header(Path(path))
-    except DamagedHeaderError as error:
-        values, kind = error.values, "damaged DICOM"
-    except NotDicomError:
-        return FileFacts("not DICOM", is_slice=False)
-    except OSError as error:
-        detail = f"{type(error).__name__}: {error.strerror or 'input/output error'}"
-        return FileFacts("folder" if Path(path).is_dir() else "", lost=(Reason.READ_ERROR, detail))
-    else:
-        values, kind = header.values, "" if header.pixel_length else "DICOM without image"
-    series_uid, sop_uid = (str(values.get(k, "")) for k in ("SeriesInstanceUID", "SOPInstanceUID"))
-    return FileFacts(kind, series_uid, sop_uid, is_slice=not kind or "Rows" in values)
 
 
 def _visible_files(

@@ -18,7 +18,8 @@ from aneurysm.errors import Reason, SeriesRejectedError
 from aneurysm.precaching.run import precache
 from aneurysm.processes.children import LostError
 from aneurysm.rawdata.facts import SeriesFacts
-from aneurysm.rawdata.folder import FileFacts, SeriesSource, find_series, group_by_series, hashed_name, lost_facts
+from aneurysm.rawdata.file_facts import FileFacts, lost_facts
+from aneurysm.rawdata.folder import SeriesSource, find_series, group_by_series, hashed_name
 from tests.support.acquisition import acquire
 from tests.support.cached import run
 from tests.support.pattern import anatomy
@@ -139,7 +140,7 @@ def test_files_come_in_the_order_of_their_paths_and_each_header_is_read_once(tmp
         path.rename(tmp_path / "data" / name)
     read = Counter()
     monkeypatch.setattr(
-        "aneurysm.rawdata.folder.read_header", lambda path, real=read_header: read.update([path]) or real(path)
+        "aneurysm.rawdata.file_facts.read_header", lambda path, real=read_header: read.update([path]) or real(path)
     )
     (source,) = find_series(tmp_path / "data", workers=0).sources
     expected = sorted(tmp_path / "data" / name for name in names)
@@ -208,7 +209,7 @@ def unreadable(monkeypatch, *lost: Path) -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return read_header(path)
 
-    monkeypatch.setattr("aneurysm.rawdata.folder.read_header", read)
+    monkeypatch.setattr("aneurysm.rawdata.file_facts.read_header", read)
 
 
 def test_a_series_is_not_cached_without_a_file_that_the_scan_could_not_read(tmp_path, monkeypatch):
