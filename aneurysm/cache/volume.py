@@ -30,7 +30,7 @@ from aneurysm.documents import MOST_JSON, parse_json
 from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError
 from aneurysm.processes.shared_folder import describe_denial
 from aneurysm.types import Triple, triple
-from aneurysm.volume.blocks import Blocks
+from aneurysm.volume.blocks import Blocks, Survey
 from aneurysm.volume.intensity import Intensity, to_model_units, to_physical
 
 if TYPE_CHECKING:
@@ -208,11 +208,22 @@ class CachedVolume:
             try:
                 opened.blocks = opened.metadata.head_and_vessels()
             except ValueError as error:
-                raise DamagedCacheError(
-                    f"volume {self.uid}: the metadata's blocks are missing or damaged ({type(error).__name__}). "
-                    f"Rebuild it: aneurysm precache --overwrite --series {self.uid}"
-                ) from error
+                raise self._bad_blocks(error) from error
         return opened.blocks
+
+    @property
+    def survey(self) -> Survey:
+        """What lies where by the voxels alone, whatever the annotations. Raises as `blocks` does."""
+        try:
+            return Survey.unpack(_handles.get(self).metadata.blocks)
+        except ValueError as error:
+            raise self._bad_blocks(error) from error
+
+    def _bad_blocks(self, error: ValueError) -> DamagedCacheError:
+        return DamagedCacheError(
+            f"volume {self.uid}: the metadata's blocks are missing or damaged ({type(error).__name__}). "
+            f"Rebuild it: aneurysm precache --overwrite --series {self.uid}"
+        )
 
     @property
     def has_vessels(self) -> bool:

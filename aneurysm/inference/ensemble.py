@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from aneurysm.errors import UsageError
 from aneurysm.models.output import ModelOutput, check_output
+from aneurysm.patches.picture_geometry import mirrored_pictures
 from aneurysm.patches.spatial import mirrored_labels
 
 
@@ -22,11 +23,20 @@ class Ensemble(nn.Module):
         Models that take the same input.
     flip
         Also show them each window mirrored left to right, and swap the sides in their answers.
+    planes
+        (channels, pictures): the axis across each picture, if it is pictures that they look at; see
+        `aneurysm.patches.views.view.Pictures`.
     """
 
-    def __init__(self, members: Sequence[nn.Module], *, flip: bool = False) -> None:
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        *,
+        flip: bool = False,
+        planes: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         super().__init__()
-        self.members, self.flip = nn.ModuleList(members), flip
+        self.members, self.flip, self._planes = nn.ModuleList(members), flip, planes
 
     def forward(self, image: Tensor) -> ModelOutput:
         """
@@ -56,21 +66,24 @@ class Ensemble(nn.Module):
         return ModelOutput(logits / count)
 
     def _outputs(self, image: Tensor) -> Iterator[ModelOutput]:
-        mirrored = image.flip(-1) if self.flip else None
+        mirrored = None
+        if self.flip:
+            mirrored = image.flip(-1) if self._planes is None else mirrored_pictures(image, self._planes)
         for member in self.members:
             yield check_output(member(image), image)
             if mirrored is not None:
-                yield _mirrored_back(check_output(member(mirrored), image), image)
+                yield self._mirrored_back(check_output(member(mirrored), image), image)
 
-
-def _mirrored_back(output: ModelOutput, image: Tensor) -> ModelOutput:
-    labels = mirrored_labels(image.device)
-    dense = output.dense
-    if dense is not None:
-        stride = output.stride_zyx[2]
-        if image.shape[-1] % stride:
-            raise UsageError(
-                f"windows {image.shape[-1]} voxels wide can't be mirrored: the model's cells are {stride} voxels wide"
-            )
-        dense = torch.index_select(dense.flip(-1), 1, labels)
-    return ModelOutput(output.logits[:, labels], dense, output.stride_zyx)
+    def _mirrored_back(self, output: ModelOutput, image: Tensor) -> ModelOutput:
+        labels = mirrored_labels(image.device)
+        dense = output.dense
+        if dense is not None:
+            stride = output.stride_zyx[2]
+            if image.shape[-1] % stride:
+                raise UsageError(
+                    f"windows {image.shape[-1]} voxels wide can't be mirrored: the model's cells are {stride} voxels "
+                    "wide"
+                )
+            back = dense.flip(-1) if self._planes is None else mirrored_pictures(dense, self._planes[:1])
+            dense = torch.index_select(back, 1, labels)
+        return ModelOutput(output.logits[:, labels], dense, output.stride_zyx)

@@ -189,5 +189,7 @@ def _read_cached(volume: CachedVolume, spec: CacheSpec) -> ReadSeries:
         raise DamagedCacheError(f"volume {volume.uid}: its intensities are not finite. Run aneurysm verify")
     voxels = volume.read((0, 0, 0), volume.shape)
     modality = volume.metadata.modality
-    held = MemoryVolume(volume.uid, voxels, volume.fill, volume.affine_lps, volume.blocks, intensity, modality)
+    held = MemoryVolume(
+        volume.uid, voxels, volume.fill, volume.affine_lps, volume.blocks, intensity, modality, volume.survey
+    )
     return ReadSeries(held, None, [])

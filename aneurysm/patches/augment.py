@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,16 @@ from aneurysm.errors import UsageError
 from aneurysm.patches.augment_config import AugmentConfig
 from aneurysm.patches.augment_draws import AugmentDraw, draw_augmentation
 from aneurysm.patches.batch import Batch
-from aneurysm.patches.intensity import WindowsHU, add_noise, change_tones, lower_resolution, model_units
+from aneurysm.patches.intensity import (
+    MrRange,
+    WindowsHU,
+    add_noise,
+    change_tones,
+    lower_resolution,
+    model_units,
+    picture_windows,
+)
+from aneurysm.patches.picture_geometry import PictureGeometry, picture_spacing
 from aneurysm.patches.spatial import Geometry, controls_shape, mirrored_labels, mirrored_vessels
 from aneurysm.patches.targets import MARGIN_MM, BatchLesions, patch_targets
 from aneurysm.volume.intensity import to_physical
@@ -20,7 +29,7 @@ from aneurysm.volume.intensity import to_physical
 @dataclass(frozen=True)
 class ModelInput:
     """
-    B patches as a model takes them, in the order of the batch. What is not explained here is as in `Batch`.
+    B samples as a model takes them, in the order of the batch. What is not explained here is as in `Batch`.
 
     Attributes
     ----------
@@ -56,10 +65,14 @@ def augment(
     *,
     out_shape_zyx: tuple[int, int, int] | None = None,
     ct_windows_hu: WindowsHU = (),
+    mr_range: MrRange = "series",
     margin_mm: float = MARGIN_MM,
 ) -> ModelInput:
     """
     Change a batch at random, and bring it into model units. The batch itself stays as it is.
+
+    Pictures of a series move within their planes, each by what a draw does there, and are neither bent nor cut into
+    thicker slices; see `aneurysm.patches.picture_geometry.PictureGeometry`.
 
     In this order: flips, rotation, scale, shear and bending, in one interpolation; blur, thick slices and noise, as of
     a scanner, on physical values; windows; gamma and inversion. Lesions, masks and targets go along. What happens to a
@@ -77,18 +90,22 @@ def augment(
         brings in voxels rather than air. None: the same.
     ct_windows_hu
         Windows of CT, a channel for each; see `aneurysm.patches.intensity.model_units`.
+    mr_range
+        "picture": MR's model units are of each picture's own percentiles, and not of the series'.
     margin_mm
         See `aneurysm.patches.targets.patch_targets`.
 
     Raises
     ------
     UsageError
-        ``out_shape_zyx`` is larger than the patches along some axis.
+        ``out_shape_zyx`` is larger than the patches along some axis, or they are pictures, which are not cut.
     """
     device, shape_zyx = batch.image.device, (batch.image.shape[2], batch.image.shape[3], batch.image.shape[4])
     out_shape_zyx = out_shape_zyx or shape_zyx
     if any(out > n for out, n in zip(out_shape_zyx, shape_zyx, strict=True)):
         raise UsageError(f"patches of {out_shape_zyx} voxels can't be cut from the middle of {shape_zyx}")
+    if batch.planes is not None and out_shape_zyx != shape_zyx:
+        raise UsageError(f"pictures of {shape_zyx} can't be cut to {out_shape_zyx}: choose their size in the view")
     # Under autocast, matrix products would round voxels and coordinates to half precision.
     with torch.autocast(device.type, enabled=False):
         distance_mm = config.elastic.spacing_mm
@@ -96,22 +113,24 @@ def augment(
         draws = [draw_augmentation(seed, config, controls) for seed in batch.seeds.tolist()]
         geometry = Geometry(draws, shape_zyx, out_shape_zyx, batch.spacing_mm, distance_mm, device)
 
-        mirrored = torch.tensor([draw.flips[2] for draw in draws]).to(device, non_blocking=True)
+        swapped = [draw.flips[2] and config.flip.labels == "swap" for draw in draws]
+        mirrored = torch.tensor(swapped).to(device, non_blocking=True)
         other_side = mirrored_labels(device)
         lesions = batch.lesions
-        lesions = BatchLesions(
-            sample=lesions.sample,
-            site=torch.where(mirrored[lesions.sample], other_side[lesions.site], lesions.site),
-            zyx=geometry.points(lesions.sample, lesions.zyx),
-            inner=geometry.points(lesions.sample, lesions.inner),
-        )
+        if batch.planes is None:
+            lesions = BatchLesions(
+                sample=lesions.sample,
+                site=torch.where(mirrored[lesions.sample], other_side[lesions.site], lesions.site),
+                zyx=geometry.points(lesions.sample, lesions.zyx),
+                inner=geometry.points(lesions.sample, lesions.inner),
+            )
         unknown, certain = (
             torch.where(mirrored[:, None], labels[:, other_side], labels) for labels in (batch.unknown, batch.certain)
         )
         targets, ignore = patch_targets(lesions, unknown, certain, out_shape_zyx, batch.spacing_mm, margin_mm=margin_mm)
         return ModelInput(
-            image=_image(batch, geometry, draws, ct_windows_hu),
-            vessels=None if batch.vessels is None else _vessels(batch.vessels, geometry, draws),
+            image=_image(batch, geometry, draws, ct_windows_hu, mr_range),
+            vessels=None if batch.vessels is None else _vessels(batch.vessels, geometry, swapped),
             has_vessels=batch.has_vessels,
             targets=targets,
             ignore=ignore,
@@ -123,19 +142,27 @@ def augment(
         )
 
 
-def _image(batch: Batch, geometry: Geometry, draws: list[AugmentDraw], ct_windows_hu: WindowsHU) -> Tensor:
-    stored = geometry.image(batch.image, batch.fill)
+def _image(
+    batch: Batch, geometry: Geometry, draws: list[AugmentDraw], ct_windows_hu: WindowsHU, mr_range: MrRange
+) -> Tensor:
+    if batch.planes is None:
+        stored = geometry.image(batch.image, batch.fill)
+    else:
+        stored = PictureGeometry(draws, batch.planes, batch.spacing_mm).image(batch.image, batch.fill)
+        draws = [replace(draw, slice_mm=0.0) for draw in draws]
     scale, offset = (values[:, None, None, None, None] for values in (batch.scale, batch.offset))
     physical = to_physical(stored, scale, offset)
-    physical = lower_resolution(physical, draws, batch.spacing_mm)
+    spacing_mm = batch.spacing_mm if batch.planes is None else picture_spacing(batch.planes, batch.spacing_mm)
+    physical = lower_resolution(physical, draws, spacing_mm)
     physical = add_noise(physical, batch.window, batch.is_ct, draws)
-    image = model_units(physical, batch.window, batch.is_ct, ct_windows_hu, draws)
+    window = picture_windows(physical, batch.window, batch.is_ct) if mr_range == "picture" else batch.window
+    image = model_units(physical, window, batch.is_ct, ct_windows_hu, draws)
     return change_tones(image, batch.is_ct, draws)
 
 
-def _vessels(vessels: Tensor, geometry: Geometry, draws: list[AugmentDraw]) -> Tensor:
+def _vessels(vessels: Tensor, geometry: Geometry, swapped: list[bool]) -> Tensor:
     moved = geometry.mask(vessels)
-    mirrored = [row for row, draw in enumerate(draws) if draw.flips[2]]
+    mirrored = [row for row, swap in enumerate(swapped) if swap]
     if mirrored:
         rows = torch.tensor(mirrored).to(moved.device, non_blocking=True)
         moved[rows] = mirrored_vessels(moved[rows])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -30,10 +30,12 @@ class Flip(_Section):
     """
     Chances of mirroring. A left-right flip swaps the labels of the sides, and doubles the data.
 
-    The others make heads that nobody has, for the cache stores every volume the same way up.
+    ``labels`` "keep" leaves the labels where they were, as some published systems do: to reproduce those, for nothing
+    else. The others make heads that nobody has, for the cache stores every volume the same way up.
     """
 
     left_right: _Chance = 0.5
+    labels: Literal["swap", "keep"] = "swap"
     front_back: _Chance = 0.0
     up_down: _Chance = 0.0
 
@@ -44,6 +46,7 @@ class Affine(_Section):
 
     Rotation about the (z, y, x) axes is at most this many degrees either way. ``scale`` multiplies all axes alike;
     then each axis is scaled, and each pair of axes sheared, by at most the given fraction more or less.
+    ``shift_mm`` moves pictures of a series by at most so much along each axis; a patch has its place at random already.
     """
 
     p: _Chance = 0.5
@@ -51,6 +54,7 @@ class Affine(_Section):
     scale: _Factors = (0.85, 1.2)
     anisotropy: _Fraction = 0.05
     shear: _Fraction = 0.05
+    shift_mm: _NotNegative = 10.0
 
 
 class Elastic(_Section):

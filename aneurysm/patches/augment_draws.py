@@ -42,6 +42,8 @@ class AugmentDraw:
         Thickness of simulated slices (0: none), the axis across them, and where along it the first begins, in slices.
     inverted
         Whether intensities are inverted, if it is MR.
+    shift_mm
+        Along (z, y, x), after the affine map and before the flips; of pictures alone.
     """
 
     flips: tuple[bool, bool, bool]
@@ -57,6 +59,7 @@ class AugmentDraw:
     slice_axis: int
     slice_phase: float
     inverted: bool
+    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def resamples(self) -> bool:
@@ -85,7 +88,7 @@ def draw_augmentation(seed: int, config: AugmentConfig, controls_shape: tuple[in
     flips = (dice.happens(flip.up_down), dice.happens(flip.front_back), dice.happens(flip.left_right))
     affine = dice.happens(config.affine.p), _affine_mm(dice, config.affine)
     window = dice.happens(config.window.p)
-    shift, width = dice.between(-config.window.shift, config.window.shift), dice.factor(*config.window.width)
+    window_shift, width = dice.between(-config.window.shift, config.window.shift), dice.factor(*config.window.width)
     gamma = dice.happens(config.gamma.p), dice.factor(*config.gamma.power)
     noise = dice.happens(config.noise.p), dice.between(*config.noise.sigma)
     blur = dice.happens(config.blur.p), dice.between(*config.blur.sigma_mm)
@@ -100,11 +103,13 @@ def draw_augmentation(seed: int, config: AugmentConfig, controls_shape: tuple[in
     if dice.happens(config.elastic.p):
         moved = dice.rng.uniform(-config.elastic.max_mm, config.elastic.max_mm, (3, *controls_shape))
         controls = moved.astype(np.float32)
+    most = config.affine.shift_mm
+    shifts = dice.between(-most, most), dice.between(-most, most), dice.between(-most, most)
     return AugmentDraw(
         flips=flips,
         affine_mm=affine[1] if affine[0] else None,
         controls_mm=controls,
-        window_shift=shift if window else 0.0,
+        window_shift=window_shift if window else 0.0,
         window_width=width if window else 1.0,
         gamma=gamma[1] if gamma[0] else 1.0,
         noise_sigma=noise[1] if noise[0] else 0.0,
@@ -114,6 +119,7 @@ def draw_augmentation(seed: int, config: AugmentConfig, controls_shape: tuple[in
         slice_axis=axis,
         slice_phase=phase,
         inverted=inverted,
+        shift_mm=shifts if affine[0] else (0.0, 0.0, 0.0),
     )
 
 

@@ -1,4 +1,4 @@
-"""Batch: patches as stored integers, and all that turns them into model units, targets and provenance."""
+"""Batch: patches or pictures as stored integers, and all that makes of them model units, targets and provenance."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from aneurysm.volume.intensity import to_model_units, to_physical
 @dataclass(frozen=True)
 class Batch:
     """
-    B patches of Z x Y x X voxels. Tensors may lie on any device; `to` moves them together (but for `seeds`).
+    B samples: patches of Z x Y x X voxels, or pictures of series, Z pictures of Y x X pixels.
+
+    Tensors may lie on any device; `to` moves them together (but for `seeds`).
 
     Attributes
     ----------
     image
-        (B, 1, Z, Y, X) stored integers (int16 or uint8).
+        (B, C, Z, Y, X) stored integers (int16 or uint8); patches have one channel.
     scale, offset
         (B,) float32: ``physical = image * scale + offset``, in HU or the MR scanner's units.
     window
@@ -63,6 +65,10 @@ class Batch:
         What was wrong with series that could not be read and were replaced by others; most often empty.
     series_uid, why
         B strings each: the series, and which sampler chose the place.
+    planes
+        (channels, pictures): the axis of (z, y, x) across each picture; None of patches. See
+        `aneurysm.patches.views.view.Pictures`. Pictures have the labels of their series: there are no lesions with
+        places then, `certain` are the positive labels, and `unknown` those that nobody knows.
     """
 
     image: Tensor
@@ -86,6 +92,7 @@ class Batch:
     series_uid: tuple[str, ...]
     why: tuple[str, ...]
     damaged: tuple[str, ...] = ()
+    planes: tuple[tuple[int, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -114,11 +121,11 @@ class Batch:
         return _unpickled, (content | {"lesions": [v.numpy() for v in vars(self.lesions).values()]},)
 
     def physical(self) -> Tensor:
-        """Return (B, 1, Z, Y, X) float32 in HU, or the MR scanner's units."""
+        """Return (B, C, Z, Y, X) float32 in HU, or the MR scanner's units."""
         return to_physical(self.image.to(torch.float32, copy=True), _per_sample(self.scale), _per_sample(self.offset))
 
     def normalised(self) -> Tensor:
-        """Return (B, 1, Z, Y, X) float32 in model units: the window mapped to [0, 1], clipped."""
+        """Return (B, C, Z, Y, X) float32 in model units: the window mapped to [0, 1], clipped."""
         low, high = self.window.unbind(1)
         return to_model_units(self.physical(), _per_sample(low), _per_sample(high - low))
 

@@ -1,4 +1,8 @@
-"""Draws -> Batch: each draw becomes a place, the place voxels, and the series' lesions targets."""
+"""
+Draws -> Batch: each draw becomes a place, the place voxels, and the series' lesions targets.
+
+Of a view of pictures a draw is a series: its place is the whole volume, and its targets are the series' labels.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,14 @@ from torch.utils.data import Dataset, get_worker_info
 from aneurysm.cache.cache import Cache
 from aneurysm.cache.volume import CachedVolume
 from aneurysm.errors import CacheError, DamagedCacheError, LoaderError, NoSpaceError, StoreError
-from aneurysm.labels import LABELS
+from aneurysm.labels import LABELS, UNKNOWN
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.plan import PlannedPatch, Sampling
 from aneurysm.patches.randomness import Stream, augmentation_seed, generator
 from aneurysm.patches.samplers import PatchLocation, block_start, lesion_start, uniform_start
 from aneurysm.patches.targets import BatchLesions, inner_places, patch_targets
+from aneurysm.patches.views.pictures import read_pictures
+from aneurysm.patches.views.view import Box, View
 from aneurysm.types import Triple
 from aneurysm.volume.intensity import Intensity
 
@@ -39,7 +45,7 @@ class _Patch(NamedTuple):
 
 class PatchDataset(Dataset[Batch]):
     """
-    Reads patches. It holds the cache's tables and no open file; it may be pickled, forked and used by threads.
+    Reads samples of a view. It holds the cache's tables, no open file; it may be pickled, forked, used by threads.
 
     Parameters
     ----------
@@ -47,8 +53,8 @@ class PatchDataset(Dataset[Batch]):
         To read from.
     volumes
         Indices of the series that may replace a damaged one.
-    shape_zyx
-        Of a patch, in voxels.
+    view
+        What a sample is.
     sampling
         For the margin about lesions.
     seed
@@ -61,13 +67,13 @@ class PatchDataset(Dataset[Batch]):
         self,
         cache: Cache,
         volumes: Sequence[int],
-        shape_zyx: Triple,
+        view: View,
         sampling: Sampling,
         seed: int,
         *,
         vessels: bool = False,
     ) -> None:
-        self.cache, self.volumes, self.shape_zyx, self.seed, self.vessels = cache, volumes, shape_zyx, seed, vessels
+        self.cache, self.volumes, self.view, self.seed, self.vessels = cache, volumes, view, seed, vessels
         z, y, x = (round(sampling.lesion_margin_mm / s) for s in cache.spec.spacing_mm)
         self._margin: Triple = (z, y, x)
         self._dtype = np.dtype(cache.spec.storage.dtype)
@@ -83,21 +89,26 @@ class PatchDataset(Dataset[Batch]):
         CacheError
             The volume's metadata is missing or damaged.
         """
-        rng = generator(self.seed, draw.epoch, draw.index, Stream.PLACE)
         z, y, x = self.cache.shapes[draw.volume].tolist()
         shape: Triple = (z, y, x)
+        if self.view.scope == "series":
+            return PatchLocation(draw.volume, (0, 0, 0), shape, "series")
+        rng, size = self._rng(draw), self.view.shape
         match draw.kind:
             case "lesion":
                 lesion = self.cache.lesion_zyx[draw.lesion]
-                start = lesion_start(rng, shape, self.shape_zyx, lesion, self._margin)
+                start = lesion_start(rng, shape, size, lesion, self._margin)
             case "uniform":
-                start = uniform_start(rng, shape, self.shape_zyx)
+                start = uniform_start(rng, shape, size)
             case _:
                 blocks = (volume or self.cache[draw.volume]).blocks
                 # A series may have no block that looks like a vessel.
                 chosen = blocks.vessels if draw.kind == "vessel" and blocks.vessels.any() else blocks.head
-                start = block_start(rng, shape, self.shape_zyx, blocks, chosen)
-        return PatchLocation(draw.volume, start, self.shape_zyx, draw.kind)
+                start = block_start(rng, shape, size, blocks, chosen)
+        return PatchLocation(draw.volume, start, size, draw.kind)
+
+    def _rng(self, draw: PlannedPatch) -> np.random.Generator:
+        return generator(self.seed, draw.epoch, draw.index, Stream.PLACE)
 
     def __getitem__(self, draw: PlannedPatch) -> Batch:
         return self.__getitems__([draw])
@@ -114,11 +125,11 @@ class PatchDataset(Dataset[Batch]):
         LoaderError
             Replacement after replacement can't be read either; or an object store fails, or the disk is full.
         """
-        image = _empty((len(draws), 1, *self.shape_zyx), self._dtype)
-        vessels = _empty((len(draws), 1, *self.shape_zyx), np.dtype(np.uint8)) if self.vessels else None
+        image = _empty((len(draws), self.view.channels, *self.view.shape), self._dtype)
+        vessels = _empty((len(draws), 1, *self.view.shape), np.dtype(np.uint8)) if self.vessels else None
         damaged: list[str] = []
         read = [
-            self._read(draw, image[i, 0].numpy(), None if vessels is None else vessels[i, 0].numpy(), damaged)
+            self._read(draw, image[i].numpy(), None if vessels is None else vessels[i, 0].numpy(), damaged)
             for i, draw in enumerate(draws)
         ]
         return self._batch(draws, read, image, vessels, damaged)
@@ -132,7 +143,10 @@ class PatchDataset(Dataset[Batch]):
                 if volume.shape != tuple(self.cache.shapes[draw.volume].tolist()):
                     raise DamagedCacheError("it was built again since the run began, and has another shape")
                 location = self.locate(draw, volume)
-                volume.read(location.start, location.shape, image)
+                if isinstance(self.view, Box):
+                    volume.read(location.start, location.shape, image[0])
+                else:
+                    read_pictures(volume, self.view.choose(volume, self._rng(draw)), image)
                 if vessels is not None and volume.has_vessels:
                     volume.read_vessels(location.start, location.shape, vessels)
                 elif vessels is not None:
@@ -162,8 +176,10 @@ class PatchDataset(Dataset[Batch]):
         intensity, locations = [p.intensity for p in patches], [p.location for p in patches]
         number = np.array([p.volume for p in locations])
         start = np.array([p.start for p in locations], np.int64).reshape(n, 3)
-        rows = [np.arange(s.start, s.stop) for s in map(cache.lesions_of, number.tolist())]
-        sample = np.repeat(np.arange(n), [len(r) for r in rows])
+        # Of pictures no lesion has a place: their labels are those of the series.
+        known = number.tolist() if self.view.scope == "patch" else []
+        rows = [np.arange(0), *(np.arange(s.start, s.stop) for s in map(cache.lesions_of, known))]
+        sample = np.repeat(np.arange(len(known)), [len(r) for r in rows[1:]])
         row = np.concatenate(rows)
         first, places = start[sample].astype(np.float32), cache.lesion_zyx[row]
         inner = inner_places(places, cache.shapes[number[sample]], cache.spec.spacing_mm)
@@ -175,7 +191,7 @@ class PatchDataset(Dataset[Batch]):
         )
         unknown = torch.from_numpy(np.stack([self._unknown(v) for v in number.tolist()]))
         certain = torch.from_numpy(np.stack([self._certain(p) for p in locations]))
-        targets, ignore = patch_targets(lesions, unknown, certain, self.shape_zyx, cache.spec.spacing_mm)
+        targets, ignore = patch_targets(lesions, unknown, certain, self.view.shape, cache.spec.spacing_mm)
         seeds = [augmentation_seed(self.seed, d.epoch, d.index) for d in draws]
 
         def each(values: list[Any]) -> torch.Tensor:
@@ -203,16 +219,21 @@ class PatchDataset(Dataset[Batch]):
             series_uid=tuple(p.uid for p in patches),
             why=tuple(p.why for p in locations),
             damaged=tuple(damaged),
+            planes=self.view.planes,
         )
 
     def _unknown(self, volume: int) -> NDArray[np.bool_]:
         """Return for the 14 labels whether no patch of the series can be said to be without."""
+        if self.view.scope == "series":
+            return np.asarray(self.cache.labels[volume] == UNKNOWN)
         sites, labels = self.cache.unlocated[volume], self.cache.labels[volume]
         # Without any aneurysm there is none in any patch, also where nothing is said of the sites.
         return np.append(sites, labels[_PRESENT] != 0 and (sites.any() or _siteless(labels)))
 
     def _certain(self, location: PatchLocation) -> NDArray[np.bool_]:
         """Return for the 14 labels whether an aneurysm without a place is in the patch, since all the volume is."""
+        if location.why == "series":
+            return np.asarray(self.cache.labels[location.volume] == 1)
         found = np.zeros(len(LABELS), bool)
         if location.holds(self.cache.shapes[location.volume]):
             labels = self.cache.labels[location.volume]

@@ -6,7 +6,7 @@ Blur and thick slices are separable, so each is a small matrix along an axis of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from aneurysm.volume.intensity import to_model_units
 
 WindowsHU = Sequence[tuple[float, float]]
 """(low, high) in HU of each channel of CT; none: one channel, in the cache's own window."""
+
+MrRange = Literal["series", "picture"]
+"""Whose percentiles MR's model units are of."""
 
 _AIR = 0.05
 
@@ -36,9 +39,9 @@ def model_units(
     Parameters
     ----------
     physical
-        (B, 1, Z, Y, X) float32 in HU, or the MR scanner's units.
+        (B, C, Z, Y, X) float32 in HU, or the MR scanner's units.
     window
-        (B, 2) float32, as in `aneurysm.patches.batch.Batch`.
+        (B, 2) float32, as in `aneurysm.patches.batch.Batch`; or (B, C, Z, 2), one for each picture.
     is_ct
         (B,) bool.
     ct_windows_hu
@@ -49,7 +52,7 @@ def model_units(
     Returns
     -------
     Tensor
-        (B, C, Z, Y, X) float32 in [0, 1].
+        (B, C, Z, Y, X) float32 in [0, 1]; with W windows (B, C W, Z, Y, X), those of a channel together.
 
     Raises
     ------
@@ -59,21 +62,38 @@ def model_units(
     for low_hu, high_hu in ct_windows_hu:
         if not low_hu < high_hu:
             raise UsageError(f"a CT window from {low_hu:g} to {high_hu:g} HU: give (low, high), the lower value first")
-    windows = window[:, None]
+    windows = (window[:, None, None] if window.dim() == 2 else window)[..., None, :]  # (B, C, Z, W, 2)
     if ct_windows_hu:
         ct = torch.tensor(ct_windows_hu, dtype=torch.float32).to(window.device, non_blocking=True)
-        windows = torch.where(is_ct[:, None, None], ct, windows)
+        windows = torch.where(is_ct[:, None, None, None, None], ct, windows)
     low, width = windows[..., 0], windows[..., 1] - windows[..., 0]
     if draws:
         shift, stretch = _column(window, [(draw.window_shift, draw.window_width) for draw in draws]).unbind(1)
-        low = low + width * (shift + (1 - stretch) / 2)[:, None]
-        width = width * stretch[:, None]
-    return to_model_units(physical, low[..., None, None, None], width[..., None, None, None])
+        low = low + width * (shift[:, None, None, None] + (1 - stretch[:, None, None, None]) / 2)
+        width = width * stretch[:, None, None, None]
+    low, width = (part.transpose(2, 3)[..., None, None] for part in (low, width))  # (B, C, W, Z, 1, 1)
+    return to_model_units(physical[:, :, None], low, width).flatten(1, 2)
+
+
+def picture_windows(physical: Tensor, window: Tensor, is_ct: Tensor) -> Tensor:
+    """
+    Return (B, C, Z, 2): for MR the 1st and 99.5th percentile of each picture of (B, C, Z, Y, X), for CT its ``window``.
+
+    Pixels without signal, air and what lies outside the volume, don't count.
+    """
+    flat = physical.flatten(3)
+    lowest = flat.amin(-1, keepdim=True)
+    seen = torch.where(flat > lowest, flat, torch.nan)
+    low, high = torch.nanquantile(seen, torch.tensor([0.01, 0.995], device=flat.device), dim=-1)
+    # A picture of one value, as beyond the volume, is black.
+    low, high = torch.where(low.isnan(), lowest[..., 0], low), torch.where(high.isnan(), lowest[..., 0] + 1, high)
+    own = torch.stack([low, torch.maximum(high, low + 1e-3 * low.abs() + 1e-6)], -1)
+    return torch.where(is_ct[:, None, None, None], window[:, None, None], own)
 
 
 def lower_resolution(image: Tensor, draws: Sequence[AugmentDraw], spacing_mm: tuple[float, float, float]) -> Tensor:
     """
-    Return (B, 1, Z, Y, X) blurred, and as if scanned in thick slices, where that was drawn; in place.
+    Return (B, C, Z, Y, X) blurred, and as if scanned in thick slices, where that was drawn; in place.
 
     Beyond the patch nothing is made up: at its faces weights are spread over the voxels that there are.
     """
@@ -87,9 +107,9 @@ def lower_resolution(image: Tensor, draws: Sequence[AugmentDraw], spacing_mm: tu
         .to(image.device, non_blocking=True)
         for axis, n in enumerate(image.shape[2:])
     )
-    chosen = image[index, 0]
-    chosen = (z @ chosen.flatten(2)).view_as(chosen)
-    image[index, 0] = y[:, None] @ chosen @ x[:, None].mT
+    chosen = image[index]
+    chosen = (z[:, None] @ chosen.flatten(3)).view_as(chosen)
+    image[index] = y[:, None, None] @ chosen @ x[:, None, None].mT
     return image
 
 
@@ -133,17 +153,17 @@ def slices_matrix(n: int, thickness: float, phase: float) -> NDArray[np.float64]
 
 
 def add_noise(physical: Tensor, window: Tensor, is_ct: Tensor, draws: Sequence[AugmentDraw]) -> Tensor:
-    """Add noise to (B, 1, Z, Y, X) physical values where it was drawn, in place: Gaussian to CT, Rician to MR."""
+    """Add noise to (B, C, Z, Y, X) physical values where it was drawn, in place: Gaussian to CT, Rician to MR."""
     rows = [row for row, draw in enumerate(draws) if draw.noise_sigma]
     for row in rows:
         # A generator for each sample: what its neighbours draw must not matter.
         generator = torch.Generator(physical.device).manual_seed(draws[row].noise_seed)
-        shape = (2, *physical.shape[2:])
+        shape = (2, *physical.shape[1:])
         sigma = draws[row].noise_sigma * (window[row, 1] - window[row, 0])
         real, imaginary = torch.randn(shape, generator=generator, dtype=torch.float32, device=physical.device) * sigma
-        real += physical[row, 0]
+        real += physical[row]
         # MR shows the magnitude of a complex signal, so its noise never falls below zero, and lifts the air.
-        physical[row, 0] = torch.where(is_ct[row], real, torch.hypot(real, imaginary))
+        physical[row] = torch.where(is_ct[row], real, torch.hypot(real, imaginary))
     return physical
 
 

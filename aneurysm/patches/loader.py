@@ -22,6 +22,7 @@ from aneurysm.errors import LoaderError, SamplingError
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.dataset import PatchDataset
 from aneurysm.patches.plan import Plan, PlannedPatch, Sampling
+from aneurysm.patches.views.view import Box, View
 from aneurysm.types import Triple
 
 _log: Final = logging.getLogger(__name__)
@@ -67,7 +68,9 @@ class PatchLoader:
     cache
         What to draw from.
     patch
-        Voxels of a patch along (z, y, x).
+        Voxels of a patch along (z, y, x); in place of a view.
+    view
+        What a sample is; see `aneurysm.patches.views`. Of a view of pictures only the balance of ``sampling`` counts.
     batch_size
         Patches a batch, for this rank.
     steps
@@ -103,7 +106,8 @@ class PatchLoader:
         self,
         cache: Cache,
         *,
-        patch: Triple,
+        patch: Triple | None = None,
+        view: View | None = None,
         batch_size: int,
         steps: int,
         volumes: Sequence[int] | None = None,
@@ -118,10 +122,16 @@ class PatchLoader:
         max_damaged: int = 10,
         first_epoch: int = 0,
     ) -> None:
-        sampling = sampling or Sampling()
+        if (patch is None) == (view is None):
+            raise SamplingError("say what a sample is: either patch=(z, y, x) voxels, or view=")
+        view = Box(patch) if view is None and patch is not None else view
+        assert view is not None
+        if vessels and view.scope == "series":
+            raise SamplingError("pictures of a series come without a vessel mask: take patches, view patch3d or slab")
+        sampling = (sampling or Sampling()).of(view.scope)
         volumes = range(len(cache)) if volumes is None else volumes
         self.plan = Plan(cache, volumes, sampling, steps * batch_size * ranks, batch_size * ranks, seed)
-        self.dataset = PatchDataset(cache, self.plan.volumes, patch, sampling, seed, vessels=vessels)
+        self.dataset = PatchDataset(cache, self.plan.volumes, view, sampling, seed, vessels=vessels)
         self._sampler = DrawSampler(self.plan, rank, ranks)
         self._sampler.epoch = first_epoch
         _loaders.add(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from aneurysm.errors import SamplingError
 from aneurysm.labels import LABELS
 from aneurysm.patches.randomness import Stream, generator
 from aneurysm.patches.samplers import PatchKind
+from aneurysm.patches.views.view import Scope
 
 Balance = Literal["natural", "label", "stratified"]
 _PRESENT: Final = len(LABELS) - 1
@@ -42,6 +43,12 @@ class Sampling:
     uniform: float = 0.05
     balance: Balance = "natural"
     lesion_margin_mm: float = 6.0
+
+    def of(self, scope: Scope) -> Sampling:
+        """Return the mixture for samples of ``scope``: a series has one place, its whole volume."""
+        if scope == "patch":
+            return self
+        return replace(self, lesion=0.0, vessel=0.0, foreground=0.0, uniform=1.0)
 
     def weights(self) -> dict[PatchKind, float]:
         """Return the samplers' shares, which sum to 1. Raises `SamplingError` if no weight is above 0."""

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from aneurysm.types import Triple
 from aneurysm.volume.blocks import Blocks
 
-PatchKind = Literal["lesion", "vessel", "foreground", "uniform", "grid"]
+PatchKind = Literal["lesion", "vessel", "foreground", "uniform", "grid", "series"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,25 +11,15 @@ from numpy.typing import NDArray
 
 from aneurysm.cache.volume import read_box
 from aneurysm.patches.samplers import grid_starts
+from aneurysm.patches.views.view import Readable
 from aneurysm.types import Triple, triple
-from aneurysm.volume.blocks import HeadBlocks
+from aneurysm.volume.blocks import HeadBlocks, Survey
+from aneurysm.volume.head_and_vessels import survey
 from aneurysm.volume.intensity import Intensity
 
 
-class Source(Protocol):
-    """
-    One volume: an `aneurysm.cache.volume.CachedVolume`, or a `MemoryVolume`.
-
-    ``read(start, shape)`` returns the stored integers of a box (z, y, x), padded with air outside the volume.
-    """
-
-    @property
-    def uid(self) -> str:
-        """The series."""
-
-    @property
-    def shape(self) -> Triple:
-        """Voxels along (z, y, x)."""
+class Source(Readable, Protocol):
+    """One volume that is predicted: an `aneurysm.cache.volume.CachedVolume`, or a `MemoryVolume`."""
 
     @property
     def affine_lps(self) -> NDArray[np.float64]:
@@ -36,14 +27,7 @@ class Source(Protocol):
 
     @property
     def blocks(self) -> HeadBlocks:
-        """Where the head is."""
-
-    @property
-    def intensity(self) -> Intensity:
-        """What its stored integers mean."""
-
-    def read(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[Any]:
-        """Return the stored integers of a box."""
+        """Where the head is, with a vessel mask's blocks if there is one."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +46,17 @@ class MemoryVolume:
     blocks: HeadBlocks
     intensity: Intensity
     modality: str = ""
+    stored_survey: Survey | None = None
+    """Of a cached volume; that of any other is found when it is asked for."""
+
+    @cached_property
+    def survey(self) -> Survey:
+        """What lies where, by the voxels alone."""
+        if self.stored_survey is not None:
+            return self.stored_survey
+        # As of the spec, which the affine has in sums of squares.
+        z, y, x = np.linalg.norm(self.affine_lps[:3, :3], axis=0).round(9).tolist()
+        return survey(self.voxels, self.intensity, (z, y, x))
 
     @property
     def shape(self) -> Triple:

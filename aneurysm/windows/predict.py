@@ -1,5 +1,7 @@
 """Model, volumes -> SeriesPrediction: a sliding window over the head, its answers pooled to those of the series.
 
+Of a view of pictures there is nothing to slide: the pictures of a series are one sample, and its answer the series'.
+
 Each volume is read once, whole, by a thread that runs ahead; windows are cut from it on the device. Windows of several
 series share batches, so that short series don't leave the device half empty.
 """
@@ -23,13 +25,15 @@ from aneurysm.errors import CacheError, UsageError
 from aneurysm.models.device import check_precision
 from aneurysm.models.output import check_output
 from aneurysm.models.pooling import POOLINGS
-from aneurysm.patches.intensity import WindowsHU, model_units
+from aneurysm.patches.intensity import MrRange, WindowsHU, model_units, picture_windows
+from aneurysm.patches.views.view import Pictures
 from aneurysm.probability import logit, sigmoid
 from aneurysm.processes.threads import ahead
 from aneurysm.types import Triple
 from aneurysm.volume.intensity import to_physical
 from aneurysm.windows.candidates import Candidate, best_candidates, map_peaks, window_peaks
 from aneurysm.windows.grid import Source, Windows, read_windows
+from aneurysm.windows.series_pictures import SeriesPictures, read_series_pictures
 from aneurysm.windows.stitching import StitchedMap
 
 OnWindows = Callable[[int, int], None]
@@ -75,6 +79,10 @@ class WindowOptions:
     ----------
     patch_shape
         Voxels (z, y, x) of a window.
+    pictures
+        The view of a model that looks at pictures of series, and not at windows.
+    mr_range
+        Whose percentiles MR's model units are of; see `aneurysm.patches.augment.augment`.
     pooling
         Key of `aneurysm.models.pooling.POOLINGS`.
     overlap
@@ -113,12 +121,19 @@ class WindowOptions:
     candidates: int = 0
     map_label: int | None = None
     cam: bool = False
+    pictures: Pictures | None = None
+    mr_range: MrRange = "series"
 
     def __post_init__(self) -> None:
         for name, value, known in (("pooling", self.pooling, POOLINGS), ("precision", self.precision, PRECISIONS)):
             if value not in known:
                 raise UsageError(f"there is no {name} {value!r}; choose from {', '.join(known)}")
         check_precision(self.precision, self.device)
+        if self.pictures is not None and self.map_label is not None:
+            raise UsageError(
+                "the model looks at pictures of a series: it has candidates, but no map of the volume to be written. "
+                "Leave out --overlay"
+            )
         if not 0 <= self.overlap < 1:
             raise UsageError(f"windows can't overlap by {self.overlap:g} of their length: give 0 to below 1")
         if self.batch_size < 1 or min(self.patch_shape) < 1 or self.candidates < 0:
@@ -202,8 +217,12 @@ def predict_or_pass(
 ) -> Iterator[SeriesPrediction | None]:
     """Do as `predict_sources`, and yield None for each None among them, in its place and without delay."""
 
-    def read(source: Source | None) -> Windows | None:
-        return None if source is None else read_windows(source, options.patch_shape, options.overlap)
+    def read(source: Source | None) -> Windows | SeriesPictures | None:
+        if source is None:
+            return None
+        if options.pictures is not None:
+            return read_series_pictures(source, options.pictures)
+        return read_windows(source, options.patch_shape, options.overlap)
 
     waiting: deque[_Series | None] = deque()
     batch: list[tuple[_Series, int]] = []
@@ -241,11 +260,13 @@ class _Series:
     """One series on its way: its voxels on the device, and the answers of its windows so far."""
 
     number: int
-    windows: Windows
+    windows: Windows | SeriesPictures
     options: WindowOptions
     logits: list[Tensor] = field(default_factory=list)
     peaks: list[Tensor] = field(default_factory=list)
     stitched: StitchedMap | None = None
+    shown: tuple[Tensor, Triple] | None = None
+    """The map of pictures."""
 
     def __post_init__(self) -> None:
         if self.options.map_label is not None:
@@ -259,16 +280,21 @@ class _Series:
         return len(self.logits) == len(self.windows.starts)
 
     def window(self, k: int) -> Tensor:
-        """Return (Z, Y, X) stored integers."""
+        """Return (C, Z, Y, X) stored integers."""
+        if isinstance(self.windows, SeriesPictures):
+            return self.voxels
         z, y, x = (
             slice(s - c, s - c + p)
             for s, c, p in zip(self.windows.starts[k], self.windows.corner, self.options.patch_shape, strict=True)
         )
-        return self.voxels[z, y, x]
+        return self.voxels[None, z, y, x]
 
     def take(self, k: int, logits: Tensor, dense: Tensor | None, stride_zyx: tuple[int, int, int]) -> None:
         """Note the answer of window ``k``, which are taken in order."""
         self.logits.append(logits)
+        if isinstance(self.windows, SeriesPictures):
+            self.shown = None if dense is None else (dense, stride_zyx)
+            return
         if self.stitched is not None:
             if dense is None:
                 raise UsageError("the model has no map, or the ensemble's maps differ in their cells; --cam makes one")
@@ -294,7 +320,11 @@ class _Series:
 
     def _candidates(self, logits: NDArray[np.float32]) -> list[Candidate]:
         source, patch, n = self.windows.source, self.options.patch_shape, self.options.candidates
-        if self.peaks:
+        if isinstance(self.windows, SeriesPictures):
+            if self.shown is None:
+                return []
+            peaks = self.windows.peaks(*self.shown, n)
+        elif self.peaks:
             peaks = torch.cat(self.peaks).cpu().numpy()
         else:
             first = np.array(self.windows.starts)
@@ -309,9 +339,12 @@ class _Series:
 def _run(model: nn.Module, batch: list[tuple[_Series, int]], options: WindowOptions) -> None:
     units = torch.tensor([series.units for series, _ in batch], dtype=torch.float32).to(options.device)
     scale, offset = units[:, :2, None, None, None, None].unbind(1)
-    stored = torch.stack([series.window(k) for series, k in batch])[:, None]
+    stored = torch.stack([series.window(k) for series, k in batch])
     physical = to_physical(stored.float(), scale, offset)
-    image = model_units(physical, units[:, 2:4], units[:, 4] > 0, options.ct_windows_hu)
+    window, is_ct = units[:, 2:4], units[:, 4] > 0
+    if options.mr_range == "picture":
+        window = picture_windows(physical, window, is_ct)
+    image = model_units(physical, window, is_ct, options.ct_windows_hu)
     with _autocast(options):
         output = check_output(model(image), image)
     logits = output.logits.float()

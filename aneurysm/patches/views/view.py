@@ -1,0 +1,173 @@
+"""View: what a model sees of a volume. A box that a sampler places, or pictures of the whole series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aneurysm.types import Triple
+from aneurysm.volume.blocks import Survey
+from aneurysm.volume.intensity import Intensity
+
+Plane = Literal["axial", "coronal", "sagittal"]
+PLANES: Final[dict[Plane, int]] = {"axial": 0, "coronal": 1, "sagittal": 2}
+"""By the axis, of (z, y, x), that runs across the picture. Rows and columns are the other two, in this order."""
+Scope = Literal["patch", "series"]
+"""What labels a sample: the lesions in it, or the labels of its series."""
+Reduction = Literal["max", "min", "mean", "std"]
+
+
+class Readable(Protocol):
+    """
+    A volume that views read: an `aneurysm.cache.volume.CachedVolume`, or an `aneurysm.windows.grid.MemoryVolume`.
+
+    ``read(start, shape)`` returns the stored integers of a box (z, y, x), padded with air outside the volume.
+    """
+
+    @property
+    def uid(self) -> str:
+        """The series."""
+
+    @property
+    def shape(self) -> Triple:
+        """Voxels along (z, y, x)."""
+
+    @property
+    def fill(self) -> int:
+        """Stored value of air."""
+
+    @property
+    def survey(self) -> Survey:
+        """What lies where, by the voxels alone."""
+
+    @property
+    def intensity(self) -> Intensity:
+        """What its stored integers mean."""
+
+    def read(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[Any]:
+        """Return the stored integers of a box."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """
+    A box of the volume, which samplers place, and windows of it cover the head: views `patch3d` and `slab`.
+
+    Attributes
+    ----------
+    shape
+        Voxels along (z, y, x).
+    """
+
+    shape: Triple
+    channels: int = 1
+    scope: Scope = "patch"
+    planes: None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """
+    One picture: the slices ``first`` to ``last`` (not included) across ``axis``, reduced to one.
+
+    Attributes
+    ----------
+    axis
+        Of (z, y, x), across the picture.
+    first, last
+        Voxels along it. The part outside the volume is left out.
+    corner
+        Voxel (row, column) of the first pixel; may be negative.
+    how
+        Of several slices.
+    """
+
+    axis: int
+    first: int
+    last: int
+    corner: tuple[int, int]
+    how: Reduction = "max"
+
+
+class Pictures(Protocol):
+    """
+    Pictures of the whole series, of one size: views `slices` and `mip`.
+
+    Attributes
+    ----------
+    shape
+        (pictures, rows, columns) of a sample.
+    channels
+        Of each of the pictures.
+    planes
+        (channels, pictures): the axis across each, which is the same in every sample.
+    """
+
+    @property
+    def shape(self) -> Triple:
+        """(pictures, rows, columns)."""
+
+    @property
+    def channels(self) -> int:
+        """Of each picture."""
+
+    @property
+    def scope(self) -> Literal["series"]:
+        """Labelled as the series is."""
+
+    @property
+    def planes(self) -> tuple[tuple[int, ...], ...]:
+        """(channels, pictures)."""
+
+    def choose(self, volume: Readable, rng: np.random.Generator | None = None) -> list[list[Picture]]:
+        """Return the pictures of a volume by channel: with a generator at random, if the view has something random."""
+
+
+View = Box | Pictures
+
+
+def frame_start(volume: Readable, size: Triple) -> Triple:
+    """
+    Return the first voxel of the box of ``size`` about the head from which pictures are cut; may be negative.
+
+    The head is in its middle. Of one that is longer than the box, with a neck, it holds the upper end.
+    """
+    low, high = head_box(volume)
+    z, y, x = (int(a + b - n) // 2 for a, b, n in zip(low, high, size, strict=True))
+    if high[0] - low[0] > size[0]:
+        z = int(high[0]) - size[0]
+    return z, y, x
+
+
+def head_box(volume: Readable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first voxel of the box about the head, and the one after its last; of the volume if there is none."""
+    blocks = np.argwhere(volume.survey.head)
+    if not len(blocks):
+        return np.zeros(3, np.int64), np.array(volume.shape)
+    edge = np.array(volume.survey.edge)
+    return blocks.min(0) * edge, np.minimum((blocks.max(0) + 1) * edge, volume.shape)
+
+
+def picture_corner(axis: int, frame: Triple) -> tuple[int, int]:
+    """Return (row, column) of the first pixel of pictures across ``axis``."""
+    row, column = (frame[a] for a in range(3) if a != axis)
+    return row, column
+
+
+def across(axis: int, along: int, rows: int, columns: int) -> Triple:
+    """Return (z, y, x) of what has ``along`` across the picture, and rows and columns in it."""
+    z, y, x = [along, rows, columns] if axis == 0 else [rows, along, columns] if axis == 1 else [rows, columns, along]
+    return z, y, x
+
+
+def grouped_by_plane(planes: Sequence[Sequence[int]]) -> dict[int, list[tuple[int, int]]]:
+    """Return (channel, picture) of all pictures across each axis, in their order along it: pictures first."""
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for picture in range(len(planes[0])):
+        for channel, row in enumerate(planes):
+            groups.setdefault(row[picture], []).append((channel, picture))
+    return groups
