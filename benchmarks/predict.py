@@ -158,8 +158,8 @@ def _measure(checkpoint: Path, series: Path, repeats: int, threads: int) -> Run:
         windows_s = ended - started - read_s - timed.seconds - pooling_s
         runs.append(Run(load_s, read_s, timed.seconds, windows_s, pooling_s, 0, 0.0, 0.0))
     options = predictor.options
-    windows = len(read_windows(read.volume, options.patch_shape, options.overlap).starts)
-    voxels = windows * torch.Size(options.patch_shape).numel() / read.volume.voxels.size
+    windows = len(read_windows(read.volume, options.view.shape, options.overlap).starts)
+    voxels = windows * torch.Size(options.view.shape).numel() / read.volume.voxels.size
     middle = sorted(runs[1:], key=lambda run: run.model_s)[repeats // 2]
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     return replace(middle, windows=windows, coverage=voxels, peak_mb=peak_mb)

@@ -41,7 +41,6 @@ class TrainProgress(Display):
     def started(self, facts: RunFacts) -> None:
         """Say what is trained on what, where."""
         self._facts = facts
-        patch = " x ".join(map(str, facts.patch))
         limit = f"         {facts.limit}\n" if facts.limit else ""
         again = f", from epoch {facts.first_epoch + 1} on" if facts.first_epoch else ""
         self.say(
@@ -50,7 +49,7 @@ class TrainProgress(Display):
             f"series   {facts.train[0]} to train on ({facts.train[1]} with aneurysm), {facts.val[0]} held out "
             f"({facts.val[1]} with aneurysm)\n"
             f"{limit}"
-            f"patches  {patch} voxels, {facts.batch_size} per step, {facts.steps_per_epoch} steps per epoch, "
+            f"samples  {facts.samples}, {facts.batch_size} per step, {facts.steps_per_epoch} steps per epoch, "
             f"{facts.epochs} epochs{again}\n"
             "Ctrl-C saves and stops; --resume goes on."
         )

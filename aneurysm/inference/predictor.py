@@ -286,8 +286,9 @@ def load_predictor(
         raise UsageError("Grad-CAM (--cam) makes a map (--overlay): say of which label")
     label = None if map_label is None else LABELS.index(map_label)
     validation = first.config.validation
+    view = first.config.view_on(first.spec)
     options = WindowOptions(
-        patch_shape=first.config.patch,
+        view,
         pooling=validation.pooling,
         overlap=validation.overlap if overlap is None else overlap,
         batch_size=validation.batch_size if batch_size is None else batch_size,
@@ -298,11 +299,12 @@ def load_predictor(
         candidates=candidates,
         map_label=label,
         cam=cam,
+        mr_range=first.config.mr_range,
     )
     models = [checkpoint.build_model(architecture) for checkpoint in loaded]
     if cam and label is not None:
         models = [GradCam(model, label) for model in models]
-    model = models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip)
+    model = models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip, planes=view.planes)
     limits = Limits(timeout_s, memory_mb)
     kinds = {"takes_dicom": first.takes_dicom, "takes_plain_arrays": first.takes_plain_arrays}
     return Predictor(model, first.spec, options, adjustment, limits, **kinds)
@@ -311,6 +313,7 @@ def load_predictor(
 def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:
     for what, a, b in (
         ("cache spec (digest)", first.spec.digest, other.spec.digest),
+        ("view", first.config.view, other.config.view),
         ("patch", first.config.patch, other.config.patch),
         ("pooling", first.config.validation.pooling, other.config.validation.pooling),
         ("CT windows", first.config.ct_windows_hu, other.config.ct_windows_hu),

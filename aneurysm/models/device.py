@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from aneurysm.errors import DeviceMemoryError, UsageError
 from aneurysm.processes.threads import usable_cpus
@@ -68,6 +69,14 @@ def check_precision(precision: str, device: str | torch.device) -> None:
         raise UsageError(
             "--precision fp16 needs a GPU, and this runs on a CPU: take fp32, or bf16 on a CPU that has it"
         )
+
+
+def set_channels_last(model: nn.Module) -> None:
+    """Lay the weights of 3D and 2D convolutions out with their channels last, in place."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.dim() in formats:
+            weight.data = weight.data.contiguous(memory_format=formats[weight.dim()])
 
 
 def is_out_of_memory(error: Exception) -> bool:

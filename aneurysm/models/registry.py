@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 
@@ -16,6 +16,9 @@ from aneurysm.models.cnn3d import CNN3d
 from aneurysm.models.resnet3d import ResNet3d
 from aneurysm.models.resnet3d_dense import ResNet3dDense
 from aneurysm.models.unet3d import UNet3d
+from aneurysm.patches.views.config import Patch3dConfig, ViewConfig
+
+_PATCHES: Final = Patch3dConfig()
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Architecture:
         Terms of `aneurysm.training.objective.Objective` and their weights.
     pooling
         From patches to the series: a key of `aneurysm.models.pooling.POOLINGS`.
+    view
+        What it sees: patches of ``patch_shape``, or something else.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Architecture:
     weight_decay: float = 0.01
     losses: Mapping[str, float] = field(default_factory=lambda: {"bce": 1.0})
     pooling: str = "max"
+    view: ViewConfig = _PATCHES
 
 
 _MAP_LOSSES = {"bce": 1.0, "dense_top_k": 1.0, "consistency": 0.1}

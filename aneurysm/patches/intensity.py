@@ -6,7 +6,7 @@ Blur and thick slices are separable, so each is a small matrix along an axis of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -20,10 +20,27 @@ from aneurysm.volume.intensity import to_model_units
 WindowsHU = Sequence[tuple[float, float]]
 """(low, high) in HU of each channel of CT; none: one channel, in the cache's own window."""
 
+CT_WINDOWS_HU: Final[dict[str, tuple[float, float]]] = {
+    "brain": (0.0, 80.0),
+    "soft-tissue": (-100.0, 300.0),
+    "vessel": (0.0, 600.0),
+    "bone": (-200.0, 1300.0),
+}
+"""Windows by name. That of vessels is wider than a reader's: contrast of 500 HU is to stay below white."""
 MrRange = Literal["series", "picture"]
 """Whose percentiles MR's model units are of."""
 
 _AIR = 0.05
+
+
+def named_windows(windows: Any) -> Any:
+    """Return (low, high) in HU for each window that is given by its name; raise `ValueError` if there is no such."""
+    if not isinstance(windows, list | tuple):
+        return windows
+    for name in windows:
+        if isinstance(name, str) and name not in CT_WINDOWS_HU:
+            raise ValueError(f"there is no window of CT {name!r}. There are {', '.join(CT_WINDOWS_HU)}")
+    return tuple(CT_WINDOWS_HU[w] if isinstance(w, str) else w for w in windows)
 
 
 def model_units(

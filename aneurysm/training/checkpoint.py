@@ -104,7 +104,8 @@ class Checkpoint:
             The architecture is not of this package and not given, or the weights don't fit it.
         """
         name = architecture or shipped_architecture(self.config.model).name
-        model = build_model(name, self.config.in_channels, **self.config.model_options)
+        channels = self.config.in_channels(self.config.view_on(self.spec))
+        model = build_model(name, channels, **self.config.model_options)
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from aneurysm.labels import LABELS
 from aneurysm.models.pooling import POOLINGS
 from aneurysm.models.registry import find_architecture
 from aneurysm.patches.augment_config import AugmentConfig
+from aneurysm.patches.intensity import MrRange, named_windows
 from aneurysm.patches.plan import Balance, Sampling
+from aneurysm.patches.views.config import MipConfig, Patch3dConfig, SlicesConfig, ViewConfig
+from aneurysm.patches.views.view import View
+from aneurysm.spec import CacheSpec
 from aneurysm.training.objective import TERMS
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -84,10 +88,12 @@ class TrainConfig(_Section):
         `aneurysm.cache.local_copy.LocalCopy.of`.
     model, model_options
         A name of `aneurysm.models.registry`, or ``module:function``; and the options of its builder.
+    view
+        What the model sees; see `aneurysm.patches.views.config.ViewConfig`.
     patch
-        Voxels (z, y, x) of a training patch, and of a window in validation.
+        Of view patch3d, and of no other: voxels (z, y, x) of a training patch, and of a window in validation.
     batch_size
-        Patches per step and device.
+        Samples per step and device.
     epochs, steps_per_epoch
         An epoch is so many batches; validation follows it.
     save_every
@@ -110,7 +116,8 @@ class TrainConfig(_Section):
     lesion_radius_mm, lesion_shape
         What the lesion map is taught; see `aneurysm.patches.targets.map_targets`.
     ct_windows_hu
-        A channel for each window of CT; none: one channel, in the cache's own window.
+        Channels of CT, one for each window: (low, high) in HU, or one of `aneurysm.patches.intensity.CT_WINDOWS_HU` by
+        name; none: one channel, in the cache's own window.
     precision
         ``auto`` is bf16 on a GPU that has it, else fp32.
     devices
@@ -128,6 +135,7 @@ class TrainConfig(_Section):
     local_cache_gb: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
     model: str = "resnet3d18"
     model_options: dict[str, bool | int | float | str] = {}
+    view: ViewConfig | None = None
     patch: tuple[_Edge, _Edge, _Edge] | None = None
     batch_size: _Count | None = None
     epochs: _Count = 20
@@ -145,7 +153,7 @@ class TrainConfig(_Section):
     pos_weight: Literal["auto"] | _Rate | tuple[_Rate, ...] | None = None
     lesion_radius_mm: _Rate = 3.0
     lesion_shape: Literal["sphere", "gaussian"] = "sphere"
-    ct_windows_hu: tuple[tuple[float, float], ...] = ()
+    ct_windows_hu: Annotated[tuple[tuple[float, float], ...], BeforeValidator(named_windows)] = ()
     precision: Precision = "auto"
     devices: Literal["auto"] | _Count = "auto"
     workers: Annotated[int, Field(ge=0)] | None = None
@@ -171,6 +179,8 @@ class TrainConfig(_Section):
             raise ValueError(f"fold: there is no fold {self.fold} of {self.folds}; they count from 0")
         if self.keep_positives and self.limit_train is None:
             raise ValueError("keep_positives: it goes with limit_train, which says how many series there are to be")
+        if self.patch is not None and self.view is not None and self.view.name != "patch3d":
+            raise ValueError(f"patch: of the view {self.view.name!r} the size is set in its own section, [view]")
         if self.fold == self.test_fold:
             raise ValueError(f"test_fold: fold {self.fold} can't be held out and kept for a test, too")
         return self
@@ -185,11 +195,14 @@ class TrainConfig(_Section):
             There is no such model.
         """
         architecture = find_architecture(self.model)
-        content = self.model_dump()
+        content = self.model_dump() | {"view": self.view}
         batch_size = self.batch_size or architecture.batch_size
         # SGD's rates are of another magnitude than AdamW's, of which the registry speaks.
         adamw = self.optimizer.name == "adamw"
-        _fill(content, "patch", architecture.patch_shape)
+        # A patch that was asked for says which view is meant, where the model has another one by default.
+        _fill(content, "view", Patch3dConfig() if self.patch is not None else architecture.view)
+        if content["view"].name == "patch3d":
+            _fill(content, "patch", architecture.patch_shape)
         _fill(content, "batch_size", batch_size)
         _fill(content, "losses", dict(architecture.losses))
         _fill(content["optimizer"], "learning_rate", architecture.learning_rate if adamw else 0.01)
@@ -197,11 +210,6 @@ class TrainConfig(_Section):
         _fill(content["validation"], "batch_size", batch_size)
         _fill(content["validation"], "pooling", architecture.pooling)
         return ResolvedConfig.model_validate(content)
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the model's input."""
-        return max(1, len(self.ct_windows_hu))
 
     @property
     def optimizer_steps(self) -> int:
@@ -226,11 +234,30 @@ class ResolvedValidation(ValidationConfig):
 class ResolvedConfig(TrainConfig):
     """A `TrainConfig` in which the model's defaults are written out: what stands in a run's config.toml."""
 
-    patch: tuple[_Edge, _Edge, _Edge]
+    view: ViewConfig
     batch_size: _Count
     losses: dict[str, _Weight]
     optimizer: ResolvedOptimizer
     validation: ResolvedValidation
+
+    @model_validator(mode="after")
+    def _has_a_size(self) -> ResolvedConfig:
+        if self.view.name == "patch3d" and self.patch is None:
+            raise ValueError("patch: the view patch3d has no size")
+        return self
+
+    def view_on(self, spec: CacheSpec) -> View:
+        """Return what the model sees of volumes of ``spec``. Raises `UsageError` if its pictures can't be stacked."""
+        return self.view.build(self.patch, spec.spacing_mm)
+
+    def in_channels(self, view: View) -> int:
+        """Return the channels of the model's input: those of the view, in each window of CT."""
+        return view.channels * max(1, len(self.ct_windows_hu))
+
+    @property
+    def mr_range(self) -> MrRange:
+        """Whose percentiles MR's model units are of."""
+        return self.view.mr_range if isinstance(self.view, SlicesConfig | MipConfig) else "series"
 
 
 def _fill(content: dict[str, Any], key: str, value: Any) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from aneurysm.documents import format_problem, read_toml
 from aneurysm.errors import UsageError
+from aneurysm.patches.views.config import VIEWS
 from aneurysm.training.config import ResolvedConfig, TrainConfig
 
 _Config = TypeVar("_Config", bound=TrainConfig)
@@ -96,8 +97,10 @@ def _by_key(errors: Iterable[dict[str, Any]]) -> dict[str, str]:
     for error in errors:
         # The last parts of such a key's place name the kind, as literal['auto'] or constrained-int.
         loc = tuple(takewhile(lambda part: isinstance(part, int) or part.isidentifier(), error["loc"]))
+        if loc[:1] == ("view",):  # which kind of view it is stands in its place, too
+            error, loc = {**error, "kind": loc[1:2]}, ("view", *loc[2:])
         key, first = ".".join(map(str, loc)), problems.get(".".join(map(str, loc)))
-        if first is None or len(loc) == len(error["loc"]):
+        if first is None or len(loc) == len(error["loc"]) - len(error.get("kind", ())):
             problems[key] = _problem({**error, "loc": loc})
         else:
             message = str(error["msg"]).removeprefix("Input should be ").partition(",")[0]
@@ -111,7 +114,7 @@ def _problem(error: dict[str, Any]) -> str:
     if error["type"] != "extra_forbidden":
         return problem
     *sections, key = (str(part) for part in error["loc"])
-    names = _keys(sections)
+    names = _keys([*sections[:1], *error.get("kind", ()), *sections[1:]])
     near = difflib.get_close_matches(key, names, n=1)
     return f"{problem}: did you mean {near[0]}?" if near else f"{problem}: there are {', '.join(names)}"
 
@@ -119,6 +122,9 @@ def _problem(error: dict[str, Any]) -> str:
 def _keys(sections: list[str]) -> list[str]:
     """Return the keys of a section, given by the path to it."""
     model: type[BaseModel] = TrainConfig
+    if sections[:1] == ["view"]:
+        kinds = {kind.model_fields["name"].default: kind for kind in VIEWS}
+        return list(kinds[sections[1]].model_fields)
     for section in sections:
         found = model.model_fields[section].annotation
         if not (isinstance(found, type) and issubclass(found, BaseModel)):

@@ -19,6 +19,7 @@ from aneurysm.models.device import check_precision, is_out_of_memory
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader, raise_loader_errors
 from aneurysm.patches.plan import Plan
+from aneurysm.patches.views.view import describe_view
 from aneurysm.processes.files import write_atomically
 from aneurysm.processes.threads import usable_cpus
 from aneurysm.training.checkpoint import load_checkpoint, parse_checkpoint, read_file, take_weights
@@ -190,13 +191,14 @@ def _train(
     if config.pos_weight == "auto":
         config = config.model_copy(update={"pos_weight": _positive_weights(config, cache, split)})
     torch.manual_seed(config.seed)
-    module = PatchModule(build_model(config.model, config.in_channels, **config.model_options), config)
+    view = config.view_on(cache.spec)
+    module = PatchModule(build_model(config.model, config.in_channels(view), **config.model_options), config, view)
     lineage = None if init is None or resume else _initialize(init, module, cache)
     workers = usual_workers(config, ranks.local_size)
     loader = PatchLoader(
         cache,
         volumes=split.train,
-        patch=config.patch,
+        view=view,
         batch_size=config.batch_size,
         steps=config.steps_per_epoch,
         sampling=config.sampling.as_sampling(),
@@ -215,7 +217,7 @@ def _train(
         log_file(folder.log, wanted=ranks.is_first),
         stop.caught(),
         joined(ranks),
-        raise_step_memory(config, ranks.device),
+        raise_step_memory(config, describe_view(view), ranks.device),
         closing(loader),
         raise_loader_errors(),
     ):
@@ -262,9 +264,10 @@ def for_machine(config: ResolvedConfig) -> ResolvedConfig:
 
 
 def _positive_weights(config: ResolvedConfig, cache: Cache, split: Split) -> tuple[float, ...]:
-    samples = config.steps_per_epoch * config.batch_size
-    plan = Plan(cache, split.train, config.sampling.as_sampling(), samples, config.batch_size, config.seed)
-    return positive_weights(cache, plan, config.patch)
+    samples, view = config.steps_per_epoch * config.batch_size, config.view_on(cache.spec)
+    sampling = config.sampling.as_sampling().of(view.scope)
+    plan = Plan(cache, split.train, sampling, samples, config.batch_size, config.seed)
+    return positive_weights(cache, plan, view.shape if view.scope == "patch" else None)
 
 
 def usual_workers(config: ResolvedConfig, ranks: int = 1) -> int:
@@ -375,7 +378,7 @@ def _facts(
         train=counts(split.train),
         val=counts(split.val),
         limit=split.limit,
-        patch=config.patch,
+        samples=describe_view(module.view),
         batch_size=config.batch_size * ranks.size,
         epochs=config.epochs,
         steps_per_epoch=config.steps_per_epoch,

@@ -173,14 +173,13 @@ def rate_factor(step: int, steps: int, warmup: float, final: float) -> float:
 
 
 @contextmanager
-def raise_step_memory(config: ResolvedConfig, device: torch.device) -> Iterator[None]:
+def raise_step_memory(config: ResolvedConfig, samples: str, device: torch.device) -> Iterator[None]:
     """Turn a lack of memory into a `DeviceMemoryError`, which says what was used, and what to lower."""
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not is_out_of_memory(error):
             raise
-        patch = "x".join(map(str, config.patch))
         has = ""
         if device.type == "cuda":
             total = torch.cuda.get_device_properties(device).total_memory / 1e9
@@ -188,8 +187,8 @@ def raise_step_memory(config: ResolvedConfig, device: torch.device) -> Iterator[
                 f", which has {total:.0f} GB, of which {torch.cuda.max_memory_allocated(device) / 1e9:.0f} were in use"
             )
         raise DeviceMemoryError(
-            f"out of memory on {device}{has}, with batches of {config.batch_size} patches of {patch} voxels in "
+            f"out of memory on {device}{has}, with batches of {config.batch_size} {samples} in "
             f"{config.precision} (in validation: {config.validation.batch_size} at once). Lower --batch-size (with "
-            "optimizer.accumulate the steps stay the same) or --patch"
+            f"optimizer.accumulate the steps stay the same) or {'--patch' if config.patch else 'size_mm of the view'}"
             + (", or take --precision bf16" if config.precision == "fp32" and device.type == "cuda" else "")
         ) from error

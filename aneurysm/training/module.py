@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from aneurysm.errors import UsageError
 from aneurysm.labels import LABELS
+from aneurysm.models.device import set_channels_last
 from aneurysm.models.output import ModelOutput, check_output
 from aneurysm.patches.augment import ModelInput, augment
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.targets import map_targets
+from aneurysm.patches.views.view import View
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.objective import Objective, SampleCounts
 from aneurysm.training.timed_loader import MicroBatch
@@ -29,18 +31,20 @@ class PatchModule(nn.Module):
         Maps (B, C, Z, Y, X) to a `ModelOutput`.
     config
         Of the run.
+    view
+        What the model sees.
     """
 
-    def __init__(self, model: nn.Module, config: ResolvedConfig) -> None:
+    def __init__(self, model: nn.Module, config: ResolvedConfig, view: View) -> None:
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.view = model, config, view
         factors = config.pos_weight
         if factors == "auto":
             raise ValueError("pos_weight 'auto' has to be replaced by numbers before: they follow from the patches")
         if isinstance(factors, float):
             factors = (factors,) * len(LABELS)
         if config.channels_last:
-            model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            set_channels_last(model)
         if config.compile:
             model.compile()  # in place: the names in the state dict stay
         pos_weight = None if factors is None else torch.tensor(factors, dtype=torch.float32)
@@ -63,7 +67,8 @@ class PatchModule(nn.Module):
         """
         try:
             model = deepcopy(self.model).to("meta").train()
-            output = model.forward(torch.empty(2, self.config.in_channels, *self.config.patch, device="meta"))
+            channels = self.config.in_channels(self.view)
+            output = model.forward(torch.empty(2, channels, *self.view.shape, device="meta"))
             todo = [tensor.grad_fn for tensor in self.objective.taught(output)]
         except (RuntimeError, AttributeError, TypeError, ValueError):
             return True
@@ -104,7 +109,8 @@ class PatchModule(nn.Module):
 
     @torch.no_grad()
     def _augmented(self, patches: Batch) -> ModelInput:
-        return augment(patches, self.config.augment, ct_windows_hu=self.config.ct_windows_hu)
+        config = self.config
+        return augment(patches, config.augment, ct_windows_hu=config.ct_windows_hu, mr_range=config.mr_range)
 
     @torch.no_grad()
     def _step_counts(self, first: ModelInput, output: ModelOutput, lesion_map: Tensor | None) -> SampleCounts:
@@ -137,13 +143,18 @@ class PatchModule(nn.Module):
     def _lesion_map(self, inputs: ModelInput, output: ModelOutput) -> Tensor | None:
         if not self.objective.has_maps or output.dense is None:
             return None
+        if self.view.scope == "series":
+            raise UsageError(
+                "a lesion map can't be taught on pictures of a series, which have no lesion's place: take losses of "
+                "logits alone, or a view of patches"
+            )
         stride, *others = output.stride_zyx
         if others != [stride, stride]:
             raise UsageError(f"a lesion map of {output.stride_zyx} voxels per cell: only cubes can be taught")
         return map_targets(
             inputs.lesions,
             len(inputs),
-            self.config.patch,
+            self.view.shape,
             inputs.spacing_mm,
             radius_mm=self.config.lesion_radius_mm,
             kind=self.config.lesion_shape,

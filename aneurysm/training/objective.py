@@ -212,17 +212,17 @@ def _of_vessels(
     )
 
 
-def positive_weights(cache: Cache, plan: Plan, patch: tuple[int, int, int]) -> tuple[float, ...]:
+def positive_weights(cache: Cache, plan: Plan, patch: tuple[int, int, int] | None) -> tuple[float, ...]:
     """
     Return for the 14 labels the patches without over the patches with, in the plan's first epoch.
 
     They are limited to 1 to `MAX_POS_WEIGHT`.
 
     Counted as patches with a label are those drawn about its lesions (of the others, few hold a lesion by chance),
-    and those of volumes so small that the patch holds all of them, if the series has the label. Labels that no patch
-    has get `MAX_POS_WEIGHT`.
+    and those of volumes so small that the patch holds all of them, if the series has the label; of pictures of series,
+    whose ``patch`` is None, all. Labels that no patch has get `MAX_POS_WEIGHT`.
     """
-    whole = np.all(cache.shapes <= np.array(patch), axis=1)
+    whole = np.ones(len(cache), np.bool_) if patch is None else np.all(cache.shapes <= np.array(patch), axis=1)
     positive = np.zeros(len(LABELS))
     for draw in plan.epoch(0):
         if whole[draw.volume]:

@@ -35,7 +35,7 @@ class RunFacts:
     train: tuple[int, int]
     val: tuple[int, int]
     limit: str
-    patch: tuple[int, int, int]
+    samples: str
     batch_size: int
     epochs: int
     steps_per_epoch: int

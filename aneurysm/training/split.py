@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from aneurysm.cache.cache import Cache
 from aneurysm.errors import UsageError
 from aneurysm.labels import UNKNOWN
+from aneurysm.patches.views.view import View
 from aneurysm.training.config import TrainConfig
 from aneurysm.training.folds import assign_folds, read_folds
 
@@ -103,21 +104,20 @@ def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None =
     else:
         train_series = _limited(cache, train, config.limit_train)
     val_series = _limited(cache, val, config.limit_val)
-    if not (np.isin(cache.lesion_volume, train_series).any() or _shown_whole(cache, train_series, config)):
+    view = config.resolved().view_on(cache.spec)
+    if not (np.isin(cache.lesion_volume, train_series).any() or _shown_whole(cache, train_series, view)):
         raise UsageError(
             f"none of the {len(train_series)} series to train on has a lesion whose place is known: all patches would "
             "be negative. Take other folds or modalities, or more series; or patches that hold whole volumes, which "
             "are labelled as their series are"
         )
-    warnings = _warnings(cache, train_series, val_series, config)
+    warnings = _warnings(cache, train_series, val_series, view)
     return Split(train_series, val_series, folds, warnings, _describe_limit(cache, train, train_series))
 
 
-def _shown_whole(cache: Cache, series: Sequence[int], config: TrainConfig) -> bool:
-    """Return True if a positive series is so small that a patch holds all of it, and needs no lesion's place."""
-    if config.patch is None:
-        return False
-    fits = (cache.shapes[list(series)] <= np.array(config.patch)).all(axis=1)
+def _shown_whole(cache: Cache, series: Sequence[int], view: View) -> bool:
+    """Return True if a positive series is labelled as a whole, or so small that a patch holds all of it."""
+    fits = (cache.shapes[list(series)] <= np.array(view.shape)).all(axis=1) | (view.scope == "series")
     return bool((fits & (cache.labels[list(series), _PRESENT] == 1)).any())
 
 
@@ -190,6 +190,7 @@ def _describe_limit(cache: Cache, series: NDArray[np.int64], chosen: Sequence[in
 
 
 def _warnings(cache: Cache, train: Sequence[int], val: Sequence[int], config: TrainConfig) -> tuple[str, ...]:
+def _warnings(cache: Cache, train: Sequence[int], val: Sequence[int], view: View) -> tuple[str, ...]:
     found = []
     known = {int(v) for v in cache.labels[list(val), _PRESENT]} & {0, 1}
     if len(known) < 2:
@@ -198,10 +199,10 @@ def _warnings(cache: Cache, train: Sequence[int], val: Sequence[int], config: Tr
             f"the {len(val)} held-out series have {kind}: there is no AUC, and the best epoch is that of the lowest "
             "training loss"
         )
-    if config.patch is not None:
-        small = [i for i in [*train, *val] if (cache.shapes[i] < np.array(config.patch)).any()]
+    if view.scope == "patch":
+        small = [i for i in [*train, *val] if (cache.shapes[i] < np.array(view.shape)).any()]
         if small:
-            patch, shape = (" x ".join(map(str, s)) for s in (config.patch, cache.shapes[small[0]].tolist()))
+            patch, shape = (" x ".join(map(str, s)) for s in (view.shape, cache.shapes[small[0]].tolist()))
             found.append(
                 f"{len(small)} of {len(train) + len(val)} volumes are smaller than a patch of {patch} voxels, as "
                 f"{cache.uids[small[0]]} of {shape}: they are padded with air"

@@ -70,8 +70,9 @@ def predict_series(
 
     found: PredictionsByVolume = {}
     stop, error = False, None
+    view = config.view_on(cache.spec)
     options = WindowOptions(
-        patch_shape=config.patch,
+        view,
         pooling=config.validation.pooling,
         overlap=config.validation.overlap,
         batch_size=config.validation.batch_size,
@@ -79,6 +80,7 @@ def predict_series(
         precision=config.precision,
         workers=workers,
         ct_windows_hu=config.ct_windows_hu,
+        mr_range=config.mr_range,
         candidates=CANDIDATES,
     )
     try:

@@ -26,7 +26,7 @@ from aneurysm.models.device import check_precision
 from aneurysm.models.output import check_output
 from aneurysm.models.pooling import POOLINGS
 from aneurysm.patches.intensity import MrRange, WindowsHU, model_units, picture_windows
-from aneurysm.patches.views.view import Pictures
+from aneurysm.patches.views.view import Box, View
 from aneurysm.probability import logit, sigmoid
 from aneurysm.processes.threads import ahead
 from aneurysm.types import Triple
@@ -77,10 +77,8 @@ class WindowOptions:
 
     Attributes
     ----------
-    patch_shape
-        Voxels (z, y, x) of a window.
-    pictures
-        The view of a model that looks at pictures of series, and not at windows.
+    view
+        What the model sees: windows that are slid over the head, or pictures of the whole series.
     mr_range
         Whose percentiles MR's model units are of; see `aneurysm.patches.augment.augment`.
     pooling
@@ -110,7 +108,7 @@ class WindowOptions:
         An option has no such value.
     """
 
-    patch_shape: Triple
+    view: View
     pooling: str = "max"
     overlap: float = 0.5
     batch_size: int = 8
@@ -121,7 +119,6 @@ class WindowOptions:
     candidates: int = 0
     map_label: int | None = None
     cam: bool = False
-    pictures: Pictures | None = None
     mr_range: MrRange = "series"
 
     def __post_init__(self) -> None:
@@ -129,16 +126,16 @@ class WindowOptions:
             if value not in known:
                 raise UsageError(f"there is no {name} {value!r}; choose from {', '.join(known)}")
         check_precision(self.precision, self.device)
-        if self.pictures is not None and self.map_label is not None:
+        if self.view.scope == "series" and self.map_label is not None:
             raise UsageError(
                 "the model looks at pictures of a series: it has candidates, but no map of the volume to be written. "
                 "Leave out --overlay"
             )
         if not 0 <= self.overlap < 1:
             raise UsageError(f"windows can't overlap by {self.overlap:g} of their length: give 0 to below 1")
-        if self.batch_size < 1 or min(self.patch_shape) < 1 or self.candidates < 0:
+        if self.batch_size < 1 or min(self.view.shape) < 1 or self.candidates < 0:
             raise UsageError(
-                f"windows of {self.patch_shape} voxels, {self.batch_size} at once, {self.candidates} candidates"
+                f"windows of {self.view.shape} voxels, {self.batch_size} at once, {self.candidates} candidates"
             )
 
 
@@ -220,9 +217,9 @@ def predict_or_pass(
     def read(source: Source | None) -> Windows | SeriesPictures | None:
         if source is None:
             return None
-        if options.pictures is not None:
-            return read_series_pictures(source, options.pictures)
-        return read_windows(source, options.patch_shape, options.overlap)
+        if isinstance(options.view, Box):
+            return read_windows(source, options.view.shape, options.overlap)
+        return read_series_pictures(source, options.view)
 
     waiting: deque[_Series | None] = deque()
     batch: list[tuple[_Series, int]] = []
@@ -285,7 +282,7 @@ class _Series:
             return self.voxels
         z, y, x = (
             slice(s - c, s - c + p)
-            for s, c, p in zip(self.windows.starts[k], self.windows.corner, self.options.patch_shape, strict=True)
+            for s, c, p in zip(self.windows.starts[k], self.windows.corner, self.options.view.shape, strict=True)
         )
         return self.voxels[None, z, y, x]
 
@@ -298,7 +295,7 @@ class _Series:
         if self.stitched is not None:
             if dense is None:
                 raise UsageError("the model has no map, or the ensemble's maps differ in their cells; --cam makes one")
-            self.stitched.add(dense, stride_zyx, self.windows.starts[k], self.options.patch_shape)
+            self.stitched.add(dense, stride_zyx, self.windows.starts[k], self.options.view.shape)
         if dense is not None and self.options.candidates and not self.options.cam:
             start = np.array(self.windows.starts[k])
             peaks = map_peaks(dense, stride_zyx, self.windows.parts[k] - start)
@@ -319,7 +316,7 @@ class _Series:
         )
 
     def _candidates(self, logits: NDArray[np.float32]) -> list[Candidate]:
-        source, patch, n = self.windows.source, self.options.patch_shape, self.options.candidates
+        source, patch, n = self.windows.source, self.options.view.shape, self.options.candidates
         if isinstance(self.windows, SeriesPictures):
             if self.shown is None:
                 return []

@@ -9,6 +9,7 @@ from torch import nn
 from aneurysm.errors import UsageError
 from aneurysm.inference.ensemble import Ensemble
 from aneurysm.models.output import ModelOutput
+from aneurysm.patches.views.view import Box
 from aneurysm.windows.predict import WindowOptions, predict_cached
 from tests.support.painted import Painted
 
@@ -65,7 +66,7 @@ def test_a_model_that_knows_sides_says_the_same_of_the_mirrored_head(painted):
     volume = Painted("1.1", shape)
     volume.voxels[3, 4, 17] = 800
     cache = painted(volume)
-    options = WindowOptions(shape, candidates=2)
+    options = WindowOptions(Box(shape), candidates=2)
     (plain,) = predict_cached(Sides(), cache, [0], options)
     (both,) = predict_cached(Ensemble([Sides()], flip=True), cache, [0], options)
     assert plain.logits[4] == pytest.approx(5)

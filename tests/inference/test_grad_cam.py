@@ -12,6 +12,7 @@ from aneurysm.inference.ensemble import Ensemble
 from aneurysm.inference.grad_cam import GradCam
 from aneurysm.models.output import ModelOutput
 from aneurysm.models.registry import build_model
+from aneurysm.patches.views.view import Box
 from aneurysm.windows.predict import WindowOptions, predict_sources
 from tests.support.painted import STEP, WINDOW, Painted
 
@@ -122,7 +123,7 @@ class Spots(nn.Module):
 
 def test_candidates_are_what_they_are_without_it(painted):
     cache = painted(Painted("1.2.3", (40, 40, 48), ((4, (20, 12, 30)), (7, (3, 30, 8)))))
-    options = {"patch_shape": (24, 24, 24), "candidates": 3}
+    options = {"view": Box((24, 24, 24)), "candidates": 3}
     (plain,) = predict_sources(Spots(), cache, WindowOptions(**options))
     (cam,) = predict_sources(GradCam(Spots(), 4), cache, WindowOptions(**options, map_label=4, cam=True))
     assert plain.probabilities[4] > 0.9

@@ -19,6 +19,7 @@ from aneurysm.inference.overlays import Overlays
 from aneurysm.inference.predictor import Predictor
 from aneurysm.inference.read_series import read_path
 from aneurysm.labels import LABELS
+from aneurysm.patches.views.view import Box
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import load_spec
 from aneurysm.windows.predict import WindowOptions
@@ -46,7 +47,7 @@ BENT = [
 @cache
 def predictor():
     """One for all tests: its process that reads DICOM takes a second to start."""
-    return Predictor(Brightest(), SPEC, WindowOptions((16, 24, 24), map_label=SITE))
+    return Predictor(Brightest(), SPEC, WindowOptions(Box((16, 24, 24)), map_label=SITE))
 
 
 def predicted(folder):

@@ -21,6 +21,7 @@ from aneurysm.inference.read_series import Failure, read_path
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput
+from aneurysm.patches.views.view import Box
 from aneurysm.precaching.run import precache
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import load_spec
@@ -40,7 +41,7 @@ PATCH = (16, 24, 24)
 @cache
 def brightest(**options):
     """One for all tests: its process that reads DICOM takes a second to start."""
-    return Predictor(Brightest(), SPEC, WindowOptions(PATCH, **{"candidates": 1, **options}))
+    return Predictor(Brightest(), SPEC, WindowOptions(Box(PATCH), **{"candidates": 1, **options}))
 
 
 @pytest.mark.parametrize("stripped", [False, True], ids=["all tags", "the 25 tags of the test set"])
@@ -115,7 +116,7 @@ def test_dicom_cache_and_validation_give_the_same_answer(data, checkpoints):
     predictor = load_predictor(checkpoints[:1], candidates=3)
     cache = open_cache(data / "cache")
     model = predictor._model
-    options = WindowOptions((32, 32, 32), pooling="max", overlap=0.25, candidates=3)
+    options = WindowOptions(Box((32, 32, 32)), pooling="max", overlap=0.25, candidates=3)
     validated = list(predict_cached(model, cache, range(3), options))
     assert len(validated) == 3
     for expected in validated:
@@ -201,7 +202,7 @@ class NotANumber(nn.Module):
 
 
 def test_an_answer_that_is_not_a_number_is_none(data):
-    predictor = Predictor(NotANumber(), SPEC, WindowOptions(PATCH, candidates=3))
+    predictor = Predictor(NotANumber(), SPEC, WindowOptions(Box(PATCH), candidates=3))
     path = data / "data" / "series" / "1.2.0"
     (answer,) = predictor.predict(find_paths(path))
     assert (answer.status, answer.reason) == ("failed", "not_a_number")
@@ -224,13 +225,13 @@ def test_a_volume_whose_intensities_are_not_finite_has_no_answer(painted, scale)
     "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't"), MemoryError()], ids=type
 )
 def test_a_lack_of_memory_says_what_to_lower(data, error):
-    predictor = Predictor(Raises(error), SPEC, WindowOptions(PATCH, batch_size=3))
+    predictor = Predictor(Raises(error), SPEC, WindowOptions(Box(PATCH), batch_size=3))
     path = data / "data" / "series" / "1.2.0"
     for predict in (predictor, lambda path: list(predictor.predict(find_paths(path)))):
         with pytest.raises(DeviceMemoryError, match=r"out of memory on cpu, with 3 windows at once: .* --batch-size"):
             predict(path)
     with pytest.raises(RuntimeError, match="of another kind"):
-        Predictor(Raises(RuntimeError("of another kind")), SPEC, WindowOptions(PATCH))(path)
+        Predictor(Raises(RuntimeError("of another kind")), SPEC, WindowOptions(Box(PATCH)))(path)
 
 
 def test_one_series_is_asked_for(data):

@@ -12,6 +12,7 @@ from aneurysm.errors import (
     UsageError,
 )
 from aneurysm.labels import LABELS
+from aneurysm.patches.views.view import Box
 from aneurysm.report.evaluate import evaluate
 from aneurysm.report.evaluation import EvaluateOptions
 from aneurysm.report.run import read_run
@@ -124,7 +125,7 @@ def test_the_best_epochs_predictions_are_those_of_its_checkpoint(straight, train
     assert len(rows) > 0
     model, config = best.build_model("tests.support.tiny:classifier"), best.config
     options = WindowOptions(
-        patch_shape=config.patch,
+        view=Box(config.patch),
         pooling=config.validation.pooling,
         overlap=config.validation.overlap,
         batch_size=config.validation.batch_size,
@@ -142,7 +143,7 @@ def test_the_candidates_are_those_of_the_best_checkpoint_and_evaluate_reads_them
         best.build_model("tests.support.tiny:mapper"),
         train_cache,
         [train_cache.uids.index(uid) for uid in run.predictions.uids],
-        WindowOptions(best.config.patch, overlap=best.config.validation.overlap, candidates=10),
+        WindowOptions(Box(best.config.patch), overlap=best.config.validation.overlap, candidates=10),
     )
     assert set(run.candidates.uids) == set(run.predictions.uids)
     for prediction in expected:

@@ -15,6 +15,7 @@ from aneurysm.models.output import ModelOutput
 from aneurysm.models.pooling import POOLINGS
 from aneurysm.patches.augment import augment
 from aneurysm.patches.augment_config import AugmentConfig
+from aneurysm.patches.views.view import Box
 from aneurysm.volume.blocks import Blocks
 from aneurysm.windows.grid import read_windows
 from aneurysm.windows.predict import WindowOptions, predict_cached, predict_or_pass
@@ -41,7 +42,7 @@ MIXED = Painted("1.4", (8, 70, 25), ((6, (4, 33, 12)),))
 
 def predictions(cache, model=None, volumes=None, **options):
     volumes = range(len(cache)) if volumes is None else volumes
-    options = WindowOptions(**{"patch_shape": PATCH, "candidates": 3, **options})
+    options = WindowOptions(**{"view": Box(PATCH), "candidates": 3, **options})
     return list(predict_cached(model or Finds(), cache, volumes, options))
 
 
@@ -94,7 +95,7 @@ def test_a_coarse_map_is_right_within_half_a_cell(painted, stride):
         pytest.param({"batch_size": 5, "workers": 3}, id="three threads"),
         pytest.param({"overlap": 0.0}, id="no overlap"),
         pytest.param({"overlap": 0.75, "batch_size": 64}, id="much overlap"),
-        pytest.param({"patch_shape": (40, 50, 60)}, id="one window"),
+        pytest.param({"view": Box((40, 50, 60))}, id="one window"),
     ],
 )
 def test_the_answer_is_the_same_however_it_is_cut_up(painted, options):
@@ -123,7 +124,7 @@ def test_windows_of_several_series_share_batches(painted):
 def test_an_answer_comes_as_soon_as_its_windows_are_run(painted):
     model = Finds()
     cache = painted(EMPTY, LARGE)
-    options = WindowOptions(PATCH, batch_size=4)
+    options = WindowOptions(Box(PATCH), batch_size=4)
     answers = predict_cached(model, cache, [cache.uids.index("1.3"), 0, 1], options)
     assert next(answers).series_uid == "1.3"
     assert model.batches == [4, 4, 4]
@@ -132,7 +133,7 @@ def test_an_answer_comes_as_soon_as_its_windows_are_run(painted):
 
 def test_windows_are_counted_within_the_series_in_work(painted):
     cache, counts = painted(EMPTY, LARGE), []
-    options = WindowOptions(PATCH, batch_size=4)
+    options = WindowOptions(Box(PATCH), batch_size=4)
     events = counts.append
     large, empty = cache.uids.index("1.2"), cache.uids.index("1.3")
     for answer in predict_cached(Finds(), cache, [empty, large], options, lambda *both: events(both)):
@@ -158,7 +159,7 @@ def test_what_has_no_source_is_passed_on_in_its_place_and_does_not_wait(painted)
             yield source
 
     # The batch would hold both series.
-    answers = predict_or_pass(Finds(), sources(), WindowOptions(PATCH, batch_size=1000))
+    answers = predict_or_pass(Finds(), sources(), WindowOptions(Box(PATCH), batch_size=1000))
     expected = [None, None, "1.1", *[None] * 20, "1.3", None]
     for number, uid in enumerate(expected):
         answer = next(answers)
@@ -226,7 +227,7 @@ def test_the_model_is_shown_the_head_and_not_the_air_far_from_it(painted):
     head[0, 0, 0] = head[4, 3, 4] = True
     model = Remembers()
     cache = painted(Painted("1.1", shape, head=head, voxels=voxels, window=EVERY_VALUE))
-    predictions(cache, model, patch_shape=(16, 16, 16))
+    predictions(cache, model, view=Box((16, 16, 16)))
     assert model.windows < 27
     for box in (np.s_[:8, :8, :8], np.s_[32:, 24:32, 32:]):
         assert set(voxels[box].ravel().tolist()) <= model.seen
@@ -338,7 +339,7 @@ def test_a_damaged_volume_raises(painted):
     content = bytearray(shard.read_bytes())
     content[:60] = bytes(60)
     shard.write_bytes(content)
-    answers = predict_cached(Finds(), cache, [0, 1], WindowOptions(PATCH, workers=2))
+    answers = predict_cached(Finds(), cache, [0, 1], WindowOptions(Box(PATCH), workers=2))
     with pytest.raises(DamagedCacheError, match=r"1\.2"):
         list(answers)
 
@@ -354,7 +355,7 @@ def test_a_damaged_volume_raises(painted):
 )
 def test_an_option_without_such_a_value_is_refused(options, words):
     with pytest.raises(UsageError, match=words):
-        WindowOptions(PATCH, **options)
+        WindowOptions(Box(PATCH), **options)
 
 
 def test_a_model_that_returns_something_else_is_told_apart(painted):

@@ -9,6 +9,7 @@ from torch import nn
 
 from aneurysm.errors import UsageError
 from aneurysm.models.output import ModelOutput
+from aneurysm.patches.views.view import Box
 from aneurysm.windows.grid import read_windows
 from aneurysm.windows.predict import WindowOptions, predict_sources
 from aneurysm.windows.stitching import StitchedMap
@@ -21,7 +22,7 @@ MARKS = ((4, HERE), (9, THERE))
 
 
 def stitched(cache, model, label, **options):
-    options = WindowOptions(**{"patch_shape": (16, 16, 24), "overlap": 0.25, "map_label": label, **options})
+    options = WindowOptions(**{"view": Box((16, 16, 24)), "overlap": 0.25, "map_label": label, **options})
     (answer,) = predict_sources(model, cache, options)
     return answer
 

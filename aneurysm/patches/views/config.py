@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -101,6 +101,7 @@ class MipConfig(_Section):
         )
 
 
+VIEWS: Final = (Patch3dConfig, SlabConfig, SlicesConfig, MipConfig)
 ViewConfig = Annotated[Patch3dConfig | SlabConfig | SlicesConfig | MipConfig, Field(discriminator="name")]
 """The section ``[view]`` of a configuration; ``name`` says which."""
 

@@ -130,6 +130,15 @@ class Pictures(Protocol):
 View = Box | Pictures
 
 
+def describe_view(view: View) -> str:
+    """Return what a sample is, as in "64 x 64 x 64 voxels"."""
+    if isinstance(view, Box):
+        return f"patches of {' x '.join(map(str, view.shape))} voxels"
+    pictures, rows, columns = view.shape
+    channels = f" of {view.channels} channels" if view.channels > 1 else ""
+    return f"series, each {pictures} picture{'s' * (pictures > 1)} of {rows} x {columns} pixels{channels}"
+
+
 def frame_start(volume: Readable, size: Triple) -> Triple:
     """
     Return the first voxel of the box of ``size`` about the head from which pictures are cut; may be negative.
