@@ -134,7 +134,7 @@ def _start_up(repeats: int) -> list[str]:
 
 def _checkpoint(path: Path, name: str) -> Path:
     config = parse_config({"model": name}, name).resolved()
-    weights = build_model(name, config.in_channels).state_dict()
+    weights = build_model(name).state_dict()
     save_atomically(model_entries(weights, config, load_spec("rsna-1mm"), 0, {}, [None] * len(LABELS), ["CTA"]), path)
     return path
 

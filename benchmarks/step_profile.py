@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from aneurysm.models.registry import build_model
 
 if TYPE_CHECKING:
+    from aneurysm.spec import load_spec
     from aneurysm.training.config import ResolvedConfig
     from aneurysm.training.learner import Learner
     from aneurysm.training.module import PatchModule
@@ -111,9 +112,10 @@ def synchronisations(run: Callable[[], None]) -> int:
 def flops_per_patch(config: ResolvedConfig) -> float:
     """Return the operations of forward and backward of one patch, counted on tensors without data."""
     with FakeTensorMode():
-        model = build_model(config.model, config.in_channels, **config.model_options).train()
+        view = config.view_on(load_spec("rsna-1mm"))
+        model = build_model(config.model, config.in_channels(view), **config.model_options).train()
         # Two patches: batch normalisation refuses one whose last features are a single cell.
-        image = torch.empty(2, config.in_channels, *config.patch)
+        image = torch.empty(2, config.in_channels(view), *view.shape)
         with FlopCounterMode(display=False) as counter:
             model(image).logits.sum().backward()
     return counter.get_total_flops() / 2

@@ -154,7 +154,8 @@ def _variants(base: ResolvedConfig) -> dict[str, ResolvedConfig]:
 
 def _measure(cache: Cache, config: ResolvedConfig, options: argparse.Namespace, *, both: bool = True) -> Found:
     torch.manual_seed(config.seed)
-    module = PatchModule(build_model(config.model, config.in_channels, **config.model_options), config)
+    view = config.view_on(cache.spec)
+    module = PatchModule(build_model(config.model, config.in_channels(view), **config.model_options), config, view)
     learner = Learner(module, config, Ranks())
     device = learner.device
     loader = PatchLoader(

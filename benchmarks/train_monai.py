@@ -131,8 +131,9 @@ def _ours(name: str, root: Path, options: argparse.Namespace) -> tuple[float, fl
             devices=1,
         ).resolved()
     )
-    learner = Learner(PatchModule(build_model(config.model, 1), config), config, Ranks())
     cache = open_cache(root)
+    view = config.view_on(cache.spec)
+    learner = Learner(PatchModule(build_model(config.model, 1), config, view), config, Ranks())
     loader = PatchLoader(
         cache,
         volumes=range(len(cache)),

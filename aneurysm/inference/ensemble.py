@@ -11,6 +11,7 @@ from aneurysm.errors import UsageError
 from aneurysm.models.output import ModelOutput, check_output
 from aneurysm.patches.picture_geometry import mirrored_pictures
 from aneurysm.patches.spatial import mirrored_labels
+from aneurysm.patches.views.view import Planes
 
 
 class Ensemble(nn.Module):
@@ -24,8 +25,7 @@ class Ensemble(nn.Module):
     flip
         Also show them each window mirrored left to right, and swap the sides in their answers.
     planes
-        (channels, pictures): the axis across each picture, if it is pictures that they look at; see
-        `aneurysm.patches.views.view.Pictures`.
+        How pictures lie in the head, if it is pictures that they look at; see `aneurysm.patches.views.view.Pictures`.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Ensemble(nn.Module):
         members: Sequence[nn.Module],
         *,
         flip: bool = False,
-        planes: Sequence[Sequence[int]] | None = None,
+        planes: Planes | None = None,
     ) -> None:
         super().__init__()
         self.members, self.flip, self._planes = nn.ModuleList(members), flip, planes

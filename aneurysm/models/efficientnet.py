@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -178,11 +178,6 @@ class EfficientNet(nn.Module):
         Of each picture.
     variant
         See `VARIANTS`.
-    pictures
-        How many a series has, if they are channels of one.
-    combine
-        ``channels``: the pictures of a series are the channels of one. ``mean``: each is a picture of its own, and
-        their pooled features are averaged.
     weights
         A file of ImageNet weights; random ones without.
     dropout_sites, dropout_present
@@ -194,34 +189,30 @@ class EfficientNet(nn.Module):
         in_channels: int = 1,
         *,
         variant: str = "b3",
-        pictures: int = 3,
-        combine: Literal["channels", "mean"] = "channels",
         weights: str | None = None,
         dropout_sites: float = 0.3,
         dropout_present: float = 0.2,
     ) -> None:
         super().__init__()
-        if combine not in ("channels", "mean"):
-            raise UsageError(f"combine is {combine!r}; choose channels or mean")
-        self.combine, self.pictures = combine, pictures
-        channels = in_channels * (pictures if combine == "channels" else 1)
-        self.features = EfficientNetFeatures(variant, channels, weights)
+        self.features = EfficientNetFeatures(variant, in_channels, weights)
         self.attention = ChannelAttention(self.features.channels)
         self.sites = picture_head(self.features.channels, len(LABELS) - 1, dropout_sites)
         self.present = picture_head(self.features.channels, 1, dropout_present)
 
     def forward(self, image: Tensor) -> ModelOutput:
-        """Map (B, C, K, Y, X), K pictures of each series, to the logits of each series."""
-        b, c, k, y, x = image.shape
-        if self.combine == "channels":
-            if k != self.pictures:
-                raise UsageError(f"the model takes {self.pictures} pictures of a series, and was given {k}")
-            pooled = self._pooled(image.reshape(b, c * k, y, x))
-        else:
-            each = image.transpose(1, 2).reshape(b * k, c, y, x)
-            pooled = self._pooled(each).reshape(b, k, -1).mean(1)
-        return ModelOutput(torch.cat([self.sites(pooled), self.present(pooled)], 1))
+        """
+        Map (B, C, K, Y, X), K pictures of each series, to the logits of each series.
 
-    def _pooled(self, pictures: Tensor) -> Tensor:
-        pooled: Tensor = self.attention(self.features(pictures)).mean((2, 3))
-        return pooled
+        Features of several pictures are averaged. That slices are the channels of one is a matter of the view.
+
+        Raises
+        ------
+        UsageError
+            In training there is one series alone: the heads' batch norm has nothing to compare it with.
+        """
+        b, c, k, y, x = image.shape
+        if self.training and b < 2:
+            raise UsageError("this model normalises over the series of a batch: give --batch-size 2 or more")
+        features = self.features(image.transpose(1, 2).reshape(b * k, c, y, x))
+        pooled = self.attention(features).mean((2, 3)).unflatten(0, (b, k)).mean(1)
+        return ModelOutput(torch.cat([self.sites(pooled), self.present(pooled)], 1))

@@ -12,12 +12,16 @@ from typing import Any, Final
 from torch import nn
 
 from aneurysm.errors import UsageError
+from aneurysm.models.attention_mil import AttentionMIL
 from aneurysm.models.cnn3d import CNN3d
+from aneurysm.models.efficientnet import EfficientNet
 from aneurysm.models.resnet3d import ResNet3d
 from aneurysm.models.resnet3d_dense import ResNet3dDense
 from aneurysm.models.unet3d import UNet3d
-from aneurysm.patches.views.config import Patch3dConfig, ViewConfig
+from aneurysm.patches.views.config import Patch3dConfig, SlicesConfig, ViewConfig
 
+PRETRAINED: Final = "weights"
+"""The option, of a model that has it, that names a file of weights to begin from."""
 _PATCHES: Final = Patch3dConfig()
 
 
@@ -67,6 +71,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture("resnet3d18-dense", ResNet3dDense, batch_size=8, losses=_MAP_LOSSES),
         Architecture("cnn3d", CNN3d, (32, 32, 32), 16, learning_rate=4e-3, losses={"bce": 1.0, "dense_top_k": 1.0}),
+        Architecture("efficientnet-b3", EfficientNet, batch_size=16, learning_rate=1e-4, view=SlicesConfig(count=3)),
+        Architecture("efficientnet-b0", partial(EfficientNet, variant="b0"), batch_size=16, view=SlicesConfig(count=3)),
+        Architecture(
+            "attention-mil",
+            AttentionMIL,
+            learning_rate=2e-4,
+            view=SlicesConfig(count=16, pick="vascular", neighbours=1, stack="bag"),
+        ),
         Architecture("unet3d", UNet3d, (64, 128, 128), 4, learning_rate=1e-3, losses=_MAP_LOSSES),
     )
 }

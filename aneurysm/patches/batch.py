@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aneurysm.patches.targets import BatchLesions
+from aneurysm.patches.views.view import Planes
 from aneurysm.volume.intensity import to_model_units, to_physical
 
 
@@ -66,9 +67,9 @@ class Batch:
     series_uid, why
         B strings each: the series, and which sampler chose the place.
     planes
-        (channels, pictures): the axis of (z, y, x) across each picture; None of patches. See
-        `aneurysm.patches.views.view.Pictures`. Pictures have the labels of their series: there are no lesions with
-        places then, `certain` are the positive labels, and `unknown` those that nobody knows.
+        How pictures lie in the head, see `aneurysm.patches.views.view.Pictures`; None of patches. Pictures have the labels
+        of their series: there are no lesions with places then, `certain` are the positive labels, and `unknown` those
+        that nobody knows.
     """
 
     image: Tensor
@@ -92,7 +93,7 @@ class Batch:
     series_uid: tuple[str, ...]
     why: tuple[str, ...]
     damaged: tuple[str, ...] = ()
-    planes: tuple[tuple[int, ...], ...] | None = None
+    planes: Planes | None = None
 
     def __len__(self) -> int:
         return len(self.image)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from aneurysm.patches.augment_draws import AugmentDraw
-from aneurysm.patches.views.view import grouped_by_plane
+from aneurysm.patches.views.view import Planes, grouped_by_plane
 
 _LEFT_RIGHT = 2
 
@@ -30,14 +30,12 @@ class PictureGeometry:
     draws
         B of them.
     planes
-        (channels, pictures): the axis across each; see `aneurysm.patches.views.view.Pictures`.
+        See `aneurysm.patches.views.view.Pictures`.
     spacing_mm
         (z, y, x) of a voxel.
     """
 
-    def __init__(
-        self, draws: Sequence[AugmentDraw], planes: Sequence[Sequence[int]], spacing_mm: tuple[float, float, float]
-    ) -> None:
+    def __init__(self, draws: Sequence[AugmentDraw], planes: Planes, spacing_mm: tuple[float, float, float]) -> None:
         self._draws, self._planes, self._spacing_mm = draws, planes, np.array(spacing_mm)
 
     def image(self, stored: Tensor, fill: Tensor) -> Tensor:
@@ -45,7 +43,7 @@ class PictureGeometry:
         out = stored.to(torch.float32, copy=True)
         moved = [row for row, draw in enumerate(self._draws) if draw.affine_mm is not None]
         flipped = [row for row, draw in enumerate(self._draws) if draw.affine_mm is None and any(draw.flips)]
-        for axis, members in grouped_by_plane(self._planes).items():
+        for (axis, _), members in grouped_by_plane(self._planes).items():
             channels, pictures = zip(*members, strict=True)
             for row in (*flipped, *moved):
                 if self._draws[row].flips[axis]:  # across the pictures: they trade places
@@ -81,15 +79,13 @@ class PictureGeometry:
         return grid_sample(pictures, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def picture_spacing(
-    planes: Sequence[Sequence[int]], spacing_mm: tuple[float, float, float]
-) -> tuple[float, float, float]:
+def picture_spacing(planes: Planes, spacing_mm: tuple[float, float, float]) -> tuple[float, float, float]:
     """Return (pictures, rows, columns) in mm; pictures lie so far apart that nothing blurs one into the next."""
-    row, column = (spacing_mm[a] for a in _in_plane(planes[0][0]))
+    row, column = (spacing_mm[a] for a in _in_plane(planes[0][0][0]))
     return 1e6, row, column
 
 
-def mirrored_pictures(pictures: Tensor, planes: Sequence[Sequence[int]]) -> Tensor:
+def mirrored_pictures(pictures: Tensor, planes: Planes) -> Tensor:
     """
     Return (B, C, K, Y, X) pictures, or maps of them, of the head mirrored left to right.
 
@@ -97,7 +93,7 @@ def mirrored_pictures(pictures: Tensor, planes: Sequence[Sequence[int]]) -> Tens
     """
     b, c, *rest = pictures.shape
     out = pictures.reshape(b, len(planes), c // len(planes), *rest).clone()
-    for axis, members in grouped_by_plane(planes).items():
+    for (axis, _), members in grouped_by_plane(planes).items():
         channels, numbers = zip(*members, strict=True)
         if axis == _LEFT_RIGHT:
             out[:, channels, :, numbers] = out[:, channels[::-1], :, numbers[::-1]]

@@ -45,6 +45,7 @@ from aneurysm.spec import CacheSpec, parse_spec
 from aneurysm.training.checkpoint_archive import ArchiveError, check_archive
 from aneurysm.training.config import ResolvedConfig
 from aneurysm.training.config_file import config_table, parse_resolved
+from aneurysm.training.pretrained import without_pretrained
 
 CHECKPOINT_FORMAT = 1
 
@@ -105,7 +106,7 @@ class Checkpoint:
         """
         name = architecture or shipped_architecture(self.config.model).name
         channels = self.config.in_channels(self.config.view_on(self.spec))
-        model = build_model(name, channels, **self.config.model_options)
+        model = build_model(name, channels, **without_pretrained(self.config.model_options))
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:

@@ -88,6 +88,8 @@ class TrainConfig(_Section):
         `aneurysm.cache.local_copy.LocalCopy.of`.
     model, model_options
         A name of `aneurysm.models.registry`, or ``module:function``; and the options of its builder.
+    weights_sha256
+        Of the file that the model option ``weights`` names: a run notes it, and refuses another one.
     view
         What the model sees; see `aneurysm.patches.views.config.ViewConfig`.
     patch
@@ -135,6 +137,7 @@ class TrainConfig(_Section):
     local_cache_gb: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
     model: str = "resnet3d18"
     model_options: dict[str, bool | int | float | str] = {}
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     view: ViewConfig | None = None
     patch: tuple[_Edge, _Edge, _Edge] | None = None
     batch_size: _Count | None = None

@@ -31,6 +31,7 @@ from aneurysm.training.lineage import Lineage, training_series, write_lineage
 from aneurysm.training.loop import TrainingLoop
 from aneurysm.training.module import PatchModule
 from aneurysm.training.objective import positive_weights
+from aneurysm.training.pretrained import note_pretrained, without_pretrained
 from aneurysm.training.progress import RunFacts, Silent, TrainingProgress
 from aneurysm.training.ranks import Ranks, choose_ranks, joined, started_ranks
 from aneurysm.training.run_folder import RunFolder, default_root, locked_run, log_file, raise_full_disk
@@ -190,9 +191,12 @@ def _train(
         )
     if config.pos_weight == "auto":
         config = config.model_copy(update={"pos_weight": _positive_weights(config, cache, split)})
+    if not resume:
+        config = note_pretrained(config)
     torch.manual_seed(config.seed)
     view = config.view_on(cache.spec)
-    module = PatchModule(build_model(config.model, config.in_channels(view), **config.model_options), config, view)
+    options = without_pretrained(config.model_options) if resume else config.model_options
+    module = PatchModule(build_model(config.model, config.in_channels(view), **options), config, view)
     lineage = None if init is None or resume else _initialize(init, module, cache)
     workers = usual_workers(config, ranks.local_size)
     loader = PatchLoader(

@@ -8,6 +8,8 @@ from aneurysm.models.output import check_output
 from aneurysm.models.registry import ARCHITECTURES, build_model
 
 SMALL = {"width": 0.125}
+PATCHES = [name for name, a in ARCHITECTURES.items() if a.view.name == "patch3d"]
+"""Those of pictures have tests of their own."""
 DENSE = {"resnet3d18-dense": (8, 8, 8), "cnn3d": (4, 4, 4), "unet3d": (1, 1, 1)}
 
 
@@ -20,7 +22,7 @@ def images(*shape: int, batch: int = 2, channels: int = 1) -> torch.Tensor:
     return torch.rand(batch, channels, *shape)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", PATCHES)
 @pytest.mark.parametrize("shape", [(32, 32, 32), (32, 48, 64)], ids=["cube", "box"])
 def test_the_output_has_the_shapes_of_the_contract(name, shape):
     image = images(*shape, channels=2)
@@ -68,14 +70,14 @@ def test_a_change_shows_in_the_map_where_it_was_made(name):
     assert (centre - torch.tensor(place)).abs().max() <= max(output.stride_zyx[0], 8)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", PATCHES)
 def test_training_starts_from_a_low_prior(name):
     logits = build_model(name)(images(32, 32, 32)).logits
     assert torch.sigmoid(logits).min() > 0.003
     assert torch.sigmoid(logits).max() < 0.2
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", PATCHES)
 def test_every_weight_gets_a_gradient(name):
     options = {"deep_supervision": True, "vessels": True} if name == "unet3d" else {}
     model = build_model(name, **SMALL, **options)
@@ -86,7 +88,7 @@ def test_every_weight_gets_a_gradient(name):
     assert without == []
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", PATCHES)
 def test_a_few_steps_learn_a_batch_by_heart(name):
     """A bright ball in one patch of two; what stands is that gradients lead somewhere."""
     image = images(32, 32, 32) * 0.1
@@ -105,7 +107,7 @@ def test_a_few_steps_learn_a_batch_by_heart(name):
     assert losses[-1] < 0.25 * losses[0]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", PATCHES)
 def test_mixed_precision_gives_what_full_precision_gives(name):
     model = build_model(name, **SMALL).eval()
     image = images(32, 32, 32)
@@ -116,7 +118,7 @@ def test_mixed_precision_gives_what_full_precision_gives(name):
     torch.testing.assert_close(half, full, atol=0.1, rtol=0.02)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", PATCHES)
 def test_channels_last_gives_the_same(name):
     model = build_model(name, **SMALL).eval()
     image = images(32, 32, 32)
@@ -127,7 +129,7 @@ def test_channels_last_gives_the_same(name):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", PATCHES)
 def test_the_graph_can_be_traced_whole(name):
     """torch.compile's front end; its back ends need a compiler and a minute."""
     model = build_model(name, **SMALL).eval()
@@ -139,7 +141,7 @@ def test_the_graph_can_be_traced_whole(name):
     assert compiled.stride_zyx == expected.stride_zyx
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", PATCHES)
 def test_weights_come_back_from_a_file(name, tmp_path):
     model = build_model(name, **SMALL).eval()
     torch.save(model.state_dict(), tmp_path / "weights.pt")

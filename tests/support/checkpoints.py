@@ -22,7 +22,7 @@ def write_checkpoint(
     """As `aneurysm train` writes them; without ``prevalence`` or ``modalities``, as it used to."""
     config = parse_config({**model, "patch": patch}, "test").resolved()
     torch.manual_seed(seed)
-    network = build_model(config.model, config.in_channels(config.view_on(SPEC)), **config.model_options)
+    network = build_model(config.model, config.in_channels(config.view_on(load_spec(spec))), **config.model_options)
     # As after training: a head that answers differently from place to place.
     torch.nn.init.normal_(network.head.weight)
     entries = model_entries(

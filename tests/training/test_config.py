@@ -30,7 +30,8 @@ def test_options_win_over_the_file_and_the_file_over_defaults(tmp_path):
 def test_each_model_brings_its_defaults(name):
     architecture = ARCHITECTURES[name]
     config = TrainConfig(model=name).resolved()
-    assert config.patch == architecture.patch_shape
+    assert config.view == architecture.view
+    assert config.patch == (architecture.patch_shape if config.view.name == "patch3d" else None)
     assert config.batch_size == config.validation.batch_size == architecture.batch_size
     assert config.losses == dict(architecture.losses)
     assert config.optimizer.learning_rate == architecture.learning_rate
@@ -82,7 +83,7 @@ def test_the_resolved_configuration_comes_back_from_its_toml_and_table(tmp_path,
         pytest.param(
             "[optimizer]\nlearning_rat = 1", "optimizer.learning_rat: did you mean learning_rate", id="section"
         ),
-        pytest.param("[augment.flip]\nsideways = 1", "there are left_right, front_back, up_down", id="none near"),
+        pytest.param("[augment.flip]\nsideways = 1", "there are left_right, labels, front_back", id="none near"),
         pytest.param("epochs = 0", r"epochs: .*greater than or equal to 1 \(found 0\)", id="range"),
         pytest.param("patch = [32, 32]", "key patch.2 is missing", id="short patch"),
         pytest.param("[losses]\nbec = 1", "no loss 'bec'", id="loss"),
@@ -117,5 +118,5 @@ def test_steps_of_the_optimiser_count_the_rest_of_each_epoch():
 
 
 def test_a_resolved_configuration_must_leave_nothing_open():
-    with pytest.raises(UsageError, match="key patch is missing"):
+    with pytest.raises(UsageError, match="key view is missing"):
         parse_resolved(tomllib.loads("epochs = 3"), "a run")

@@ -9,7 +9,7 @@ import numpy as np
 
 from aneurysm.errors import UsageError
 from aneurysm.patches.views.slices import Stack
-from aneurysm.patches.views.view import Picture, Readable, Reduction, frame_start, picture_corner
+from aneurysm.patches.views.view import Picture, Planes, Readable, Reduction, frame_start, picture_corner
 from aneurysm.types import Triple
 
 
@@ -77,12 +77,10 @@ class Mip:
         return len(self.how) * (len(self._slabs) if self.stack == "channels" else 1)
 
     @property
-    def planes(self) -> tuple[tuple[int, ...], ...]:
-        """(channels, pictures): the axis along which each is projected."""
-        along = tuple(axis for axis, _, _ in self._slabs)
-        if self.stack == "bag":
-            return (along,) * len(self.how)
-        return tuple((axis,) for _ in self.how for axis in along)
+    def planes(self) -> Planes:
+        """See `aneurysm.patches.views.view.Pictures`."""
+        rows = tuple(tuple((axis, k) for axis, _, _ in self._slabs) for k in range(len(self.how)))
+        return rows if self.stack == "bag" else tuple((plane,) for row in rows for plane in row)
 
     def choose(self, volume: Readable, _rng: np.random.Generator | None = None) -> list[list[Picture]]:
         """Return the projections of a volume by channel; see `aneurysm.patches.views.view.Pictures`."""

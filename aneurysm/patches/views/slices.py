@@ -8,7 +8,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.patches.views.view import Picture, Readable, frame_start, head_box, picture_corner
+from aneurysm.patches.views.view import Picture, Planes, Readable, frame_start, head_box, picture_corner
 from aneurysm.types import Triple, triple
 from aneurysm.volume.intensity import to_physical
 
@@ -73,9 +73,9 @@ class Slices:
         return each * self.count if self.stack == "channels" else each
 
     @property
-    def planes(self) -> tuple[tuple[int, ...], ...]:
-        """(channels, pictures): the axis across each."""
-        return ((self.axis,) * self.shape[0],) * self.channels
+    def planes(self) -> Planes:
+        """See `aneurysm.patches.views.view.Pictures`."""
+        return (((self.axis, 0),) * self.shape[0],) * self.channels
 
     def choose(self, volume: Readable, rng: np.random.Generator | None = None) -> list[list[Picture]]:
         """Return the slices of a volume by channel; see `aneurysm.patches.views.view.Pictures`."""
@@ -168,7 +168,7 @@ def _tubes(volume: Readable, spacing_mm: tuple[float, float, float]) -> tuple[ND
     image = sitk.SmoothingRecursiveGaussian(sitk.Shrink(image, [int(n) for n in steps[::-1]]), _VESSEL_MM)
     total = np.zeros(triple(image.GetSize()[::-1]), np.float64)
     for bright in (True,) if intensity.unit == "HU" else (True, False):
-        total += sitk.GetArrayViewFromImage(sitk.ObjectnessMeasure(image, objectDimension=1, brightObject=bright))
+        total += sitk.GetArrayFromImage(sitk.ObjectnessMeasure(image, objectDimension=1, brightObject=bright))
     head = volume.survey.head
     for axis, (edge, step, cells) in enumerate(zip(volume.survey.edge, steps, total.shape, strict=True)):
         head = head.take(np.minimum(np.arange(cells) * step // edge, head.shape[axis] - 1), axis)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
@@ -16,6 +15,8 @@ from aneurysm.volume.intensity import Intensity
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: Final[dict[Plane, int]] = {"axial": 0, "coronal": 1, "sagittal": 2}
 """By the axis, of (z, y, x), that runs across the picture. Rows and columns are the other two, in this order."""
+Planes = tuple[tuple[tuple[int, int], ...], ...]
+"""See `Pictures.planes`."""
 Scope = Literal["patch", "series"]
 """What labels a sample: the lesions in it, or the labels of its series."""
 Reduction = Literal["max", "min", "mean", "std"]
@@ -104,7 +105,8 @@ class Pictures(Protocol):
     channels
         Of each of the pictures.
     planes
-        (channels, pictures): the axis across each, which is the same in every sample.
+        (channels, pictures): of each the axis across it, and the row of pictures that it belongs to: those of one axis
+        and row lie side by side, in their order. The same in every sample.
     """
 
     @property
@@ -120,7 +122,7 @@ class Pictures(Protocol):
         """Labelled as the series is."""
 
     @property
-    def planes(self) -> tuple[tuple[int, ...], ...]:
+    def planes(self) -> Planes:
         """(channels, pictures)."""
 
     def choose(self, volume: Readable, rng: np.random.Generator | None = None) -> list[list[Picture]]:
@@ -173,9 +175,9 @@ def across(axis: int, along: int, rows: int, columns: int) -> Triple:
     return z, y, x
 
 
-def grouped_by_plane(planes: Sequence[Sequence[int]]) -> dict[int, list[tuple[int, int]]]:
-    """Return (channel, picture) of all pictures across each axis, in their order along it: pictures first."""
-    groups: dict[int, list[tuple[int, int]]] = {}
+def grouped_by_plane(planes: Planes) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """Return (channel, picture) of the pictures of each axis and row, in their order along the axis."""
+    groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for picture in range(len(planes[0])):
         for channel, row in enumerate(planes):
             groups.setdefault(row[picture], []).append((channel, picture))
