@@ -67,9 +67,9 @@ class Batch:
     series_uid, why
         B strings each: the series, and which sampler chose the place.
     planes
-        How pictures lie in the head, see `aneurysm.patches.views.view.Pictures`; None of patches. Pictures have the labels
-        of their series: there are no lesions with places then, `certain` are the positive labels, and `unknown` those
-        that nobody knows.
+        How pictures lie in the head, see `aneurysm.patches.views.view.Pictures`; None of patches. Pictures have the
+        labels of their series: there are no lesions with places then, `certain` are the positive labels, and `unknown`
+        those that nobody knows.
     """
 
     image: Tensor
