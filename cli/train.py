@@ -16,6 +16,7 @@ _MAY_CHANGE = {"cache", "local_cache", "local_cache_gb", "workers", "devices", "
 """What may be changed when a run is resumed: it draws the same patches in the same order."""
 _NO_RUN: Final = (InputKind.RUNS, InputKind.RUN_PART, InputKind.CHECKPOINT, InputKind.CACHE, InputKind.DATA_SET)
 """What is named in place of a run that is to be resumed."""
+_VIEWS: Final = ("patch3d", "slab", "slices", "mip")
 _LOSSES: Final = ("bce", "focal", "asl")
 """Of a patch's labels; others are set in the section losses of --config."""
 
@@ -41,8 +42,18 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="resnet3d18, resnet3d34, resnet3d18-dense, cnn3d, unet3d, or module:function.",
+            help="resnet3d18, resnet3d34, resnet3d18-dense, cnn3d, unet3d, efficientnet-b0, efficientnet-b3, "
+            "attention-mil, or module:function.",
             show_default="resnet3d18",
+        ),
+    ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            parser=choice(_VIEWS),
+            help="What the model sees: patch3d, slab, slices or mip; its settings are in the section view of --config.",
+            show_default="the model's",
         ),
     ] = None,
     patch: Annotated[
@@ -51,7 +62,7 @@ def train(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(metavar="N", parser=whole(1), help="Patches per step and device.", show_default="the model's"),
+        typer.Option(metavar="N", parser=whole(1), help="Samples per step and device.", show_default="the model's"),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(metavar="N", parser=whole(1), help="How many.", show_default="20")
@@ -158,6 +169,7 @@ def train(
         "local_cache": local_cache,
         "local_cache_gb": local_cache_gb,
         "model": model,
+        "view.name": view,
         "patch": patch,
         "batch_size": batch_size,
         "epochs": epochs,

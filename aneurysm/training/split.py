@@ -189,7 +189,6 @@ def _describe_limit(cache: Cache, series: NDArray[np.int64], chosen: Sequence[in
     return f"limit_train takes {share(positive)} positive series, {share(other)} others ({', '.join(parts)})"
 
 
-def _warnings(cache: Cache, train: Sequence[int], val: Sequence[int], config: TrainConfig) -> tuple[str, ...]:
 def _warnings(cache: Cache, train: Sequence[int], val: Sequence[int], view: View) -> tuple[str, ...]:
     found = []
     known = {int(v) for v in cache.labels[list(val), _PRESENT]} & {0, 1}
