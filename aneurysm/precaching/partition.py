@@ -39,7 +39,7 @@ class Shard:
         return f"shard {self} ({self.origin})"
 
 
-def deal(weights: NDArray[np.float64] | NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+def deal(weights: NDArray[np.float64] | NDArray[np.int64], count: int) -> list[NDArray[np.int32]]:
     """
     Return ``count`` parts of all that have ``weights`` (series,), by their indices, the heaviest first.
 
@@ -50,7 +50,7 @@ def deal(weights: NDArray[np.float64] | NDArray[np.int64], count: int) -> list[N
     loads = [(0.0, part) for part in range(count)]
     # What is not known weighs something, too: else one part would get all such series.
     lightest = float(min(weights[weights > 0], default=1))
-    order = np.argsort(-weights, kind="stable")
+    order = np.argsort(-weights, kind="stable").astype(np.int32)
     parts = np.empty(len(weights), np.int32)
     for place, weight in enumerate(map(float, weights[order])):
         load, part = loads[0]

@@ -9,9 +9,8 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from aneurysm.csv_table import TableRow, read_csv_rows
 from aneurysm.errors import DataError
@@ -63,7 +62,6 @@ class SeriesNotes:
 
 
 _NOTHING: Final = SeriesNotes()
-_PACKED: Final = attrgetter("row", "sop_uid", "location", "x", "y", "frame", "problem")
 
 
 class Tables:
@@ -93,7 +91,17 @@ class Tables:
         if (packed := self._packed.get(uid)) is None:
             return notes
         rows = json.loads(f"[{packed}]")
-        return replace(notes, localizers=tuple(Localizer(row, uid, *others) for row, *others in rows))
+        return replace(notes, localizers=tuple(_unpacked(uid, *row) for row in rows))
+
+
+def _packed(row: Localizer) -> str:
+    site = SITES.index(row.location) if row.location in SITES else row.location
+    rare = [row.frame, row.problem] if row.problem or row.frame is not None else []
+    return json.dumps([row.row, row.sop_uid, site, row.x, row.y, *rare], separators=(",", ":"))
+
+
+def _unpacked(uid: str, row: int, sop: str, site: int | str, *others: Any) -> Localizer:
+    return Localizer(row, uid, sop, SITES[site] if isinstance(site, int) else site, *others)
 
 
 def read_tables(root: Path) -> Tables:
@@ -177,7 +185,7 @@ def _label(path: Path, row: TableRow, label: str) -> int:
 def _packed_localizers(path: Path) -> dict[str, str]:
     packed: dict[str, str] = {}
     for uid, row in read_series_rows(path, ["SOPInstanceUID", "coordinates", "location"]):
-        text = json.dumps(_PACKED(_localizer(uid, row)), separators=(",", ":"))
+        text = _packed(_localizer(uid, row))
         packed[uid] = f"{packed[uid]},{text}" if uid in packed else text
     return packed
 
