@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import re
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -51,13 +52,12 @@ def deal(weights: NDArray[np.float64] | NDArray[np.int64], count: int) -> list[N
     # What is not known weighs something, too: else one part would get all such series.
     lightest = float(min(weights[weights > 0], default=1))
     order = np.argsort(-weights, kind="stable").astype(np.int32)
-    parts = np.empty(len(weights), np.int32)
-    for place, weight in enumerate(map(float, weights[order])):
+    parts = [array("i") for _ in range(count)]
+    for index in map(int, order):
         load, part = loads[0]
-        heapq.heapreplace(loads, (load + max(weight, lightest), part))
-        parts[place] = part
-    together = np.argsort(parts, kind="stable")
-    return np.split(order[together], np.searchsorted(parts[together], np.arange(1, count)))
+        heapq.heapreplace(loads, (load + max(float(weights[index]), lightest), part))
+        parts[part].append(index)
+    return [np.asarray(part, np.int32) for part in parts]
 
 
 def find_part(given: str | None, environment: Mapping[str, str], count: int) -> Shard:

@@ -137,7 +137,7 @@ class Planner:
         sources = _chosen(self.inventory, choice.series)
         uids = [source.uid for source in sources]
         order = sorted(range(len(uids)), key=uids.__getitem__)
-        self._sources = LazySequence(sources.__getitem__, np.array(order, np.int64))
+        self._sources = LazySequence(sources.__getitem__, np.array(order, np.int32))
         self._uids = [uids[i] for i in order]
         self.tables = data.tables()
         self._facts = FactsTable(len(uids))
