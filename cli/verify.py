@@ -27,7 +27,12 @@ def verify(
     ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also decode every chunk, and check the values.")] = False,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Write manifest.csv and lesions.csv again if they are wrong.")
+        bool,
+        typer.Option(
+            "--fix",
+            help="Write again what is derived: labels of bone that are absent, or of another version, by the voxels; "
+            "manifest.csv and lesions.csv if they are wrong.",
+        ),
     ] = False,
     shard: Annotated[
         str | None,
@@ -78,7 +83,9 @@ def verify(
     chosen += [f"shard {part}"] if part else []
     if chosen:
         checked += f" ({', '.join(chosen)}: the rest was not looked at)"
-    if report.fixed:
+    if report.relabelled:
+        result.say(f"Bone is labelled in {report.relabelled} volumes, and the tables are written again.")
+    elif report.fixed:
         result.say(f"{' and '.join(report.fixed)} were not what the volumes and records give, and are written again.")
     if report.faults:
         result.say(f"{len(report.faults)} faults in {cache}; checked {checked}.")

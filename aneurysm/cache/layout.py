@@ -7,7 +7,8 @@ CACHE/
   volumes/<hh>/<uid>.zarr/      one OME-NGFF image; complete, since it was renamed into place
     zarr.json                   metadata: OME, and everything under "aneurysm"
     0/zarr.json, 0/c/0/0/0      the array and its one shard
-    labels/...                  the vessel mask, where there is one
+    labels/vessels/...          the vessel mask, where there is one
+    labels/bone/...             where bone is, of CT, in cells of about 2 mm
   rejected/<hh>/<uid>.json      why a series is not there
   .tables/<hh>.jsonl            parts of the tables, for the next run to bring up to date (see table_parts.py)
   .seconds/<random>.json        how long series took, of tasks that left the tables to `aneurysm manifest`
@@ -33,10 +34,13 @@ IMAGE: Final = "0"
 """The array of voxels, within a volume."""
 VESSELS: Final = "labels/vessels/0"
 """The array of the vessel mask, within a volume that has one."""
-STAGED_VESSELS: Final = "labels.next/vessels/0"
-"""The same array while it takes the place of another one."""
-LABELS_TREE, STAGED_TREE = LABEL_TREES = tuple(path.split("/", 1)[0] for path in (VESSELS, STAGED_VESSELS))
-"""The folders in which these lie."""
+BONE: Final = "labels/bone/0"
+"""The array of the cells that hold bone, within a volume that has it."""
+LABELS_TREE: Final = "labels"
+"""The folder in which these lie; it is replaced as a whole."""
+STAGED_TREE: Final = "labels.next"
+"""The same folder while it takes the place of another one."""
+LABEL_TREES: Final = (LABELS_TREE, STAGED_TREE)
 VOLUME_ENDING: Final = ".zarr"
 RECORD_ENDING: Final = ".json"
 ABSENT: Final = 2**64 - 1
@@ -63,7 +67,7 @@ def record_key(uid: str) -> str:
 
 
 def label_trees(volume: Path) -> set[str]:
-    """Return which of `LABEL_TREES` a volume has: more than one while its mask is replaced."""
+    """Return which of `LABEL_TREES` a volume has: more than one while its labels are replaced."""
     return {tree for tree in LABEL_TREES if (volume / tree).is_dir()}
 
 

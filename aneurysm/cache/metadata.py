@@ -8,7 +8,8 @@ A volume has two parts, each with a hash of its own:
 - ``voxel_hash``: the files of array `0`, and all of zarr.json that is no annotation. It never changes once the volume
   is built; two volumes of one series and spec have the same.
 - ``annotation_hash``: the entries `ANNOTATIONS`, and the decisions on the vessel mask. Tables and masks are corrected,
-  and these follow (`aneurysm.precaching.relabel`). The mask's files have a hash within the entries.
+  and these follow (`aneurysm.precaching.relabel`). The files of labels have a hash within the entries. Where bone is
+  is among them, since it follows from the voxels, and changes with the version of what finds it while they stay.
 
 What built the volume (``built_by``) is in neither of them, and has a hash of its own; see `aneurysm.cache.builder`.
 
@@ -39,17 +40,17 @@ from pydantic import (
 from aneurysm.annotations.frames import PackedFrames
 from aneurysm.annotations.lesions import Lesion, UnplacedLesion
 from aneurysm.cache.builder import builder_hash
-from aneurysm.cache.layout import FORMAT_VERSION, IMAGE, STAGED_VESSELS, VESSELS
+from aneurysm.cache.layout import FORMAT_VERSION, IMAGE, LABELS_TREE
 from aneurysm.dicom.frame import Decision
 from aneurysm.documents import MOST_JSON, read_bounded
 from aneurysm.errors import CacheError, DamagedCacheError, words_of
 from aneurysm.processes.files import tree_files
-from aneurysm.types import Point, Triple
+from aneurysm.types import Point, Triple, point
 from aneurysm.volume.blocks import Blocks, PackedSurvey, Survey, unpack_bits
 from aneurysm.volume.intensity import Intensity
 
 ANNOTATIONS: Final = frozenset(
-    {"modality", "modality_source", "labels", "lesions", "unplaced_lesions", "vessel_mask", "patient_key"}
+    {"modality", "modality_source", "labels", "lesions", "unplaced_lesions", "vessel_mask", "bone", "patient_key"}
 )
 """Fields of `VolumeMetadata` that are annotations."""
 _HASHES: Final = frozenset({"voxel_hash", "annotation_hash", "builder_hash"})
@@ -58,6 +59,7 @@ _NO_VOXELS: Final = ANNOTATIONS | _HASHES | {"built_by", "format_version"}
 _MASK_DECISION: Final = "mask_"
 _OWN: Final = ("attributes", "aneurysm")
 
+_CellEdge = Annotated[int, Field(ge=1, le=64)]
 _Row = tuple[float, float, float, float]
 _Affine = tuple[_Row, _Row, _Row, _Row]
 
@@ -121,14 +123,27 @@ class MaskEntry(_Model):
     """
     The vessel mask. ``path`` is None if there was a file that can't be used.
 
-    ``file_hash`` is of the file that it was made of, ``content_hash`` of the files in the volume; ``blocks`` are the
-    packed bits of the blocks that hold a vessel.
+    ``file_hash`` is of the file that it was made of, ``content_hash`` of the files of all labels in the volume;
+    ``blocks`` are the packed bits of the blocks that hold a vessel.
     """
 
     path: Literal["labels/vessels/0", "labels.next/vessels/0"] | None
     file_hash: str
     content_hash: str
     blocks: str
+
+
+class BoneEntry(_Model):
+    """
+    Where bone is: 1 in the array at ``path``, by cells of ``edge`` voxels along (z, y, x).
+
+    ``version`` is the `aneurysm.volume.bone.BONE_VERSION` that found it, ``content_hash`` as in `MaskEntry`.
+    """
+
+    path: Literal["labels/bone/0", "labels.next/bone/0"]
+    version: int
+    edge: tuple[_CellEdge, _CellEdge, _CellEdge]
+    content_hash: str
 
 
 class VolumeMetadata(_Model):
@@ -139,7 +154,7 @@ class VolumeMetadata(_Model):
     rows of tables without one, each with a reason. ``built_by`` are the versions of what built it, by name.
     """
 
-    absent = frozenset({"images"})
+    absent = frozenset({"images", "bone"})
 
     format_version: Literal[4] = FORMAT_VERSION
     affine_lps: _Affine
@@ -158,6 +173,7 @@ class VolumeMetadata(_Model):
     intensity: Intensity
     blocks: PackedSurvey
     vessel_mask: MaskEntry | None = None
+    bone: BoneEntry | None = None
     built_by: dict[str, str] = Field(default_factory=dict)
     voxel_hash: str = ""
     annotation_hash: str = ""
@@ -169,9 +185,34 @@ class VolumeMetadata(_Model):
         return np.array(self.affine_lps)
 
     @property
+    def spacing_mm(self) -> Point:
+        """Of the voxels, along (z, y, x): a whole number of nanometres, which the affine's floats miss a little."""
+        return point(np.linalg.norm(self.affine[:3, :3], axis=0).round(6))
+
+    @property
     def mask_path(self) -> str | None:
         """Where in the volume its vessel mask is; None if it has none."""
         return None if self.vessel_mask is None else self.vessel_mask.path
+
+    @property
+    def label_paths(self) -> list[str]:
+        """Where in the volume its labels are: of its vessel mask and of bone, as far as it has them."""
+        return [path for path in (self.mask_path, self.bone and self.bone.path) if path]
+
+    @property
+    def labels_tree(self) -> str | None:
+        """The folder in which its labels are; None if it has none."""
+        return next((path.split("/", 1)[0] for path in self.label_paths), None)
+
+    def labels_in(self, tree: str, content_hash: str | None = None) -> dict[str, MaskEntry | BoneEntry | None]:
+        """Return the entries of the labels as they are in the folder ``tree``, with another hash if one is given."""
+        changes: dict[str, MaskEntry | BoneEntry | None] = {}
+        for name, entry in (("vessel_mask", self.vessel_mask), ("bone", self.bone)):
+            if entry is not None and entry.path:
+                new = {"path": f"{tree}/{entry.path.split('/', 1)[1]}"}
+                entry = entry.model_copy(update=new if content_hash is None else new | {"content_hash": content_hash})
+            changes[name] = entry
+        return changes
 
     @property
     def mask_file_hash(self) -> str:
@@ -305,10 +346,8 @@ def voxel_hash(folder: Path, document: VolumeDocument) -> str:
 
 def annotation_hash(own: VolumeMetadata) -> str:
     """Return the hash of the annotations in ``own``."""
-    if own.mask_path == STAGED_VESSELS:
-        # While a mask is replaced, the new one stands in another place.
-        assert own.vessel_mask is not None
-        own = own.model_copy(update={"vessel_mask": own.vessel_mask.model_copy(update={"path": VESSELS})})
+    # While labels are replaced, the new ones stand in another place.
+    own = own.model_copy(update=own.labels_in(LABELS_TREE))
     content = {k: v for k, v in _plain(own).items() if k in ANNOTATIONS}
     content["decisions"] = [_plain_decision(d) for d in own.decisions if is_mask_decision(d)]
     return _hash_of(_canonical(content))
@@ -337,18 +376,17 @@ def find_damage(folder: Path, document: VolumeDocument, content: bytes) -> Itera
         yield "builder hash differs: the versions that built it were changed or damaged since they were written"
     elif content != document.to_bytes():
         yield "zarr.json was changed or damaged since it was written"
-    if (mask := own.vessel_mask) is not None and mask.path:
-        tree = folder / mask.path.split("/", 1)[0]
-        if not tree.is_dir():
-            yield "the vessel mask is lost"
-        elif files_hash(tree) != mask.content_hash:
-            yield "vessel mask's content hash differs: a file was changed or damaged since it was written"
+    if (tree := own.labels_tree) is not None:
+        labels = [entry for entry in (own.vessel_mask, own.bone) if entry is not None and entry.path]
+        if not (folder / tree).is_dir():
+            yield "the folder of labels is lost"
+        elif {files_hash(folder / tree)} != {label.content_hash for label in labels}:
+            yield "content hash of the labels differs: a file was changed or damaged since it was written"
 
 
 def find_strays(folder: Path, document: VolumeDocument) -> Iterator[str]:
     """Yield the names in ``folder``, a volume, that are no part of it. Raises `OSError`."""
-    path = document.own.mask_path
-    known = {"zarr.json", IMAGE, path.split("/", 1)[0] if path else ""}
+    known = {"zarr.json", IMAGE, document.own.labels_tree}
     yield from sorted(path.name for path in folder.iterdir() if path.name not in known)
 
 

@@ -162,8 +162,8 @@ def _read_entry(
         names = set(os.listdir(path))  # noqa: PTH208 - names alone
         own = read_document(path).own
         rows = manifest_row(own, path, seconds), lesion_rows(own, uid)
-        # While a mask is replaced, two count as bytes of the volume, and zarr.json is no other when the first one goes.
-        known = {"zarr.json", IMAGE, *([] if own.mask_path is None else [own.mask_path.split("/", 1)[0]])}
+        # While labels are replaced, two count as bytes of the volume, and zarr.json is no other when the first go.
+        known = {"zarr.json", IMAGE, own.labels_tree}
         settled = set(os.listdir(path)) == names <= known and stamp_of(uid) == stamp  # noqa: PTH208
         return _entry(stamp if settled else "", *rows)
     with suppress(CacheError, OSError):

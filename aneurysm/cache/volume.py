@@ -31,6 +31,7 @@ from aneurysm.errors import CacheError, CacheNotFoundError, DamagedCacheError
 from aneurysm.processes.shared_folder import describe_denial
 from aneurysm.types import Triple, triple
 from aneurysm.volume.blocks import Blocks, Survey
+from aneurysm.volume.cells import cells_shape, expand_cells
 from aneurysm.volume.intensity import Intensity, to_model_units, to_physical
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class _Handles:
         self._open: OrderedDict[Path, VolumeHandle] = OrderedDict()
         self._lock = threading.Lock()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # Two files a volume; the process needs descriptors for other things, too.
+        # Up to three files a volume; the process needs descriptors for other things, too.
         self.most = max(4, min(512, (soft if soft > 0 else 1024) // 8))
 
     def get(self, volume: CachedVolume) -> VolumeHandle:
@@ -296,6 +297,29 @@ class CachedVolume:
             raise CacheNotFoundError(f"volume {self.uid} has no vessel mask")
         return read_box(vessels, start_zyx, shape_zyx, out)
 
+    @property
+    def has_bone(self) -> bool:
+        """Whether it is known where bone is: of CT, as far as the spec keeps the HU that tell it."""
+        return _handles.get(self).bone is not None
+
+    def read_bone(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[np.bool_]:
+        """
+        Return which voxels of a box are bone, False outside; see `read`.
+
+        They are so by cells of about 2 mm: `aneurysm.volume.bone` says what counts, and what of the vessels it takes.
+
+        Raises
+        ------
+        CacheNotFoundError
+            The volume has no label of bone.
+        DamagedCacheError
+            As `read`.
+        """
+        opened = _handles.get(self)
+        if opened.bone is None:
+            raise CacheNotFoundError(f"volume {self.uid} has no label of bone; aneurysm info {self.uid} says why")
+        return read_bone(opened, start_zyx, shape_zyx)
+
     def read_physical(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[np.float32]:
         """Return a box in HU, or the MR scanner's units: float32, padded with air. See `read`."""
         intensity = self.intensity
@@ -347,6 +371,22 @@ def read_box(array: VoxelArray, start: Triple, shape: Triple, out: NDArray[Any] 
     return out
 
 
+def read_bone(opened: VolumeHandle, start: Triple, shape: Triple) -> NDArray[np.bool_]:
+    """Return which voxels of a box of an open volume, which has a label of bone, are bone; see `CachedVolume.read`."""
+    assert opened.bone is not None
+    entry = opened.metadata.bone
+    assert entry is not None
+    first = triple(s // e for s, e in zip(start, entry.edge, strict=True))
+    count = triple(-(-(s + n) // e) - f for s, n, e, f in zip(start, shape, entry.edge, first, strict=True))
+    cells = read_box(opened.bone, first, count)
+    offset = [s - f * e for s, f, e in zip(start, first, entry.edge, strict=True)]
+    bone = expand_cells(cells != 0, entry.edge, offset, shape)
+    # The cells at the far faces reach beyond the volume.
+    for axis, (s, n) in enumerate(zip(start, opened.image.shape, strict=True)):
+        bone[(slice(None),) * axis + (slice(max(0, n - s), None),)] = False
+    return bone
+
+
 class ZarrArray:
     """An array that the fast path can't read, read by zarr-python: other codecs, no shards, or several."""
 
@@ -367,11 +407,16 @@ class ZarrArray:
 
 @dataclass
 class VolumeHandle:
-    """An open volume: its metadata, its voxels, its vessel mask if it has one, and its blocks once asked for."""
+    """
+    An open volume: its metadata, its voxels, its labels as far as it has them, and its blocks once asked for.
+
+    ``bone`` is on the grid of its cells; `read_bone` reads it on that of the voxels.
+    """
 
     metadata: VolumeMetadata
     image: ShardReader | ZarrArray
     vessels: ShardReader | ZarrArray | None
+    bone: ShardReader | ZarrArray | None = None
     blocks: Blocks | None = None
 
 
@@ -432,8 +477,13 @@ def _open_local(path: Path, folder: int, name: str) -> VolumeHandle:
     except DamagedCacheError as error:
         raise DamagedCacheError(f"{error}. Run aneurysm verify") from error
     image = _open_array(path, folder, IMAGE, name)
-    vessels = metadata.mask_path
-    return VolumeHandle(metadata, image, None if vessels is None else _open_array(path, folder, vessels, name))
+    vessels = None if metadata.mask_path is None else _open_array(path, folder, metadata.mask_path, name)
+    bone = None
+    if (entry := metadata.bone) is not None:
+        bone = _open_array(path, folder, entry.path, name)
+        if bone.shape != cells_shape(image.shape, entry.edge):
+            raise DamagedCacheError(f"volume {name}: its label of bone has {bone.shape} cells. Run aneurysm verify")
+    return VolumeHandle(metadata, image, vessels, bone)
 
 
 def _open_array(path: Path, folder: int, array: str, name: str) -> ShardReader | ZarrArray:

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from aneurysm.cache.builder import builder_versions
-from aneurysm.cache.layout import IMAGE, VESSELS
-from aneurysm.cache.metadata import MaskEntry, VolumeDocument, VolumeMetadata, document_bytes, files_hash
+from aneurysm.cache.layout import BONE, IMAGE, LABELS_TREE, VESSELS
+from aneurysm.cache.metadata import BoneEntry, MaskEntry, VolumeDocument, VolumeMetadata, document_bytes, files_hash
 from aneurysm.cache.shard import write_shard
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
 from aneurysm.spec import StorageSpec
 from aneurysm.volume.blocks import mask_blocks, pack_bits
+from aneurysm.volume.bone import BONE_VERSION, BoneCells, find_bone
+from aneurysm.volume.cells import cells_affine
 
 # Left and right of a vessel share a hue: dark on the left, light on the right.
 _COLOURS: Final = (
@@ -24,6 +26,7 @@ _COLOURS: Final = (
     (0, 130, 0), (150, 170, 255), (0, 40, 200), (230, 150, 255), (130, 0, 180), (255, 255, 255),
     (255, 90, 90),
 )  # fmt: skip
+_BONE_COLOUR: Final = (230, 225, 200)
 
 
 def write_volume(
@@ -39,8 +42,8 @@ def write_volume(
     """
     Write one image to ``folder``, which must not exist; return its metadata.
 
-    These are ``own``, with the entry of the vessel mask, the versions of the builder, and all hashes. Nothing is
-    flushed to the disk here: publishing does that.
+    These are ``own``, with the entries of the vessel mask and of bone, the versions of the builder, and all hashes.
+    Bone is found here, for it follows from what is stored. Nothing is flushed to the disk here: publishing does that.
 
     Parameters
     ----------
@@ -53,9 +56,13 @@ def write_volume(
     folder.mkdir(parents=True)
     _write_array(folder / IMAGE, voxels, storage, fill)
     if vessels is not None:
-        write_vessels(folder / VESSELS, vessels, own.affine, storage)
-    mask = describe_vessels(folder, vessels, vessels_from, own)
-    own = own.model_copy(update={"vessel_mask": mask, "built_by": dict(builder_versions())})
+        write_vessels(folder, vessels, own.affine, storage)
+    bone = find_bone(voxels, own.intensity, own.spacing_mm)
+    if bone is not None:
+        write_bone(folder, bone, own.affine, storage)
+    entries = {"vessel_mask": describe_vessels(vessels, vessels_from, own), "bone": describe_bone(bone)}
+    own = own.model_copy(update=entries | {"built_by": dict(builder_versions())})
+    own = own.model_copy(update=own.labels_in(LABELS_TREE, seal_labels(folder)))
     ome = {"version": "0.5", "multiscales": _multiscales(own.affine)}
     document = VolumeDocument.of(ome, own).sealed(folder)
     (folder / "zarr.json").write_bytes(document.to_bytes())
@@ -63,34 +70,67 @@ def write_volume(
 
 
 def write_vessels(
-    array: Path, vessels: NDArray[np.uint8], affine_lps: NDArray[np.float64], storage: StorageSpec
+    folder: Path, vessels: NDArray[np.uint8], affine_lps: NDArray[np.float64], storage: StorageSpec
 ) -> None:
-    """Write a vessel mask (z, y, x) as ``array``, and the OME metadata of the two folders above it."""
+    """Write the vessel mask (z, y, x) of the volume in ``folder``."""
+    names = dict(zip(VESSEL_VALUES, SITES, strict=True)) | {UNKNOWN_VESSEL: "Vessel of unknown site"}
+    coloured = {value: (names[value], _COLOURS[value - 1]) for value in sorted(names)}
+    _write_label(folder / VESSELS, vessels, affine_lps, storage, coloured)
+
+
+def write_bone(folder: Path, bone: BoneCells, affine_lps: NDArray[np.float64], storage: StorageSpec) -> None:
+    """Write where bone is in the volume in ``folder``, whose affine is given: 0 and 1 on the coarser grid of cells."""
+    affine = cells_affine(affine_lps, bone.edge)
+    _write_label(folder / BONE, bone.cells.view(np.uint8), affine, storage, {1: ("Bone", _BONE_COLOUR)})
+
+
+def _write_label(
+    array: Path,
+    values: NDArray[np.uint8],
+    affine_lps: NDArray[np.float64],
+    storage: StorageSpec,
+    names: dict[int, tuple[str, tuple[int, int, int]]],
+) -> None:
+    """Write an array of labels, and the OME metadata of the folder above it: names and colours by value."""
     # Few values in large areas: whatever the image's codec, these bytes shrink to almost nothing.
-    _write_array(array, vessels, storage.model_copy(update={"dtype": "uint8", "shuffle": "noshuffle"}), 0)
-    labels = {"version": "0.5", "labels": ["vessels"]}
-    one = {"version": "0.5", "multiscales": _multiscales(affine_lps), "image-label": _image_label()}
-    for folder, ome in ((array.parents[1], labels), (array.parent, one)):
-        document = {"attributes": {"ome": ome}, "zarr_format": 3, "node_type": "group"}
-        (folder / "zarr.json").write_bytes(document_bytes(document))
+    _write_array(array, values, storage.model_copy(update={"dtype": "uint8", "shuffle": "noshuffle"}), 0)
+    label = {
+        "source": {"image": "../../"},
+        "colors": [{"label-value": value, "rgba": [*colour, 255]} for value, (_, colour) in names.items()],
+        "properties": [{"label-value": value, "name": name} for value, (name, _) in names.items()],
+    }
+    _write_group(array.parent, {"version": "0.5", "multiscales": _multiscales(affine_lps), "image-label": label})
 
 
-def describe_vessels(
-    folder: Path, vessels: NDArray[np.uint8] | None, vessels_from: str, own: VolumeMetadata
-) -> MaskEntry | None:
+def seal_labels(folder: Path) -> str:
+    """Name the labels of the volume in ``folder`` in the group of all; return the hash of their files, or ""."""
+    tree = folder / LABELS_TREE
+    if not tree.is_dir():
+        return ""
+    _write_group(tree, {"version": "0.5", "labels": sorted(path.name for path in tree.iterdir() if path.is_dir())})
+    return files_hash(tree)
+
+
+def _write_group(folder: Path, ome: dict[str, Any]) -> None:
+    document = {"attributes": {"ome": ome}, "zarr_format": 3, "node_type": "group"}
+    (folder / "zarr.json").write_bytes(document_bytes(document))
+
+
+def describe_vessels(vessels: NDArray[np.uint8] | None, vessels_from: str, own: VolumeMetadata) -> MaskEntry | None:
     """
-    Return the entry of a vessel mask that is in ``folder`` / `VESSELS`; None if there is none.
+    Return the entry of a vessel mask, without the hash that `seal_labels` returns; None if there is no mask.
 
     ``own`` are the other entries: the mask's blocks are as large as theirs.
     """
     if vessels is None:
         return MaskEntry(path=None, file_hash=vessels_from, content_hash="", blocks="") if vessels_from else None
-    return MaskEntry(
-        path=VESSELS,
-        file_hash=vessels_from,
-        content_hash=files_hash((folder / VESSELS).parents[1]),
-        blocks=pack_bits(mask_blocks(vessels, own.blocks.edge)),
-    )
+    blocks = pack_bits(mask_blocks(vessels, own.blocks.edge))
+    return MaskEntry(path=VESSELS, file_hash=vessels_from, content_hash="", blocks=blocks)
+
+
+def describe_bone(bone: BoneCells | None) -> BoneEntry | None:
+    """Return the entry of bone, without the hash that `seal_labels` returns; None if it was not looked for."""
+    return None if bone is None else BoneEntry(path=BONE, version=BONE_VERSION, edge=bone.edge, content_hash="")
 
 
 def _write_array(folder: Path, voxels: NDArray[Any], storage: StorageSpec, fill: int) -> None:
@@ -141,12 +181,3 @@ def _multiscales(affine_lps: NDArray[np.float64]) -> list[dict[str, Any]]:
             ],
         }
     ]
-
-
-def _image_label() -> dict[str, Any]:
-    names = dict(zip(VESSEL_VALUES, SITES, strict=True)) | {UNKNOWN_VESSEL: "Vessel of unknown site"}
-    return {
-        "source": {"image": "../../"},
-        "colors": [{"label-value": v, "rgba": [*_COLOURS[v - 1], 255]} for v in sorted(names)],
-        "properties": [{"label-value": v, "name": names[v]} for v in sorted(names)],
-    }

@@ -4,11 +4,12 @@ Voxels stay: what is written are zarr.json, the vessel mask, and the records of 
 keeps what it takes to place lesions again (`aneurysm.annotations.frames`), and of its voxels what tells vessels where
 there is no mask (`aneurysm.volume.blocks.Survey`).
 
-What is guaranteed: zarr.json is replaced in one step, and says where the mask is that belongs to it. A mask that takes
-the place of another one is put beside it first (`labels.next`); then zarr.json names that; then the old one is
-replaced, zarr.json names its place again, and what is beside it is removed. After a kill at any moment a reader finds
-the old annotations or the new ones, with their mask; the next run finishes the rest. Whoever has the voxels open is not
-disturbed: their files are not touched. It is the same in an object store, where an object is replaced as a whole.
+What is guaranteed: zarr.json is replaced in one step, and says where the labels are that belong to it: the mask, and of
+CT where bone is. Labels that take the place of others are put beside them first (`labels.next`); then zarr.json names
+that; then the old ones are replaced, zarr.json names their place again, and what is beside it is removed. After a kill
+at any moment a reader finds the old annotations or the new ones, with their labels; the next run finishes the rest.
+Whoever has the voxels open is not disturbed: their files are not touched. It is the same in an object store, where an
+object is replaced as a whole.
 
 A table that is absent says nothing: what a volume holds stays. A table that is there, without a row for a series, says
 that nothing is known of it.
@@ -29,7 +30,7 @@ from aneurysm.annotations.describe import describe_lesions, describe_modality, d
 from aneurysm.annotations.frames import unpack_frames
 from aneurysm.annotations.lesions import Lesion, UnplacedLesion
 from aneurysm.annotations.vessels import resample_mask
-from aneurysm.cache.layout import LABELS_TREE, STAGED_TREE, STAGED_VESSELS, VESSELS, CacheLayout
+from aneurysm.cache.layout import BONE, LABELS_TREE, STAGED_TREE, VESSELS, CacheLayout
 from aneurysm.cache.manifest import shape_of
 from aneurysm.cache.metadata import (
     Record,
@@ -41,7 +42,7 @@ from aneurysm.cache.metadata import (
     read_document,
     read_record,
 )
-from aneurysm.cache.writer import describe_vessels, write_vessels
+from aneurysm.cache.writer import describe_bone, describe_vessels, seal_labels, write_bone, write_vessels
 from aneurysm.errors import AneurysmError, CacheError, DamagedCacheError, reason_of, words_of
 from aneurysm.precaching.destination import Destination
 from aneurysm.precaching.publish import claim, publish_record
@@ -54,6 +55,7 @@ from aneurysm.rawdata.bucket import local_mask
 from aneurysm.rawdata.tables import SeriesNotes, Tables
 from aneurysm.spec import CacheSpec
 from aneurysm.types import triple
+from aneurysm.volume.bone import BoneCells
 
 ANNOTATION_KINDS: Final = {
     "labels": "labels",
@@ -252,9 +254,8 @@ def _without_rows(lesions: Iterable[Lesion | UnplacedLesion]) -> list[Lesion | U
 
 
 def _is_settled(own: VolumeMetadata, trees: set[str]) -> bool:
-    """Return True if a volume's mask is where it belongs, and there is no other."""
-    path = own.mask_path
-    return trees == (set() if path is None else {LABELS_TREE}) and path in (None, VESSELS)
+    """Return True if a volume's labels are where they belong, and there are no others."""
+    return own.labels_tree in (None, LABELS_TREE) and trees == ({own.labels_tree} - {None})
 
 
 def _update(job: _Job) -> Update:
@@ -336,31 +337,58 @@ def replace_vessels(
     files: VolumeFiles, document: VolumeDocument, vessels: Any, vessels_from: str, spec: CacheSpec, scratch: Path
 ) -> None:
     """Write ``document``, whose annotations are new, with another vessel mask (z, y, x), or without one."""
-    own, built = document.own, scratch / "relabelled"
+    built = scratch / "relabelled"
     if vessels is not None:
-        write_vessels(built / VESSELS, vessels, own.affine, spec.storage)
-    mask = describe_vessels(built, vessels, vessels_from, own)
-    if mask is None or vessels is None:
-        replace_annotations(files, document, vessel_mask=mask)
+        write_vessels(built, vessels, document.own.affine, spec.storage)
+    _replace_label(files, document, VESSELS, built, vessel_mask=describe_vessels(vessels, vessels_from, document.own))
+
+
+def replace_bone(
+    files: VolumeFiles, document: VolumeDocument, bone: BoneCells | None, spec: CacheSpec, scratch: Path
+) -> None:
+    """Write ``document`` with another label of bone, or without one."""
+    built = scratch / "relabelled"
+    if bone is not None:
+        write_bone(built, bone, document.own.affine, spec.storage)
+    _replace_label(files, document, BONE, built, bone=describe_bone(bone))
+
+
+def _replace_label(files: VolumeFiles, document: VolumeDocument, array: str, built: Path, **entry: Any) -> None:
+    """
+    Write a settled ``document`` with another ``entry`` of one label.
+
+    Its ``array`` is the one in the volume ``built``, to which the other labels of the volume are added; none, if none
+    is there.
+    """
+    before = document.own.labels_tree
+    own_folder = array.split("/")[1] + "/"
+    for name, content in files.read_tree(LABELS_TREE).items() if before else ():
+        if "/" in name and not name.startswith(own_folder):
+            path = built / LABELS_TREE / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    content_hash = seal_labels(built)
+    own = document.own.model_copy(update=entry)
+    if not content_hash:
+        replace_annotations(files, document, **entry)
         files.remove_tree(LABELS_TREE)
         return
     tree = read_files(built / LABELS_TREE)
-    if own.mask_path is None:
+    if before is None:
         files.write_tree(LABELS_TREE, tree)
-        replace_annotations(files, document, vessel_mask=mask)
+        replace_annotations(files, document, **own.labels_in(LABELS_TREE, content_hash))
         return
     files.write_tree(STAGED_TREE, tree)
-    staged = mask.model_copy(update={"path": STAGED_VESSELS})
-    settle(files, replace_annotations(files, document, vessel_mask=staged))
+    settle(files, replace_annotations(files, document, **own.labels_in(STAGED_TREE, content_hash)))
 
 
 def settle(files: VolumeFiles, document: VolumeDocument) -> VolumeDocument:
-    """Bring a volume's mask to where it belongs, and remove what a killed run left of others; return what is there."""
-    mask, trees = document.own.vessel_mask, files.trees()
-    if mask is not None and mask.path == STAGED_VESSELS:
+    """Bring a volume's labels to their place, and remove what a killed run left of others; return what is there."""
+    own, trees = document.own, files.trees()
+    if own.labels_tree == STAGED_TREE:
         files.write_tree(LABELS_TREE, files.read_tree(STAGED_TREE))
-        document = replace_annotations(files, document, vessel_mask=mask.model_copy(update={"path": VESSELS}))
-    elif LABELS_TREE in trees and (mask is None or mask.path is None):
+        document = replace_annotations(files, document, **own.labels_in(LABELS_TREE))
+    elif LABELS_TREE in trees and own.labels_tree is None:
         files.remove_tree(LABELS_TREE)
     if STAGED_TREE in trees:
         files.remove_tree(STAGED_TREE)

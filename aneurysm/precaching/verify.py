@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from aneurysm.cache.folder import read_spec, series_in_subfolder, strange_names
 from aneurysm.cache.layout import (
@@ -38,6 +39,7 @@ from aneurysm.documents import read_json
 from aneurysm.errors import CacheError, UsageError
 from aneurysm.labels import UNKNOWN_VESSEL
 from aneurysm.precaching.destination import Destination
+from aneurysm.precaching.label_bone import bone_fault, derive_bone, label_bone
 from aneurysm.precaching.partition import Shard
 from aneurysm.precaching.publish import is_claimed
 from aneurysm.precaching.relabel import ANNOTATION_KINDS, Annotations, find_differences
@@ -63,6 +65,7 @@ _REBUILD = "Build it again: aneurysm precache --overwrite --series {uid}"
 _RETRY = "Run aneurysm precache --retry-failed: it writes the record again"
 _SETTLE = "Run aneurysm precache with the data: it finishes what a run began that died"
 _RELABEL = "Run aneurysm precache: it updates the volume"
+_LABEL_BONE = "Run aneurysm verify --fix: it finds bone by the voxels"
 _COMPARE = "Mend that, and run aneurysm verify again"
 _SPEC = "Bring the file back; nothing is added to the cache until then"
 _KEY = "No series is built until this is mended"
@@ -84,12 +87,13 @@ class Sample:
 
 @dataclass
 class Report:
-    """What `verify` found, and which tables it wrote again."""
+    """What `verify` found, which tables it wrote again, and of how many volumes the labels of bone."""
 
     faults: list[Fault] = field(default_factory=list)
     volumes: int = 0
     bytes_read: int = 0
     fixed: list[str] = field(default_factory=list)
+    relabelled: int = 0
 
 
 def verify(
@@ -114,8 +118,8 @@ def verify(
     workers
         Processes.
     fix
-        Write manifest.csv and lesions.csv again if they are not what the volumes and records give. Nothing else is
-        changed.
+        Write again what is derived: labels of bone that are absent, or of another version, by the voxels; and
+        manifest.csv and lesions.csv if they are not what the volumes and records give. Nothing else is changed.
     shard
         Only the series in this part of the `SUBFOLDERS`.
     sample
@@ -155,11 +159,13 @@ def verify(
                 of_tables += tables.check(series, rows)
                 if data is not None:
                     checked += series.volumes | series.records
+            if fix:
+                _label_bone(place, spec, report, workers, processes)
         report.faults.extend(_check_names(layout, subfolders))
         report.faults.extend(_check_spec(layout, spec))
         report.faults.extend(of_records)
         of_tables += tables.end(subfolders)
-        if fix and any(fault.derived for fault in of_tables):
+        if fix and (report.relabelled or any(fault.derived for fault in of_tables)):
             with translate_write_errors(layout.root):
                 place.write_tables({}, afresh=True)
             report.fixed = [layout.manifest.name, layout.lesions.name]
@@ -173,6 +179,21 @@ def verify(
         for where in place.abandoned():
             report.faults.append(Fault(where, "left behind by a run that died", "The next run removes it"))
     return report
+
+
+def _label_bone(place: Destination, spec: CacheSpec, report: Report, workers: int, processes: Runner) -> None:
+    """Derive the labels of bone again of volumes that lack nothing else; their faults are none any more."""
+    faults: dict[str, list[Fault]] = {}
+    for fault in report.faults:
+        faults.setdefault(fault.where, []).append(fault)
+    uids = [uid for uid, found in faults.items() if all(fault.derived for fault in found)]
+    problems = label_bone(place, uids, spec, workers, processes)
+    mended = set(uids) - problems.keys()
+    report.relabelled = len(mended)
+    report.faults = [fault for fault in report.faults if fault.where not in mended]
+    report.faults += [
+        Fault(uid, f"bone can't be labelled: {what}", _REBUILD.format(uid=uid)) for uid, what in problems.items()
+    ]
 
 
 def _series(layout: CacheLayout, subfolders: Sequence[str], sample: Sample | None) -> Iterator[CheckedSeries]:
@@ -296,6 +317,8 @@ def _check_metadata(folder: Path, content: bytes | str, spec: CacheSpec, deep: b
         faults.extend(map(fault, _faults(folder, document, content, spec, deep)))  # up to an error, if one comes
         size = tree_bytes(folder)
         rows = rows_of(document.own, folder)
+        if what := bone_fault(document.own):
+            faults.append(Fault(uid, what, _LABEL_BONE, derived=True))
     except (OSError, ValueError) as error:
         faults.append(fault(f"the volume can't be read: {type(error).__name__} {error}"))
     return faults, rows, size
@@ -309,11 +332,11 @@ def _faults(folder: Path, document: VolumeDocument, content: bytes, spec: CacheS
         yield f"digest {own.digest}, the cache's spec has {spec.digest}"
     if own.blocks.survey != SURVEY_VERSION:
         yield f"head and vessels were found by survey {own.blocks.survey}, this program's is {SURVEY_VERSION}"
-    arrays = [IMAGE, *([] if own.mask_path is None else [own.mask_path])]
+    arrays = [IMAGE, *own.label_paths]
     yield from _check_arrays(folder, spec, arrays)
     yield from find_damage(folder, document, content)
     for name in find_strays(folder, document):
-        # Of a mask that is being replaced there are two for a while.
+        # Of labels that are being replaced there are two for a while.
         if name not in LABEL_TREES or not is_claimed(CacheLayout(folder.parents[2]), own.series_uid):
             yield f"{name} is no part of the volume"
     if deep:
@@ -350,18 +373,32 @@ def _check_values(folder: Path, spec: CacheSpec, own: VolumeMetadata, arrays: Se
             low, high = ((v - own.intensity.offset) / own.intensity.scale for v in own.intensity.clip)
             if voxels.min() < low - 0.5 or voxels.max() > high + 0.5:
                 yield f"values from {voxels.min()} to {voxels.max()}, the metadata allows {low:.0f} to {high:.0f}"
-        elif voxels.max() > UNKNOWN_VESSEL:
+        elif name == own.mask_path and voxels.max() > UNKNOWN_VESSEL:
             yield f"vessel mask holds {voxels.max()}, the highest label is {UNKNOWN_VESSEL}"
-    if len(set(shapes.values())) > 1:
-        yield f"the vessel mask is {shapes[arrays[1]]}, the volume {shapes[IMAGE]}"
+        elif name != own.mask_path:
+            yield from _check_bone(folder, own, voxels)
+    if own.mask_path in shapes and IMAGE in shapes and shapes[own.mask_path] != shapes[IMAGE]:
+        yield f"the vessel mask is {shapes[own.mask_path]}, the volume {shapes[IMAGE]}"
     yield from _check_blocks(own, shapes.get(IMAGE))
-    spacing = np.linalg.norm(own.affine[:3, :3], axis=0)
-    if not np.allclose(spacing, spec.spacing_mm, atol=1e-6):
-        yield f"the affine has a spacing of {spacing.round(4).tolist()}, the spec {list(spec.spacing_mm)}"
+    if not np.allclose(own.spacing_mm, spec.spacing_mm, atol=1e-6):
+        yield f"the affine has a spacing of {np.round(own.spacing_mm, 4).tolist()}, the spec {list(spec.spacing_mm)}"
         return
     for lesion in own.lesions:
         if not np.allclose((own.affine @ [*lesion.zyx, 1.0])[:3], lesion.lps_mm, atol=0.01):
             yield f"lesion of row {lesion.row}: voxel and point in the patient differ"
+
+
+def _check_bone(folder: Path, own: VolumeMetadata, cells: NDArray[np.uint8]) -> Iterator[str]:
+    """Compare a label of bone, if it is of this program's version, with what the voxels give."""
+    if bone_fault(own):
+        return
+    try:
+        bone = derive_bone(folder)
+    except CacheError as error:
+        yield f"bone can't be found again: {error}"
+        return
+    if bone is None or own.bone is None or own.bone.edge != bone.edge or not np.array_equal(cells, bone.cells):
+        yield "the label of bone is not what the voxels give"
 
 
 def _check_blocks(own: VolumeMetadata, shape: tuple[int, ...] | None) -> Iterator[str]:

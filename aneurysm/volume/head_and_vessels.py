@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from aneurysm.volume.blocks import EDGE_MM, HeadBlocks, Survey
+from aneurysm.volume.cells import cell_edge, fold
 from aneurysm.volume.intensity import Intensity
 
 _AIR_BELOW_HU: Final = -500.0
@@ -23,7 +23,6 @@ _HEAD_SHARE: Final = 0.02
 """A block is head if more than this share of its voxels is: noise lights up single ones."""
 _VESSEL_SHARE: Final = 0.1
 """Share of the head's inner blocks taken for vessels where there is no mask."""
-_COARSE_MM: Final = 2.0
 _THINNER_THAN_MM: Final = 10.0
 """Brain vessels are up to 6 mm wide; what is wider than this in two directions is none."""
 _RIM_BLOCKS: Final = 2
@@ -53,7 +52,7 @@ def survey(voxels: NDArray[Any], intensity: Intensity, spacing_mm: tuple[float, 
 
     def thin(*, dark: bool) -> NDArray[np.bool_]:
         thinness = _thinness(coarse.values, intensity, coarse.cell_mm, dark=dark)
-        return _highest(_folded(np.maximum, thinness, coarse.cells), among)
+        return _highest(fold(np.maximum, thinness, coarse.cells), among)
 
     # Which of the two are vessels depends on the modality, which train.csv may name later: both are kept.
     return Survey(edge, head, thin(dark=False), None if intensity.unit == "HU" else thin(dark=True))
@@ -70,29 +69,18 @@ class _Coarse:
 
 
 def _coarse(voxels: NDArray[Any], intensity: Intensity, spacing_mm: tuple[float, float, float]) -> _Coarse:
-    factor = [min(n, max(1, round(_COARSE_MM / s))) for n, s in zip(voxels.shape, spacing_mm, strict=True)]
+    factor = cell_edge(voxels.shape, spacing_mm)
     cells = [max(1, round(EDGE_MM / (s * f))) for s, f in zip(spacing_mm, factor, strict=True)]
     z, y, x = (f * c for f, c in zip(factor, cells, strict=True))
     shape = [-(-n // e) for n, e in zip(voxels.shape, (z, y, x), strict=True)]
-    values = _folded(np.add, voxels, factor, np.int32).astype(np.float32)
+    values = fold(np.add, voxels, factor, np.int32).astype(np.float32)
     values *= np.float32(intensity.scale / np.prod(factor))
     values += np.float32(intensity.offset)
     # To whole blocks, so that each is a box of cells.
     values = np.pad(values, [(0, n * c - m) for n, c, m in zip(shape, cells, values.shape, strict=True)], mode="edge")
-    head = _head_alone(_folded(np.add, _is_head(values, intensity), cells, np.int32) > _HEAD_SHARE * np.prod(cells))
+    head = _head_alone(fold(np.add, _is_head(values, intensity), cells, np.int32) > _HEAD_SHARE * np.prod(cells))
     cell_mm = [s * f for s, f in zip(spacing_mm, factor, strict=True)]
     return _Coarse(values, cells, cell_mm, HeadBlocks((z, y, x), head))
-
-
-def _folded(reduce: np.ufunc, values: NDArray[Any], factor: Sequence[int], dtype: Any = None) -> NDArray[Any]:
-    """Reduce boxes of ``factor`` voxels to one each; what is left over at the far faces is dropped."""
-    for axis, f in enumerate(factor):
-        n = values.shape[axis] // f * f
-        parts = [values[(slice(None),) * axis + (slice(k, n, f),)] for k in range(f)]
-        values = parts[0].astype(dtype or values.dtype)
-        for part in parts[1:]:
-            reduce(values, part, out=values)
-    return values
 
 
 def _is_head(values: NDArray[np.float32], intensity: Intensity) -> NDArray[np.bool_]:
