@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from aneurysm.errors import CacheError
 from aneurysm.labels import SITES
 from aneurysm.report.evaluation import Evaluation
-from aneurysm.report.marks import INK, PAPER, add_circle, add_cross, add_letters
+from aneurysm.report.marks import INK, LESION_RADIUS_MM, PAPER, add_circle, add_cross, add_letters
 from aneurysm.report.plot_style import jpeg, styled
 from aneurysm.report.ranking import PRESENT
 from aneurysm.report.results import NOTICE
 from aneurysm.report.views import CT_PROJECTION_HU, View, ViewName, mr_projection_window, view
 from aneurysm.volume.blocks import DARK_VESSELS
+from aneurysm.volume.highlight import highlight_window, spare_points, without_bone
 
 CASE_KINDS: tuple[tuple[str, str, int, int], ...] = (
     ("found", "Found: an aneurysm, and called so", 1, 1),
@@ -30,7 +31,7 @@ CASE_KINDS: tuple[tuple[str, str, int, int], ...] = (
 """Name, title, truth and decision."""
 
 SLAB_MM = 20.0
-"""Thickness of what is projected: through a whole head, the skull hides the vessels of CT."""
+"""Thickness of what is projected: through a whole head, veins and what is left of the skull hide the vessels of CT."""
 FIELD_MM = 120.0
 """Edge of what is shown."""
 _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
@@ -102,6 +103,7 @@ def draw_case(
     focus_lps_mm: NDArray[np.float64],
     lesions_lps_mm: NDArray[np.float64],
     candidate_lps_mm: NDArray[np.float64] | None,
+    bone: NDArray[np.bool_] | None = None,
 ) -> Figure:
     """
     Draw three slabs about a point: projections along the axes of the volume, in mm, in radiological convention.
@@ -116,24 +118,33 @@ def draw_case(
         (m, 3): circles, dashed if outside of the slab.
     candidate_lps_mm
         (3,): cross hairs, dotted if outside of the slab.
+    bone
+        Which voxels of CT are bone. It is left out, except about lesions and the candidate; see
+        `aneurysm.volume.highlight`.
     """
     dark = modality == DARK_VESSELS
+    if bone is not None:
+        points = [*lesions_lps_mm, *(() if candidate_lps_mm is None else (candidate_lps_mm,))]
+        spare_points(bone, affine_lps, points, LESION_RADIUS_MM)
+        voxels = without_bone(voxels, bone, voxels.min())
     seen = [view(voxels, affine_lps, name) for name in _VIEWS]
+    slabs = [one.slab(focus_lps_mm, SLAB_MM, minimum=dark) for one in seen]
+    windows = [_window(slab, modality, without_skull=bone is not None) for slab in slabs]
     with styled():
         figure = Figure(figsize=(7.5, 2.8), layout="constrained", facecolor=PAPER)
         FigureCanvasAgg(figure)
         grid = figure.subplots(1, 3)
-        for axes, one in zip(grid, seen, strict=True):
+        for axes, one, slab, window in zip(grid, seen, slabs, windows, strict=True):
             axes.grid(visible=False)
-            _draw_slab(axes, one, focus_lps_mm, modality, dark=dark)
+            _draw_slab(axes, one, focus_lps_mm, slab, window)
             for lesion in lesions_lps_mm:
                 near = one.distance_mm(lesion, focus_lps_mm) <= SLAB_MM / 2
                 add_circle(axes, *one.in_picture_mm(lesion), near=near)
             if candidate_lps_mm is not None:
                 near = one.distance_mm(candidate_lps_mm, focus_lps_mm) <= SLAB_MM / 2
                 add_cross(axes, *one.in_picture_mm(candidate_lps_mm), near=near)
-            kind = "minimum" if dark else "maximum"
-            axes.set_title(f"{one.name}, {kind} of {SLAB_MM:g} mm", color=INK, fontsize=8, fontweight="normal", pad=16)
+            kind = f"{'minimum' if dark else 'maximum'} of {SLAB_MM:g} mm{'' if bone is None else ', no bone'}"
+            axes.set_title(f"{one.name}, {kind}", color=INK, fontsize=8, fontweight="normal", pad=16)
         figure.supxlabel(NOTICE, fontsize=7, color=_FAINT)  # pictures go astray from their page
     return figure
 
@@ -168,7 +179,8 @@ def _case(evaluation: Evaluation, i: int, called: bool) -> Case:
             nearest = 0 if candidate_lps is None else int(np.linalg.norm(lesions - candidate_lps, axis=1).argmin())
             focus = lesions[nearest]
         voxels = volume.read_physical((0, 0, 0), volume.shape)
-        picture = jpeg(draw_case(voxels, affine, str(p.modalities[i]), focus, lesions, candidate_lps))
+        bone = volume.read_bone((0, 0, 0), volume.shape) if volume.has_bone else None
+        picture = jpeg(draw_case(voxels, affine, str(p.modalities[i]), focus, lesions, candidate_lps, bone))
     except CacheError as error:
         problem = str(error)
     return Case(
@@ -177,12 +189,22 @@ def _case(evaluation: Evaluation, i: int, called: bool) -> Case:
     )  # fmt: skip
 
 
-def _draw_slab(axes: Axes, seen: View, focus: NDArray[np.float64], modality: str, *, dark: bool) -> None:
-    projection = seen.slab(focus, SLAB_MM, minimum=dark)
-    low, high = CT_PROJECTION_HU if modality.startswith("CT") else mr_projection_window(projection)
+def _window(projection: NDArray[np.float32], modality: str, *, without_skull: bool) -> tuple[float, float]:
+    if without_skull:
+        return highlight_window(projection)
+    return CT_PROJECTION_HU if modality.startswith("CT") else mr_projection_window(projection)
+
+
+def _draw_slab(
+    axes: Axes,
+    seen: View,
+    focus: NDArray[np.float64],
+    projection: NDArray[np.float32],
+    window: tuple[float, float],
+) -> None:
     height_mm, width_mm = seen.size_mm
     axes.imshow(
-        projection, cmap="gray", vmin=low, vmax=high, extent=(0.0, width_mm, height_mm, 0.0),
+        projection, cmap="gray", vmin=window[0], vmax=window[1], extent=(0.0, width_mm, height_mm, 0.0),
         interpolation="bilinear",
     )  # fmt: skip
     x, y = seen.in_picture_mm(focus)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from aneurysm.annotations.lesions import Lesion
 from aneurysm.cache.metadata import VolumeMetadata
 from aneurysm.cache.shard import ShardReader
-from aneurysm.cache.volume import ZarrArray, open_volume
+from aneurysm.cache.volume import ZarrArray, open_volume, read_bone
 from aneurysm.errors import DamagedCacheError, NoSpaceError, UsageError
 from aneurysm.labels import SITES, UNKNOWN_VESSEL, VESSEL_VALUES
 from aneurysm.processes.files import raise_no_space, replaced_file
@@ -35,13 +35,14 @@ from aneurysm.report.marks import (
     write,
 )
 from aneurysm.report.views import CT_PROJECTION_HU, View, ViewName, mr_projection_window, view
-from aneurysm.types import Point
+from aneurysm.types import Point, triple
 from aneurysm.volume.blocks import DARK_VESSELS
+from aneurysm.volume.highlight import highlight_window, spare_points, without_bone
 from aneurysm.volume.intensity import CT_SLICE_HU, Intensity, to_physical
 
 _VIEWS: tuple[ViewName, ...] = ("axial", "coronal", "sagittal")
 PICTURE_SLAB_MM = 24.0
-"""Thickness of what is projected: through a whole head, the skull hides the vessels of CT."""
+"""Thickness of what is projected: through a whole head, veins and what is left of the skull hide the vessels of CT."""
 _MR_BRIGHT_PERCENTILE = 99.5
 _NEAR_MM = 5.0  # a lesion farther from the slice that is shown is drawn dashed
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
@@ -57,10 +58,11 @@ def draw_volume(volume: str | Path, picture: str | Path) -> None:
     Draw a cached volume into a PNG or JPEG file.
 
     Above, three slices through a point; below, three projections of 24 mm about it: the maximum, of T2, whose vessels
-    are dark, the minimum. The point is a lesion (of several the one near which most others lie), else the middle of the
-    vessel mask, else of the head. In millimetres, with a bar of 20 mm, in radiological convention (the patient's right
-    on the left of the picture). Lesions are numbered circles, dashed where they lie beside what is shown; vessel
-    masks are coloured by site.
+    are dark, the minimum. Those of CT leave out what is labelled as bone, except in vessel masks and circles of
+    lesions, and show the brightest of the rest in all greys (`aneurysm.volume.highlight`). The point is a lesion (of
+    several the one near which most others lie), else the middle of the vessel mask, else of the head. In millimetres,
+    with a bar of 20 mm, in radiological convention (the patient's right on the left of the picture). Lesions are
+    numbered circles, dashed where they lie beside what is shown; vessel masks are coloured by site.
 
     Parameters
     ----------
@@ -106,12 +108,20 @@ def _draw_figure(volume: Path) -> Figure:
     vessels = None if opened.vessels is None else _read_whole(opened.vessels)
     affine = metadata.affine
     views = [view(voxels, affine, name) for name in _VIEWS]
+    projected, without = views, ""
+    if opened.bone is not None:
+        bone = read_bone(opened, (0, 0, 0), triple(voxels.shape))
+        if vessels is not None:
+            bone &= vessels == 0
+        spare_points(bone, affine, [lesion.lps_mm for lesion in metadata.lesions], LESION_RADIUS_MM)
+        soft = without_bone(voxels, bone, opened.image.fill)
+        projected, without = [view(soft, affine, name) for name in _VIEWS], ", without bone"
     focus, focus_name = _focus(metadata, vessels, affine, voxels.shape)
     dark = metadata.modality == DARK_VESSELS
     # Scaled in two dimensions only: the volume itself stays in its stored integers.
     slices = [_physical(seen.slice_through(focus), metadata.intensity) for seen in views]
-    slabs = [_physical(seen.slab(focus, PICTURE_SLAB_MM, minimum=dark), metadata.intensity) for seen in views]
-    windows = _windows(metadata.intensity, slices, slabs)
+    slabs = [_physical(seen.slab(focus, PICTURE_SLAB_MM, minimum=dark), metadata.intensity) for seen in projected]
+    windows = _windows(metadata.intensity, slices, slabs, without_skull=bool(without))
 
     figure = Figure(figsize=(13.5, 9.9), layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)  # registers itself with the figure; pyplot would keep every figure for good
@@ -126,7 +136,7 @@ def _draw_figure(volume: Path) -> Figure:
             _draw(axes[row, column], seen, images[column], windows[row], None if shown is None else shown[row])
             for number, lesion in enumerate(metadata.lesions, start=1):
                 _mark(axes[row, column], seen, lesion.lps_mm, number, focus, near_mm)
-            kind_shown = "slice" if row == 0 else f"{'minimum' if dark else 'maximum'} of {PICTURE_SLAB_MM:g} mm"
+            kind_shown = f"{'minimum' if dark else 'maximum'} of {PICTURE_SLAB_MM:g} mm{without}" if row else "slice"
             axes[row, column].set_title(f"{seen.name}, {kind_shown}", color=INK, fontsize=9, pad=18)
     unit = metadata.intensity.unit
     shown_as = ", ".join(
@@ -172,17 +182,16 @@ def _physical(stored: NDArray[Any], intensity: Intensity) -> NDArray[np.float32]
 
 
 def _windows(
-    intensity: Intensity, slices: list[NDArray[np.float32]], slabs: list[NDArray[np.float32]]
+    intensity: Intensity, slices: list[NDArray[np.float32]], slabs: list[NDArray[np.float32]], *, without_skull: bool
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the window of the slices and that of the projections: one each, so that panels can be compared."""
+    projected = np.concatenate([v.ravel() for v in slabs])
     if intensity.unit == "HU":
-        return CT_SLICE_HU, CT_PROJECTION_HU
+        return CT_SLICE_HU, highlight_window(projected) if without_skull else CT_PROJECTION_HU
     low, high = (float(v) for v in intensity.window)
     # The window of MR has room for the brightest vessels; where slices have none, tissue would be all but black.
     bright = np.percentile(np.concatenate([v.ravel() for v in slices]), _MR_BRIGHT_PERCENTILE)
-    return (low, min(high, max(float(bright), (3 * low + high) / 4))), mr_projection_window(
-        np.concatenate([v.ravel() for v in slabs])
-    )
+    return (low, min(high, max(float(bright), (3 * low + high) / 4))), mr_projection_window(projected)
 
 
 def _draw(
@@ -242,8 +251,7 @@ def _key(marker: str, colour: ColorType, label: str) -> Line2D:
 
 
 def _title(metadata: VolumeMetadata, shape: tuple[int, ...]) -> str:
-    spacing_mm = np.linalg.norm(metadata.affine[:3, :3], axis=0)
     size = " x ".join(str(n) for n in shape)
-    spacing = " x ".join(f"{s:.4g}" for s in spacing_mm)
+    spacing = " x ".join(f"{s:.4g}" for s in metadata.spacing_mm)
     facts = (metadata.modality, f"{size} at {spacing} mm (z, y, x)", metadata.spec)
     return f"{metadata.series_uid}\n{'   '.join(facts)}"

@@ -333,9 +333,9 @@ FACTS: dict[str, tuple[Callable[[Path, str], object], str]] = {
     ),
     "the names of labels": (
         lambda c, u: _document(c, u, lambda d: d["attributes"].clear(), "labels/vessels/zarr.json"),
-        "vessel mask's content hash differs",
+        "content hash of the labels differs",
     ),
-    "a vessel mask is lost": (lambda c, u: shutil.rmtree(volume(c, u) / "labels"), "the vessel mask is lost"),
+    "a vessel mask is lost": (lambda c, u: shutil.rmtree(volume(c, u) / "labels"), "the folder of labels is lost"),
     "a stray file": (lambda c, u: (volume(c, u) / "x").write_text("x"), "x is no part of the volume"),
     "the spec's description": (
         lambda c, u: _edit(c / "spec.toml", lambda t: t.replace('description = "', 'description = "not ')),
