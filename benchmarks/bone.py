@@ -173,7 +173,7 @@ def page(tally: Tally, costs: dict[str, tuple[float, float]], about: dict[str, s
         [
             Target(
                 f"finding and writing the label takes less than {_MOST_COST:.0%} of the CPU time of a series",
-                f"{np.mean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%}): {1e3 * bone_s:.0f} ms of {built_s:.2f} s",
+                f"{np.mean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%}): {bone_s:.3f} of {built_s:.2f} s",
                 max(shares) < _MOST_COST,
             )
         ]

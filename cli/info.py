@@ -122,6 +122,7 @@ def _print_volume(console: Console, facts: dict[str, Any]) -> None:
             f"{' x '.join(f'{v:g}' for v in source['spacing_mm'])} mm, tilt {source['tilt_deg']:g} degrees, "
             f"{source['files']} files",
             "labels": ("; ".join(positive) or "none positive") if facts["labels"] else "not known",
+            "bone": _bone_text(facts),
             "digest": facts["digest"],
             "voxel hash": facts["voxel_hash"],
             "annotation hash": facts["annotation_hash"],
@@ -140,6 +141,13 @@ def _print_volume(console: Console, facts: dict[str, Any]) -> None:
         for decision in facts["decisions"]:
             table.add_row(decision["code"], decision["detail"])
         _show(console, table)
+
+
+def _bone_text(facts: dict[str, Any]) -> str:
+    if facts["bone_problem"]:
+        return f"no label: {facts['bone_problem']}"
+    bone = facts["bone"]
+    return f"labelled by version {bone['version']}, in cells of {'x'.join(map(str, bone['edge']))} voxels"
 
 
 def _pairs(console: Console, values: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ from aneurysm.cache.metadata import VolumeMetadata, read_document
 from aneurysm.errors import CacheError, CacheNotFoundError
 from aneurysm.labels import LABELS
 from aneurysm.remote.url import is_url, join_url
+from aneurysm.volume.bone import bone_problem
 
 _MOST_BUILDERS: Final = 20
 
@@ -139,15 +140,22 @@ def find_volume(cache: str | Path, uid: str) -> Path:
 
 
 def describe_volume(cache: str | Path, uid: str) -> dict[str, Any]:
-    """Return the metadata of a volume, with its shape and size. Raises as `find_volume` does."""
+    """
+    Return the metadata of a volume, with its shape and size; raise as `find_volume` does.
+
+    ``bone_problem`` says why it has no label of bone, and is empty if it has one.
+    """
     volume = find_volume(cache, uid)
     with tables_of(cache) as layout:
         row = next((r for r in iter_manifest(layout.manifest) if r["series_uid"] == uid), {})
+    own = read_document(volume).own
+    problem = "" if own.bone else bone_problem(own.intensity) or "not labelled yet: aneurysm verify --fix adds it"
     files = [p for p in volume.rglob("*") if p.is_file()]
     return {
         "path": join_url(cache, volume_key(uid)) if is_url(cache) else str(volume),
         "shape": [int(n) for n in row.get("shape", "").split("x") if n],
         "files": len(files),
         "bytes": sum(p.stat().st_size for p in files),
-        **read_document(volume).own.model_dump(mode="json"),
+        "bone_problem": problem,
+        **own.model_dump(mode="json"),
     }
