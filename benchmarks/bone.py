@@ -172,9 +172,9 @@ def page(tally: Tally, costs: dict[str, tuple[float, float]], about: dict[str, s
     lines += aims(
         [
             Target(
-                f"finding and writing the label takes less than {_MOST_COST:.0%} of the CPU time of a series",
-                f"{np.mean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%}): {bone_s:.3f} of {built_s:.2f} s",
-                max(shares) < _MOST_COST,
+                f"finding and writing the label takes less than {_MOST_COST:.0%} of the CPU time of series",
+                f"{bone_s / built_s:.1%}: {bone_s:.3f} s of {built_s:.2f} ({min(shares):.1%} to {max(shares):.1%})",
+                bool(bone_s < _MOST_COST * built_s),
             )
         ]
     )

@@ -117,10 +117,21 @@ def _above(sums: NDArray[Any], hu: float, intensity: Intensity, count: int) -> B
 
 def _large_pieces(bits: Bits, least: int) -> Bits:
     """Return what of ``bits`` is in pieces of ``least`` cells, which touch by corners, too."""
-    numbers, _ = ndimage.label(bits, np.ones((3, 3, 3), bool))
-    large = np.bincount(numbers.ravel()) >= max(1, least)
-    large[0] = False
-    return np.asarray(large[numbers])
+    numbers, count = ndimage.label(bits, np.ones((3, 3, 3), bool))
+    return _chosen(bits, numbers, _sizes(numbers, bits, count) >= max(1, least))
+
+
+def _sizes(numbers: NDArray[np.int32], among: Bits, count: int) -> NDArray[np.int64]:
+    """Return how many cells ``among`` those given each of ``count`` pieces has, by its number; 0 is no piece."""
+    # Of few cells: counting all of them takes longer than finding the pieces.
+    return np.bincount(numbers[among], minlength=count + 1)
+
+
+def _chosen(bits: Bits, numbers: NDArray[np.int32], chosen: Bits) -> Bits:
+    """Return those of ``bits`` whose piece is ``chosen``, by its number."""
+    out = np.zeros_like(bits)
+    out[bits] = chosen[numbers[bits]]
+    return out
 
 
 def _spread(bits: Bits, axes: list[int]) -> Bits:
@@ -135,9 +146,6 @@ def _spread(bits: Bits, axes: list[int]) -> Bits:
 
 def _enclosed(pieces: Bits, soft: Bits, axes: list[int]) -> Bits:
     """Return those pieces of which less than `_MOST_EXPOSED` of the cells have ``soft`` ones beside them."""
-    numbers, _ = ndimage.label(pieces)
-    sizes = np.bincount(numbers.ravel())
-    exposed = np.bincount(numbers[_spread(soft, axes)], minlength=len(sizes))
-    enclosed = exposed < _MOST_EXPOSED * sizes
-    enclosed[0] = False
-    return np.asarray(enclosed[numbers])
+    numbers, count = ndimage.label(pieces)
+    exposed = _sizes(numbers, pieces & _spread(soft, axes), count)
+    return _chosen(pieces, numbers, exposed < _MOST_EXPOSED * _sizes(numbers, pieces, count))
