@@ -39,7 +39,6 @@ _MOST_EXPOSED: Final = 0.5
 _LEAST_MM3: Final = 1000.0
 _SPONGY_STEPS: Final = 2
 """Cells, of `CELL_MM` each."""
-_RIM_STEPS: Final = 1
 _CLIP_ABOVE_HU: Final = 900.0
 """Where a spec clips below that, a cell of which a part is bone does not get beyond `_CORE_HU`."""
 _WIDEST_STEP_HU: Final = 50.0
