@@ -85,8 +85,8 @@ def test_bone_is_an_ome_ngff_label_image_that_lies_on_the_volume(built: Built, n
 
 @pytest.mark.parametrize("array", ["0", "labels/vessels/0", "labels/bone/0"])
 def test_tensorstore_reads_the_same_voxels_as_zarr(built: Built, array: str) -> None:
-    uids = built.uids[:1] if "vessels" in array else built.uids
-    assert uids
+    uids = [uid for uid in built.uids if (volume_path(built.cache, uid) / array).is_dir()]
+    assert built.uids[0] in uids
     for uid in uids:
         folder = volume_path(built.cache, uid)
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder / array)}}
@@ -120,7 +120,7 @@ def test_a_handful_of_files_per_series(built: Built) -> None:
     assert built.uids
     for uid in built.uids:
         files = [p for p in (volume_path(built.cache, uid)).rglob("*") if p.is_file()]
-        assert len(files) <= (9 if uid == built.uids[0] else 6), files
+        assert len(files) <= (10 if uid == built.uids[0] else 7), files
 
 
 def test_metadata_are_plain_json_without_patient_data(built: Built) -> None:
