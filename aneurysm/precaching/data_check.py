@@ -24,7 +24,7 @@ from aneurysm.spec import load_spec
 
 _LOOKED_AT: Final = 6
 _INODES: Final = 18
-"""Files and folders of a volume, three and five; two of labels; and three and five of that of bone, which only CT has."""
+"""Files and folders of a volume, three and five; two of labels, and three and five of bone, which only CT has."""
 _INODES_OF_MASK: Final = 8
 _SPARE_INODES: Final = 1000
 _LIBRARIES: Final = 250 * 10**6
