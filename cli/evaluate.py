@@ -30,12 +30,13 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="RUN|TABLE...",
-            help="Folders that `aneurysm train` wrote; or, with --labels, tables of `aneurysm predict --out`.",
+            help="Folders that `aneurysm train` wrote, of one fold or all; or, with --labels, tables of `aneurysm "
+            "predict --out`.",
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the report.", show_default="RUN/evaluation, of one run"),
+        typer.Option(metavar="DIR", help="Folder of the report.", show_default="RUN/evaluation, of one folder"),
     ] = None,
     cache: Annotated[
         str | None,
@@ -124,6 +125,8 @@ def evaluate(
         raise UsageError("name the report's folder with --out")
     if out is None and len(runs) > 1:
         raise UsageError("name the report's folder with --out: RUN/evaluation is for the report of one run alone")
+    place = runs[0]
+    runs = [run for path in runs for run in _runs_at(path)]
     options = EvaluateOptions(
         cache=cache,
         local_cache=local_cache,
@@ -135,7 +138,7 @@ def evaluate(
         samples=samples,
         seed=seed,
     )
-    out = out or runs[0] / ("evaluation-fresh" if fresh else "evaluation")
+    out = out or place / ("evaluation-fresh" if fresh else "evaluation")
     evaluation = evaluated(
         _with_labels(runs, labels)
         if labels is not None
@@ -159,6 +162,14 @@ def evaluate(
         names = ", ".join(f"{x.label} ({x.n_positive} of {x.n} positive)" for x in ranking.left_out)
         typer.echo(f"left out, because all that is known is of one class: {names}")
     typer.echo(f"Read {page}. {NOTICE}.")
+
+
+def _runs_at(path: Path) -> list[Path]:
+    """Return the runs of all folds that are in a folder of such; of another path, that."""
+    from aneurysm.training.run_folder import FoldsFolder
+
+    folds = FoldsFolder(path)
+    return [run.root for run in folds.runs()] if folds.config.is_file() else [path]
 
 
 def _with_labels(tables: list[Path], labels: Path) -> list[Run]:

@@ -11,6 +11,7 @@ import typer
 from aneurysm.errors import DataError, Reason, UsageError
 from aneurysm.inputs import InputKind, Wanted, describe, mistake
 from aneurysm.remote.url import is_url
+from aneurysm.training.run_folder import FoldsFolder
 
 if TYPE_CHECKING:
     from aneurysm.inference.read_series import Failure
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def split(paths: list[str]) -> tuple[list[Path], list[str]]:
     """
-    Return checkpoints and series; of a run's folder its best checkpoint is meant.
+    Return checkpoints and series; of a run's folder its best checkpoint is meant, of all folds' each one's.
 
     Raises
     ------
@@ -29,19 +30,21 @@ def split(paths: list[str]) -> tuple[list[Path], list[str]]:
     checkpoints: list[Path] = []
     series: list[str] = []
     for text in paths:
-        checkpoint = None if is_url(text) else _checkpoint(text)
-        if checkpoint is None:
+        of_path = [] if is_url(text) else _checkpoints(text)
+        checkpoints += of_path
+        if not of_path:
             series.append(text)
-        else:
-            checkpoints.append(checkpoint)
     if not checkpoints or not series:
         lacking = "series" if checkpoints else "checkpoint (*.ckpt, or a run's folder)"
         raise UsageError(f"no {lacking} among {', '.join(paths)}")
     return checkpoints, series
 
 
-def _checkpoint(text: str) -> Path | None:
-    """Return the checkpoint that a path means; None if it means series."""
+def _checkpoints(text: str) -> list[Path]:
+    """Return the checkpoints that a path means; none if it means series."""
+    folds = FoldsFolder(Path(text))
+    if folds.config.is_file():
+        return [checkpoint for run in folds.runs() for checkpoint in _checkpoints(str(run.root))]
     described = describe(text)
     if described.kind == InputKind.RUN or (
         described.kind == InputKind.FOLDER and (described.path / "config.toml").is_file()
@@ -50,14 +53,14 @@ def _checkpoint(text: str) -> Path | None:
             raise UsageError(
                 f"{text} is a run's folder that has no best checkpoint yet: name another of its checkpoints"
             )
-        return described.better
+        return [described.better]
     if described.kind == InputKind.CHECKPOINT:
-        return described.path
+        return [described.path]
     if described.kind == InputKind.MISSING and text.endswith(".ckpt"):
         raise UsageError(f"there is no checkpoint {text}")
     if problem := mistake(described, Wanted.SERIES):
         raise UsageError(problem)
-    return None
+    return []
 
 
 def find(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from aneurysm.cli.options import MOST_WORKERS, LocalCache, LocalCacheGb, chosen_workers
-from aneurysm.cli.values import choice, number, parse_devices, patch_edges, whole
+from aneurysm.cli.values import choice, number, parse_devices, parse_fold, patch_edges, whole
 from aneurysm.errors import InterruptedRunError, UsageError
 from aneurysm.inputs import InputKind, Wanted, describe, mistake
+
+if TYPE_CHECKING:
+    from aneurysm.training.config import ResolvedConfig
 
 _MAY_CHANGE = {"cache", "local_cache", "local_cache_gb", "workers", "devices", "epochs"}
 """What may be changed when a run is resumed: it draws the same patches in the same order."""
@@ -71,8 +74,13 @@ def train(
         int | None, typer.Option(metavar="N", parser=whole(1), help="Batches of an epoch.", show_default="500")
     ] = None,
     fold: Annotated[
-        int | None,
-        typer.Option(metavar="K", parser=whole(0), help="The fold that is held out, from 0.", show_default="0"),
+        Any,
+        typer.Option(
+            metavar="K|all",
+            parser=parse_fold,
+            help="The fold that is held out, from 0; all: a run for each, then a report of all.",
+            show_default="0",
+        ),
     ] = None,
     folds: Annotated[
         int | None, typer.Option(metavar="N", parser=whole(2), help="Folds of patients.", show_default="5")
@@ -142,7 +150,10 @@ def train(
         int | None, typer.Option(metavar="N", parser=whole(0), help="Of everything random.", show_default="0")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, or the last one in runs/.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run, or the runs of all folds, in --out, or the last one in runs/."
+        ),
     ] = False,
     init: Annotated[
         Path | None,
@@ -170,6 +181,7 @@ def train(
         "local_cache_gb": local_cache_gb,
         "model": model,
         "view.name": view,
+        "init": None if init is None else str(init),
         "patch": patch,
         "batch_size": batch_size,
         "epochs": epochs,
@@ -190,41 +202,70 @@ def train(
         "limit_val": limit_val,
     }
     options = {key: value for key, value in given.items() if value is not None}
-    _run(options, out, config, loss, init, resume=resume)
+    _run(options, out, config, loss, resume=resume)
 
 
-def _run(
-    options: dict[str, Any], out: Path | None, file: Path | None, loss: str | None, init: Path | None, *, resume: bool
-) -> None:
-    if init is not None:
-        _check_init(init)
+def _run(options: dict[str, Any], out: Path | None, file: Path | None, loss: str | None, *, resume: bool) -> None:
+    from aneurysm.training.run_folder import FoldsFolder, newest_run
+
+    root = out or newest_run() if resume else out
+    all_folds = options.get("fold") == "all" or (resume and root is not None and FoldsFolder(root).config.exists())
+    if "init" in options:
+        _check_init(Path(options["init"]), all_folds=all_folds)
+    if all_folds:
+        _run_all(options, root, file, loss, resume=resume)
+    else:
+        _run_one(options, root, file, loss, resume=resume)
+
+
+def _run_all(options: dict[str, Any], root: Path | None, file: Path | None, loss: str | None, *, resume: bool) -> None:
+    from aneurysm.training.launcher import launched_process
+    from aneurysm.training.run_folder import FoldsFolder, default_folds_root
+
+    launched = launched_process()
+    if launched is not None and launched.size > 1:
+        raise UsageError("--fold all starts its processes itself: start it once, or give each fold a job of its own")
+    changes = {key: value for key, value in options.items() if (key, value) != ("fold", "all")}
+    if resume and root is not None:
+        folder = FoldsFolder(root)
+        if not folder.config.exists():
+            raise UsageError(
+                f"there is nothing to go on from in {root}: it has no folds.toml, as runs of all folds have"
+            )
+        _check_changes(folder.config, changes, file, loss)
+        from aneurysm.cli.train_folds import resume_folds
+
+        resume_folds(folder, changes)
+        return
+    from aneurysm.cli.train_folds import begin_folds
+
+    try:
+        config = _resolved(file, changes | {"fold": 0}, loss)
+    except UsageError:  # fold 0 may be kept for a test
+        config = _resolved(file, changes | {"fold": 1}, loss)
+    begin_folds(config, FoldsFolder(root or default_folds_root(config)))
+
+
+def _run_one(options: dict[str, Any], root: Path | None, file: Path | None, loss: str | None, *, resume: bool) -> None:
     from aneurysm.training.launcher import is_first_process, is_launched
-    from aneurysm.training.run_folder import RunFolder, default_root, newest_run
+    from aneurysm.training.run_folder import RunFolder, default_root
 
-    if resume:
-        folder = RunFolder(out or newest_run())
+    if resume and root is not None:
+        folder = RunFolder(root)
         if not folder.last.exists() and (found := describe(folder.root)).kind in _NO_RUN:
             raise UsageError(mistake(found, Wanted.RUN) or f"{folder.root} is no run")
         if not folder.last.exists():
             raise UsageError(f"there is nothing to go on from in {folder.root}: it has no checkpoints/last.ckpt")
-        if file is not None or loss is not None or init is not None or set(options) - _MAY_CHANGE:
-            raise UsageError(
-                f"--resume goes on with {folder.config}; besides it only {', '.join(sorted(_MAY_CHANGE))} may be given"
-            )
-    elif out is None and is_launched():
-        raise UsageError("started by torchrun or SLURM, each process would name a folder of its own: give --out")
-    # Here, not above: torch takes a second, which other commands and a mistake need not wait.
-    from aneurysm.training.config_file import config_table, load_config, parse_resolved, read_resolved
+        _check_changes(folder.config, options, file, loss)
+        # Here, not above: torch takes a second, which other commands and a mistake need not wait.
+        from aneurysm.training.config_file import config_table, parse_resolved, read_resolved
 
-    if resume:
-        before = config_table(read_resolved(folder.config))
-        resolved = parse_resolved({**before, **options}, "options")
+        resolved = parse_resolved({**config_table(read_resolved(folder.config)), **options}, "options")
     else:
-        asked = load_config(file, options)
-        resolved = asked.resolved()
-        if loss is not None:
-            resolved = load_config(file, {**options, "losses": _with_loss(resolved.losses, loss)}).resolved()
-        folder = RunFolder(out or default_root(resolved))
+        if root is None and is_launched():
+            raise UsageError("started by torchrun or SLURM, each process would name a folder of its own: give --out")
+        resolved = _resolved(file, options, loss)
+        folder = RunFolder(root or default_root(resolved))
     if "workers" in options and is_first_process():
         chosen_workers(options["workers"], devices=_n_devices(resolved.devices))
     from aneurysm.cli.train_progress import TrainProgress
@@ -232,7 +273,7 @@ def _run(
 
     with TrainProgress() as progress:
         try:
-            summary = fit(resolved, folder, resume=resume, init=init, progress=progress)
+            summary = fit(resolved, folder, resume=resume, progress=progress)
         except InterruptedRunError as stopped:
             progress.close()
             if is_first_process():
@@ -251,7 +292,28 @@ def _run(
     typer.echo(f"Curves: tensorboard --logdir {folder.tensorboard}")
 
 
-def _check_init(init: Path) -> None:
+def _check_changes(config: Path, options: dict[str, Any], file: Path | None, loss: str | None) -> None:
+    if file is not None or loss is not None or set(options) - _MAY_CHANGE:
+        raise UsageError(
+            f"--resume goes on with {config}; besides it only {', '.join(sorted(_MAY_CHANGE))} may be given"
+        )
+
+
+def _resolved(file: Path | None, options: dict[str, Any], loss: str | None) -> ResolvedConfig:
+    from aneurysm.training.config_file import load_config
+
+    resolved = load_config(file, options).resolved()
+    if loss is not None:
+        resolved = load_config(file, {**options, "losses": _with_loss(resolved.losses, loss)}).resolved()
+    return resolved
+
+
+def _check_init(init: Path, *, all_folds: bool) -> None:
+    """Make sure that it is a checkpoint or, for runs of all folds, a folder of such."""
+    from aneurysm.training.run_folder import FoldsFolder
+
+    if all_folds and FoldsFolder(init).config.exists():
+        return
     found = describe(init)
     problem = mistake(found, Wanted.CHECKPOINT) if found.kind != InputKind.MISSING else f"there is no checkpoint {init}"
     if problem:

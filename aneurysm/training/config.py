@@ -92,6 +92,8 @@ class TrainConfig(_Section):
         Of the file that the model option ``weights`` names: a run notes it, and refuses another one.
     view
         What the model sees; see `aneurysm.patches.views.config.ViewConfig`.
+    init
+        Checkpoint whose weights to begin with: those that fit by name and shape.
     patch
         Of view patch3d, and of no other: voxels (z, y, x) of a training patch, and of a window in validation.
     batch_size
@@ -139,6 +141,7 @@ class TrainConfig(_Section):
     model_options: dict[str, bool | int | float | str] = {}
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     view: ViewConfig | None = None
+    init: str | None = None
     patch: tuple[_Edge, _Edge, _Edge] | None = None
     batch_size: _Count | None = None
     epochs: _Count = 20

@@ -74,7 +74,6 @@ def train(
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    init: str | Path | None = None,
     progress: TrainingProgress | None = None,
 ) -> TrainedRun:
     """
@@ -89,8 +88,6 @@ def train(
         Folder of the run, which must not be one already unless it is resumed; None: ``runs/<time>-<model>-fold<K>``.
     resume
         Continue from the run's ``last.ckpt``.
-    init
-        Checkpoint whose weights to begin with.
     progress
         Is told how it goes.
 
@@ -109,7 +106,7 @@ def train(
         raise UsageError("name the folder of the run that is to be resumed: out=...")
     resolved = config.resolved()
     folder = RunFolder(default_root(resolved) if out is None else Path(out))
-    return fit(resolved, folder, resume=resume, init=None if init is None else Path(init), progress=progress)
+    return fit(resolved, folder, resume=resume, progress=progress)
 
 
 def fit(
@@ -117,7 +114,6 @@ def fit(
     folder: RunFolder,
     *,
     resume: bool = False,
-    init: Path | None = None,
     progress: TrainingProgress | None = None,
 ) -> TrainedRun:
     """
@@ -131,8 +127,6 @@ def fit(
         Of the run.
     resume
         Resume from ``last.ckpt``.
-    init
-        Checkpoint whose weights to begin with.
     progress
         To tell; only the first of several processes does.
 
@@ -155,15 +149,15 @@ def fit(
         if ranks.is_first and not resume:
             folder.check_unused()
         config = for_machine(config)
-        other = partial(_train_other, config=config, folder=folder, resume=resume, init=init)
+        other = partial(_train_other, config=config, folder=folder, resume=resume)
         with started_ranks(ranks, other) as first:
-            return _train(first, config, folder, resume=resume, init=init, progress=progress or Silent())
+            return _train(first, config, folder, resume=resume, progress=progress or Silent())
 
 
-def _train_other(ranks: Ranks, *, config: ResolvedConfig, folder: RunFolder, resume: bool, init: Path | None) -> None:
+def _train_other(ranks: Ranks, *, config: ResolvedConfig, folder: RunFolder, resume: bool) -> None:
     """Train as another rank than the first one, in a process that it started; it tells of an interruption."""
     with suppress(InterruptedRunError):
-        _train(ranks, config, folder, resume=resume, init=init, progress=Silent())
+        _train(ranks, config, folder, resume=resume, progress=Silent())
 
 
 def _train(
@@ -172,7 +166,6 @@ def _train(
     folder: RunFolder,
     *,
     resume: bool,
-    init: Path | None,
     progress: TrainingProgress,
 ) -> TrainedRun:
     started = time.perf_counter()
@@ -197,7 +190,7 @@ def _train(
     view = config.view_on(cache.spec)
     options = without_pretrained(config.model_options) if resume else config.model_options
     module = PatchModule(build_model(config.model, config.in_channels(view), **options), config, view)
-    lineage = None if init is None or resume else _initialize(init, module, cache)
+    lineage = None if config.init is None or resume else _initialize(Path(config.init), module, cache)
     workers = usual_workers(config, ranks.local_size)
     loader = PatchLoader(
         cache,

@@ -96,7 +96,8 @@ class RunFolder:
         return self.root / "checkpoints" / "best.ckpt"
 
     def check_unused(self) -> None:
-        """Raise `UsageError` if there is a run in the folder."""
+        """Raise `UsageError` if there is a run in the folder, or one of each fold."""
+        FoldsFolder(self.root).check_unused()
         if self.config.exists():
             go_on = (
                 f"Go on with it: --out {self.root} --resume" if self.last.exists() else "It was never saved: remove it"
@@ -111,6 +112,48 @@ class RunFolder:
             if is_disk_full(error):
                 raise
             raise UsageError(f"the folder {self.root} can't be made: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class FoldsFolder:
+    """
+    Paths of the runs of all folds, a `RunFolder` each.
+
+    ::
+
+        folds.toml  folds.csv  fold0/  fold1/  ...  evaluation/
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration that the runs have in common."""
+        return self.root / "folds.toml"
+
+    @property
+    def folds(self) -> Path:
+        """The fold of each series, in all runs."""
+        return self.root / "folds.csv"
+
+    @property
+    def evaluation(self) -> Path:
+        """The report of all folds together."""
+        return self.root / "evaluation"
+
+    def run(self, fold: int) -> RunFolder:
+        """Return the run that holds a fold out."""
+        return RunFolder(self.root / f"fold{fold}")
+
+    def runs(self) -> list[RunFolder]:
+        """Return the runs that are there, by fold; finished or not."""
+        names = (path.name.removeprefix("fold") for path in self.root.glob("fold*") if path.is_dir())
+        return [self.run(fold) for fold in sorted(int(name) for name in names if name.isascii() and name.isdigit())]
+
+    def check_unused(self) -> None:
+        """Raise `UsageError` if there are runs of all folds in the folder."""
+        if self.config.exists():
+            raise UsageError(f"{self.root} holds runs of all folds. Go on with them: --out {self.root} --resume")
 
 
 @contextmanager
@@ -172,13 +215,22 @@ def raise_full_disk(folder: RunFolder) -> Iterator[None]:
 
 def default_root(config: TrainConfig) -> Path:
     """Return ``runs/<time>-<model>-fold<K>``."""
+    return _new_root(config, f"fold{config.fold}")
+
+
+def default_folds_root(config: TrainConfig) -> Path:
+    """Return ``runs/<time>-<model>-folds``."""
+    return _new_root(config, "folds")
+
+
+def _new_root(config: TrainConfig, ending: str) -> Path:
     model = "".join(c if c.isalnum() or c in "._-" else "-" for c in config.model)
-    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{model}-fold{config.fold}"
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{model}-{ending}"
 
 
 def newest_run(runs: Path = Path("runs")) -> Path:
     """
-    Return the run of ``runs`` that was saved last.
+    Return the run of ``runs``, or the folder of runs of all folds, that was saved last.
 
     Raises
     ------
@@ -186,6 +238,11 @@ def newest_run(runs: Path = Path("runs")) -> Path:
         None has been saved.
     """
     saved = [(path.stat().st_mtime, path.parent.parent) for path in runs.glob("*/checkpoints/last.ckpt")]
+    saved += [
+        (path.stat().st_mtime, path.parents[2])
+        for path in runs.glob("*/fold*/checkpoints/last.ckpt")
+        if FoldsFolder(path.parents[2]).config.exists()
+    ]
     if not saved:
         raise UsageError(f"there is no run to be resumed in {runs}: name its folder with --out")
     return max(saved)[1]

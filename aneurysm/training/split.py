@@ -74,12 +74,7 @@ def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None =
     """
     if not len(cache):
         raise UsageError(f"{cache.root} holds no volumes. Run aneurysm precache")
-    keys, present = cache.patient_keys, cache.labels[:, _PRESENT]
-    path = folds_file or config.folds_file
-    if path is None:
-        folds = assign_folds(cache.uids, keys, present, cache.modalities, n_folds=config.folds, seed=config.seed)
-    else:
-        folds = read_folds(path, cache.uids, keys)
+    folds = _folds_of(cache, config, folds_file)
     if unknown := sorted(set(config.modality) - set(cache.modalities)):
         there = ", ".join(sorted(set(cache.modalities)))
         raise UsageError(f"no series in {cache.root} has the modality {unknown[0]!r}; there are {there}")
@@ -113,6 +108,34 @@ def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None =
         )
     warnings = _warnings(cache, train_series, val_series, view)
     return Split(train_series, val_series, folds, warnings, _describe_limit(cache, train, train_series))
+
+
+def split_folds(cache: Cache, config: TrainConfig) -> dict[int, Split]:
+    """
+    Return the split of each run of a cross-validation by the fold that it holds out: all but the one kept for a test.
+
+    Raises
+    ------
+    DataError, UsageError
+        As `split_series` does of any of them.
+    """
+    if not len(cache):
+        raise UsageError(f"{cache.root} holds no volumes. Run aneurysm precache")
+    folds = np.unique(_folds_of(cache, config)).tolist()
+    return {
+        fold: split_series(cache, config.model_copy(update={"fold": fold}))
+        for fold in folds
+        if fold != config.test_fold
+    }
+
+
+def _folds_of(cache: Cache, config: TrainConfig, folds_file: Path | None = None) -> NDArray[np.int64]:
+    """Return the fold of each series, of the file or as patients are dealt."""
+    keys, present = cache.patient_keys, cache.labels[:, _PRESENT]
+    path = folds_file or config.folds_file
+    if path is None:
+        return assign_folds(cache.uids, keys, present, cache.modalities, n_folds=config.folds, seed=config.seed)
+    return read_folds(path, cache.uids, keys)
 
 
 def _shown_whole(cache: Cache, series: Sequence[int], view: View) -> bool:

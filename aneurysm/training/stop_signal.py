@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,6 +13,9 @@ from typing import Final
 import torch
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_ONE_S: Final = 1.0
+"""Ctrl-C and batch systems signal every process of a job, and what started this one passes the signal on: within so
+many seconds that is one and the same."""
 _log: Final = logging.getLogger(__name__)
 
 
@@ -27,6 +31,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.wanted: int | None = None
+        self._came_at = 0.0
 
     @contextmanager
     def caught(self) -> Iterator[None]:
@@ -40,8 +45,10 @@ class StopSignal:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.wanted is not None:
+            if number == self.wanted and time.monotonic() - self._came_at < _ONE_S:
+                return
             raise SystemExit(128 + number)
-        self.wanted = number
+        self.wanted, self._came_at = number, time.monotonic()
         _log.warning("%s: stops after this step, and saves. A second one stops at once", signal.Signals(number).name)
 
     def agree(self, device: torch.device) -> int | None:

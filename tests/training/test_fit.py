@@ -217,12 +217,12 @@ def test_other_precisions_and_optimisers_learn(train_cache, tmp_path, precision,
 
 def test_a_run_begins_from_the_weights_of_another(train_cache, straight, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    config = quick(train_cache, epochs=1, steps_per_epoch=1, optimizer__learning_rate=1e-12)
-    fit(config, folder, init=straight.best)
+    options = {"epochs": 1, "steps_per_epoch": 1, "optimizer__learning_rate": 1e-12}
+    fit(quick(train_cache, init=str(straight.best), **options), folder)
     begun, before = load_checkpoint(folder.last).weights, load_checkpoint(straight.best).weights
     assert torch.allclose(begun["head.weight"], before["head.weight"], atol=1e-6)
     with pytest.raises(UsageError, match="there is no checkpoint"):
-        fit(config, RunFolder(tmp_path / "other"), init=tmp_path / "none.ckpt")
+        fit(quick(train_cache, init=str(tmp_path / "none.ckpt"), **options), RunFolder(tmp_path / "other"))
 
 
 def test_without_an_auc_the_lowest_loss_is_the_best(tmp_path):

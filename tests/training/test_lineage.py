@@ -23,8 +23,8 @@ SEEN = r"in whose training folds are the patients of 4 of the 4 held-out series:
 NONE = "which was trained on none of the held-out patients"
 
 
-def short(cache, fold: int):
-    return quick(cache, fold=fold, epochs=1, steps_per_epoch=1)
+def short(cache, fold: int, init=None):
+    return quick(cache, fold=fold, epochs=1, steps_per_epoch=1, **({} if init is None else {"init": str(init)}))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def runs(train_cache, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     one, two = RunFolder(root / "one"), RunFolder(root / "two")
     fit(short(train_cache, 0), one)
-    fit(short(train_cache, 1), two, init=one.best)
+    fit(short(train_cache, 1, one.best), two)
     return one, two
 
 
@@ -52,10 +52,10 @@ def test_a_run_that_began_from_another_fold_s_says_so_at_once_and_on_the_page(ru
 def test_the_same_fold_is_not_learnt_from_but_for_what_came_before(runs, train_cache, tmp_path):
     one, two = runs
     again, third = RunFolder(tmp_path / "again"), RunFolder(tmp_path / "third")
-    fit(short(train_cache, 0), again, init=one.last)
+    fit(short(train_cache, 0, one.last), again)
     assert NONE in read_run(again.root).remark
     # Run two held fold 1 out, too, but began from what had learnt it.
-    fit(short(train_cache, 1), third, init=two.best)
+    fit(short(train_cache, 1, two.best), third)
     assert SEEN in read_run(third.root).remark
 
 
@@ -64,7 +64,7 @@ def test_of_a_checkpoint_that_was_carried_off_nothing_is_known(runs, train_cache
     shutil.copyfile(runs[0].best, carried)
     shutil.copyfile(runs[0].folds, tmp_path.parent / "folds.csv")  # somebody's, and by chance where a run's would be
     folder = RunFolder(tmp_path / "run")
-    fit(short(train_cache, 1), folder, init=carried)
+    fit(short(train_cache, 1, carried), folder)
     assert "is not known, and scores may be too good" in read_run(folder.root).remark
 
 
