@@ -142,6 +142,7 @@ class Reason(StrEnum):
     READ_ERROR = "read_error"
     OUT_OF_MEMORY = "out_of_memory"
     NOT_A_NUMBER = "not_a_number"
+    NO_MODEL = "no_model"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -152,6 +153,7 @@ FAILURES = frozenset(
         Reason.READ_ERROR,
         Reason.OUT_OF_MEMORY,
         Reason.NOT_A_NUMBER,
+        Reason.NO_MODEL,
         Reason.INTERNAL_ERROR,
     }
 )

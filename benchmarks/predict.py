@@ -144,13 +144,13 @@ def _measure(checkpoint: Path, series: Path, repeats: int, threads: int) -> Run:
     started = time.perf_counter()
     predictor = load_predictor([checkpoint], device="cpu")
     load_s = time.perf_counter() - started
-    timed = predictor._model = _Timed(predictor._model)  # noqa: SLF001 - to time it where it is used
+    timed = predictor._models[0,] = _Timed(predictor.model((0,)))  # noqa: SLF001 - to time it where it is used
     (path,) = find_paths(series)
     runs = []
     for _ in range(repeats + 1):
         timed.seconds = 0.0
         started = time.perf_counter()
-        read = read_path(path, predictor.spec)
+        read = read_path(path, predictor.routing)
         read_s = time.perf_counter() - started
         predictor.answer(read)
         ended = time.perf_counter()

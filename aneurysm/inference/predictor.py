@@ -1,7 +1,8 @@
 """load_predictor(): checkpoints -> Predictor; series -> Prediction, by the code that builds the cache.
 
 A DICOM series is read, resampled and normalised in memory with the checkpoint's own cache spec: its voxels are those
-that `aneurysm precache` would store.
+that `aneurysm precache` would store. Each model answers for the modalities that it was trained on; several that know
+the same one are averaged.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +24,11 @@ from aneurysm.inference.ensemble import Ensemble
 from aneurysm.inference.grad_cam import GradCam
 from aneurysm.inference.prediction import Prediction, is_finite, prediction_of
 from aneurysm.inference.read_series import Failure, ReadSeries, failure, read_ahead, read_path
+from aneurysm.inference.routing import Route, Routing, groups_of
 from aneurysm.inference.series_paths import SeriesPath, find_paths
 from aneurysm.labels import LABELS, UNKNOWN_MODALITY
 from aneurysm.models.device import checked_device, raise_device_memory, usual_precision
 from aneurysm.processes.children import NO_LIMITS, Children, Limits, LostError
-from aneurysm.spec import CacheSpec
 from aneurysm.training.checkpoint import Checkpoint, load_checkpoint
 from aneurysm.windows.grid import MemoryVolume
 from aneurysm.windows.predict import OnWindows, SeriesPrediction, WindowOptions, predict_or_pass, predict_sources
@@ -33,43 +36,70 @@ from aneurysm.windows.predict import OnWindows, SeriesPrediction, WindowOptions,
 _NO_NUMBER: Final = "the model's answer is not a number; --precision fp32 may help"
 
 
-class Predictor:
+@dataclass(frozen=True)
+class Member:
     """
-    One model, or several as one; made by `load_predictor`.
+    One of a predictor's models.
 
     Attributes
     ----------
-    spec
-        Of the volumes that the model takes.
+    route
+        What it takes, and answers for.
     options
-        How windows are laid, run and pooled.
+        How windows are laid, run and pooled; of members that answer together those of the first.
+    """
+
+    model: torch.nn.Module
+    route: Route
+    options: WindowOptions
+
+
+class Predictor:
+    """
+    One model, or several, of which each series is answered by those that know its modality; made by `load_predictor`.
+
+    Attributes
+    ----------
+    routing
+        Which models answer for a series.
+    options
+        How windows are laid, run and pooled, for the first model; device, workers and batch size are those of all.
     adjustment
         What is done to the probabilities of a series.
     limits
         What reading one DICOM series may take.
-    takes_dicom, takes_plain_arrays
-        What kinds of series the model was trained on: such as have a modality, and arrays that have none.
     """
 
     def __init__(
         self,
-        model: torch.nn.Module,
-        spec: CacheSpec,
-        options: WindowOptions,
+        members: Sequence[Member],
         adjustment: Adjustment | None = None,
         limits: Limits = NO_LIMITS,
         *,
-        takes_dicom: bool = True,
-        takes_plain_arrays: bool = True,
+        flip: bool = False,
     ) -> None:
-        with raise_device_memory(str(options.device), options.batch_size):
-            self._model = model.eval().to(options.device)
-        self.spec, self.options = spec, options
+        self.options = members[0].options
+        with raise_device_memory(str(self.options.device), self.options.batch_size):
+            for member in members:
+                member.model.eval().to(member.options.device)
+        self._members, self._flip = tuple(members), flip
+        self._models: dict[tuple[int, ...], torch.nn.Module] = {}
+        self.routing = Routing(tuple(member.route for member in members))
         self.adjustment = adjustment or Adjustment()
         self.limits = limits
-        self.takes_dicom, self.takes_plain_arrays = takes_dicom, takes_plain_arrays
         self._children = Children()
         weakref.finalize(self, self._children.stop)
+
+    def model(self, group: tuple[int, ...]) -> torch.nn.Module:
+        """Return the models of these numbers as one, which all take the same windows."""
+        if group not in self._models:
+            models = [self._members[i].model for i in group]
+            single = len(models) == 1 and not self._flip
+            self._models[group] = models[0] if single else self._ensemble(models, group).eval()
+        return self._models[group]
+
+    def _ensemble(self, models: list[torch.nn.Module], group: tuple[int, ...]) -> Ensemble:
+        return Ensemble(models, flip=self._flip, planes=self._members[group[0]].options.view.planes)
 
     def __call__(self, series_path: str | Path) -> Prediction:
         """
@@ -101,9 +131,9 @@ class Predictor:
     def _read(self, path: SeriesPath) -> ReadSeries:
         """Read one series, DICOM in a process that the next call uses again."""
         if isinstance(path, CachedVolume):
-            return read_path(path, self.spec)
+            return read_path(path, self.routing)
         try:
-            return self._children.run(read_path, path, self.spec, limits=self.limits)
+            return self._children.run(read_path, path, self.routing, limits=self.limits)
         except LostError as error:
             raise SeriesRejectedError(error.reason, error.detail) from error
 
@@ -115,16 +145,15 @@ class Predictor:
 
         Raises
         ------
-        UsageError
-            It has values of a kind that the model has never seen; see `check`.
         DeviceMemoryError
             The memory does not hold the windows.
         """
         if isinstance(read, Failure):
             return read
-        self._check_kind(read)
-        with raise_device_memory(str(self.options.device), self.options.batch_size):
-            (answer,) = predict_sources(self._model, [read.volume], self.options, on_windows)
+        group = self.routing.models(read.volume.modality)
+        options = self._members[group[0]].options
+        with raise_device_memory(str(options.device), options.batch_size):
+            (answer,) = predict_sources(self.model(group), [read.volume], options, on_windows)
         return self._checked_answer(answer, read)
 
     def _checked_answer(self, answer: SeriesPrediction, read: ReadSeries) -> Prediction | Failure:
@@ -150,65 +179,71 @@ class Predictor:
         Raises
         ------
         UsageError
-            A series has values of a kind that the model has never seen; see `check`.
+            None of the models takes DICOM, and a series is; see `check`.
         SpecMismatchError
             A cached volume is of another spec.
         DeviceMemoryError
             The memory does not hold the windows.
         """
+        reads = read_ahead(self._checked(paths), self.routing, max(1, self.options.workers), self.limits)
+        group: tuple[int, ...] = ()
+
+        def group_of(read: ReadSeries | Failure) -> tuple[int, ...]:
+            nonlocal group
+            if not isinstance(read, Failure):
+                group = self.routing.models(read.volume.modality)
+            return group  # a failure waits for no model: it comes with those before it
+
+        with raise_device_memory(str(self.options.device), self.options.batch_size):
+            for models, run in groupby(reads, group_of):
+                yield from self._predict_run(models, run, on_windows)
+
+    def _predict_run(
+        self, group: tuple[int, ...], reads: Iterator[ReadSeries | Failure], on_windows: OnWindows
+    ) -> Iterator[Prediction | Failure]:
+        """Predict series that follow each other and are answered by the same models, whose windows share batches."""
+        if not group:
+            yield from (read for read in reads if isinstance(read, Failure))
+            return
         order: deque[ReadSeries | Failure] = deque()
 
         def readable() -> Iterator[MemoryVolume | None]:
-            for read in read_ahead(self._checked(paths), self.spec, max(1, self.options.workers), self.limits):
+            for read in reads:
                 order.append(read)
-                if isinstance(read, Failure):
-                    yield None
-                    continue
-                self._check_kind(read)
-                yield read.volume
+                yield None if isinstance(read, Failure) else read.volume
 
-        with raise_device_memory(str(self.options.device), self.options.batch_size):
-            for answer in predict_or_pass(self._model, readable(), self.options, on_windows):
-                read = order.popleft()
-                if isinstance(read, Failure):
-                    yield read
-                    continue
-                assert answer is not None
-                yield self._checked_answer(answer, read)
+        options = self._members[group[0]].options
+        for answer in predict_or_pass(self.model(group), readable(), options, on_windows):
+            read = order.popleft()
+            if isinstance(read, Failure):
+                yield read
+                continue
+            assert answer is not None
+            yield self._checked_answer(answer, read)
 
     def check(self, paths: Sequence[SeriesPath]) -> None:
         """
-        Make sure that none of the series is DICOM if the model was trained on plain arrays alone.
+        Make sure that none of the series is DICOM if all models were trained on plain arrays.
 
         Of arrays without a modality nobody knows what a value means: HU, or MR's intensities, are none of them, and
-        the model's answer would be confident nonsense.
+        the model's answer would be confident nonsense. One such series among others is a `Failure`.
 
         Raises
         ------
         UsageError
             One is.
         """
-        if not self.takes_dicom and any(not isinstance(path, CachedVolume) for path in paths):
+        if not self.routing.takes_dicom and any(not isinstance(path, CachedVolume) for path in paths):
             raise UsageError(
-                f"the model was trained on plain arrays, without a modality (spec {self.spec.name!r}): it has no "
-                "answer for DICOM series. Give it volumes of a cache that CacheWriter made of such arrays; for DICOM, "
-                "train on a cache of `aneurysm precache`"
+                "the model was trained on plain arrays, without a modality (spec "
+                f"{self.routing.routes[0].spec.name!r}): it has no answer for DICOM series. Give it volumes of a cache "
+                "that CacheWriter made of such arrays; for DICOM, train on a cache of `aneurysm precache`"
             )
 
     def _checked(self, paths: Iterable[SeriesPath]) -> Iterator[SeriesPath]:
         for path in paths:
             self.check([path])
             yield path
-
-    def _check_kind(self, read: ReadSeries) -> None:
-        """Make sure that a volume's values are of the kind that the model was trained on."""
-        plain = read.volume.modality == UNKNOWN_MODALITY
-        if not (self.takes_plain_arrays if plain else self.takes_dicom):
-            kinds = ("has a modality", "is a plain array, without a modality")
-            raise UsageError(
-                f"series {read.volume.uid} {kinds[plain]}; the model was trained on series of the other kind alone, "
-                "whose values mean something else"
-            )
 
 
 def load_predictor(
@@ -235,7 +270,8 @@ def load_predictor(
     Parameters
     ----------
     checkpoints
-        File that `aneurysm train` wrote, or several of one spec, patch and pooling. No code in them is run.
+        File that `aneurysm train` wrote, or several. Each answers for the modalities that it was trained on; those that
+        know the same one are averaged, and have to be of one spec, patch and pooling. No code in them is run.
     device
         ``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes a GPU if there is one.
     flip
@@ -276,38 +312,45 @@ def load_predictor(
         fitted.check([Path(path) for path in checkpoints])
     adjustment = Adjustment(fitted, gate)
     loaded = [load_checkpoint(path) for path in checkpoints]
-    first = loaded[0]
-    for other in loaded[1:]:
-        _check_fellow(first, other)
+    routes = [_route(checkpoint) for checkpoint in loaded]
+    for first, *others in groups_of(routes):
+        for other in others:
+            _check_fellow(loaded[first], loaded[other])
     device = checked_device(device)
     if map_label is not None and map_label not in LABELS:
         raise UsageError(f"there is no label {map_label!r}; choose from {', '.join(LABELS)}")
     if cam and map_label is None:
         raise UsageError("Grad-CAM (--cam) makes a map (--overlay): say of which label")
     label = None if map_label is None else LABELS.index(map_label)
-    validation = first.config.validation
-    view = first.config.view_on(first.spec)
-    options = WindowOptions(
-        view,
-        pooling=validation.pooling,
-        overlap=validation.overlap if overlap is None else overlap,
-        batch_size=validation.batch_size if batch_size is None else batch_size,
-        device=device,
-        precision=usual_precision(device) if precision is None else precision,
-        workers=workers,
-        ct_windows_hu=first.config.ct_windows_hu,
-        candidates=candidates,
-        map_label=label,
-        cam=cam,
-        mr_range=first.config.mr_range,
-    )
-    models = [checkpoint.build_model(architecture) for checkpoint in loaded]
-    if cam and label is not None:
-        models = [GradCam(model, label) for model in models]
-    model = models[0] if len(models) == 1 and not flip else Ensemble(models, flip=flip, planes=view.planes)
-    limits = Limits(timeout_s, memory_mb)
-    kinds = {"takes_dicom": first.takes_dicom, "takes_plain_arrays": first.takes_plain_arrays}
-    return Predictor(model, first.spec, options, adjustment, limits, **kinds)
+    members = []
+    for checkpoint, route in zip(loaded, routes, strict=True):
+        validation = checkpoint.config.validation
+        options = WindowOptions(
+            checkpoint.config.view_on(checkpoint.spec),
+            pooling=validation.pooling,
+            overlap=validation.overlap if overlap is None else overlap,
+            batch_size=validation.batch_size if batch_size is None else batch_size,
+            device=device,
+            precision=usual_precision(device) if precision is None else precision,
+            workers=workers,
+            ct_windows_hu=checkpoint.config.ct_windows_hu,
+            candidates=candidates,
+            map_label=label,
+            cam=cam,
+            mr_range=checkpoint.config.mr_range,
+        )
+        model = checkpoint.build_model(architecture)
+        members.append(Member(GradCam(model, label) if cam and label is not None else model, route, options))
+    return Predictor(members, adjustment, Limits(timeout_s, memory_mb), flip=flip)
+
+
+def _route(checkpoint: Checkpoint) -> Route:
+    modalities = checkpoint.modalities
+    if modalities is None and not checkpoint.takes_dicom:
+        modalities = (UNKNOWN_MODALITY,)
+    config = checkpoint.config
+    windows = (repr(config.view), config.patch, config.validation.pooling, config.ct_windows_hu)
+    return Route(checkpoint.spec, modalities, windows)
 
 
 def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:
@@ -317,8 +360,6 @@ def _check_fellow(first: Checkpoint, other: Checkpoint) -> None:
         ("patch", first.config.patch, other.config.patch),
         ("pooling", first.config.validation.pooling, other.config.validation.pooling),
         ("CT windows", first.config.ct_windows_hu, other.config.ct_windows_hu),
-        ("training on series with a modality", first.takes_dicom, other.takes_dicom),
-        ("training on plain arrays", first.takes_plain_arrays, other.takes_plain_arrays),
     ):
         if a != b:
             raise UsageError(f"{first.path} and {other.path} can't be ensembled: their {what} is {a} and {b}")

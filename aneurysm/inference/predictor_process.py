@@ -63,7 +63,7 @@ def load(settings: PredictorSettings) -> None:
     limit_threads(settings.threads or usable_cpus())  # after torch was loaded, for a child starts with one
     predictor = load_predictor(settings.checkpoints, **settings.options)
     pool = ThreadPoolExecutor(max(1, predictor.options.workers), "read-ahead")
-    _loaded = _Loaded(predictor, SeriesReader(predictor.spec, predictor.limits), pool)
+    _loaded = _Loaded(predictor, SeriesReader(predictor.routing, predictor.limits), pool)
 
 
 def _of_this_process() -> _Loaded:
@@ -115,7 +115,7 @@ def predict_folder(folder: str) -> list[float]:
 
     predictor, path = _of_this_process().predictor, Path(folder)
     try:
-        answer = predictor.answer(read_or_fail(safe_source(path.name, folder=path), predictor.spec))
+        answer = predictor.answer(read_or_fail(safe_source(path.name, folder=path), predictor.routing))
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent has an answer to give
         traceback.print_exc()
         raise AneurysmError(words_of(error)) from None

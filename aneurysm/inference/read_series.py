@@ -1,4 +1,4 @@
-"""SeriesPath -> ReadSeries or Failure: series in memory on the grid of a cache spec, read ahead of their use.
+"""SeriesPath -> ReadSeries or Failure: series in memory on the grid of their cache spec, read ahead of their use.
 
 DICOM is read in processes of its own, as precaching does it: a decoder that crashes, the kernel's out-of-memory killer,
 or a file that hangs beyond the limit of time then costs one series and not the command. Cached volumes, whose decoder
@@ -25,11 +25,13 @@ from aneurysm.errors import (
     StoreError,
     reason_of,
 )
+from aneurysm.inference.routing import Routing
 from aneurysm.inference.series_paths import SeriesPath
 from aneurysm.processes.children import NO_LIMITS, Children, Limits, LostError
 from aneurysm.processes.threads import ahead
 from aneurysm.rawdata.folder import SeriesSource
 from aneurysm.spec import CacheSpec
+from aneurysm.volume.modality import inferred_modality
 from aneurysm.volume.volume import assemble
 from aneurysm.windows.grid import MemoryVolume
 
@@ -77,12 +79,12 @@ class SeriesReader:
     Parameters
     ----------
     spec
-        Of the volumes.
+        Of the volumes, or which one by their modality.
     limits
         What reading one DICOM series may take.
     """
 
-    def __init__(self, spec: CacheSpec, limits: Limits = NO_LIMITS) -> None:
+    def __init__(self, spec: CacheSpec | Routing, limits: Limits = NO_LIMITS) -> None:
         self._spec, self._limits = spec, limits
         self._children = Children()
 
@@ -108,7 +110,7 @@ class SeriesReader:
 
 
 def read_ahead(
-    paths: Iterable[SeriesPath], spec: CacheSpec, workers: int, limits: Limits = NO_LIMITS
+    paths: Iterable[SeriesPath], spec: CacheSpec | Routing, workers: int, limits: Limits = NO_LIMITS
 ) -> Iterator[ReadSeries | Failure]:
     """
     Yield each series, or why it can't be read; ``workers`` are in work while the caller has the one before.
@@ -126,7 +128,7 @@ def read_ahead(
     return ahead(reader.read, paths, workers, end=reader.stop)
 
 
-def read_or_fail(path: SeriesPath, spec: CacheSpec) -> ReadSeries | Failure:
+def read_or_fail(path: SeriesPath, spec: CacheSpec | Routing) -> ReadSeries | Failure:
     """
     Read one series; whatever is wrong with it comes back as a `Failure`.
 
@@ -145,14 +147,14 @@ def read_or_fail(path: SeriesPath, spec: CacheSpec) -> ReadSeries | Failure:
         return failure(path.uid, *reason_of(error))
 
 
-def read_path(path: SeriesPath, spec: CacheSpec) -> ReadSeries:
+def read_path(path: SeriesPath, spec: CacheSpec | Routing) -> ReadSeries:
     """
     Read one series into memory: the voxels of a DICOM series are those that `aneurysm precache` stores.
 
     Raises
     ------
     SeriesRejectedError
-        The series can't become a volume.
+        The series can't become a volume, or no model answers for its modality.
     CacheError
         The cached volume is damaged, or of another spec; or the spec is of another recipe, and the series is DICOM.
     """
@@ -161,21 +163,31 @@ def read_path(path: SeriesPath, spec: CacheSpec) -> ReadSeries:
     return _read_dicom(path, spec)
 
 
-def _read_dicom(source: SeriesSource, spec: CacheSpec) -> ReadSeries:
-    if what := spec.mismatch():
-        raise SpecMismatchError(
-            f"DICOM can't be read as the checkpoint's training cache was. Of its spec: {what}. Predict with the "
-            "release that trained it, or volumes of such a cache; or train again on a cache of this one"
-        )
+def _spec_for(modality: str, spec: CacheSpec | Routing) -> CacheSpec:
+    return spec.spec(modality) if isinstance(spec, Routing) else spec
+
+
+def _read_dicom(source: SeriesSource, spec: CacheSpec | Routing) -> ReadSeries:
+    for one in [route.spec for route in spec.routes] if isinstance(spec, Routing) else [spec]:
+        if what := one.mismatch():
+            raise SpecMismatchError(
+                f"DICOM can't be read as the checkpoint's training cache was. Of its spec: {what}. Predict with the "
+                "release that trained it, or volumes of such a cache; or train again on a cache of this one"
+            )
     source.check_complete()
     with source.local_copy() as local:
-        volume = assemble(local.read_headers(), spec)
-    intensity = volume.intensity
-    held = MemoryVolume(source.uid, volume.voxels, intensity.fill, volume.affine_lps, volume.head_blocks, intensity)
+        series = local.read_headers()
+        # Before pixels are read: models of several modalities may take volumes of several specs.
+        modality = inferred_modality(series)
+        volume = assemble(series, _spec_for(modality, spec))
+    place, intensity = (volume.affine_lps, volume.head_blocks), volume.intensity
+    held = MemoryVolume(source.uid, volume.voxels, intensity.fill, *place, intensity, modality)
     return ReadSeries(held, volume.stack, list(dict.fromkeys(volume.decisions)))
 
 
-def _read_cached(volume: CachedVolume, spec: CacheSpec) -> ReadSeries:
+def _read_cached(volume: CachedVolume, spec: CacheSpec | Routing) -> ReadSeries:
+    modality = volume.metadata.modality
+    spec = _spec_for(modality, spec)
     if (digest := volume.metadata.digest) != spec.digest:
         cache = volume.name.removesuffix(f"/{volume_key(volume.uid)}")
         raise SpecMismatchError(
@@ -188,7 +200,6 @@ def _read_cached(volume: CachedVolume, spec: CacheSpec) -> ReadSeries:
         # A model has a confident answer to voxels that are all infinite, too: they are clipped to the window.
         raise DamagedCacheError(f"volume {volume.uid}: its intensities are not finite. Run aneurysm verify")
     voxels = volume.read((0, 0, 0), volume.shape)
-    modality = volume.metadata.modality
     held = MemoryVolume(
         volume.uid, voxels, volume.fill, volume.affine_lps, volume.blocks, intensity, modality, volume.survey
     )

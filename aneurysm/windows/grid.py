@@ -35,8 +35,8 @@ class MemoryVolume:
     """
     A `Source` in memory.
 
-    ``voxels`` are stored integers (z, y, x), ``fill`` is the stored value of air. ``modality`` is that of a cached
-    volume, empty for one that comes from DICOM.
+    ``voxels`` are stored integers (z, y, x), ``fill`` is the stored value of air. ``modality`` is as in a
+    manifest.
     """
 
     uid: str

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from aneurysm.errors import NoSpaceError
 from aneurysm.inference.lesion_map import LesionMap, source_affine, source_planes
 from aneurysm.inference.overlays import Overlays
-from aneurysm.inference.predictor import Predictor
+from aneurysm.inference.predictor import Member, Predictor
 from aneurysm.inference.read_series import read_path
+from aneurysm.inference.routing import Route
 from aneurysm.labels import LABELS
 from aneurysm.patches.views.view import Box
 from aneurysm.rawdata.folder import SeriesSource
@@ -47,7 +48,7 @@ BENT = [
 @cache
 def predictor():
     """One for all tests: its process that reads DICOM takes a second to start."""
-    return Predictor(Brightest(), SPEC, WindowOptions(Box((16, 24, 24)), map_label=SITE))
+    return Predictor([Member(Brightest(), Route(SPEC), WindowOptions(Box((16, 24, 24)), map_label=SITE))])
 
 
 def predicted(folder):

@@ -16,8 +16,9 @@ from aneurysm import CacheWriter
 from aneurysm.cache.cache import open_cache
 from aneurysm.errors import AneurysmError, DeviceMemoryError, SeriesRejectedError, UsageError
 from aneurysm.inference.prediction import Prediction
-from aneurysm.inference.predictor import Predictor, load_predictor
+from aneurysm.inference.predictor import Member, Predictor, load_predictor
 from aneurysm.inference.read_series import Failure, read_path
+from aneurysm.inference.routing import Route
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.labels import LABELS
 from aneurysm.models.output import ModelOutput
@@ -41,7 +42,11 @@ PATCH = (16, 24, 24)
 @cache
 def brightest(**options):
     """One for all tests: its process that reads DICOM takes a second to start."""
-    return Predictor(Brightest(), SPEC, WindowOptions(Box(PATCH), **{"candidates": 1, **options}))
+    return predictor_of(Brightest(), **{"candidates": 1, **options})
+
+
+def predictor_of(model, **options):
+    return Predictor([Member(model, Route(SPEC), WindowOptions(Box(PATCH), **options))])
 
 
 @pytest.mark.parametrize("stripped", [False, True], ids=["all tags", "the 25 tags of the test set"])
@@ -115,7 +120,7 @@ def test_a_decoder_that_crashes_is_an_error_and_not_the_end_of_the_caller(data, 
 def test_dicom_cache_and_validation_give_the_same_answer(data, checkpoints):
     predictor = load_predictor(checkpoints[:1], candidates=3)
     cache = open_cache(data / "cache")
-    model = predictor._model
+    model = predictor.model((0,))
     options = WindowOptions(Box((32, 32, 32)), pooling="max", overlap=0.25, candidates=3)
     validated = list(predict_cached(model, cache, range(3), options))
     assert len(validated) == 3
@@ -202,7 +207,7 @@ class NotANumber(nn.Module):
 
 
 def test_an_answer_that_is_not_a_number_is_none(data):
-    predictor = Predictor(NotANumber(), SPEC, WindowOptions(Box(PATCH), candidates=3))
+    predictor = predictor_of(NotANumber(), candidates=3)
     path = data / "data" / "series" / "1.2.0"
     (answer,) = predictor.predict(find_paths(path))
     assert (answer.status, answer.reason) == ("failed", "not_a_number")
@@ -225,13 +230,13 @@ def test_a_volume_whose_intensities_are_not_finite_has_no_answer(painted, scale)
     "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't"), MemoryError()], ids=type
 )
 def test_a_lack_of_memory_says_what_to_lower(data, error):
-    predictor = Predictor(Raises(error), SPEC, WindowOptions(Box(PATCH), batch_size=3))
+    predictor = predictor_of(Raises(error), batch_size=3)
     path = data / "data" / "series" / "1.2.0"
     for predict in (predictor, lambda path: list(predictor.predict(find_paths(path)))):
         with pytest.raises(DeviceMemoryError, match=r"out of memory on cpu, with 3 windows at once: .* --batch-size"):
             predict(path)
     with pytest.raises(RuntimeError, match="of another kind"):
-        Predictor(Raises(RuntimeError("of another kind")), SPEC, WindowOptions(Box(PATCH)))(path)
+        predictor_of(Raises(RuntimeError("of another kind")))(path)
 
 
 def test_one_series_is_asked_for(data):
@@ -287,15 +292,16 @@ def test_dicom_is_refused_by_a_model_of_plain_arrays(of_arrays, tmp_path):
 def test_a_cached_series_with_a_modality_is_refused_by_a_model_of_plain_arrays(of_arrays, tmp_path):
     predictor = load_predictor([of_arrays])
     assert predictor(volume_path(tmp_path / "plain", "a0")).series_uid == "a0"
-    with pytest.raises(UsageError, match="series a0 has a modality; the model was trained on series of the other kind"):
+    with pytest.raises(SeriesRejectedError, match="no_model: its modality is CTA; the models were trained on unknown"):
         predictor(volume_path(tmp_path / "ct", "a0"))
 
 
 def test_a_plain_array_is_refused_by_a_model_that_never_saw_one(of_arrays, tmp_path):
     predictor = load_predictor([write_checkpoint(tmp_path / "ct.ckpt", 0, spec="arrays-u8", modalities=["CTA"])])
     assert predictor(volume_path(tmp_path / "ct", "a0")).series_uid == "a0"
-    with pytest.raises(UsageError, match="series a0 is a plain array, without a modality"):
-        list(predictor.predict(find_paths(tmp_path / "plain")))
+    (answer,) = predictor.predict(find_paths(tmp_path / "plain"))
+    assert (answer.status, answer.reason) == ("failed", "no_model")
+    assert answer.detail == "its modality is unknown; the models were trained on CTA"
 
 
 class Evil:
@@ -324,7 +330,7 @@ def test_a_truncated_checkpoint_is_told_apart(checkpoints, tmp_path, share):
 
 def test_dicom_is_not_read_for_a_checkpoint_of_another_recipe(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr("aneurysm.spec.RECIPE_VERSION", 99)
-    spec = load_predictor(checkpoints[:1]).spec
+    spec = load_predictor(checkpoints[:1]).routing
     with pytest.raises(UsageError, match=r"of recipe 3 \(digest .* of recipe 99.*Predict with the release that"):
         read_path(SeriesSource("1.2", tmp_path), spec)
 
