@@ -48,6 +48,7 @@ class Ensemble(nn.Module):
             A mirrored map can't be laid over the other: the window is no whole number of its cells wide.
         """
         logits: Tensor | None = None
+        cam: Tensor | None = None
         maps: list[Tensor] | None = []
         strides = set()
         count = 0
@@ -55,15 +56,18 @@ class Ensemble(nn.Module):
             logits = output.logits.float() if logits is None else logits + output.logits.float()
             count += 1
             strides.add(output.stride_zyx)
+            if output.cam is not None:  # of all members or none
+                cam = output.cam.float().clone() if cam is None else cam.add_(output.cam)
             if output.dense is None or len(strides) > 1:
                 maps = None
             elif maps is not None:
                 # A sum, not a list: at full resolution each map takes a hundred megabytes.
                 maps = [maps[0].add_(output.dense) if maps else output.dense.float().clone()]
         assert logits is not None
+        shown = None if cam is None else cam.div_(count)
         if maps:
-            return ModelOutput(logits / count, maps[0].div_(count), strides.pop())
-        return ModelOutput(logits / count)
+            return ModelOutput(logits / count, maps[0].div_(count), strides.pop(), cam=shown)
+        return ModelOutput(logits / count, cam=shown)
 
     def _outputs(self, image: Tensor) -> Iterator[ModelOutput]:
         mirrored = None
@@ -86,4 +90,6 @@ class Ensemble(nn.Module):
                 )
             back = dense.flip(-1) if self._planes is None else mirrored_pictures(dense, self._planes[:1])
             dense = torch.index_select(back, 1, labels)
-        return ModelOutput(output.logits[:, labels], dense, output.stride_zyx)
+        # No map to look at is made of pictures.
+        cam = None if output.cam is None else torch.index_select(output.cam.flip(-1), 1, labels)
+        return ModelOutput(output.logits[:, labels], dense, output.stride_zyx, cam=cam)

@@ -3,6 +3,10 @@ GradCam: a classifier of windows -> the same, with a map of what speaks for a la
 
 Such a map is coarse, and no probability: it says which cells of the last features raise the logit. Each window's map is
 scaled so that its highest cell has the window's probability; windows that see nothing stay dark.
+
+Of a U-Net, which has a map of its own, the cells of the deepest features are shown (Vinogradova et al. 2020), where it
+sees the most of the head at once. Its last features are those that the map is a weighted sum of: Grad-CAM of them is
+that map again.
 """
 
 from __future__ import annotations
@@ -23,12 +27,12 @@ _NOTHING = 1e-6
 
 class GradCam(nn.Module):
     """
-    A classifier that shows where it looks.
+    A classifier, or a U-Net, that shows where it looks.
 
     Parameters
     ----------
     model
-        Without a map of its own; its parameters are set to need no gradient.
+        Its parameters are set to need no gradient.
     label
         Index into LABELS. The map of its mirror image is made, too, for an ensemble that flips; all others are empty.
     """
@@ -42,17 +46,17 @@ class GradCam(nn.Module):
 
     def forward(self, image: Tensor) -> ModelOutput:
         """
-        Map (B, C, Z, Y, X) in model units to the model's logits and a map of one cell per voxel.
+        Map (B, C, Z, Y, X) in model units to the model's answer, and ``cam`` with one cell per voxel.
 
         Raises
         ------
         UsageError
-            The model has a map of its own, or no layer whose output is one.
+            The model's own map is of its deepest features already, or it has no layer whose output is one.
         """
         with torch.inference_mode(mode=False), torch.enable_grad():
             image = image.clone()  # one that was made in inference mode can't be differentiated by
             if self._layer is None:
-                self._layer = _last_layer_with_cells(self.model, image[:1])
+                self._layer = _layer_to_show(self.model, image[:1])
             kept: list[Tensor] = []
 
             def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
@@ -64,48 +68,59 @@ class GradCam(nn.Module):
                 output = check_output(self.model(image), image)
             finally:
                 hook.remove()
-            if output.dense is not None:
-                raise UsageError("the model has a map of its own: leave out --cam")
             features = kept[-1]
             shape = (len(image), len(LABELS), *image.shape[2:])
-            dense = torch.full(shape, math.log(_NOTHING), dtype=torch.float32, device=image.device)
+            cams = torch.full(shape, math.log(_NOTHING), dtype=torch.float32, device=image.device)
             for label in self._labels:
                 logit = output.logits[:, label]
                 (slope,) = torch.autograd.grad(logit.sum(), features, retain_graph=True)
                 cam = relu((slope.float().mean((2, 3, 4), keepdim=True) * features.detach().float()).sum(1))
-                shown = _on_voxels(cam, image.shape[2:])
+                shown = _on_voxels(cam, image.shape[2:], pooled=output.dense is not None)
                 highest = shown.amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
                 probability = shown / highest * logit.detach().float().sigmoid()[:, None, None, None]
-                dense[:, label] = probability.logit(_NOTHING)
-            return ModelOutput(output.logits.detach(), dense)
+                cams[:, label] = probability.logit(_NOTHING)
+            own = None if output.dense is None else output.dense.detach()
+            return ModelOutput(output.logits.detach(), own, output.stride_zyx, cam=cams)
 
 
-def _last_layer_with_cells(model: nn.Module, image: Tensor) -> nn.Module:
-    """Return the module that is the last to put out more than one cell: before the mean over the window."""
-    layers: list[nn.Module] = []
+def _layer_to_show(model: nn.Module, image: Tensor) -> nn.Module:
+    """
+    Return the module whose output is shown, of more than one cell.
+
+    Of a classifier it is the last one, before the mean over the window; of a model with a map the last of those with
+    the fewest cells, if these are fewer than the map's.
+    """
+    layers: list[tuple[nn.Module, int]] = []
 
     def note(module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.dim() == 5 and output[0, 0].numel() > 1:
-            layers.append(module)
+            layers.append((module, output[0, 0].numel()))
 
     hooks = [module.register_forward_hook(note) for module in model.modules() if module is not model]
     try:
-        model(image)
+        dense = check_output(model(image), image).dense
     finally:
         for hook in hooks:
             hook.remove()
     if not layers:
         raise UsageError("no layer of the model has a map for --cam to show")
-    return layers[-1]
+    if dense is None:
+        return layers[-1][0]
+    fewest = min(cells for _, cells in layers)
+    if fewest >= dense[0, 0].numel():
+        raise UsageError("the model's own map is of its deepest features, as --cam's would be: leave out --cam")
+    return next(module for module, cells in reversed(layers) if cells == fewest)
 
 
-def _on_voxels(cam: Tensor, window: torch.Size) -> Tensor:
+def _on_voxels(cam: Tensor, window: torch.Size, *, pooled: bool) -> Tensor:
     """
     Return (B, Z, Y, X) from cells (B, z, y, x).
 
     Unlike a map that was trained to be one, a cell of features lies about its first voxel: there the fields of view of
-    strided kernels of odd size are centred.
+    strided kernels of odd size are centred. Where a U-Net pools, each cell is of the voxels that it covers.
     """
+    if pooled:
+        return interpolate(cam[:, None], size=tuple(window), mode="trilinear", align_corners=False)[:, 0]
     strides = [-(-voxels // cells) for voxels, cells in zip(window, cam.shape[1:], strict=True)]
     size = [(cells - 1) * stride + 1 for cells, stride in zip(cam.shape[1:], strides, strict=True)]
     between = interpolate(cam[:, None], size=size, mode="trilinear", align_corners=True)

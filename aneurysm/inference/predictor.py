@@ -293,7 +293,7 @@ def load_predictor(
     map_label
         One of `aneurysm.labels.LABELS`, of which each answer shall bring the map.
     cam
-        Make the map by Grad-CAM, for a model that has none.
+        Make the map by Grad-CAM: for a model that has none, or to see what a U-Net's deepest features say.
     timeout_s, memory_mb
         What reading one DICOM series may take: seconds, and resident memory in MB (10^6 bytes).
 
@@ -336,7 +336,6 @@ def load_predictor(
             ct_windows_hu=checkpoint.config.ct_windows_hu,
             candidates=candidates,
             map_label=label,
-            cam=cam,
             mr_range=checkpoint.config.mr_range,
         )
         model = checkpoint.build_model(architecture)

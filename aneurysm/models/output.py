@@ -30,6 +30,8 @@ class ModelOutput(NamedTuple):
         Maps like ``dense`` at 2, 4, ... times its stride, for deep supervision; in training mode only.
     vessels
         (B, 14, Z, Y, X): logits of each voxel's vessel: the 13 sites, then "any vessel". None if there is no such head.
+    cam
+        (B, 14, Z, Y, X): logits of a map to look at; see `aneurysm.inference.grad_cam`. No model makes one by itself.
     """
 
     logits: Tensor
@@ -37,6 +39,7 @@ class ModelOutput(NamedTuple):
     stride_zyx: tuple[int, int, int] = (1, 1, 1)
     coarser: tuple[Tensor, ...] = ()
     vessels: Tensor | None = None
+    cam: Tensor | None = None
 
 
 def check_output(output: Any, image: Tensor) -> ModelOutput:

@@ -99,8 +99,6 @@ class WindowOptions:
         How many, at most.
     map_label
         Index of the label whose map is put together; None for no map.
-    cam
-        The map is a `aneurysm.inference.grad_cam.GradCam`: to look at, and too coarse for candidates.
 
     Raises
     ------
@@ -118,7 +116,6 @@ class WindowOptions:
     ct_windows_hu: WindowsHU = ()
     candidates: int = 0
     map_label: int | None = None
-    cam: bool = False
     mr_range: MrRange = "series"
 
     def __post_init__(self) -> None:
@@ -286,17 +283,20 @@ class _Series:
         )
         return self.voxels[None, z, y, x]
 
-    def take(self, k: int, logits: Tensor, dense: Tensor | None, stride_zyx: tuple[int, int, int]) -> None:
+    def take(
+        self, k: int, logits: Tensor, dense: Tensor | None, stride_zyx: tuple[int, int, int], cam: Tensor | None
+    ) -> None:
         """Note the answer of window ``k``, which are taken in order."""
         self.logits.append(logits)
         if isinstance(self.windows, SeriesPictures):
             self.shown = None if dense is None else (dense, stride_zyx)
             return
         if self.stitched is not None:
-            if dense is None:
+            shown, stride = (dense, stride_zyx) if cam is None else (cam, (1, 1, 1))
+            if shown is None:
                 raise UsageError("the model has no map, or the ensemble's maps differ in their cells; --cam makes one")
-            self.stitched.add(dense, stride_zyx, self.windows.starts[k], self.options.view.shape)
-        if dense is not None and self.options.candidates and not self.options.cam:
+            self.stitched.add(shown, stride, self.windows.starts[k], self.options.view.shape)
+        if dense is not None and self.options.candidates:
             start = np.array(self.windows.starts[k])
             peaks = map_peaks(dense, stride_zyx, self.windows.parts[k] - start)
             peaks[:, 2:] += torch.from_numpy(start).to(peaks)
@@ -346,7 +346,8 @@ def _run(model: nn.Module, batch: list[tuple[_Series, int]], options: WindowOpti
         output = check_output(model(image), image)
     logits = output.logits.float()
     for row, (series, k) in enumerate(batch):
-        series.take(k, logits[row], None if output.dense is None else output.dense[row], output.stride_zyx)
+        dense, cam = (None if one is None else one[row] for one in (output.dense, output.cam))
+        series.take(k, logits[row], dense, output.stride_zyx, cam)
 
 
 def _autocast(options: WindowOptions) -> AbstractContextManager[object]:
