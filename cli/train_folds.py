@@ -23,7 +23,8 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import typer
 
 from aneurysm.cli.exits import Exit
-from aneurysm.errors import UsageError
+from aneurysm.csv_table import read_csv_rows
+from aneurysm.errors import DataError, UsageError
 from aneurysm.processes.files import is_disk_full, write_atomically
 from aneurysm.training.run_folder import FoldsFolder, RunFolder, locked_run
 
@@ -147,7 +148,10 @@ def _train(
     if len(slots) > 1 and config.devices != "auto":
         # Each fold would take all CPUs for itself.
         options = {"workers": usual_workers(config, len(slots) * config.devices), **options}
-    commands = {fold: _arguments(config, folder, fold, options) for fold in folds}
+    done = [fold for fold in folds if _is_done(folder.run(fold), config.epochs)]
+    if done:
+        typer.echo(f"done before: {', '.join(f'fold {fold}' for fold in done)}", err=True)
+    commands = {fold: _arguments(config, folder, fold, options) for fold in folds if fold not in done}
     again = f"To go on: aneurysm train --out {folder.root} --resume"
     codes, number = run_side_by_side(commands, slots)
     if number is not None:
@@ -156,13 +160,24 @@ def _train(
     failed = {fold: code for fold, code in codes.items() if code}
     if failed:
         lines = [f"fold {fold} {_end_in_words(code)}: see {folder.run(fold).log}" for fold, code in failed.items()]
-        done, first = len(codes) - len(failed), next(iter(failed.values()))
-        typer.echo(f"aneurysm: {'; '.join(lines)}. {done} of {len(folds)} folds are trained. {again}", err=True)
+        n_trained, first = len(done) + len(codes) - len(failed), next(iter(failed.values()))
+        typer.echo(f"aneurysm: {'; '.join(lines)}. {n_trained} of {len(folds)} folds are trained. {again}", err=True)
         raise typer.Exit(first if first > 0 else Exit.ERROR)
     from aneurysm.cli.evaluate import evaluate
 
     typer.echo(f"All {len(folds)} folds are trained, each in {folder.root}/fold<K>. Together:")
     evaluate([folder.root])
+
+
+def _is_done(run: RunFolder, epochs: int) -> bool:
+    """Return True if all of a run's epochs are trained, validated and saved, without loading what it saved."""
+    try:
+        # It is saved after all else of an epoch; in a folder that was copied it may be the older one, and is resumed.
+        if run.last.stat().st_mtime_ns < run.metrics.stat().st_mtime_ns or not run.best.exists():
+            return False
+        return any(row["epoch"] == str(epochs) for row in read_csv_rows(run.metrics, ("epoch",)))
+    except (OSError, DataError):
+        return False
 
 
 def _arguments(config: ResolvedConfig, folder: FoldsFolder, fold: int, options: Mapping[str, Any]) -> list[str]:

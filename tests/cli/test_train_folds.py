@@ -97,6 +97,13 @@ def test_a_stopped_one_goes_on_where_it_was(cache, commands, tmp_path, monkeypat
         path.unlink()
     assert newest_run() == folder.root.relative_to(tmp_path)
     commands.clear()
+    again = call_cli("train", "--resume")
+    assert again.code == 0, again.text
+    assert again.err.startswith("done before: fold 0\n")
+    assert [fold for fold, *_ in commands] == [1, "evaluate"]
+    for path in (*folder.run(1).last.parent.iterdir(), folder.run(1).metrics):
+        path.unlink()
+    commands.clear()
     refused = call_cli("train", "--resume", "--lr", 0.1)
     assert refused.code == 2
     assert f"--resume goes on with {folder.config.relative_to(tmp_path)}; besides it only" in refused.err
