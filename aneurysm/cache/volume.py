@@ -215,10 +215,13 @@ class CachedVolume:
     @property
     def survey(self) -> Survey:
         """What lies where by the voxels alone, whatever the annotations. Raises as `blocks` does."""
-        try:
-            return Survey.unpack(_handles.get(self).metadata.blocks)
-        except ValueError as error:
-            raise self._bad_blocks(error) from error
+        opened = _handles.get(self)
+        if opened.survey is None:
+            try:
+                opened.survey = Survey.unpack(opened.metadata.blocks)
+            except ValueError as error:
+                raise self._bad_blocks(error) from error
+        return opened.survey
 
     def _bad_blocks(self, error: ValueError) -> DamagedCacheError:
         return DamagedCacheError(
@@ -408,7 +411,7 @@ class ZarrArray:
 @dataclass
 class VolumeHandle:
     """
-    An open volume: its metadata, its voxels, its labels as far as it has them, and its blocks once asked for.
+    An open volume: its metadata, its voxels, its labels as far as it has them, and its blocks and survey once asked for.
 
     ``bone`` is on the grid of its cells; `read_bone` reads it on that of the voxels.
     """
@@ -418,6 +421,7 @@ class VolumeHandle:
     vessels: ShardReader | ZarrArray | None
     bone: ShardReader | ZarrArray | None = None
     blocks: Blocks | None = None
+    survey: Survey | None = None
 
 
 def open_volume(path: Path) -> VolumeHandle:

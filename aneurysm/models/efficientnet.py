@@ -23,6 +23,8 @@ from aneurysm.models.output import ModelOutput, start_at_prior
 VARIANTS: Final = ("b0", "b1", "b2", "b3", "b4", "lite0")
 _EPSILON: Final = {"symmetric": 1e-5, "tensorflow": 1e-3}
 """Of batch norm, in the networks whose weights these are: PyTorch's default, and that of the original."""
+_MOMENTUM: Final = {"symmetric": 0.1, "tensorflow": 0.01}
+"""Likewise. The smaller takes hundreds of steps to know the statistics: until then a model that learns answers noise."""
 _HIDDEN: Final = 384
 _REDUCTION: Final = 16
 
@@ -113,7 +115,7 @@ class EfficientNetFeatures(nn.Module):
             if isinstance(module, _PaddedConv2d):
                 module.pads_as = padding
             elif isinstance(module, nn.BatchNorm2d):
-                module.eps = _EPSILON[padding]
+                module.eps, module.momentum = _EPSILON[padding], _MOMENTUM[padding]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)

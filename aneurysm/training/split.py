@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from aneurysm.cache.cache import Cache
 from aneurysm.errors import UsageError
 from aneurysm.labels import UNKNOWN
-from aneurysm.patches.views.view import View
+from aneurysm.patches.views.mip import Mip
+from aneurysm.patches.views.view import PLANES, View
 from aneurysm.training.config import TrainConfig
 from aneurysm.training.folds import assign_folds, read_folds
 
 _PRESENT = -1
+_FEWEST_LEVELS = 64
+"""Of a window, else it is told: steps of a grey level show, as edges that are not there."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def split_series(cache: Cache, config: TrainConfig, *, folds_file: Path | None =
             "be negative. Take other folds or modalities, or more series; or patches that hold whole volumes, which "
             "are labelled as their series are"
         )
-    warnings = _warnings(cache, train_series, val_series, view)
+    warnings = _warnings(cache, train_series, val_series, config, view)
     return Split(train_series, val_series, folds, warnings, _describe_limit(cache, train, train_series))
 
 
@@ -212,7 +215,9 @@ def _describe_limit(cache: Cache, series: NDArray[np.int64], chosen: Sequence[in
     return f"limit_train takes {share(positive)} positive series, {share(other)} others ({', '.join(parts)})"
 
 
-def _warnings(cache: Cache, train: Sequence[int], val: Sequence[int], view: View) -> tuple[str, ...]:
+def _warnings(
+    cache: Cache, train: Sequence[int], val: Sequence[int], config: TrainConfig, view: View
+) -> tuple[str, ...]:
     found = []
     known = {int(v) for v in cache.labels[list(val), _PRESENT]} & {0, 1}
     if len(known) < 2:
@@ -229,4 +234,23 @@ def _warnings(cache: Cache, train: Sequence[int], val: Sequence[int], view: View
                 f"{len(small)} of {len(train) + len(val)} volumes are smaller than a patch of {patch} voxels, as "
                 f"{cache.uids[small[0]]} of {shape}: they are padded with air"
             )
-    return tuple(found)
+    if isinstance(view, Mip) and view.axes == (PLANES["sagittal"],) and view.slab is None:
+        found.append(
+            "sagittal projections of the whole head show no left and right: labels of one side can't be told from "
+            "those of the other. Add another plane, or project slabs (slab_mm)"
+        )
+    return tuple(found) + _coarse_windows(cache, config)
+
+
+def _coarse_windows(cache: Cache, config: TrainConfig) -> tuple[str, ...]:
+    """Return what is to be said of windows of CT in which the cache has few grey levels."""
+    if "CTA" not in cache.modalities:
+        return ()
+    stored = cache.spec.intensity.CT
+    step = (stored.clip_hu[1] - stored.clip_hu[0]) / (stored.levels - 1)
+    return tuple(
+        f"the window of CT from {low:g} to {high:g} HU has {int((high - low) / step) + 1} grey levels in this cache, "
+        f"which stores CT in steps of {step:.3g} HU (spec {cache.spec.name}): take a cache of int16"
+        for low, high in config.ct_windows_hu
+        if (high - low) / step < _FEWEST_LEVELS
+    )

@@ -48,11 +48,13 @@ def add_volume(
     patient="",
     seed=0,
     affine=AFFINE,
+    voxels=None,
 ) -> None:
-    """A volume of noise; ``sites`` are its lesions', at ``places`` (z, y, x), or unplaced where that is None."""
+    """A volume of noise, or of ``voxels``; ``sites`` are its lesions', at ``places``, or unplaced where that is None."""
     spec = load_spec(spec)
     rng = np.random.default_rng(int(uid.replace(".", "")) + seed)
-    voxels = rng.integers(-1000, 2000, shape).astype(spec.storage.dtype)
+    if voxels is None:
+        voxels = rng.integers(-1000, 2000, shape).astype(spec.storage.dtype)
     places = rng.uniform(10, 60, (len(sites), 3)) if places is None else np.asarray(places, float)
     lesions = tuple(
         Lesion(SITES[s], tuple(p.tolist()), tuple(p[::-1].tolist()), i) for i, (s, p) in enumerate(zip(sites, places))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from scipy import ndimage
 
 from aneurysm.patches.views.view import Picture, Readable, across
 from aneurysm.types import Triple, triple
+
+_CHUNK: Final = 32
+"""Voxels of a chunk along each axis, as a rule: to read less of it decodes no less."""
 
 
 class _Held(NamedTuple):
@@ -50,12 +53,12 @@ def read_pictures(volume: Readable, pictures: Sequence[Sequence[Picture]], out: 
 
 
 def _ranges(pictures: Sequence[Picture], length: int) -> list[tuple[int, int, tuple[int, int]]]:
-    """Return (first, last, corner) of slices that are to be read, those that touch as one."""
+    """Return (first, last, corner) of slices that are to be read, those of the same chunks as one."""
     merged: list[tuple[int, int, tuple[int, int]]] = []
     for corner, first, last in sorted((p.corner, max(p.first, 0), min(p.last, length)) for p in pictures):
         if first >= last:
             continue
-        if merged and merged[-1][2] == corner and first <= merged[-1][1]:
+        if merged and merged[-1][2] == corner and first // _CHUNK <= (merged[-1][1] - 1) // _CHUNK:
             merged[-1] = (merged[-1][0], max(merged[-1][1], last), corner)
         else:
             merged.append((first, last, corner))
@@ -65,7 +68,7 @@ def _ranges(pictures: Sequence[Picture], length: int) -> list[tuple[int, int, tu
 def _read(
     volume: Readable, wanted: Sequence[tuple[int, int, int, tuple[int, int], tuple[int, int]]]
 ) -> list[tuple[int, _Held]]:
-    """Read boxes, each by itself or, where that decodes no more, all that they lie in at once; return (axis, box)."""
+    """Read boxes, each by itself or, where that decodes no fewer chunks, all that they lie in; return (axis, box)."""
     boxes = []
     for axis, first, last, (row, column), (rows, columns) in wanted:
         start, shape = across(axis, first, row, column), across(axis, last - first, rows, columns)
@@ -75,10 +78,14 @@ def _read(
     if not boxes:
         return []
     low, high = np.min([b[1] for b in boxes], axis=0), np.max([b[2] for b in boxes], axis=0)
-    if sum(int(np.prod(b - a)) for _, a, b in boxes) >= int(np.prod(high - low)):
+    if sum(_chunks(a, b) for _, a, b in boxes) >= _chunks(low, high):
         whole = _Held(triple(low), volume.read(triple(low), triple(high - low)))
         return [(axis, whole) for axis in {axis for axis, _, _ in boxes}]
     return [(axis, _Held(triple(a), volume.read(triple(a), triple(b - a)))) for axis, a, b in boxes]
+
+
+def _chunks(low: NDArray[np.int64], high: NDArray[np.int64]) -> int:
+    return int(np.prod(-(-high // _CHUNK) - low // _CHUNK))
 
 
 def _draw(volume: Readable, picture: Picture, held: Sequence[tuple[int, _Held]], pixels: NDArray[Any]) -> None:
