@@ -411,7 +411,7 @@ class ZarrArray:
 @dataclass
 class VolumeHandle:
     """
-    An open volume: its metadata, its voxels, its labels as far as it has them, and its blocks and survey once asked for.
+    An open volume: its metadata, its voxels, its labels as far as it has them, its blocks and survey once asked for.
 
     ``bone`` is on the grid of its cells; `read_bone` reads it on that of the voxels.
     """

@@ -24,7 +24,7 @@ VARIANTS: Final = ("b0", "b1", "b2", "b3", "b4", "lite0")
 _EPSILON: Final = {"symmetric": 1e-5, "tensorflow": 1e-3}
 """Of batch norm, in the networks whose weights these are: PyTorch's default, and that of the original."""
 _MOMENTUM: Final = {"symmetric": 0.1, "tensorflow": 0.01}
-"""Likewise. The smaller takes hundreds of steps to know the statistics: until then a model that learns answers noise."""
+"""Likewise. The smaller takes hundreds of steps to know the statistics: until then what is learned answers noise."""
 _HIDDEN: Final = 384
 _REDUCTION: Final = 16
 

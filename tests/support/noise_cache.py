@@ -50,7 +50,7 @@ def add_volume(
     affine=AFFINE,
     voxels=None,
 ) -> None:
-    """A volume of noise, or of ``voxels``; ``sites`` are its lesions', at ``places``, or unplaced where that is None."""
+    """Noise, or ``voxels``; ``sites`` are its lesions', at ``places`` (z, y, x), or unplaced where that is None."""
     spec = load_spec(spec)
     rng = np.random.default_rng(int(uid.replace(".", "")) + seed)
     if voxels is None:
