@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_what_a_view_can_not_show_is_told(tmp_path):
     assert "show no left and right" in flat.warnings[-1]
     brain = {**SMALL, "view": {"name": "slices"}, "ct_windows_hu": ["brain"]}
     assert not [w for w in split_series(cache, quick(cache, **brain)).warnings if "grey levels" in w]
-    cache.spec = load_spec("rsna-1mm-u8")
+    cache = replace(cache, spec=load_spec("rsna-1mm-u8"))
     assert "grey levels in this cache" in split_series(cache, quick(cache, **brain)).warnings[-1]
 
 
