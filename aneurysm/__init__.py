@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from aneurysm.patches.loader import PatchLoader
     from aneurysm.patches.plan import Sampling
     from aneurysm.patches.samplers import PatchLocation
+    from aneurysm.patches.views.config import MipConfig, SlabConfig, SlicesConfig
+    from aneurysm.patches.views.view import Picture
     from aneurysm.precaching.array_writer import CacheWriter
     from aneurysm.precaching.run import precache
     from aneurysm.precaching.verify import verify
@@ -60,13 +62,17 @@ _WHERE: Final = {
     "EvaluateOptions": "report.evaluation",
     "Failure": "inference.read_series",
     "LABELS": "labels",
+    "MipConfig": "patches.views.config",
     "PatchLoader": "patches.loader",
     "PatchLocation": "patches.samplers",
+    "Picture": "patches.views.view",
     "Prediction": "inference.prediction",
     "Predictor": "inference.predictor",
     "RsnaPredictor": "inference.rsna",
     "SITES": "labels",
     "Sampling": "patches.plan",
+    "SlabConfig": "patches.views.config",
+    "SlicesConfig": "patches.views.config",
     "TrainConfig": "training.config",
     "TrainedRun": "training.fit",
     "augment": "patches.augment",
@@ -97,12 +103,16 @@ __all__ = [
     "Checkpoint",
     "EvaluateOptions",
     "Failure",
+    "MipConfig",
     "PatchLoader",
     "PatchLocation",
+    "Picture",
     "Prediction",
     "Predictor",
     "RsnaPredictor",
     "Sampling",
+    "SlabConfig",
+    "SlicesConfig",
     "TrainConfig",
     "TrainedRun",
     "__version__",

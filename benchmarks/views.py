@@ -58,7 +58,7 @@ def main() -> int:
     add_usual_options(parser)
     options = parser.parse_args()
     cache = open_cache(make_cache(work_folder(options), options.series, options.size))
-    views = {name: config.build((96, 96, 96), cache.spec.spacing_mm) for name, config in VIEWS.items()}
+    views = {name: config.build(cache.spec.spacing_mm, (96, 96, 96)) for name, config in VIEWS.items()}
     least: dict[tuple[str, int], float] = {}
     for number in range(options.rounds + 1):
         print(f"round {number} of {options.rounds}", file=sys.stderr)

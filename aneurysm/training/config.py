@@ -254,7 +254,7 @@ class ResolvedConfig(TrainConfig):
 
     def view_on(self, spec: CacheSpec) -> View:
         """Return what the model sees of volumes of ``spec``. Raises `UsageError` if its pictures can't be stacked."""
-        return self.view.build(self.patch, spec.spacing_mm)
+        return self.view.build(spec.spacing_mm, self.patch)
 
     def in_channels(self, view: View) -> int:
         """Return the channels of the model's input: those of the view, in each window of CT."""

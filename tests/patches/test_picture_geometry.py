@@ -32,7 +32,7 @@ VIEWS = {
 
 
 def sample(config, voxels):
-    view = config.build(None, MM)
+    view = config.build(MM)
     out = np.empty((view.channels, *view.shape), np.int16)
     volume = head(voxels.shape, voxels=np.ascontiguousarray(voxels))
     read_pictures(volume, view.choose(volume), out)
@@ -89,7 +89,7 @@ def test_the_mirror_image_of_several_windows_is_that_of_each(config):
 
 
 def test_labels_trade_sides_with_the_pictures_or_are_kept(small_cache):
-    view = MipConfig(planes=("coronal",), size_mm=32).build(None, MM)
+    view = MipConfig(planes=("coronal",), size_mm=32).build(MM)
     loader = PatchLoader(small_cache, view=view, batch_size=4, steps=1)
     (batch,) = loader
     swaps = AugmentConfig.off().model_copy(update={"flip": AugmentConfig().flip.model_copy(update={"left_right": 1.0})})

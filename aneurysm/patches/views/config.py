@@ -26,7 +26,7 @@ class Patch3dConfig(_Section):
 
     name: Literal["patch3d"] = "patch3d"
 
-    def build(self, patch: Triple | None, _spacing_mm: _Spacing) -> View:
+    def build(self, _spacing_mm: _Spacing, patch: Triple | None = None) -> View:
         """Return the view; ``patch`` are its voxels."""
         assert patch is not None
         return Box(patch)
@@ -40,7 +40,7 @@ class SlabConfig(_Section):
     thickness_mm: _Mm = 16.0
     size_mm: _Size = 192.0
 
-    def build(self, _patch: Triple | None, spacing_mm: _Spacing) -> View:
+    def build(self, spacing_mm: _Spacing, _patch: Triple | None = None) -> View:
         """Return the view on a grid of ``spacing_mm``."""
         mm = [self.thickness_mm if a == PLANES[self.plane] else self.size_mm for a in range(3)]
         return Box(triple(max(1, round(n / s)) for n, s in zip(mm, spacing_mm, strict=True)))
@@ -64,7 +64,7 @@ class SlicesConfig(_Section):
     size_mm: _Size = 224.0
     mr_range: MrRange = "series"
 
-    def build(self, _patch: Triple | None, spacing_mm: _Spacing) -> View:
+    def build(self, spacing_mm: _Spacing, _patch: Triple | None = None) -> View:
         """Return the view on a grid of ``spacing_mm``."""
         axis = PLANES[self.plane]
         return Slices(
@@ -90,7 +90,7 @@ class MipConfig(_Section):
     size_mm: _Size = 224.0
     mr_range: MrRange = "series"
 
-    def build(self, _patch: Triple | None, spacing_mm: _Spacing) -> View:
+    def build(self, spacing_mm: _Spacing, _patch: Triple | None = None) -> View:
         """Return the view on a grid of ``spacing_mm``. Raises `UsageError` if its pictures can't be stacked."""
         return Mip(
             axes=tuple(PLANES[plane] for plane in dict.fromkeys(self.planes)),

@@ -87,7 +87,7 @@ def test_from_chunks_they_are_the_same_as_from_memory(painted, config):
     """The volume ends in the midst of chunks of 32 voxels along each axis."""
     voxels = np.random.default_rng(1).integers(-100, 900, (50, 70, 41), np.int16)
     cache = painted(Painted("1.2", voxels.shape, voxels=voxels))
-    view = config.build(None, MM)
+    view = config.build(MM)
     found, expected = (np.empty((view.channels, *view.shape), np.int16) for _ in range(2))
     memory = head(voxels.shape, voxels=voxels)
     assert view.choose(cache[0]) == view.choose(memory)
@@ -99,7 +99,7 @@ def test_from_chunks_they_are_the_same_as_from_memory(painted, config):
 
 def test_a_window_of_the_maximum_is_the_maximum_of_the_windowed():
     volume = head((30, 30, 30))
-    (((picture,),),) = (MipConfig(planes=("axial",), size_mm=30).build(None, MM).choose(volume),)
+    (((picture,),),) = (MipConfig(planes=("axial",), size_mm=30).build(MM).choose(volume),)
     out = np.empty((1, 1, 30, 30), np.int16)
     read_pictures(volume, [[picture]], out)
     windowed = to_model_units(volume.voxels.astype(np.float32), 0.0, 80.0).max(0)
@@ -112,7 +112,7 @@ def test_a_pixel_of_a_projection_leads_back_to_its_voxel(plane, how):
     place = (17, 26, 30)
     volume = head((40, 48, 56))
     volume.voxels[place] = 2000 if how == "max" else -900
-    view = MipConfig(planes=(plane,), how=(how,), size_mm=64).build(None, MM)
+    view = MipConfig(planes=(plane,), how=(how,), size_mm=64).build(MM)
     ((picture,),) = view.choose(volume)
     out = np.empty((1, *view.shape), np.int16)
     read_pictures(volume, [[picture]], out)

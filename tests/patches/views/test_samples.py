@@ -28,7 +28,7 @@ VIEWS = {
 
 
 def loader(cache, config, **options) -> PatchLoader:
-    view = config.build(None, cache.spec.spacing_mm)
+    view = config.build(cache.spec.spacing_mm)
     return PatchLoader(cache, view=view, **{"batch_size": 2, "steps": 4, "seed": 5, **options})
 
 
@@ -83,7 +83,7 @@ def test_samplers_of_places_have_no_say(small_cache):
 
 
 def test_a_loader_needs_a_patch_or_a_view_and_pictures_have_no_masks(small_cache):
-    view = VIEWS["even slices"].build(None, small_cache.spec.spacing_mm)
+    view = VIEWS["even slices"].build(small_cache.spec.spacing_mm)
     for options in ({}, {"patch": (16, 16, 16), "view": view}):
         with pytest.raises(SamplingError, match=r"either patch=\(z, y, x\) voxels, or view="):
             PatchLoader(small_cache, batch_size=1, steps=1, **options)
@@ -94,7 +94,7 @@ def test_a_loader_needs_a_patch_or_a_view_and_pictures_have_no_masks(small_cache
 @pytest.mark.parametrize("config", VIEWS.values(), ids=VIEWS)
 def test_from_dicom_a_sample_is_what_it_is_from_the_cache(built: Built, config):
     cache, spec = open_cache(built.cache), load_spec("rsna-1mm")
-    view = config.build(None, spec.spacing_mm)
+    view = config.build(spec.spacing_mm)
     seen = set()
     for uid in built.uids[:3]:
         (path,) = find_paths(built.data / "series" / uid)

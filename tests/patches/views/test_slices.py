@@ -14,7 +14,7 @@ MM = (1.0, 1.0, 1.0)
 
 
 def slices(volume, rng=None, **options) -> list[int]:
-    view = SlicesConfig(**{"stack": "bag", "size_mm": 300, **options}).build(None, MM)
+    view = SlicesConfig(**{"stack": "bag", "size_mm": 300, **options}).build(MM)
     return [picture.first for picture in view.choose(volume, rng)[view.channels // 2]]
 
 
@@ -75,7 +75,7 @@ def test_there_are_as_many_as_were_asked_for_in_the_volume_and_rising(length, co
 
 
 def test_neighbours_are_channels_and_stay_in_the_volume():
-    view = SlicesConfig(count=2, neighbours=2, size_mm=16).build(None, MM)
+    view = SlicesConfig(count=2, neighbours=2, size_mm=16).build(MM)
     rows = view.choose(head((4, 16, 16)))
     assert view.shape == (1, 16, 16)
     assert [picture.first for (picture,) in rows] == [0, 0, 1, 2, 3, 0, 1, 2, 3, 3]
