@@ -63,6 +63,12 @@ def predict(
         ),
     ] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Average over the head and its mirror image.")] = False,
+    tta: Annotated[
+        int,
+        typer.Option(
+            metavar="N", parser=whole(0, 100), help="Average over N draws of the training's augmentation, too."
+        ),
+    ] = 0,
     candidates: Annotated[
         int, typer.Option(metavar="N", parser=whole(0, 10_000), help="Places for each series, at most.")
     ] = 10,
@@ -162,7 +168,14 @@ def predict(
     rates = None if fallback is None else base_rates(checkpoints)
     # Before the table's key is made: a table that was started on a CPU must not continue in another precision on a GPU.
     precision = precision or usual_precision(names[0])
-    options = {"flip": flip, "candidates": candidates, "overlap": overlap, "precision": precision, "gate": gate}
+    options = {
+        "flip": flip,
+        "tta": tta,
+        "candidates": candidates,
+        "overlap": overlap,
+        "precision": precision,
+        "gate": gate,
+    }
     loading: dict[str, Any] = options | {
         "batch_size": batch_size,
         "workers": workers,

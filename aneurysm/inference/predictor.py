@@ -251,6 +251,7 @@ def load_predictor(
     *,
     device: str = "auto",
     flip: bool = False,
+    tta: int = 0,
     candidates: int = 10,
     overlap: float | None = None,
     batch_size: int | None = None,
@@ -276,6 +277,8 @@ def load_predictor(
         ``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes a GPU if there is one.
     flip
         Average over the head and its mirror image; takes twice as long.
+    tta
+        Average also over so many draws of the augmentation that the model was trained with, the same for all series.
     candidates
         How many places to give, at most.
     overlap, batch_size
@@ -337,6 +340,9 @@ def load_predictor(
             candidates=candidates,
             map_label=label,
             mr_range=checkpoint.config.mr_range,
+            draws=tta,
+            augment=checkpoint.config.augment,
+            spacing_mm=checkpoint.spec.spacing_mm,
         )
         model = checkpoint.build_model(architecture)
         members.append(Member(GradCam(model, label) if cam and label is not None else model, route, options))

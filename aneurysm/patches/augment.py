@@ -23,6 +23,7 @@ from aneurysm.patches.intensity import (
 from aneurysm.patches.picture_geometry import PictureGeometry, picture_spacing
 from aneurysm.patches.spatial import Geometry, controls_shape, mirrored_labels, mirrored_vessels
 from aneurysm.patches.targets import MARGIN_MM, BatchLesions, patch_targets
+from aneurysm.patches.views.view import Planes
 from aneurysm.volume.intensity import to_physical
 
 
@@ -56,6 +57,20 @@ class ModelInput:
 
     def __len__(self) -> int:
         return len(self.image)
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """B patches or pictures as stored integers, and what these mean; see `aneurysm.patches.batch.Batch`."""
+
+    image: Tensor
+    fill: Tensor
+    scale: Tensor
+    offset: Tensor
+    window: Tensor
+    is_ct: Tensor
+    spacing_mm: tuple[float, float, float]
+    planes: Planes | None
 
 
 @torch.no_grad()
@@ -142,8 +157,40 @@ def augment(
         )
 
 
+@torch.no_grad()
+def augment_images(
+    images: StoredImages,
+    seed: int,
+    config: AugmentConfig,
+    *,
+    ct_windows_hu: WindowsHU = (),
+    mr_range: MrRange = "series",
+) -> tuple[Tensor, bool]:
+    """
+    Change all images by one draw, that of ``seed``, as `augment` does; of their labels nothing is known.
+
+    Returns
+    -------
+    image
+        (B, C, Z, Y, X) float32 in model units.
+    mirrored
+        Whether left and right have traded places, and so a model's answers have to.
+    """
+    shape_zyx, device = (images.image.shape[2], images.image.shape[3], images.image.shape[4]), images.image.device
+    with torch.autocast(device.type, enabled=False):
+        distance_mm = config.elastic.spacing_mm
+        controls = controls_shape(shape_zyx, images.spacing_mm, distance_mm)
+        draws = [draw_augmentation(seed, config, controls)] * len(images.image)
+        geometry = Geometry(draws, shape_zyx, shape_zyx, images.spacing_mm, distance_mm, device)
+        return _image(images, geometry, draws, ct_windows_hu, mr_range), draws[0].flips[2]
+
+
 def _image(
-    batch: Batch, geometry: Geometry, draws: list[AugmentDraw], ct_windows_hu: WindowsHU, mr_range: MrRange
+    batch: Batch | StoredImages,
+    geometry: Geometry,
+    draws: list[AugmentDraw],
+    ct_windows_hu: WindowsHU,
+    mr_range: MrRange,
 ) -> Tensor:
     if batch.planes is None:
         stored = geometry.image(batch.image, batch.fill)

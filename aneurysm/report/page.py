@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,12 +112,11 @@ def _models(evaluation: Evaluation) -> list[dict[str, Any]]:
     for result in evaluation.runs:
         config = result.run.config
         losses = config.get("losses")
-        patch = config.get("patch")
         rows.append(
             {
                 "result": result,
                 "model": config.get("model", "not known"),
-                "patch": " x ".join(map(str, patch)) if isinstance(patch, list) else "not known",
+                "sees": _sees(config),
                 "losses": ", ".join(f"{k} {v:g}" for k, v in losses.items())
                 if isinstance(losses, dict)
                 else "not known",
@@ -125,6 +124,15 @@ def _models(evaluation: Evaluation) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _sees(config: Mapping[str, Any]) -> str:
+    """Return what a model sees, in words, as its configuration says."""
+    view, patch = config.get("view"), config.get("patch")
+    if isinstance(view, dict) and view.get("name") != "patch3d":
+        settings = ", ".join(f"{key} {value}" for key, value in view.items() if key != "name")
+        return f"{view.get('name')}: {settings}"
+    return " x ".join(map(str, patch)) if isinstance(patch, list) else "not known"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

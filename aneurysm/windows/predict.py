@@ -25,7 +25,11 @@ from aneurysm.errors import CacheError, UsageError
 from aneurysm.models.device import check_precision
 from aneurysm.models.output import check_output
 from aneurysm.models.pooling import POOLINGS
+from aneurysm.patches.augment import StoredImages, augment_images
+from aneurysm.patches.augment_config import AugmentConfig
 from aneurysm.patches.intensity import MrRange, WindowsHU, model_units, picture_windows
+from aneurysm.patches.randomness import augmentation_seed
+from aneurysm.patches.spatial import mirrored_labels
 from aneurysm.patches.views.view import Box, View
 from aneurysm.probability import logit, sigmoid
 from aneurysm.processes.threads import ahead
@@ -38,6 +42,7 @@ from aneurysm.windows.stitching import StitchedMap
 
 OnWindows = Callable[[int, int], None]
 """Called as windows are done, with how many of the series that is in work, and of how many."""
+_NO_AUGMENTATION: Final = AugmentConfig.off()
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PREFETCHED: Final = 4
 """Volumes of an object store that are on their way while the model runs."""
@@ -81,6 +86,9 @@ class WindowOptions:
         What the model sees: windows that are slid over the head, or pictures of the whole series.
     mr_range
         Whose percentiles MR's model units are of; see `aneurysm.patches.augment.augment`.
+    draws, augment, spacing_mm
+        Logits are averaged over what the model sees as it is and so many draws of this augmentation, on voxels of this
+        spacing. The draws are the same for all windows and series; maps and candidates are of what it sees as it is.
     pooling
         Key of `aneurysm.models.pooling.POOLINGS`.
     overlap
@@ -117,6 +125,9 @@ class WindowOptions:
     candidates: int = 0
     map_label: int | None = None
     mr_range: MrRange = "series"
+    draws: int = 0
+    augment: AugmentConfig = _NO_AUGMENTATION
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         for name, value, known in (("pooling", self.pooling, POOLINGS), ("precision", self.precision, PRECISIONS)):
@@ -130,7 +141,7 @@ class WindowOptions:
             )
         if not 0 <= self.overlap < 1:
             raise UsageError(f"windows can't overlap by {self.overlap:g} of their length: give 0 to below 1")
-        if self.batch_size < 1 or min(self.view.shape) < 1 or self.candidates < 0:
+        if self.batch_size < 1 or min(self.view.shape) < 1 or self.candidates < 0 or self.draws < 0:
             raise UsageError(
                 f"windows of {self.view.shape} voxels, {self.batch_size} at once, {self.candidates} candidates"
             )
@@ -267,7 +278,8 @@ class _Series:
             self.stitched = StitchedMap(self.windows.source.shape, self.options.map_label)
         intensity = self.windows.source.intensity
         self.voxels = torch.from_numpy(self.windows.voxels).to(self.options.device)
-        self.units = (intensity.scale, intensity.offset, *intensity.window, intensity.unit == "HU")
+        fill = self.windows.source.fill
+        self.units = (intensity.scale, intensity.offset, *intensity.window, intensity.unit == "HU", fill)
 
     @property
     def complete(self) -> bool:
@@ -345,9 +357,31 @@ def _run(model: nn.Module, batch: list[tuple[_Series, int]], options: WindowOpti
     with _autocast(options):
         output = check_output(model(image), image)
     logits = output.logits.float()
+    if options.draws:
+        images = StoredImages(
+            stored, units[:, 5], units[:, 0], units[:, 1], units[:, 2:4], is_ct, options.spacing_mm, options.view.planes
+        )
+        logits = _averaged(model, logits, images, options)
     for row, (series, k) in enumerate(batch):
         dense, cam = (None if one is None else one[row] for one in (output.dense, output.cam))
         series.take(k, logits[row], dense, output.stride_zyx, cam)
+
+
+def _averaged(model: nn.Module, plain: Tensor, images: StoredImages, options: WindowOptions) -> Tensor:
+    """Return the mean of the logits of the images as they are, and of those of each draw, sides swapped back."""
+    total = plain
+    for number in range(options.draws):
+        image, mirrored = augment_images(
+            images,
+            augmentation_seed(0, 0, number),
+            options.augment,
+            ct_windows_hu=options.ct_windows_hu,
+            mr_range=options.mr_range,
+        )
+        with _autocast(options):
+            logits = check_output(model(image), image).logits.float()
+        total = total + (logits[:, mirrored_labels(logits.device)] if mirrored else logits)
+    return total / (options.draws + 1)
 
 
 def _autocast(options: WindowOptions) -> AbstractContextManager[object]:
