@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from aneurysm.patches.loader import PatchLoader
+from aneurysm.patches.views.view import Box
 from aneurysm.training.config_file import load_config
 from aneurysm.training.learner import Learner, make_optimizer, rate_factor
 from aneurysm.training.module import PatchModule
@@ -50,7 +51,7 @@ def learner(train_cache) -> Learner:
     """In fp16, which on a CPU is slow, and not offered."""
     torch.manual_seed(0)
     config = quick(train_cache, optimizer__clip_norm=1e-3).model_copy(update={"precision": "fp16"})
-    return Learner(PatchModule(classifier(1), config), config, Ranks())
+    return Learner(PatchModule(classifier(1), config, Box(config.patch)), config, Ranks())
 
 
 def batch_of(cache) -> MicroBatch:

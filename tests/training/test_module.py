@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from aneurysm.patches.batch import Batch
+from aneurysm.patches.views.view import Box
 from aneurysm.training import learner
 from aneurysm.training.learner import Learner
 from aneurysm.training.module import PatchModule
@@ -48,7 +49,7 @@ def patches() -> Batch:
 def module_of(cache, losses, accumulate, **options) -> PatchModule:
     torch.manual_seed(0)
     config = quick(cache, patch=SHAPE, losses=losses, pos_weight=3.0, optimizer__accumulate=accumulate, **options)
-    return PatchModule(everything(1), config)
+    return PatchModule(everything(1), config, Box(config.patch))
 
 
 def cut(batch: Batch, sizes) -> tuple[Batch, ...]:

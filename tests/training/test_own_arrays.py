@@ -21,6 +21,7 @@ from aneurysm.cache.cache import Cache, open_cache
 from aneurysm.labels import LABELS
 from aneurysm.models.registry import build_model
 from aneurysm.patches.loader import PatchLoader
+from aneurysm.patches.views.view import Box
 from aneurysm.report import evaluation, page
 from aneurysm.report.bootstrap import patient_weights
 from aneurysm.training.module import PatchModule
@@ -135,7 +136,8 @@ def sixteen(tmp_path_factory) -> Cache:
 
 def step(cache: Cache, volumes: list[int], losses: dict[str, float]) -> tuple[PatchModule, dict[str, torch.Tensor]]:
     """The losses of the first step with patches that hold whole volumes."""
-    module = PatchModule(build_model("cnn3d"), quick(cache, model="cnn3d", losses=losses))
+    config = quick(cache, model="cnn3d", losses=losses)
+    module = PatchModule(build_model("cnn3d"), config, Box(config.patch))
     (batch,) = PatchLoader(cache, volumes=volumes, patch=(16, 16, 16), batch_size=len(volumes), steps=1)
     assert batch.targets[:, 13].tolist() == [float(uid[1] in "1357") for uid in batch.series_uid]
     return module, module(MicroBatch((batch,), 0))
