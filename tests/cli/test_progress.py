@@ -135,7 +135,8 @@ def test_series_and_windows_are_counted():
 
 
 FACTS = RunFacts(
-    folder="run", device="CPU", model="m", train=(3, 2), val=(2, 1), limit="", samples="patches of 8 x 8 x 8 voxels", batch_size=2, epochs=2,
+    folder="run", device="CPU", model="m", train=(3, 2), val=(2, 1), limit="", samples="patches",
+    batch_size=2, epochs=2,
     steps_per_epoch=4, first_epoch=0,
 )  # fmt: skip
 

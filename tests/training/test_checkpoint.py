@@ -210,7 +210,7 @@ def test_a_hostile_file_is_one_clear_line_and_no_memory(small, tmp_path, monkeyp
         pytest.param({"epoch": float("inf")}, "is damaged: OverflowError", id="epoch"),
         pytest.param({"spec": "x = 1"}, "the spec in .*: ", id="spec"),
         pytest.param({"spec": spec_text("rsna-1mm")}, "the keys recipe and digest are missing", id="spec of no recipe"),
-        pytest.param({"config": {"epoch": 1}}, "the configuration in .*: key patch is missing", id="config"),
+        pytest.param({"config": {"epoch": 1}}, "the configuration in .*: key view is missing", id="config"),
         pytest.param({"config": 3}, "is damaged", id="no config"),
         pytest.param({"metrics": None}, "is damaged", id="no metrics"),
         pytest.param({"metrics": {"score": "good"}}, "is damaged: ValueError", id="metrics that are words"),

@@ -127,7 +127,7 @@ def test_out_of_memory_says_what_was_used_and_what_to_lower(train_cache, tmp_pat
         raise error
 
     monkeypatch.setattr("tests.support.tiny.Tiny.forward", out_of_memory)
-    with pytest.raises(DeviceMemoryError, match=r"batches of 4 patches of 16x16x16 voxels in fp32.*Lower --batch-size"):
+    with pytest.raises(DeviceMemoryError, match=r"of 4 patches of 16 x 16 x 16 voxels in fp32.*Lower --batch-size"):
         fit(quick(train_cache), RunFolder(tmp_path / "run"))
 
 
