@@ -27,6 +27,8 @@ def work(tmp_path_factory):
         best = write_checkpoint(folder / "best.ckpt", k)
         write_checkpoint(folder / "last.ckpt", k + 2)
         write_calibration(folder.parent / "evaluation" / "calibration.json", [best])
+    for name, modality in (("cta", "CTA"), ("mra", "MRA"), ("t2", "MRI T2")):
+        write_checkpoint(root / "runs" / name / "checkpoints" / "best.ckpt", 7, modalities=[modality])
     for k in range(2):
         acquisition = acquire("axial", slices=16)
         write_series(root / "data" / "series" / f"1.2.{k}", acquisition, lone_blob(acquisition.centre), uid=f"1.2.{k}")

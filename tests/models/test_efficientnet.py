@@ -110,9 +110,9 @@ def lite0_weights() -> Path:
 
 
 def test_real_weights_of_the_original_pad_as_tensorflow(noise):
+    path = lite0_weights()
     from efficientnet_lite_pytorch import EfficientNet as Lite
 
-    path = lite0_weights()
     net = Lite.from_name("efficientnet-lite0").eval()
     net.load_state_dict(torch.load(path, weights_only=True))
     # That network pads for one size of picture.
