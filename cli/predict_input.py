@@ -42,10 +42,10 @@ def split(paths: list[str]) -> tuple[list[Path], list[str]]:
 
 def _checkpoints(text: str) -> list[Path]:
     """Return the checkpoints that a path means; none if it means series."""
-    folds = FoldsFolder(Path(text))
-    if folds.config.is_file():
-        return [checkpoint for run in folds.runs() for checkpoint in _checkpoints(str(run.root))]
     described = describe(text)
+    # Such a folder is one of no kind that `describe` knows; what can't be read is told below.
+    if described.kind != InputKind.UNREADABLE and (folds := FoldsFolder(Path(text))).config.is_file():
+        return [checkpoint for run in folds.runs() for checkpoint in _checkpoints(str(run.root))]
     if described.kind == InputKind.RUN or (
         described.kind == InputKind.FOLDER and (described.path / "config.toml").is_file()
     ):

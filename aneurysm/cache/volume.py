@@ -48,17 +48,20 @@ class _Handles:
         self._open: OrderedDict[Path, VolumeHandle] = OrderedDict()
         self._lock = threading.Lock()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # Up to three files a volume; the process needs descriptors for other things, too.
+        # Two files a volume, three where bone is read; the process needs descriptors for other things, too.
         self.most = max(4, min(512, (soft if soft > 0 else 1024) // 8))
 
-    def get(self, volume: CachedVolume) -> VolumeHandle:
+    def get(self, volume: CachedVolume, *, bone: bool = False) -> VolumeHandle:
+        """Return the open volume; with ``bone`` one in which its label of bone is open, too, if there is one."""
         path = volume._path  # noqa: SLF001
         with self._lock:
             found = self._open.get(path)
-            if found is not None and _has_voxels(found, volume.voxel_hash):
+            complete = found is not None and not (bone and found.metadata.bone and found.bone is None)
+            if found is not None and complete and _has_voxels(found, volume.voxel_hash):
                 self._open.move_to_end(path)
                 return found
-        opened = open_volume(path) if volume.remote is None else self._open_remote_copy(volume.remote)
+        remote = volume.remote
+        opened = open_volume(path, bone=bone) if remote is None else self._open_remote_copy(remote, bone=bone)
         if not _has_voxels(opened, volume.voxel_hash):
             raise DamagedCacheError(
                 f"volume {volume.uid} is not the one that the cache's manifest.csv named when it was opened: it was "
@@ -71,15 +74,15 @@ class _Handles:
                 self._open.popitem(last=False)
         return opened
 
-    def _open_remote_copy(self, remote: RemoteVolume) -> VolumeHandle:
+    def _open_remote_copy(self, remote: RemoteVolume, *, bone: bool) -> VolumeHandle:
         # What others removed from the local copy to make room takes its room until it is closed.
         with self._lock:
             for path in [p for p in self._open if not p.exists()]:
                 del self._open[path]
         try:
-            return open_volume(remote.fetch())
+            return open_volume(remote.fetch(), bone=bone)
         except CacheNotFoundError:
-            return open_volume(remote.fetch())  # it had to make room between the two
+            return open_volume(remote.fetch(), bone=bone)  # it had to make room between the two
 
     def clear(self) -> None:
         with self._lock:
@@ -303,7 +306,7 @@ class CachedVolume:
     @property
     def has_bone(self) -> bool:
         """Whether it is known where bone is: of CT, as far as the spec keeps the HU that tell it."""
-        return _handles.get(self).bone is not None
+        return self.metadata.bone is not None
 
     def read_bone(self, start_zyx: Triple, shape_zyx: Triple) -> NDArray[np.bool_]:
         """
@@ -318,7 +321,7 @@ class CachedVolume:
         DamagedCacheError
             As `read`.
         """
-        opened = _handles.get(self)
+        opened = _handles.get(self, bone=True)
         if opened.bone is None:
             raise CacheNotFoundError(f"volume {self.uid} has no label of bone; aneurysm info {self.uid} says why")
         return read_bone(opened, start_zyx, shape_zyx)
@@ -413,7 +416,8 @@ class VolumeHandle:
     """
     An open volume: its metadata, its voxels, its labels as far as it has them, its blocks and survey once asked for.
 
-    ``bone`` is on the grid of its cells; `read_bone` reads it on that of the voxels.
+    ``bone`` is on the grid of its cells; `read_bone` reads it on that of the voxels. It is open if it was asked for:
+    training reads none of it.
     """
 
     metadata: VolumeMetadata
@@ -424,9 +428,9 @@ class VolumeHandle:
     survey: Survey | None = None
 
 
-def open_volume(path: Path) -> VolumeHandle:
+def open_volume(path: Path, *, bone: bool = False) -> VolumeHandle:
     """
-    Open the volume in a folder.
+    Open the volume in a folder, with ``bone`` also its label of bone, if it has one.
 
     Raises
     ------
@@ -446,7 +450,7 @@ def open_volume(path: Path) -> VolumeHandle:
         try:
             before = _version(folder)
             try:
-                opened = _open_local(path, folder, name)
+                opened = _open_local(path, folder, name, bone)
             except DamagedCacheError:
                 if _version(folder) == before and _is_at(path, folder):
                     raise
@@ -475,19 +479,19 @@ def _version(folder: int) -> tuple[int, ...] | None:
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _open_local(path: Path, folder: int, name: str) -> VolumeHandle:
+def _open_local(path: Path, folder: int, name: str, bone: bool) -> VolumeHandle:
     try:
         metadata = parse_document(_read_file(folder, "zarr.json", name), f"volume {name}: zarr.json").own
     except DamagedCacheError as error:
         raise DamagedCacheError(f"{error}. Run aneurysm verify") from error
     image = _open_array(path, folder, IMAGE, name)
     vessels = None if metadata.mask_path is None else _open_array(path, folder, metadata.mask_path, name)
-    bone = None
-    if (entry := metadata.bone) is not None:
-        bone = _open_array(path, folder, entry.path, name)
-        if bone.shape != cells_shape(image.shape, entry.edge):
-            raise DamagedCacheError(f"volume {name}: its label of bone has {bone.shape} cells. Run aneurysm verify")
-    return VolumeHandle(metadata, image, vessels, bone)
+    label = None
+    if bone and (entry := metadata.bone) is not None:
+        label = _open_array(path, folder, entry.path, name)
+        if label.shape != cells_shape(image.shape, entry.edge):
+            raise DamagedCacheError(f"volume {name}: its label of bone has {label.shape} cells. Run aneurysm verify")
+    return VolumeHandle(metadata, image, vessels, label)
 
 
 def _open_array(path: Path, folder: int, array: str, name: str) -> ShardReader | ZarrArray:

@@ -173,8 +173,8 @@ def augment_images(
     -------
     image
         (B, C, Z, Y, X) float32 in model units.
-    mirrored
-        Whether left and right have traded places, and so a model's answers have to.
+    swapped
+        Whether labels of left and right have traded places, and so a model's answers have to.
     """
     shape_zyx, device = (images.image.shape[2], images.image.shape[3], images.image.shape[4]), images.image.device
     with torch.autocast(device.type, enabled=False):
@@ -182,7 +182,8 @@ def augment_images(
         controls = controls_shape(shape_zyx, images.spacing_mm, distance_mm)
         draws = [draw_augmentation(seed, config, controls)] * len(images.image)
         geometry = Geometry(draws, shape_zyx, shape_zyx, images.spacing_mm, distance_mm, device)
-        return _image(images, geometry, draws, ct_windows_hu, mr_range), draws[0].flips[2]
+        swapped = draws[0].flips[2] and config.flip.labels == "swap"
+        return _image(images, geometry, draws, ct_windows_hu, mr_range), swapped
 
 
 def _image(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from aneurysm.patches.augment_draws import AugmentDraw
-from aneurysm.patches.views.view import Planes, grouped_by_plane
+from aneurysm.patches.views.view import Planes, grouped_by_plane, in_plane
 
 _LEFT_RIGHT = 2
 
@@ -49,7 +49,7 @@ class PictureGeometry:
                 if self._draws[row].flips[axis]:  # across the pictures: they trade places
                     out[row, channels, pictures] = out[row, channels[::-1], pictures[::-1]]
             for row in flipped:
-                dims = [1 + k for k, a in enumerate(_in_plane(axis)) if self._draws[row].flips[a]]
+                dims = [1 + k for k, a in enumerate(in_plane(axis)) if self._draws[row].flips[a]]
                 if dims:
                     out[row, channels, pictures] = out[row, channels, pictures].flip(dims)
             if moved:
@@ -62,7 +62,7 @@ class PictureGeometry:
 
     def _sampled(self, pictures: Tensor, axis: int, rows: Sequence[int]) -> Tensor:
         """Return (R, N, Y, X) pictures across ``axis`` as the draws of ``rows`` move them."""
-        plane = list(_in_plane(axis))
+        plane = list(in_plane(axis))
         lengths = np.array(pictures.shape[2:]) * self._spacing_mm[plane]
         back = []
         for row in rows:
@@ -81,7 +81,7 @@ class PictureGeometry:
 
 def picture_spacing(planes: Planes, spacing_mm: tuple[float, float, float]) -> tuple[float, float, float]:
     """Return (pictures, rows, columns) in mm; pictures lie so far apart that nothing blurs one into the next."""
-    row, column = (spacing_mm[a] for a in _in_plane(planes[0][0][0]))
+    row, column = (spacing_mm[a] for a in in_plane(planes[0][0][0]))
     return 1e6, row, column
 
 
@@ -100,9 +100,3 @@ def mirrored_pictures(pictures: Tensor, planes: Planes) -> Tensor:
         else:
             out[:, channels, :, numbers] = out[:, channels, :, numbers].flip(-1)
     return out.flatten(1, 2)
-
-
-def _in_plane(axis: int) -> tuple[int, int]:
-    """Return the axes of rows and columns of a picture across ``axis``."""
-    row, column = (a for a in range(3) if a != axis)
-    return row, column

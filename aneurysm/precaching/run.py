@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -183,11 +183,12 @@ def precache(
         why = "there are no parts" if shard is None else "what is overwritten is never done"
         raise UsageError(f"there is nothing to steal: {why}")
     run = plan.run if plan is not None and given_run_id(os.environ) is None else run_id(os.environ)
+    open_engine = _opener(dask, scheduler_file)
     given = open_data(data)
     with (
         open_destination(cache) as place,
         runner(workers) as processes,
-        _engine(processes, workers, given.path, limits, dask, scheduler_file) as engine,
+        open_engine(processes, workers, given.path, limits) as engine,
         ExitStack() as stack,
     ):
         layout = place.layout
@@ -301,17 +302,15 @@ def _check(**numbers: int | None) -> None:
             raise UsageError(f"{name} is {given}, at least 1 is needed")
 
 
-@contextmanager
-def _engine(
-    processes: Runner, workers: int, data: Path | None, limits: Limits, dask: str | None, scheduler_file: Path | None
-) -> Iterator[Engine]:
-    if dask is not None or scheduler_file is not None:
-        from aneurysm.precaching.dask_engine import dask_engine
+def _opener(
+    dask: str | None, scheduler_file: Path | None
+) -> Callable[[Runner, int, Path | None, Limits], AbstractContextManager[Engine]]:
+    """Return what opens the engine; an extra that it needs and that is not installed shows before data are opened."""
+    if dask is None and scheduler_file is None:
+        return lambda processes, workers, _data, limits: nullcontext(Local(processes, workers, limits))
+    from aneurysm.precaching.dask_engine import dask_engine
 
-        with dask_engine(dask, scheduler_file, data, limits) as cluster:
-            yield cluster
-    else:
-        yield Local(processes, workers, limits)
+    return lambda _processes, _workers, data, limits: dask_engine(dask, scheduler_file, data, limits)
 
 
 def _taken(outcomes: Iterable[Outcome], summary: RunSummary) -> Iterator[Outcome]:

@@ -103,7 +103,7 @@ def draw_volume(volume: str | Path, picture: str | Path) -> None:
 
 
 def _draw_figure(volume: Path) -> Figure:
-    opened = open_volume(volume)
+    opened = open_volume(volume, bone=True)
     metadata, voxels = opened.metadata, _read_whole(opened.image)
     vessels = None if opened.vessels is None else _read_whole(opened.vessels)
     affine = metadata.affine

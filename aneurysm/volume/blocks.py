@@ -36,6 +36,14 @@ class HeadBlocks:
     edge: tuple[int, int, int]
     head: Bits
 
+    def head_box(self, shape: Triple) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first voxel of the box about the head, and the one after its last; without one of ``shape``."""
+        blocks = np.argwhere(self.head)
+        if not len(blocks):
+            return np.zeros(3, np.int64), np.array(shape)
+        edge = np.array(self.edge)
+        return blocks.min(0) * edge, np.minimum((blocks.max(0) + 1) * edge, shape)
+
 
 @dataclass(frozen=True)
 class Blocks(HeadBlocks):
@@ -73,7 +81,7 @@ class PackedSurvey(BaseModel):
 
 
 @dataclass(frozen=True)
-class Survey:
+class Survey(HeadBlocks):
     """
     Which blocks of a volume hold head, and thin structures that look like vessels, by its voxels alone.
 
@@ -81,8 +89,6 @@ class Survey:
     never dark, ``dark`` is None. All are bool arrays of one element a block of ``edge`` voxels along (z, y, x).
     """
 
-    edge: tuple[int, int, int]
-    head: Bits
     bright: Bits
     dark: Bits | None = None
 

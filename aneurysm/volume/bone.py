@@ -23,7 +23,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from aneurysm.types import Triple
 from aneurysm.volume.blocks import Bits
@@ -116,6 +115,8 @@ def _above(sums: NDArray[Any], hu: float, intensity: Intensity, count: int) -> B
 
 def _large_pieces(bits: Bits, least: int) -> Bits:
     """Return what of ``bits`` is in pieces of ``least`` cells, which touch by corners, too."""
+    from scipy import ndimage  # here, not above: it takes a while to load, and to read a label does without it
+
     numbers, count = ndimage.label(bits, np.ones((3, 3, 3), bool))
     return _chosen(bits, numbers, _sizes(numbers, bits, count) >= max(1, least))
 
@@ -145,6 +146,8 @@ def _spread(bits: Bits, axes: list[int]) -> Bits:
 
 def _enclosed(pieces: Bits, soft: Bits, axes: list[int]) -> Bits:
     """Return those pieces of which less than `_MOST_EXPOSED` of the cells have ``soft`` ones beside them."""
+    from scipy import ndimage  # here, not above: it takes a while to load, and to read a label does without it
+
     numbers, count = ndimage.label(pieces)
     exposed = _sizes(numbers, pieces & _spread(soft, axes), count)
     return _chosen(pieces, numbers, exposed < _MOST_EXPOSED * _sizes(numbers, pieces, count))

@@ -14,7 +14,6 @@ from aneurysm.patches.samplers import grid_starts
 from aneurysm.patches.views.view import Readable
 from aneurysm.types import Triple, triple
 from aneurysm.volume.blocks import HeadBlocks, Survey
-from aneurysm.volume.head_and_vessels import survey
 from aneurysm.volume.intensity import Intensity
 
 
@@ -54,6 +53,9 @@ class MemoryVolume:
         """What lies where, by the voxels alone."""
         if self.stored_survey is not None:
             return self.stored_survey
+        # Here, not above: scipy takes a while to load, and cached volumes do without it.
+        from aneurysm.volume.head_and_vessels import survey
+
         # As of the spec, which the affine has in sums of squares.
         z, y, x = np.linalg.norm(self.affine_lps[:3, :3], axis=0).round(9).tolist()
         return survey(self.voxels, self.intensity, (z, y, x))
@@ -125,7 +127,7 @@ def read_windows(source: Source, patch_shape: Triple, overlap: float) -> Windows
     CacheError
         The volume can't be read.
     """
-    low, high = _head_box(source)
+    low, high = source.blocks.head_box(source.shape)
     shape, patch = np.array(source.shape), np.array(patch_shape)
     grid = []
     for start in grid_starts(triple(high - low), patch_shape, overlap):
@@ -137,15 +139,6 @@ def read_windows(source: Source, patch_shape: Triple, overlap: float) -> Windows
     corner, size = triple(first), triple(np.max(starts, axis=0) - first + patch_shape)
     # Once, and all of it: windows that overlap by half would decode every chunk eight times.
     return Windows(source, starts, _parts(source.shape, grid, starts, patch_shape), source.read(corner, size), corner)
-
-
-def _head_box(source: Source) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the first voxel of the box about the head, and the one after its last; of the volume if there is none."""
-    blocks = np.argwhere(source.blocks.head)
-    if not len(blocks):
-        return np.zeros(3, np.int64), np.array(source.shape)
-    edge = np.array(source.blocks.edge)
-    return blocks.min(0) * edge, np.minimum((blocks.max(0) + 1) * edge, source.shape)
 
 
 def _touches_head(blocks: HeadBlocks, start: Triple, patch_shape: Triple) -> bool:

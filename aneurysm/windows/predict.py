@@ -371,7 +371,7 @@ def _averaged(model: nn.Module, plain: Tensor, images: StoredImages, options: Wi
     """Return the mean of the logits of the images as they are, and of those of each draw, sides swapped back."""
     total = plain
     for number in range(options.draws):
-        image, mirrored = augment_images(
+        image, swapped = augment_images(
             images,
             augmentation_seed(0, 0, number),
             options.augment,
@@ -380,7 +380,7 @@ def _averaged(model: nn.Module, plain: Tensor, images: StoredImages, options: Wi
         )
         with _autocast(options):
             logits = check_output(model(image), image).logits.float()
-        total = total + (logits[:, mirrored_labels(logits.device)] if mirrored else logits)
+        total = total + (logits[:, mirrored_labels(logits.device)] if swapped else logits)
     return total / (options.draws + 1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from aneurysm.errors import UsageError
 from aneurysm.patches.views.slices import Stack
-from aneurysm.patches.views.view import Picture, Planes, Readable, Reduction, frame_start, picture_corner
+from aneurysm.patches.views.view import Picture, Planes, Readable, Reduction, frame_start, rows_and_columns
 from aneurysm.types import Triple
 
 
@@ -48,7 +48,7 @@ class Mip:
     scope: Literal["series"] = field(default="series", init=False)
 
     def __post_init__(self) -> None:
-        sizes = {tuple(n for a, n in enumerate(self.size) if a != axis) for axis in self.axes}
+        sizes = {rows_and_columns(axis, self.size) for axis in self.axes}
         if len(sizes) > 1:
             raise UsageError(
                 f"projections along several axes of {self.size} voxels are pictures of different sizes: they can't be "
@@ -68,8 +68,7 @@ class Mip:
     @property
     def shape(self) -> Triple:
         """(pictures, rows, columns)."""
-        rows, columns = (n for a, n in enumerate(self.size) if a != self.axes[0])
-        return (1 if self.stack == "channels" else len(self._slabs)), rows, columns
+        return (1 if self.stack == "channels" else len(self._slabs)), *rows_and_columns(self.axes[0], self.size)
 
     @property
     def channels(self) -> int:
@@ -87,7 +86,7 @@ class Mip:
         frame = frame_start(volume, self.size)
         rows = [
             [
-                Picture(axis, frame[axis] + first, frame[axis] + last, picture_corner(axis, frame), how)
+                Picture(axis, frame[axis] + first, frame[axis] + last, rows_and_columns(axis, frame), how)
                 for axis, first, last in self._slabs
             ]
             for how in self.how

@@ -7,9 +7,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from aneurysm.patches.views.view import Picture, Readable, across
+from aneurysm.patches.views.view import Picture, Readable, across, in_plane, rows_and_columns
 from aneurysm.types import Triple, triple
 
 _CHUNK: Final = 32
@@ -100,7 +99,7 @@ def _draw(volume: Readable, picture: Picture, held: Sequence[tuple[int, _Held]],
         if of_axis != axis or first >= last or low[axis] != first or end[axis] != last or (low >= end).any():
             continue
         part = box.voxels[tuple(slice(a - s, b - s) for a, b, s in zip(low, end, box.start, strict=True))]
-        inside = [slice(low[a] - corner[a], end[a] - corner[a]) for a in range(3) if a != axis]
+        inside = [slice(low[a] - corner[a], end[a] - corner[a]) for a in in_plane(axis)]
         pixels[tuple(inside)] = _reduced(volume, part, picture, triple(low))
         return
 
@@ -140,6 +139,8 @@ def _least(volume: Readable, part: NDArray[Any], axis: int, start: Triple) -> ND
 
 def _inside_head(volume: Readable, start: Triple, shape: Triple) -> NDArray[np.bool_]:
     """Return which voxels of a box lie in blocks of the head that have none but such about them."""
+    from scipy import ndimage  # here, not above: it takes a while to load, and other projections do without it
+
     inner = ndimage.binary_erosion(volume.survey.head)
     for axis, (edge, first, length) in enumerate(zip(volume.survey.edge, start, shape, strict=True)):
         inner = inner.take(np.arange(first, first + length) // edge, axis)
@@ -157,10 +158,7 @@ def voxel_of(volume: Readable, picture: Picture, row: float, column: float) -> t
     at = picture.corner[0] + row, picture.corner[1] + column
     depth = (first + last - 1) / 2
     if last - first > 1 and picture.how in ("max", "min"):
-        nearest = [
-            min(max(round(c), 0), n - 1)
-            for c, n in zip(at, (n for a, n in enumerate(volume.shape) if a != axis), strict=True)
-        ]
+        nearest = [min(max(round(c), 0), n - 1) for c, n in zip(at, rows_and_columns(axis, volume.shape), strict=True)]
         start, shape = across(axis, first, *nearest), across(axis, last - first, 1, 1)
         ray = volume.read(start, shape).reshape(-1).astype(np.int64)
         if picture.how == "min":

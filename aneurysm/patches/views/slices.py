@@ -8,7 +8,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aneurysm.patches.views.view import Picture, Planes, Readable, frame_start, head_box, picture_corner
+from aneurysm.patches.views.view import Picture, Planes, Readable, frame_start, in_plane, rows_and_columns
 from aneurysm.types import Triple, triple
 from aneurysm.volume.intensity import to_physical
 
@@ -63,8 +63,7 @@ class Slices:
     @property
     def shape(self) -> Triple:
         """(pictures, rows, columns)."""
-        rows, columns = (n for a, n in enumerate(self.size) if a != self.axis)
-        return (1 if self.stack == "channels" else self.count), rows, columns
+        return (1 if self.stack == "channels" else self.count), *rows_and_columns(self.axis, self.size)
 
     @property
     def channels(self) -> int:
@@ -80,8 +79,8 @@ class Slices:
     def choose(self, volume: Readable, rng: np.random.Generator | None = None) -> list[list[Picture]]:
         """Return the slices of a volume by channel; see `aneurysm.patches.views.view.Pictures`."""
         frame = frame_start(volume, self.size)
-        corner = picture_corner(self.axis, frame)
-        low, high = head_box(volume)
+        corner = rows_and_columns(self.axis, frame)
+        low, high = volume.survey.head_box(volume.shape)
         first = max(int(low[self.axis]), frame[self.axis], 0)
         last = min(int(high[self.axis]), frame[self.axis] + self.size[self.axis])
         picked = self._picked(volume, first, max(last, first + 1), rng)
@@ -123,7 +122,7 @@ def _vascular(volume: Readable, axis: int) -> NDArray[np.float64]:
     """
     found = volume.survey
     thin = found.bright if found.dark is None else found.bright | found.dark
-    counts = thin.sum(axis=tuple(a for a in range(3) if a != axis))
+    counts = thin.sum(axis=in_plane(axis))
     edge = found.edge[axis]
     middles = np.arange(len(counts)) * edge + (edge - 1) / 2
     return np.asarray(np.interp(np.arange(volume.shape[axis]), middles, counts))
@@ -175,6 +174,6 @@ def _tubes(volume: Readable, spacing_mm: tuple[float, float, float]) -> tuple[ND
     total *= head
     found = []
     for axis, (step, n) in enumerate(zip(steps, volume.shape, strict=True)):
-        along = total.sum(axis=tuple(a for a in range(3) if a != axis))
+        along = total.sum(axis=in_plane(axis))
         found.append(np.interp(np.arange(n), np.arange(len(along)) * step + (step - 1) / 2, along))
     return tuple(found)

@@ -147,26 +147,23 @@ def frame_start(volume: Readable, size: Triple) -> Triple:
 
     The head is in its middle. Of one that is longer than the box, with a neck, it holds the upper end.
     """
-    low, high = head_box(volume)
+    low, high = volume.survey.head_box(volume.shape)
     z, y, x = (int(a + b - n) // 2 for a, b, n in zip(low, high, size, strict=True))
     if high[0] - low[0] > size[0]:
         z = int(high[0]) - size[0]
     return z, y, x
 
 
-def head_box(volume: Readable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the first voxel of the box about the head, and the one after its last; of the volume if there is none."""
-    blocks = np.argwhere(volume.survey.head)
-    if not len(blocks):
-        return np.zeros(3, np.int64), np.array(volume.shape)
-    edge = np.array(volume.survey.edge)
-    return blocks.min(0) * edge, np.minimum((blocks.max(0) + 1) * edge, volume.shape)
-
-
-def picture_corner(axis: int, frame: Triple) -> tuple[int, int]:
-    """Return (row, column) of the first pixel of pictures across ``axis``."""
-    row, column = (frame[a] for a in range(3) if a != axis)
+def in_plane(axis: int) -> tuple[int, int]:
+    """Return the axes of (z, y, x) along the rows and columns of a picture across ``axis``."""
+    row, column = (a for a in range(3) if a != axis)
     return row, column
+
+
+def rows_and_columns(axis: int, zyx: Triple) -> tuple[int, int]:
+    """Return of three numbers along (z, y, x) those along the rows and columns of a picture across ``axis``."""
+    row, column = in_plane(axis)
+    return zyx[row], zyx[column]
 
 
 def across(axis: int, along: int, rows: int, columns: int) -> Triple:
