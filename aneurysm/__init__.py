@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from aneurysm.patches.loader import PatchLoader
     from aneurysm.patches.plan import Sampling
     from aneurysm.patches.samplers import PatchLocation
-    from aneurysm.patches.views.config import MipConfig, SlabConfig, SlicesConfig
     from aneurysm.patches.views.view import Picture
     from aneurysm.precaching.array_writer import CacheWriter
     from aneurysm.precaching.run import precache
@@ -62,7 +61,6 @@ _WHERE: Final = {
     "EvaluateOptions": "report.evaluation",
     "Failure": "inference.read_series",
     "LABELS": "labels",
-    "MipConfig": "patches.views.config",
     "PatchLoader": "patches.loader",
     "PatchLocation": "patches.samplers",
     "Picture": "patches.views.view",
@@ -71,8 +69,6 @@ _WHERE: Final = {
     "RsnaPredictor": "inference.rsna",
     "SITES": "labels",
     "Sampling": "patches.plan",
-    "SlabConfig": "patches.views.config",
-    "SlicesConfig": "patches.views.config",
     "TrainConfig": "training.config",
     "TrainedRun": "training.fit",
     "augment": "patches.augment",
@@ -103,7 +99,6 @@ __all__ = [
     "Checkpoint",
     "EvaluateOptions",
     "Failure",
-    "MipConfig",
     "PatchLoader",
     "PatchLocation",
     "Picture",
@@ -111,8 +106,6 @@ __all__ = [
     "Predictor",
     "RsnaPredictor",
     "Sampling",
-    "SlabConfig",
-    "SlicesConfig",
     "TrainConfig",
     "TrainedRun",
     "__version__",

@@ -64,11 +64,14 @@ def predict(
     ] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Average over the head and its mirror image.")] = False,
     tta: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="N", parser=whole(0, 100), help="Average over N draws of the training's augmentation, too."
+            metavar="N",
+            parser=whole(1, 100),
+            help="Average over N draws of the training's augmentation, too.",
+            show_default="none",
         ),
-    ] = 0,
+    ] = None,
     candidates: Annotated[
         int, typer.Option(metavar="N", parser=whole(0, 10_000), help="Places for each series, at most.")
     ] = 10,
@@ -170,7 +173,7 @@ def predict(
     precision = precision or usual_precision(names[0])
     options = {
         "flip": flip,
-        "tta": tta,
+        "tta": tta or 0,
         "candidates": candidates,
         "overlap": overlap,
         "precision": precision,

@@ -7,7 +7,7 @@ import re
 import signal
 import weakref
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing.connection import wait
@@ -22,6 +22,7 @@ from aneurysm.errors import LoaderError, SamplingError
 from aneurysm.patches.batch import Batch
 from aneurysm.patches.dataset import PatchDataset
 from aneurysm.patches.plan import Plan, PlannedPatch, Sampling
+from aneurysm.patches.views.config import parse_view
 from aneurysm.patches.views.view import Box, View
 from aneurysm.types import Triple
 
@@ -70,7 +71,8 @@ class PatchLoader:
     patch
         Voxels of a patch along (z, y, x); in place of a view.
     view
-        What a sample is; see `aneurysm.patches.views`. Of a view of pictures only the balance of ``sampling`` counts.
+        What a sample is: the section ``[view]`` of a configuration, as ``{"name": "slices", "count": 3}``, or a view of
+        one's own; see `aneurysm.patches.views`. Of a view of pictures only the balance of ``sampling`` counts.
     batch_size
         Patches a batch, for this rank.
     steps
@@ -100,6 +102,8 @@ class PatchLoader:
     ------
     SamplingError
         There is nothing to draw from, or the settings contradict each other.
+    UsageError
+        There is no such view, or no such setting of it.
     """
 
     def __init__(
@@ -107,7 +111,7 @@ class PatchLoader:
         cache: Cache,
         *,
         patch: Triple | None = None,
-        view: View | None = None,
+        view: View | Mapping[str, Any] | None = None,
         batch_size: int,
         steps: int,
         volumes: Sequence[int] | None = None,
@@ -124,6 +128,8 @@ class PatchLoader:
     ) -> None:
         if (patch is None) == (view is None):
             raise SamplingError("say what a sample is: either patch=(z, y, x) voxels, or view=")
+        if isinstance(view, Mapping):
+            view = parse_view(view, cache.spec.spacing_mm)
         view = Box(patch) if view is None and patch is not None else view
         assert view is not None
         if vessels and view.scope == "series":

@@ -108,11 +108,11 @@ def test_a_volume_removed_while_it_is_open_is_read_on(stored: str, built: Built)
 def test_a_volume_removed_just_before_it_is_opened(stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
     volume, opened = open_cache(stored)[0], []
 
-    def removed_first(path):
+    def removed_first(path, **options):
         if not opened:
             shutil.rmtree(path.parent)
         opened.append(path)
-        return open_volume(path)
+        return open_volume(path, **options)
 
     monkeypatch.setattr("aneurysm.cache.volume.open_volume", removed_first)
     assert volume.shape

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from aneurysm.documents import format_problem
+from aneurysm.errors import UsageError
 from aneurysm.patches.intensity import MrRange
 from aneurysm.patches.views.mip import Mip
 from aneurysm.patches.views.slices import Pick, Slices, Stack
@@ -104,6 +107,24 @@ class MipConfig(_Section):
 VIEWS: Final = (Patch3dConfig, SlabConfig, SlicesConfig, MipConfig)
 ViewConfig = Annotated[Patch3dConfig | SlabConfig | SlicesConfig | MipConfig, Field(discriminator="name")]
 """The section ``[view]`` of a configuration; ``name`` says which."""
+
+
+def parse_view(settings: Mapping[str, Any], spacing_mm: _Spacing) -> View:
+    """
+    Return the view of a section ``[view]`` on a grid of ``spacing_mm``.
+
+    Raises
+    ------
+    UsageError
+        There is no such view or setting, or its pictures can't be stacked; or it is patch3d, which has no size here.
+    """
+    try:
+        config: ViewConfig = TypeAdapter(ViewConfig).validate_python(dict(settings))
+    except ValidationError as error:
+        raise UsageError(f"view: {format_problem(dict(error.errors()[0]))}") from error
+    if isinstance(config, Patch3dConfig):
+        raise UsageError("view: patch3d has the size of patch=(z, y, x): give that in place of a view")
+    return config.build(spacing_mm)
 
 
 def _voxels(mm: float, spacing_mm: _Spacing) -> Triple:

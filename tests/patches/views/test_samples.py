@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aneurysm.cache.cache import open_cache
-from aneurysm.errors import SamplingError
+from aneurysm.errors import SamplingError, UsageError
 from aneurysm.inference.read_series import read_path
 from aneurysm.inference.series_paths import find_paths
 from aneurysm.labels import UNKNOWN
@@ -89,6 +89,17 @@ def test_a_loader_needs_a_patch_or_a_view_and_pictures_have_no_masks(small_cache
             PatchLoader(small_cache, batch_size=1, steps=1, **options)
     with pytest.raises(SamplingError, match="without a vessel mask"):
         PatchLoader(small_cache, batch_size=1, steps=1, view=view, vessels=True)
+
+
+def test_a_view_may_be_given_as_in_a_configuration(small_cache):
+    given = PatchLoader(small_cache, view={"name": "slices", "size_mm": 64}, batch_size=2, steps=4, seed=5)
+    for ours, theirs in zip(given, loader(small_cache, VIEWS["even slices"]), strict=True):
+        assert torch.equal(ours.image, theirs.image)
+    for wrong, words in (({"name": "slices", "cuont": 3}, "cuont"), ({"name": "slice"}, "view"), ({}, "view"),
+                         ({"name": "patch3d"}, r"patch=\(z, y, x\)")):  # fmt: skip
+        with pytest.raises(UsageError, match=words) as error:
+            PatchLoader(small_cache, view=wrong, batch_size=1, steps=1)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("config", VIEWS.values(), ids=VIEWS)
