@@ -64,7 +64,7 @@ class Cached:
 
 def open_volume(cache: Path, uid: str) -> Cached:
     group = zarr.open_group(volume_path(cache, uid), mode="r")
-    mask = np.asarray(group["labels/vessels/0"]) if "labels" in group else None
+    mask = np.asarray(group["labels/vessels/0"]) if "labels/vessels" in group else None
     return Cached(dict(group.attrs["aneurysm"]), np.asarray(group["0"]), mask)
 
 
